@@ -1,0 +1,197 @@
+"""The facts that a training run leaves for its model card: ``training_facts.json``.
+
+The run collects facts, the template (``card.md.jinja``) holds the wording, and nothing here touches the network.
+Every field may stay unknown (``None`` or empty): an unknown fact becomes a comment in the card, never a guess.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+FACTS_NAME = "training_facts.json"
+
+
+@dataclass
+class SplitFacts:
+    """One split of the data set.
+
+    Attributes:
+        n: Number of images.
+        classes: Images per label name, in the order of the labels; empty when it was not counted.
+    """
+
+    n: int
+    classes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class DataFacts:
+    """What the model was trained and measured on.
+
+    Attributes:
+        name: Hub id (``org/name``) or the name of a local folder; never an absolute path.
+        fingerprint: What pins the content: a Hub commit or the fingerprint of ``datasets``.
+        splits: Split name to its size, for example ``{"train": SplitFacts(1500), "test": SplitFacts(297)}``.
+        license: SPDX-like identifier of the data's licence.
+        config: Name of the data set's configuration, when it has several.
+        is_hub_id: Whether ``name`` is a repository on the Hub (then the card links it).
+    """
+
+    name: str
+    fingerprint: str | None = None
+    splits: dict[str, SplitFacts] = field(default_factory=dict)
+    license: str | None = None
+    config: str | None = None
+    is_hub_id: bool = False
+
+
+@dataclass
+class Metric:
+    """One measured number.
+
+    Attributes:
+        name: ``accuracy``, ``accuracy_top5``, ``f1_macro``, ``ece``, ``loss`` or any other name.
+        value: The value; accuracies, F1 and ECE as fractions in [0, 1].
+        split: The split that it was measured on.
+        n: Number of images behind it; the confidence interval of a proportion follows from it.
+    """
+
+    name: str
+    value: float
+    split: str
+    n: int | None = None
+
+
+@dataclass
+class ClassScore:
+    """Precision, recall and F1 (fractions in [0, 1]) of one label over ``support`` images."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass
+class ConfusionMatrix:
+    """Counts, rows are the truth and columns the prediction, both in the order of ``labels``."""
+
+    labels: list[str]
+    counts: list[list[int]]
+    split: str
+
+
+@dataclass
+class TrainingFacts:
+    """Everything that a run knows about itself.
+
+    Attributes:
+        data: The data set and its splits.
+        hyper_parameters: Flat names to JSON values (``learning_rate``, ``batch_size``, ``drop_path_rate``, ...).
+        metrics: Measured on the weights that were saved.
+        per_class: Scores per label on the split of ``confusion_matrix``.
+        confusion_matrix: Counts on one split.
+        curves: Curve name (``train_loss``, ``val_accuracy``) to ``[step, value]`` points in ascending steps.
+        versions: Library name to version (``torch``, ``transformers``, ``swin_hf``, ``python``, ...).
+        hardware: ``{"device": "NVIDIA H200", "devices": 1, "precision": "bf16-mixed", ...}``.
+        speed: Measured figures only, name with unit to value: ``{"train_images_per_s": 812.0}``.
+        duration_s: Training time, seconds.
+        command: The exact command line; the card removes anything that looks like a token.
+        seed: The seed of the run.
+        base_model: Hub id or file name that the weights started from; ``None`` means random weights.
+        base_model_revision: The commit of ``base_model``.
+        best_step: Global step that the saved weights come from.
+    """
+
+    data: DataFacts | None = None
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    per_class: list[ClassScore] = field(default_factory=list)
+    confusion_matrix: ConfusionMatrix | None = None
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
+    duration_s: float | None = None
+    command: str | None = None
+    seed: int | None = None
+    base_model: str | None = None
+    base_model_revision: str | None = None
+    best_step: int | None = None
+
+    def to_json(self) -> str:
+        """Deterministic JSON; a value that is not finite becomes ``null``."""
+        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``training_facts.json`` into a folder, whole or not at all, and return its path."""
+        path = Path(folder) / FACTS_NAME
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from parsed JSON.
+
+        Raises:
+            TypeError: For an unknown field; the message names the nearest known one.
+        """
+        known = dict(_known(cls, values))
+        if known.get("data"):
+            data = _known(DataFacts, known["data"])
+            data["splits"] = {
+                k: SplitFacts(**_known(SplitFacts, v)) for k, v in data.get("splits", {}).items()
+            }
+            known["data"] = DataFacts(**data)
+        known["metrics"] = [
+            Metric(**_known(Metric, m)) for m in known.get("metrics", []) if m.get("value") is not None
+        ]
+        known["per_class"] = [ClassScore(**_known(ClassScore, s)) for s in known.get("per_class", [])]
+        if known.get("confusion_matrix"):
+            known["confusion_matrix"] = ConfusionMatrix(**_known(ConfusionMatrix, known["confusion_matrix"]))
+        return cls(**known)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a ``training_facts.json``, given the file or its folder.
+
+        Raises:
+            ValueError: When the file is not such a JSON object.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / FACTS_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise TypeError("the top level is not an object")
+            return cls.from_dict(values)
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path.name} cannot be read ({error}); delete it or train again") from error
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in fields(kind)]
+    for name in values:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(names)}"
+            raise TypeError(f"unknown field {name!r} of {kind.__name__}; {hint}")
+    return dict(values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value if isinstance(value, str | int | bool | type(None)) else str(value)
