@@ -4,55 +4,132 @@ Importing this package registers the ``swin_hf`` family with the Auto classes of
 else: training, sharing, conversion and export are imported when one of their names is first used.
 """
 
+import sys
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .model import (
-    SwinHFBackbone,
-    SwinHFConfig,
-    SwinHFForImageClassification,
-    SwinHFForMaskedImageModeling,
-    SwinHFModel,
-    list_presets,
-    register_auto_classes,
-)
+if TYPE_CHECKING:
+    from swin_hf.checkpoints import convert_checkpoint, export_checkpoint, load_checkpoint
+    from swin_hf.explain import attention_maps, grad_cam
+    from swin_hf.export import export_onnx, export_openvino, export_torch
+    from swin_hf.hub import load_backbone, pull, push
+    from swin_hf.model.configuration_swin_hf import SwinHFConfig, list_presets
+    from swin_hf.model.modeling_swin_hf import (
+        SwinHFBackbone,
+        SwinHFForImageClassification,
+        SwinHFForMaskedImageModeling,
+        SwinHFModel,
+    )
 
 __version__ = "0.1.0"
 
-register_auto_classes()
-
-# Public names that live in heavier rooms: name -> module. Resolved on first use (PEP 562).
-_LAZY = {
-    "load_checkpoint": "swin_hf.checkpoints",
-    "export_checkpoint": "swin_hf.checkpoints",
-    "convert_checkpoint": "swin_hf.checkpoints",
-    "push": "swin_hf.hub",
-    "pull": "swin_hf.hub",
-    "load_backbone": "swin_hf.hub",
-    "attention_maps": "swin_hf.explain",
-    "grad_cam": "swin_hf.explain",
-    "export_onnx": "swin_hf.export",
-    "export_openvino": "swin_hf.export",
-    "export_torch": "swin_hf.export",
+# Where each public name lives; it is imported when it is first used (PEP 562).
+_ROOMS = {
+    "SwinHFConfig": "model.configuration_swin_hf",
+    "list_presets": "model.configuration_swin_hf",
+    "SwinHFModel": "model.modeling_swin_hf",
+    "SwinHFForImageClassification": "model.modeling_swin_hf",
+    "SwinHFForMaskedImageModeling": "model.modeling_swin_hf",
+    "SwinHFBackbone": "model.modeling_swin_hf",
+    "load_checkpoint": "checkpoints",
+    "export_checkpoint": "checkpoints",
+    "convert_checkpoint": "checkpoints",
+    "push": "hub",
+    "pull": "hub",
+    "load_backbone": "hub",
+    "attention_maps": "explain",
+    "grad_cam": "explain",
+    "export_onnx": "export",
+    "export_openvino": "export",
+    "export_torch": "export",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 - the model first, then what is done with it
+__all__ = [
+    "SwinHFBackbone",
     "SwinHFConfig",
-    "SwinHFModel",
     "SwinHFForImageClassification",
     "SwinHFForMaskedImageModeling",
-    "SwinHFBackbone",
-    "list_presets",
-    *_LAZY,
+    "SwinHFModel",
     "__version__",
+    "attention_maps",
+    "convert_checkpoint",
+    "export_checkpoint",
+    "export_onnx",
+    "export_openvino",
+    "export_torch",
+    "grad_cam",
+    "list_presets",
+    "load_backbone",
+    "load_checkpoint",
+    "pull",
+    "push",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    if _ROOMS[name].startswith("model."):
+        register_models()
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__
+
+
+def register_config() -> None:
+    """Teach AutoConfig the model type ``swin_hf``, and have the models follow with the first configuration.
+
+    The model and image processor classes of transformers import torchvision and more, several seconds of it. Every
+    road to them leads over a configuration, so they are registered when the first one is made.
+    """
+    from transformers import AutoConfig
+
+    from swin_hf.model.configuration_swin_hf import SwinHFConfig
+
+    AutoConfig.register(SwinHFConfig.model_type, SwinHFConfig, exist_ok=True)
+    plain_init = SwinHFConfig.__init__
+
+    @wraps(plain_init)
+    def register_and_init(self: SwinHFConfig, *args: Any, **kwargs: Any) -> None:
+        SwinHFConfig.__init__ = plain_init  # type: ignore[method-assign]
+        register_models()
+        plain_init(self, *args, **kwargs)
+
+    SwinHFConfig.__init__ = register_and_init  # type: ignore[method-assign]
+
+
+def register_models() -> None:
+    """Teach the other Auto classes the model type ``swin_hf``; doing it twice changes nothing."""
+    from transformers import (
+        AutoBackbone,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForMaskedImageModeling,
+        ViTImageProcessor,
+        ViTImageProcessorPil,
+    )
+
+    from swin_hf.model import modeling_swin_hf as modeling
+    from swin_hf.model.configuration_swin_hf import SwinHFConfig
+
+    AutoModel.register(SwinHFConfig, modeling.SwinHFModel, exist_ok=True)
+    AutoModelForImageClassification.register(
+        SwinHFConfig, modeling.SwinHFForImageClassification, exist_ok=True
+    )
+    AutoModelForMaskedImageModeling.register(
+        SwinHFConfig, modeling.SwinHFForMaskedImageModeling, exist_ok=True
+    )
+    AutoBackbone.register(SwinHFConfig, modeling.SwinHFBackbone, exist_ok=True)
+    # Both backends: with one of them, transformers would lose the other for every ViT checkpoint of the process.
+    processors = {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
+    AutoImageProcessor.register(SwinHFConfig, image_processor_classes=processors, exist_ok=True)
+
+
+# The command `swin-hf` registers once it knows its verb: `swin-hf --help` answers without loading torch.
+if Path(sys.argv[0] if sys.argv else "").stem != "swin-hf":
+    register_config()

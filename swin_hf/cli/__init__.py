@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in VERBS:
         return _top_level(argv)
     verb = argv[0]
+    import_module("swin_hf").register_config()
     command = import_module(f"swin_hf.cli.{verb}")
     parser = argparse.ArgumentParser(prog=f"swin-hf {verb}", description=command.__doc__)
     command.add_arguments(parser)

@@ -1,0 +1,339 @@
+"""The configuration of a Swin Transformer: what every size means, where it comes from, and which sizes exist.
+
+Every field is derived and checked here, so that the modeling file only reads. The fields carry the names of
+transformers' own ``SwinConfig``: the dictionary of one can be handed to the other. Those of this family on top are
+``shift_per_axis``, ``mask_padding`` and ``norm_targets``.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+Pair = tuple[int, int]
+
+
+class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Sizes and switches of a Swin Transformer (https://arxiv.org/abs/2103.14030).
+
+    Args:
+        image_size: Height and width of the training images in pixels, one integer for a square. Positive. Other
+            sizes can be run at any time; this one sizes the absolute position embeddings and the image processor.
+        patch_size: Height and width of a patch in pixels (section 3.1: 4). Positive.
+        num_channels: Channels of an image. Positive.
+        embed_dim: Channels of the first stage, ``C`` of table 7; each stage doubles it. A multiple of its heads.
+        depths: Blocks of each stage; blocks alternate between W-MSA and SW-MSA. Positive.
+        num_heads: Attention heads of each stage; each divides the channels of its stage. As long as ``depths``.
+        window_size: Side of an attention window in tokens, ``M`` of section 3.2: one integer; ``(height, width)``
+            for a rectangle; or one entry for each stage, as a list of pairs, or of integers where that cannot be
+            mistaken for a rectangle (any number of stages but two). Positive.
+        mlp_ratio: Hidden channels of the MLP over its channels. Positive.
+        qkv_bias: Whether the query, key and value projection has a bias.
+        hidden_dropout_prob: Dropout of embeddings, projections and MLP. In ``[0, 1)``.
+        attention_probs_dropout_prob: Dropout of the attention probabilities. In ``[0, 1)``.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first. In ``[0, 1)``.
+        hidden_act: Activation of the MLP, a name of transformers' ``ACT2FN``.
+        use_absolute_embeddings: Whether learned position embeddings are added to the patches (table 4 of the
+            paper; no released model has them).
+        initializer_range: Standard deviation of the truncated normal that fills Linear layers and bias tables.
+        layer_norm_eps: Epsilon of every LayerNorm.
+        encoder_stride: Pixels for each token of the last stage, the upsampling factor of the SimMIM decoder.
+        shift_per_axis: When the window covers the map on one axis only: False, Microsoft's rule, drops the shift on
+            both axes; True, the rule of timm and torchvision, only on the covered one.
+        mask_padding: Whether the tokens that pad a map to whole windows are kept out of attention. False is the
+            arithmetic of the reference, where they take part.
+        norm_targets: Side in pixels of the neighbourhood that normalises the targets of masked image modeling; odd.
+            ``None`` reconstructs raw pixels.
+        out_features: Stages whose maps the backbone returns, names out of ``stage_names``.
+        out_indices: The same as positions in ``stage_names``.
+
+    Raises:
+        ValueError: If a value is out of its range or contradicts another; the message gives both.
+        TypeError: If a keyword is not a field but nearly one, such as ``windw_size``. Other unknown keywords are
+            kept as attributes, as transformers demands.
+    """
+
+    model_type = "swin_hf"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}  # noqa: RUF012
+
+    image_size: int | Sequence[int] = 224
+    patch_size: int | Sequence[int] = 4
+    num_channels: int = 3
+    embed_dim: int = 96
+    depths: Sequence[int] = (2, 2, 6, 2)
+    num_heads: Sequence[int] = (3, 6, 12, 24)
+    window_size: int | Sequence[int] | Sequence[Sequence[int]] = 7
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    drop_path_rate: float = 0.1
+    hidden_act: str = "gelu"
+    use_absolute_embeddings: bool = False
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    encoder_stride: int = 32
+    shift_per_axis: bool = False
+    mask_padding: bool = False
+    norm_targets: int | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for derived in (
+            "num_layers",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "hidden_size",
+            "stage_names",
+        ):
+            kwargs.pop(derived, None)
+        self._refuse_near_misses(kwargs)
+        # JSON knows lists only; a configuration is equal to itself after a round trip because it holds no tuples.
+        for name in ("image_size", "patch_size", "depths", "num_heads", "window_size"):
+            setattr(self, name, _as_lists(getattr(self, name)))
+        self.check_sizes()
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", self._out_features),
+            out_indices=kwargs.pop("out_indices", self._out_indices),
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """Build the configuration of a released model, or of one of the two small ones of this project.
+
+        Args:
+            name: One of :func:`list_presets`.
+            overrides: Fields to change, such as ``num_labels=10``.
+
+        Raises:
+            ValueError: If there is no such preset; the message names the nearest and lists all.
+        """
+        if name not in PRESETS:
+            near = difflib.get_close_matches(name, PRESETS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown preset {name!r}; {hint}there are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @property
+    def num_layers(self) -> int:
+        """Number of stages."""
+        return len(self.depths)
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Channels of each stage: ``C, 2C, 4C, ...``."""
+        return tuple(self.embed_dim * 2**stage for stage in range(self.num_layers))
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage."""
+        return self.stage_dims[-1]
+
+    @property
+    def stage_names(self) -> list[str]:
+        """``stem, stage1, stage2, ...``, the names that ``out_features`` chooses from."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_layers + 1))]
+
+    @property
+    def image_hw(self) -> Pair:
+        """Image height and width in pixels."""
+        return _as_pair(self.image_size)
+
+    @property
+    def patch_hw(self) -> Pair:
+        """Patch height and width in pixels."""
+        return _as_pair(self.patch_size)
+
+    @property
+    def grid_hw(self) -> Pair:
+        """Height and width of the first stage's map in tokens; an incomplete patch at the border counts."""
+        (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
+        return -(-height // patch_height), -(-width // patch_width)
+
+    @property
+    def stage_windows(self) -> tuple[Pair, ...]:
+        """Window height and width in tokens, one pair for each stage."""
+        window = self.window_size
+        if isinstance(window, int):
+            return ((window, window),) * self.num_layers
+        if len(window) == 2 and all(isinstance(side, int) for side in window):
+            return (_as_pair(window),) * self.num_layers
+        return tuple(_as_pair(stage) for stage in window)
+
+    @property
+    def drop_path_rates(self) -> tuple[tuple[float, ...], ...]:
+        """Stochastic depth of each block of each stage, linear in the block's global position."""
+        last = max(sum(self.depths) - 1, 1)
+        starts = [sum(self.depths[:stage]) for stage in range(self.num_layers)]
+        return tuple(
+            tuple(self.drop_path_rate * (start + block) / last for block in range(depth))
+            for start, depth in zip(starts, self.depths, strict=True)
+        )
+
+    def check_sizes(self) -> None:
+        """Check every field against its range and against the others; models call it again before they are built.
+
+        Raises:
+            ValueError: If a value cannot be used; the message names it, gives the rule and the values.
+        """
+        for name in ("image_size", "patch_size"):
+            _check_sides(name, getattr(self, name))
+        for name in ("num_channels", "embed_dim", "encoder_stride"):
+            _check_positive(name, getattr(self, name))
+        for name in ("depths", "num_heads"):
+            if not isinstance(getattr(self, name), list) or not getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; give a list with one integer for each stage"
+                )
+            for stage, value in enumerate(getattr(self, name), start=1):
+                _check_positive(f"{name} of stage {stage}", value)
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths {self.depths} has {len(self.depths)} stages but num_heads {self.num_heads} has "
+                f"{len(self.num_heads)}; give one entry for each stage in both"
+            )
+        for stage, (dim, heads) in enumerate(zip(self.stage_dims, self.num_heads, strict=True), start=1):
+            if dim % heads:
+                raise ValueError(
+                    f"num_heads {heads} of stage {stage} does not divide its {dim} channels (embed_dim "
+                    f"{self.embed_dim} * 2^{stage - 1}); choose a divisor of {dim} or another embed_dim"
+                )
+        self._check_windows()
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is a probability in [0, 1)")
+        for name in ("mlp_ratio", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be positive")
+        if self.norm_targets is not None:
+            _check_positive("norm_targets", self.norm_targets)
+            if self.norm_targets % 2 == 0 or self.norm_targets == 1:
+                raise ValueError(
+                    f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more"
+                )
+
+    def _check_windows(self) -> None:
+        window = self.window_size
+        if isinstance(window, list) and any(isinstance(stage, list) for stage in window):
+            per_stage = True
+        else:
+            per_stage = isinstance(window, list) and len(window) != 2
+        if per_stage and len(window) != self.num_layers:
+            raise ValueError(
+                f"window_size {window} has {len(window)} entries for {self.num_layers} stages (depths {self.depths}); "
+                "give one integer, one (height, width), or one entry for each stage"
+            )
+        for stage, side in enumerate(window if per_stage else [window], start=1):
+            _check_sides(f"window_size of stage {stage}" if per_stage else "window_size", side)
+
+    @classmethod
+    def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
+        fields = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
+        fields += ["out_features", "out_indices", "num_labels"]
+        for name in kwargs:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+            if near and name not in fields and not hasattr(cls, name):
+                raise TypeError(f"unknown config field {name!r}; did you mean {near[0]!r}?")
+
+
+def list_presets() -> list[str]:
+    """Names that :meth:`SwinHFConfig.from_preset` accepts."""
+    return list(PRESETS)
+
+
+def _as_lists(value: Any) -> Any:
+    """Turn tuples into lists, at any depth."""
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _as_pair(value: int | Iterable[int]) -> Pair:
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return height, width
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+
+
+def _check_sides(name: str, value: Any) -> None:
+    if isinstance(value, list) and len(value) != 2:
+        raise ValueError(f"{name} is {value!r}; give one integer or (height, width)")
+    for side in value if isinstance(value, list) else [value]:
+        _check_positive(name, side)
+
+
+# Table 7 of the paper and Microsoft's model zoo (https://github.com/microsoft/Swin-Transformer/blob/main/MODELHUB.md);
+# names are those of its files. drop_path_rate is that of the training recipe (configs/swin/*.yaml there).
+_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+_LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
+_W7 = {"image_size": 224, "window_size": 7, "num_labels": 1000}
+_W12 = {"image_size": 384, "window_size": 12, "num_labels": 1000}
+_22K = {"num_labels": 21841}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "swin_tiny_patch4_window7_224": {**_TINY, **_W7, "drop_path_rate": 0.2},
+    "swin_tiny_patch4_window7_224_22k": {**_TINY, **_W7, **_22K, "drop_path_rate": 0.1},
+    "swin_tiny_patch4_window7_224_22kto1k": {**_TINY, **_W7, "drop_path_rate": 0.1},
+    "swin_tiny_c24_patch4_window8_256": {
+        **_TINY,
+        "num_heads": (4, 8, 16, 32),
+        "image_size": 256,
+        "window_size": 8,
+        "num_labels": 1000,
+        "drop_path_rate": 0.2,
+    },
+    "swin_small_patch4_window7_224": {**_SMALL, **_W7, "drop_path_rate": 0.3},
+    "swin_small_patch4_window7_224_22k": {**_SMALL, **_W7, **_22K, "drop_path_rate": 0.2},
+    "swin_small_patch4_window7_224_22kto1k": {**_SMALL, **_W7, "drop_path_rate": 0.2},
+    "swin_base_patch4_window7_224": {**_BASE, **_W7, "drop_path_rate": 0.5},
+    "swin_base_patch4_window12_384": {**_BASE, **_W12, "drop_path_rate": 0.5},
+    "swin_base_patch4_window7_224_22k": {**_BASE, **_W7, **_22K, "drop_path_rate": 0.2},
+    "swin_base_patch4_window12_384_22k": {**_BASE, **_W12, **_22K, "drop_path_rate": 0.2},
+    "swin_base_patch4_window7_224_22kto1k": {**_BASE, **_W7, "drop_path_rate": 0.2},
+    "swin_base_patch4_window12_384_22kto1k": {**_BASE, **_W12, "drop_path_rate": 0.2},
+    "swin_large_patch4_window7_224_22k": {**_LARGE, **_W7, **_22K, "drop_path_rate": 0.2},
+    "swin_large_patch4_window12_384_22k": {**_LARGE, **_W12, **_22K, "drop_path_rate": 0.2},
+    "swin_large_patch4_window7_224_22kto1k": {**_LARGE, **_W7, "drop_path_rate": 0.2},
+    "swin_large_patch4_window12_384_22kto1k": {**_LARGE, **_W12, "drop_path_rate": 0.2},
+    # SimMIM pre-training (https://arxiv.org/abs/2111.09886, configs/swin_base__800ep of its repository).
+    "swin_base_patch4_window6_192_simmim": {
+        **_BASE,
+        "image_size": 192,
+        "window_size": 6,
+        "drop_path_rate": 0.0,
+    },
+    # Two of our own, small enough for a CPU: the offline recipes and the tests.
+    "swin_digits_patch4_window4_32": {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 48,
+        "depths": (2, 2),
+        "num_heads": (3, 6),
+        "window_size": 4,
+        "drop_path_rate": 0.1,
+        "encoder_stride": 8,
+        "num_labels": 10,
+    },
+    "swin_fashion_patch2_window7_28": {
+        "image_size": 28,
+        "patch_size": 2,
+        "embed_dim": 64,
+        "depths": (2, 4),
+        "num_heads": (2, 4),
+        "window_size": 7,
+        "drop_path_rate": 0.1,
+        "encoder_stride": 4,
+        "num_labels": 10,
+    },
+}
+
+__all__ = ["PRESETS", "SwinHFConfig", "list_presets"]

@@ -1,0 +1,207 @@
+"""What both LightningModules share: optimiser, schedule, random numbers per rank, checks of checkpoints."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from .optim import Schedule, build_schedule, parameter_groups, scaled_learning_rate
+from .sampling import rewind_to_optimizer_step, seed_batch, seed_rank
+
+
+class SwinModule(LightningModule):
+    """Trains a Swin model of transformers with AdamW as Microsoft does; subclasses say with which loss.
+
+    Attributes:
+        model: The network; it knows nothing of Lightning.
+        monitor: Metric that chooses the best checkpoint.
+        mode: ``max`` or ``min``, what is better.
+        starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
+    """
+
+    model: nn.Module
+    monitor: str
+    mode: str
+    starting_point: str | None
+
+    def configure_training(
+        self,
+        *,
+        learning_rate: float,
+        lr_scaling: bool,
+        weight_decay: float,
+        betas: tuple[float, float],
+        layer_decay: float,
+        schedule: Schedule,
+        warmup_epochs: float,
+        warmup_steps: int | None,
+        warmup_lr: float,
+        min_lr: float,
+        milestones: list[int],
+        gamma: float,
+        compile: bool,
+    ) -> None:
+        """Keep what :meth:`configure_optimizers` needs; see the arguments of the subclasses."""
+        for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; it must not be negative")
+        self.learning_rate = learning_rate
+        self.lr_scaling = lr_scaling
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.layer_decay = layer_decay
+        self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
+        self.warmup_steps = warmup_steps
+        self.warmup_lr = warmup_lr
+        self.min_lr = min_lr
+        self.milestones = milestones
+        self.gamma = gamma
+        self.compile_model = compile
+
+    def setup(self, stage: str) -> None:
+        """Compile in place: the names in the state dict stay what they are."""
+        if self.compile_model and stage == "fit":
+            self.model.compile()
+
+    def on_train_start(self) -> None:
+        """Give this rank its own random numbers; resume at a whole optimiser step."""
+        seed_rank(self.trainer, self.run_seed)
+        rewind_to_optimizer_step(self.trainer)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give every rank and batch its own random numbers, the same ones after a resume."""
+        seed_batch(self.trainer, self.run_seed)
+
+    @property
+    def run_seed(self) -> int:
+        """The seed of the data module, 0 without one."""
+        return int(getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0)
+
+    def planned_steps(self) -> tuple[int, int]:
+        """Optimiser steps of one epoch and of the whole training.
+
+        Computed from lengths alone. ``trainer.estimated_stepping_batches`` would build the loader before a
+        checkpoint is restored, and its position in the epoch would be lost.
+
+        Raises:
+            ValueError: If the trainer has neither a data module of ours nor ``limit_train_batches``.
+        """
+        trainer = self.trainer
+        accumulate = trainer.accumulate_grad_batches
+        datamodule = getattr(trainer, "datamodule", None)
+        limit = trainer.limit_train_batches
+        if hasattr(datamodule, "steps_per_epoch"):
+            batches = datamodule.steps_per_epoch(trainer.world_size, 1)
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        elif isinstance(limit, int):
+            batches = limit
+        else:
+            raise ValueError(
+                "the length of an epoch is unknown without an ImageDataModule; set trainer.limit_train_batches"
+            )
+        steps = max(1, -(-batches // accumulate))
+        totals = []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            totals.append(steps * trainer.max_epochs)
+        if trainer.max_steps > 0:
+            totals.append(trainer.max_steps)
+        if not totals:
+            raise ValueError(
+                "the end of the training is unknown; set trainer.max_epochs or trainer.max_steps"
+            )
+        return steps, min(totals)
+
+    def lr_scale(self) -> float:
+        """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``."""
+        if not self.lr_scaling:
+            return 1.0
+        batch = self.trainer.datamodule.batch_size
+        return scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the parameter groups, with the schedule stepped per optimiser step."""
+        scale = self.lr_scale()
+        peak = self.learning_rate * scale
+        groups = parameter_groups(
+            self.model, self.model.config.depths, peak, self.weight_decay, self.layer_decay
+        )
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, fused=self._can_fuse())
+        per_epoch, total = self.planned_steps()
+        warmup = self.warmup_steps if self.warmup_steps is not None else round(self.warmup_epochs * per_epoch)
+        if self.trainer.fast_dev_run:
+            warmup = min(warmup, total - 1)
+        floor = self.min_lr * scale / peak if peak else 0.0
+        scheduler = build_schedule(
+            optimizer,
+            schedule=self.schedule,
+            total=total,
+            warmup=warmup,
+            warmup_floor=self.warmup_lr * scale / peak if peak else 0.0,
+            floor=floor,
+            milestones=[epoch * per_epoch for epoch in self.milestones],
+            gamma=self.gamma,
+        )
+        origin = f" = {self.learning_rate:g} x {scale * 512:g} images / 512" if self.lr_scaling else ""
+        rank_zero_info(
+            f"learning rate {peak:.4g}{origin}; {total} steps ({per_epoch} an epoch), {warmup} of them warm-up, "
+            f"then {self.schedule}; weight decay {self.weight_decay:g} on matrices only"
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _can_fuse(self) -> bool:
+        # Gradient clipping under a GradScaler needs the unscaled gradients that the fused step hides.
+        return self.trainer.precision not in ("16-mixed",) and self.device.type in ("cpu", "cuda")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model before anything is loaded.
+
+        Raises:
+            ValueError: If names or shapes differ; the message gives the first few.
+        """
+        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if ours != theirs:
+            different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+            lines = [
+                f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
+                for name in different
+            ]
+            raise ValueError(
+                f"the checkpoint belongs to another model, {len(different)} of {len(ours)} tensors differ "
+                f"({'; '.join(lines[:3])}); use the configuration of its run (config.yaml beside its checkpoints)"
+            )
+
+
+def freeze_stages(swin: nn.Module, stages: int) -> list[nn.Module]:
+    """Freeze the patch embedding and the first stages of a Swin.
+
+    Args:
+        swin: The base model.
+        stages: Number of leading stages to freeze with the embedding; 0 freezes nothing.
+
+    Returns:
+        The frozen parts, to be kept in evaluation mode.
+
+    Raises:
+        ValueError: If there are fewer stages.
+    """
+    if not 0 <= stages <= len(swin.stages):
+        raise ValueError(f"freeze_stages is {stages} but the model has {len(swin.stages)} stages")
+    frozen = [swin.embeddings, *swin.stages[:stages]] if stages else []
+    for part in frozen:
+        part.requires_grad_(False)
+    return frozen
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters, all and trainable."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the highest logit is that of the label, ``(B,)`` booleans."""
+    return logits.argmax(-1) == labels

@@ -1,0 +1,216 @@
+"""Which sample comes when, and where random numbers come from: the part of training that must be exact.
+
+**Order.** The training order is a pure function of (seed, epoch). Rank ``r`` of ``W`` takes every ``W``-th sample from
+position ``r`` on, so that global batch ``b`` holds the same samples whatever the number of ranks. Each epoch drops the
+remainder that does not fill a global batch (other samples each time). A loader keeps no position of its own: it asks
+Lightning's restored progress how many batches of the epoch are done, so the two can never disagree.
+
+**Random numbers.** Nothing is drawn from a stream that would have to be saved:
+
+* each *sample* is augmented with torch's generator seeded from (seed, epoch, row): the picture is the same whatever
+  the number of workers, of ranks, or of interruptions;
+* each *training batch* (random erasing, Mixup, CutMix, dropout, stochastic depth) is computed with the generators
+  seeded from (seed, rank, epoch, batch): ranks differ, and a resumed run draws what the unbroken one drew.
+
+**Evaluation** visits every sample once, on some rank; nothing is repeated to even out the ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, DistributedSampler
+
+Position = tuple[int, int]  # epoch, batches of it that are done
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part; neighbouring parts give unrelated seeds."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_rank(trainer: Trainer, seed: int) -> None:
+    """Give this rank random streams of its own; call it once the model has been built alike on all ranks.
+
+    A run on :class:`~swin_hf.training.ImageDataModule` is seeded anew at each batch (:func:`seed_batch`); this covers
+    what is drawn before the first batch, and data modules that do not.
+    """
+    torch.manual_seed(derive_seed(seed, "rank", trainer.global_rank))
+
+
+def seed_batch(trainer: Trainer, seed: int) -> None:
+    """Seed torch's generators for the training batch that is about to be computed on this rank."""
+    epoch, batch = training_position(trainer)
+    torch.manual_seed(derive_seed(seed, "batch", trainer.global_rank, epoch, batch))
+
+
+def training_position(trainer: Trainer) -> Position:
+    """Return the running epoch and how many of its batches have been started on, restored progress included."""
+    return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def rewind_to_optimizer_step(trainer: Trainer) -> None:
+    """Step a restored trainer back over batches whose gradients had not reached the weights.
+
+    Gradients are not in a checkpoint. One that was written in the middle of an accumulation window (SIGTERM, an
+    exception) would otherwise go on with part of the gradient; computing those batches again loses nothing.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    excess = progress.current.processed % trainer.accumulate_grad_batches
+    if excess == 0 or progress.is_last_batch:  # on the last batch of an epoch, Lightning always steps
+        return
+    for tracker in (progress.total, progress.current):
+        settled = tracker.processed - excess
+        tracker.ready = tracker.started = tracker.processed = tracker.completed = settled
+
+
+def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
+    """Return the number of training batches per epoch and rank; data smaller than one global batch give one.
+
+    Raises:
+        ValueError: If there are fewer samples than ranks.
+    """
+    if size < world_size:
+        raise ValueError(
+            f"{size} training samples cannot be shared by {world_size} ranks; use fewer devices or more data"
+        )
+    return max(1, size // (batch_size * world_size))
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """The samples of one rank for one epoch, as ``(epoch, row)`` pairs.
+
+    A ``DistributedSampler`` by type, also for one process, so that Lightning never puts its own in place of it.
+
+    Args:
+        size: Number of rows in the training split.
+        batch_size: Samples per batch and rank.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(
+            range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True
+        )
+        batches = epoch_batches(size, batch_size, world_size)
+        self.num_samples = min(batches * batch_size, size // world_size)
+        self.total_size = self.num_samples * world_size
+        self.start = 0  # samples of this rank to leave out: they were trained on before the interruption
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        mine = order[self.rank : self.total_size : self.num_replicas]
+        epoch = self.epoch
+        return ((epoch, row) for row in mine[self.start :].tolist())
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A ``DataLoader`` that begins where Lightning's progress says the run stopped.
+
+    Lightning creates the iterator before it tells the sampler the epoch, and workers would start to prefetch at once;
+    so the position is looked up and the workers are started at the first ``next``.
+
+    Args:
+        *args: As for ``DataLoader``.
+        position: Returns the epoch and the number of its batches that are done.
+        steps: Batches per epoch of an iterable dataset, which has no length of its own; it must never run dry.
+        **kwargs: As for ``DataLoader``. The sampler is an :class:`EpochSampler`, or the dataset an iterable one with
+            a ``set_position(epoch, batches)`` method that returns the number of batches still to be thrown away.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        position: Callable[[], Position] | None = None,
+        steps: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.position = position
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return super().__len__() if self.steps is None else self.steps
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        epoch, done = self.position() if self.position is not None else (0, 0)
+        if self.steps is None:
+            if isinstance(self.sampler, EpochSampler):
+                self.sampler.set_epoch(epoch)
+                self.sampler.start = done * (self.batch_size or 1)
+            yield from super().__iter__()
+            return
+        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        for index, batch in enumerate(super().__iter__()):
+            if index >= done:
+                yield batch
+            if index + 1 == self.steps:
+                return
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position is Lightning's. The method tells Lightning that this loader can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Accept what :meth:`state_dict` returned."""
+
+
+def check_launch(trainer: Trainer) -> None:
+    """Refuse a launcher that started more processes than the trainer knows of.
+
+    ``torchrun --nproc-per-node 2`` with ``devices: 1`` trains two unrelated models into the same files and exits 0.
+
+    Raises:
+        ValueError: If ``WORLD_SIZE`` and ``trainer.world_size`` differ.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and launched != trainer.world_size:
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
+        raise ValueError(
+            f"the launcher started {launched} processes, but this trainer counts {trainer.world_size}: they would train"
+            f" {launched} unrelated models; pass --trainer.strategy ddp --trainer.devices {per_node}"
+            f" --trainer.num_nodes {launched // per_node}"
+        )
+
+
+def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int | float | None) -> int:
+    """Make sure that a streamed run cannot hang, before its first step.
+
+    Args:
+        num_shards: Files (or row groups) that the stream is made of.
+        world_size: Number of ranks.
+        num_workers: Loader workers per rank.
+        steps: ``trainer.limit_train_batches``.
+
+    Returns:
+        The number of batches in an epoch.
+
+    Raises:
+        ValueError: If the epoch has no length in steps, or the shards cannot be dealt out evenly.
+    """
+    if not isinstance(steps, int):
+        raise ValueError(
+            "a stream has no length, and ranks that run out of it at different steps wait for each other for ever; say"
+            " how many batches make an epoch: --trainer.limit_train_batches N"
+        )
+    if num_shards % world_size:
+        raise ValueError(
+            f"{num_shards} shards cannot be dealt out evenly to {world_size} ranks: every rank would read and decode all"
+            f" of the data; use a number of devices that divides {num_shards}, or write the data in a multiple of"
+            f" {world_size} shards"
+        )
+    if num_workers > num_shards // world_size:
+        raise ValueError(
+            f"{num_workers} workers per rank, but only {num_shards // world_size} of the {num_shards} shards for each of"
+            f" {world_size} ranks; pass --data.num_workers {num_shards // world_size} or fewer"
+        )
+    return steps

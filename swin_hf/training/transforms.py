@@ -1,0 +1,229 @@
+"""From a stored picture to a ``uint8`` tensor: decoding that does not lie, and the two pipelines of a classifier.
+
+Everything here is a plain function or a small class that can be pickled: loader workers, whatever their start method,
+get nothing but these objects. Random numbers come from torch's global generator; who seeds it, and with what, is
+written in :mod:`swin_hf.training.sampling`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+AutoAugment = Literal["randaugment", "trivialaugment"]
+ResizeMode = Literal["crop", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+# No resampling may be guessed from a number: these three exist with antialiasing in PIL, torchvision and transformers.
+INTERPOLATIONS = {
+    "nearest": v2.InterpolationMode.NEAREST,
+    "bilinear": v2.InterpolationMode.BILINEAR,
+    "bicubic": v2.InterpolationMode.BICUBIC,
+}
+
+
+class UnreadablePictureError(OSError):
+    """A picture that cannot be decoded; the message says why."""
+
+
+def decode_picture(
+    cell: Any,
+    num_channels: int = 3,
+    background: Sequence[int] = (255, 255, 255),
+    root: str | None = None,
+) -> Image.Image:
+    """Decode a cell of an image column into an upright 8-bit picture.
+
+    * The EXIF orientation is applied; of an animation, the first frame is taken.
+    * 16-bit grey is scaled by 255/65535; PIL's own conversion would saturate it to white.
+    * Floating-point grey is taken as 0..1, or as 0..255 when its largest value exceeds 1; any other range is an error.
+    * Transparent pixels (an alpha channel, or a transparent palette entry) are blended with ``background``; PIL's own
+      conversion would show whatever colour hides under them.
+    * Palette, CMYK, YCbCr and bilevel pictures are converted.
+
+    Args:
+        cell: ``{"bytes", "path"}`` as ``datasets.Image(decode=False)`` gives it, a path or URL, bytes, or a PIL image.
+        num_channels: 3 for ``RGB``, 1 for ``L``.
+        background: Red, green and blue (0..255) behind transparent pixels.
+        root: Folder that relative paths start from.
+
+    Returns:
+        A loaded PIL image in mode ``RGB`` or ``L``.
+
+    Raises:
+        UnreadablePictureError: If the picture cannot be decoded, for whatever reason; the cause is chained.
+    """
+    try:
+        picture = _open(cell, root)
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        return _to_8_bits(picture, "RGB" if num_channels == 3 else "L", tuple(background))
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        raise UnreadablePictureError(f"{_describe(cell)}: {type(error).__name__}: {error}") from error
+
+
+def _open(cell: Any, root: str | None) -> Image.Image:
+    if isinstance(cell, Image.Image):
+        return cell
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if isinstance(cell, bytes):
+        return Image.open(io.BytesIO(cell))
+    if not cell:
+        raise ValueError("the cell is empty")
+    if "://" in cell:
+        with fsspec.open(cell, "rb") as stream:
+            return Image.open(io.BytesIO(stream.read()))
+    return Image.open(os.path.join(root or "", cell))
+
+
+def _describe(cell: Any) -> str:
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    return str(path) if isinstance(path, str) else "picture without a path"
+
+
+def _to_8_bits(picture: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        picture = Image.fromarray(_scale_grey(np.asarray(picture)))
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        canvas = Image.new("RGBA", picture.size, (*background, 255))
+        picture = Image.alpha_composite(canvas, picture.convert("RGBA"))
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _scale_grey(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Scale 16-bit, 32-bit or floating-point grey values to ``uint8``."""
+    if not np.isfinite(pixels).all() or pixels.min() < 0:
+        raise ValueError(
+            "grey values are negative or not finite, so they have no place on a scale from 0 to 255"
+        )
+    if np.issubdtype(pixels.dtype, np.integer):
+        if pixels.max() > 65535:
+            raise ValueError(f"grey values reach {pixels.max()}; at most 16 bits are understood")
+        return np.rint(pixels.astype(np.float32) * (255 / 65535)).astype(np.uint8)
+    if pixels.max() > 255:
+        raise ValueError(
+            f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood"
+        )
+    scale = 255.0 if pixels.max() <= 1 else 1.0
+    return np.rint(pixels * scale).astype(np.uint8)
+
+
+class TrainTransform:
+    """Random crop, flip and automatic augmentation on the PIL image, then a ``uint8`` tensor.
+
+    RandAugment and TrivialAugment run about three times faster on PIL images than on tensors, so all of it stays
+    there. Normalisation, random erasing, Mixup and CutMix belong to the whole batch and run on the device.
+
+    Args:
+        image_size: Height and width of the result, in pixels.
+        crop_scale: Least and greatest area of the random resized crop, as a share of the picture.
+        crop_ratio: Least and greatest width-to-height ratio of that crop.
+        crop_padding: If given, the picture is resized to ``image_size``, padded by this many black pixels on each side
+            and cropped at random, in place of the random resized crop: the habit for CIFAR-sized pictures.
+        hflip: Probability of a horizontal flip; 0 for digits and letters.
+        auto_augment: ``randaugment`` (two operations of magnitude 9), ``trivialaugment``, or None.
+        interpolation: Resampling of the crop.
+        fill: Grey value or colour (0..255) of the corners that a rotation or shear uncovers.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_padding: int | None = None,
+        hflip: float = 0.5,
+        auto_augment: AutoAugment | None = None,
+        interpolation: Interpolation = "bicubic",
+        fill: Sequence[int] = (0,),
+    ) -> None:
+        resampling = INTERPOLATIONS[interpolation]
+        steps: list[Any] = []
+        if crop_padding is None:
+            steps.append(v2.RandomResizedCrop(image_size, crop_scale, crop_ratio, interpolation=resampling))
+        else:
+            steps.append(v2.Resize(image_size, interpolation=resampling))
+            steps.append(v2.RandomCrop(image_size, padding=crop_padding))
+        if hflip > 0:
+            steps.append(v2.RandomHorizontalFlip(hflip))
+        colour = list(fill) if len(fill) > 1 else fill[0]
+        if auto_augment == "randaugment":
+            steps.append(v2.RandAugment(2, 9, interpolation=v2.InterpolationMode.BILINEAR, fill=colour))
+        elif auto_augment == "trivialaugment":
+            steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=colour))
+        self.steps = steps
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return the augmented picture, ``(C, H, W)`` of ``uint8``."""
+        for step in self.steps:
+            picture = step(picture)
+        return tvf.pil_to_tensor(picture)
+
+
+class EvalTransform:
+    """Resize (and centre crop), exactly as the image processor saved beside the weights does it.
+
+    ``crop`` brings the shorter side to ``max(image_size) / crop_pct`` and cuts the centre out, as ImageNet models are
+    evaluated; ``squash`` resizes to ``image_size`` and keeps all of the picture, as Swin's 384-pixel models are.
+
+    Args:
+        image_size: Height and width of the result, in pixels.
+        resize_mode: ``crop`` or ``squash``.
+        crop_pct: Share of the resized shorter side that the crop keeps, in (0, 1].
+        interpolation: Resampling, always antialiased.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        resize_mode: ResizeMode = "crop",
+        crop_pct: float = 0.875,
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
+        self.image_size = image_size
+        self.resampling = INTERPOLATIONS[interpolation]
+        self.shortest_edge = shortest_edge(image_size, crop_pct) if resize_mode == "crop" else None
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return the resized picture, ``(C, H, W)`` of ``uint8``."""
+        height, width = self.image_size
+        pixels = tvf.pil_to_tensor(picture)
+        if self.shortest_edge is None:
+            return tvf.resize(pixels, [height, width], interpolation=self.resampling, antialias=True)
+        pixels = tvf.resize(pixels, [self.shortest_edge], interpolation=self.resampling, antialias=True)
+        top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+        return tvf.crop(pixels, top, left, height, width)
+
+
+def shortest_edge(image_size: tuple[int, int], crop_pct: float) -> int:
+    """Length of the shorter side before the centre crop: long enough for both sides of ``image_size``."""
+    return int(max(image_size) / crop_pct)
+
+
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn ``uint8`` pixels into normalised ``float32``, bit for bit as transformers' image processors do.
+
+    Args:
+        pixels: ``(B, C, H, W)`` or ``(C, H, W)`` of ``uint8``, on any device.
+        mean: Mean of each channel, for values in 0..1.
+        std: Standard deviation of each channel, for values in 0..1.
+    """
+    scale = 1.0 / (1 / 255)  # the processors multiply mean and std by this, and round as this does
+    centre = torch.tensor(mean, device=pixels.device) * scale
+    spread = torch.tensor(std, device=pixels.device) * scale
+    return tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)
