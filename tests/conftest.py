@@ -1,0 +1,91 @@
+"""Shared fixtures: two awkward configurations, a tiny model, a tiny data set."""
+
+import copy
+import os
+
+# One process may not look at the network or at the user's cache: everything a test needs, it makes.
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import numpy as np
+import pytest
+import torch
+
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
+
+# fp32, two orders of summation: the largest differences seen are 5e-6 on unit-scale activations.
+PARITY = {"rtol": 1e-5, "atol": 1e-5}
+
+TINY = {
+    "image_size": (32, 48),
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": (1, 2, 1),
+    "num_heads": (2, 2, 4),
+    "window_size": (4, 3),
+    "encoder_stride": 8,
+    "num_labels": 5,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads():
+    """Workers of pytest-xdist share the cores: more threads would only wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_config() -> SwinHFConfig:
+    """Three stages, nothing square: the map of 16x24 tokens is cut into windows of 4x3."""
+    return SwinHFConfig(**TINY)
+
+
+@pytest.fixture
+def awkward_config() -> SwinHFConfig:
+    """Padding in every stage, and a last map that is smaller than its window."""
+    return SwinHFConfig(
+        image_size=(30, 46),
+        patch_size=2,
+        embed_dim=16,
+        depths=(2, 2, 2),
+        num_heads=(2, 2, 4),
+        window_size=7,
+        encoder_stride=8,
+        num_labels=5,
+    )
+
+
+@pytest.fixture(scope="session")
+def _built_tiny_model() -> SwinHFForImageClassification:
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = SwinHFForImageClassification(SwinHFConfig(**TINY)).eval()
+    torch.set_rng_state(generator_state)
+    return model
+
+
+@pytest.fixture
+def tiny_model(_built_tiny_model: SwinHFForImageClassification) -> SwinHFForImageClassification:
+    """A classifier with random weights, of ``tiny_config``, in evaluation mode; each test has its own copy."""
+    return copy.deepcopy(_built_tiny_model)
+
+
+@pytest.fixture
+def tiny_dataset():
+    """24 pictures of 3 classes that differ in colour, as a ``datasets.Dataset`` with Image and ClassLabel columns."""
+    import datasets
+    from PIL import Image
+
+    colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+    random = np.random.default_rng(0)
+    rows = {"image": [], "label": []}
+    for index in range(24):
+        label = index % 3
+        pixels = np.clip(random.normal(list(colours.values())[label], 40, (20, 28, 3)), 0, 255)
+        rows["image"].append(Image.fromarray(pixels.astype("uint8")))
+        rows["label"].append(label)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(colours))})
+    return datasets.Dataset.from_dict(rows, features=features)
