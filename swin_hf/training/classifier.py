@@ -17,7 +17,8 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from swin_hf.model import SwinHFConfig, SwinHFForImageClassification
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
 from .module import SwinModule, count_parameters, freeze_stages
 from .optim import Schedule
@@ -39,6 +40,7 @@ class SwinClassifier(SwinModule):
         num_labels: Number of classes; from the data when run by the command line.
         id2label: Class number to name; from the data when run by the command line.
         image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
         window_size: Window side in tokens, when another than the preset's or the checkpoint's.
         drop_path_rate: Stochastic depth of the last block, when another than the preset's.
         overrides: Any other field of ``SwinHFConfig``, by name.
@@ -59,7 +61,6 @@ class SwinClassifier(SwinModule):
         mixup_alpha: Beta parameter of Mixup; 0 is off.
         cutmix_alpha: Beta parameter of CutMix; 0 is off. With both, each batch takes one of them.
         mix_probability: Share of the batches that are mixed.
-        erasing: Probability that a random rectangle of a training image becomes noise.
         freeze_stages: Number of stages frozen together with the patch embedding; 0 trains everything.
         linear_probe: Train nothing but the classifier, on the features of evaluation mode.
         lora_rank: Rank of LoRA adapters (needs peft); 0 is off. Only they and the classifier are trained.
@@ -85,6 +86,7 @@ class SwinClassifier(SwinModule):
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
         image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
         window_size: int | list[int] | None = None,
         drop_path_rate: float | None = None,
         overrides: dict[str, Any] | None = None,
@@ -105,7 +107,6 @@ class SwinClassifier(SwinModule):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         mix_probability: float = 1.0,
-        erasing: float = 0.0,
         freeze_stages: int = 0,
         linear_probe: bool = False,
         lora_rank: int = 0,
@@ -123,7 +124,6 @@ class SwinClassifier(SwinModule):
         for name, share in (
             ("label_smoothing", label_smoothing),
             ("mix_probability", mix_probability),
-            ("erasing", erasing),
             ("distill_weight", distill_weight),
         ):
             if not 0 <= share <= 1:
@@ -147,10 +147,13 @@ class SwinClassifier(SwinModule):
             gamma=gamma,
             compile=compile,
         )
+        if isinstance(image_size, tuple | list) and len(set(image_size)) == 1:
+            image_size = image_size[0]
         fields: dict[str, Any] = dict(overrides or {})
         for name, value in (
             ("num_labels", num_labels if id2label is None else None),
             ("image_size", image_size),
+            ("num_channels", num_channels),
             ("window_size", window_size),
             ("drop_path_rate", drop_path_rate),
         ):
@@ -173,7 +176,6 @@ class SwinClassifier(SwinModule):
 
         self.label_smoothing = label_smoothing
         self.mix = mixing(mixup_alpha, cutmix_alpha, mix_probability, network.config.num_labels)
-        self.erase = v2.RandomErasing(p=erasing, value="random") if erasing else None
         self.distill_from = distill_from
         self.distill_weight = distill_weight
         self.temperature = temperature
@@ -234,10 +236,8 @@ class SwinClassifier(SwinModule):
             self.teacher = [load_teacher(self.distill_from, self.model.config.num_labels).to(self.device)]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch, after erasing and mixing."""
+        """Cross-entropy of one batch, after mixing."""
         images, labels = batch["pixel_values"], batch["labels"]
-        if self.erase is not None:
-            images = torch.stack([self.erase(image) for image in images])
         targets = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels)  # targets: B, num_labels
@@ -388,7 +388,7 @@ def add_lora(
 def mixing(mixup: float, cutmix: float, probability: float, classes: int) -> v2.Transform | None:
     """Mixup, CutMix or a choice of both, for a batch and its labels; ``None`` when both are off.
 
-    Targets become ``(B, classes)`` for every batch, mixed or not.
+    Targets of a mixed batch become ``(B, classes)``.
     """
     choices: list[nn.Module] = []
     if mixup:

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from .optim import Schedule, build_schedule, parameter_groups, scaled_learning_rate
-from .sampling import rewind_to_optimizer_step, seed_batch, seed_rank
+from .sampling import seed_rank
 
 
 class SwinModule(LightningModule):
@@ -67,13 +67,8 @@ class SwinModule(LightningModule):
             self.model.compile()
 
     def on_train_start(self) -> None:
-        """Give this rank its own random numbers; resume at a whole optimiser step."""
+        """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
         seed_rank(self.trainer, self.run_seed)
-        rewind_to_optimizer_step(self.trainer)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give every rank and batch its own random numbers, the same ones after a resume."""
-        seed_batch(self.trainer, self.run_seed)
 
     @property
     def run_seed(self) -> int:
@@ -92,17 +87,15 @@ class SwinModule(LightningModule):
         trainer = self.trainer
         accumulate = trainer.accumulate_grad_batches
         datamodule = getattr(trainer, "datamodule", None)
-        limit = trainer.limit_train_batches
         if hasattr(datamodule, "steps_per_epoch"):
-            batches = datamodule.steps_per_epoch(trainer.world_size, 1)
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        elif isinstance(limit, int):
-            batches = limit
+            steps = datamodule.steps_per_epoch(trainer.world_size, accumulate)
+        elif isinstance(trainer.limit_train_batches, int):
+            steps = -(-trainer.limit_train_batches // accumulate)
         else:
             raise ValueError(
                 "the length of an epoch is unknown without an ImageDataModule; set trainer.limit_train_batches"
             )
-        steps = max(1, -(-batches // accumulate))
+        steps = max(1, steps)
         totals = []
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             totals.append(steps * trainer.max_epochs)

@@ -1,0 +1,297 @@
+"""The command line of the recipes: LightningCLI with the run folder, the guards and the exit codes of this project.
+
+A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so on, so that nothing is overwritten.
+``--ckpt_path last`` goes on in the newest of them, or starts the first one: the same command serves the first start,
+a requeue and a resume.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from .callbacks import (
+    BestCheckpoint,
+    EpochReport,
+    LastCheckpoint,
+    NonFiniteGuard,
+    NonFiniteLossError,
+    Reconstructions,
+    RunRecord,
+    command_line,
+    log_configuration,
+)
+from .data import ImageDataModule
+from .module import SwinModule
+from .sampling import check_launch
+
+EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
+RUN_FOLDER_VARIABLE = "SWIN_HF_RUN_FOLDER"  # how the first process tells those it starts where the run lives
+
+# Model options that may differ on resume, because they do not change what is computed.
+FREE_ON_RESUME = {"compile", "gradient_checkpointing", "attn_implementation"}
+
+
+class RecipeCLI(LightningCLI):
+    """``fit``, ``validate`` and ``test`` of one LightningModule on an :class:`ImageDataModule`.
+
+    Args:
+        module_class: The LightningModule.
+        default_config: YAML used when neither ``--config`` nor ``--data.dataset`` is given.
+        args: Arguments instead of those of the process.
+    """
+
+    def __init__(
+        self, module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None
+    ) -> None:
+        self.default_config = Path(default_config)
+        self.run_folder: Path | None = None
+        super().__init__(
+            module_class,
+            ImageDataModule,
+            args=list(sys.argv[1:] if args is None else args),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "max_epochs": 30,
+                "gradient_clip_val": 5.0,
+                "use_distributed_sampler": False,  # the data module shards exactly; Lightning's sampler pads
+                "enable_model_summary": False,
+            },
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What can be run; prediction is the business of ``swin-hf predict``."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Name of the run and publication; what the data decides about the model."""
+        parser.add_argument("--name", default="run", help="Name of the run: it lives in runs/<name>.")
+        parser.add_argument("--runs", default="runs", help="Folder of all runs.")
+        parser.add_argument("--push", default=None, type=str | None, help="Hub id to publish the best weights at.")
+        links = ["image_size", "num_channels"]
+        if "num_labels" in parser.get_defaults().model:
+            links += ["id2label", "num_labels"]
+        for name in links:
+            source = "num_classes" if name == "num_labels" else name
+            parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; without a configuration, the one of the checkpoint's run or the default is taken."""
+        if isinstance(args, list) and args and args[0] in self.subcommands():
+            config = self.implied_config(args[1:])
+            if config is not None:
+                args = [args[0], "--config", str(config), *args[1:]]
+        self.config = parser.parse_args(args)
+
+    def implied_config(self, args: list[str]) -> Path | None:
+        """The configuration that the arguments imply, if they do not name one."""
+        flags = [word.partition("=")[0] for word in args]
+        if any(flag in ("-c", "--config", "--data.dataset", "--help", "-h") for flag in flags):
+            return None
+        checkpoint = _value_of("--ckpt_path", args)
+        if checkpoint not in (None, "last"):
+            beside = Path(checkpoint).parent.parent / "config.yaml"
+            if beside.is_file():
+                return beside
+        return self.default_config
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own lets the hyper-parameters of a checkpoint override the command line without a word.
+        self.options = self.config[self.config.subcommand]
+        if self.config.subcommand == "fit":
+            self.run_folder = choose_run_folder(Path(self.options.runs), self.options.name, self.options.ckpt_path)
+        path = self.options.ckpt_path
+        if path == "last" and self.run_folder is not None:
+            path = self.run_folder / "checkpoints" / "last.ckpt"
+        if path is None or not Path(path).is_file():
+            if path is not None and self.options.ckpt_path != "last":
+                sys.exit(f"error: there is no checkpoint {path}; give a file, or 'last' for the newest of the run")
+            return
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
+        refuse_conflicts(given, checkpoint.get("hyper_parameters", {}), str(path))
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what is wrong with the input is said in one line."""
+        try:
+            super().instantiate_classes()
+            check_launch(self.trainer)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            sys.exit(f"error: {error}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the logs of the run folder and the callbacks that no configuration can drop."""
+        trainer = self.options.trainer
+        fitting = self.subcommand == "fit" and not trainer.fast_dev_run
+        given = self._get(self.config_init, "trainer").logger
+        extra = [] if given in (None, True, False) else (given if isinstance(given, list) else [given])
+        folder = self.run_folder if fitting else None
+        if folder is not None:
+            os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+            kwargs["default_root_dir"] = str(folder)
+            kwargs["logger"] = False if given is False else [*run_loggers(folder), *extra]
+        else:
+            kwargs["logger"] = extra or False
+        interactive = sys.stdout.isatty()
+        kwargs["enable_progress_bar"] = trainer.enable_progress_bar is not False and interactive
+        created = super().instantiate_trainer(**kwargs)
+        created.callbacks[:] = order(created.callbacks, self.own_callbacks(folder, interactive))
+        return created
+
+    def own_callbacks(self, folder: Path | None, interactive: bool) -> list[Any]:
+        """The callbacks of every run; in the order in which they have to work."""
+        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(enabled=not interactive)]
+        callbacks.append(RunRecord(folder, command=command_line()))
+        if self.model.monitor != "val_accuracy":
+            callbacks.append(Reconstructions(folder))
+        if folder is not None and self.options.trainer.enable_checkpointing is not False:
+            checkpoints = str((folder / "checkpoints").absolute())
+            callbacks.append(BestCheckpoint(checkpoints, self.model.monitor, self.model.mode))
+            callbacks.append(LastCheckpoint(checkpoints))
+        return callbacks
+
+    def before_fit(self) -> None:
+        """Hand the configuration to the loggers."""
+        values = yaml.safe_load(self.parser.dump(self.config, skip_none=True))[self.subcommand]
+        log_configuration(self.trainer, {name: values[name] for name in ("model", "data") if name in values})
+
+    def after_fit(self) -> None:
+        """Test the best weights, and publish them if asked."""
+        if self.trainer.fast_dev_run:
+            return
+        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        if hasattr(self.model, "test_step") and self.datamodule.has_test and self.model.monitor == "val_accuracy":
+            path = best.best_model_path or None if best is not None else None
+            self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
+        if self.run_folder is not None and self.trainer.is_global_zero:
+            if best is not None and best.best_model_score is not None:
+                print(f"best {best.monitor} {float(best.best_model_score):.4f}")  # noqa: T201 - the result
+            print(f"best weights: {self.run_folder / 'model'}", flush=True)  # noqa: T201 - the result
+        if self.options.push is not None:
+            self.push()
+
+    @rank_zero_only
+    def push(self) -> None:
+        """Publish the run; a failure says how to try again and loses nothing."""
+        from swin_hf import push
+
+        assert self.run_folder is not None
+        try:
+            result = push(self.run_folder, self.options.push)
+        except Exception as error:
+            sys.exit(
+                f"error: the training is complete but it could not be published: {error}\n"
+                f"try again with: swin-hf push {self.run_folder} {self.options.push}"
+            )
+        print(f"published: {result.url}")  # noqa: T201 - the result
+
+
+class AppendingCSVLogger(CSVLogger):
+    """Lightning's ``metrics.csv``, which goes on where an interrupted run stopped instead of being deleted."""
+
+    @property
+    def experiment(self) -> Any:
+        """The writer; the rows of an earlier part are kept."""
+        if self._experiment is None and rank_zero_only.rank == 0:
+            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            earlier = path.read_bytes() if path.is_file() else None
+            aside = path.with_suffix(".earlier.csv")
+            if earlier is not None:
+                path.replace(aside)
+            self._experiment = ExperimentWriter(log_dir=self.log_dir)
+            if earlier is not None:
+                aside.replace(path)
+                self._experiment.metrics_keys = earlier.splitlines()[0].decode().split(",")
+        return super().experiment
+
+
+def run_loggers(folder: Path) -> list[Logger]:
+    """The logs that every run keeps: ``metrics.csv`` and ``tensorboard/``."""
+    return [
+        AppendingCSVLogger(str(folder), name="", version=""),
+        TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
+    ]
+
+
+def order(given: list[Any], own: list[Any]) -> list[Any]:
+    """Own callbacks first, except the checkpoints: they come last and save what the others have settled."""
+    checkpoints = [c for c in own if isinstance(c, BestCheckpoint | LastCheckpoint)]
+    return [*(c for c in own if c not in checkpoints), *given, *checkpoints]
+
+
+def choose_run_folder(runs: Path, name: str, ckpt_path: str | None) -> Path:
+    """Where this run lives: a new folder, or for ``last`` the newest that there is.
+
+    Args:
+        runs: Folder of all runs.
+        name: Name of the run.
+        ckpt_path: What the run resumes from.
+
+    Raises:
+        ValueError: If the name is a path.
+    """
+    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        raise ValueError(f"the name of a run is {name!r}; use letters, digits, dots, hyphens and underscores")
+    if RUN_FOLDER_VARIABLE in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return Path(os.environ[RUN_FOLDER_VARIABLE])
+    folders = [runs / name]
+    while folders[-1].exists():
+        folders.append(runs / f"{name}-v{len(folders) + 1}")
+    if ckpt_path == "last" and len(folders) > 1:
+        return folders[-2]
+    return folders[-1]
+
+
+def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) -> None:
+    """Compare the model options of this command with those of a checkpoint.
+
+    Raises:
+        SystemExit: If any differs; the message lists them.
+    """
+    conflicts = [
+        f"  --model.{name}: {saved[name]!r} in the checkpoint, {value!r} now"
+        for name, value in given.items()
+        if name in saved and name not in FREE_ON_RESUME and saved[name] != value
+    ]
+    if conflicts:
+        sys.exit(
+            f"error: the options differ from those of {path}:\n" + "\n".join(conflicts) + "\n"
+            "resume with the options of the run, or start a new run from its weights: --model.model runs/<name>/model"
+        )
+
+
+def _value_of(flag: str, args: list[str]) -> str | None:
+    for position, word in enumerate(args):
+        if word == flag and position + 1 < len(args):
+            return args[position + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def run_recipe(module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None) -> int:
+    """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 1 NaN loss."""
+    try:
+        RecipeCLI(module_class, default_config, args)
+    except SIGTERMException:
+        return EXIT_SIGTERM
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the message
+        return 1
+    return 0
