@@ -44,10 +44,10 @@ def seed_rank(trainer: Trainer, seed: int) -> None:
     torch.manual_seed(derive_seed(seed, "rank", trainer.global_rank))
 
 
-def seed_batch(trainer: Trainer, seed: int) -> None:
-    """Seed torch's generators for the training batch that is about to be computed on this rank."""
+def seed_batch(trainer: Trainer, seed: int, purpose: str = "step") -> None:
+    """Seed torch's generators for what is drawn from now on for the current training batch on this rank."""
     epoch, batch = training_position(trainer)
-    torch.manual_seed(derive_seed(seed, "batch", trainer.global_rank, epoch, batch))
+    torch.manual_seed(derive_seed(seed, purpose, trainer.global_rank, epoch, batch))
 
 
 def training_position(trainer: Trainer) -> Position:
@@ -61,7 +61,7 @@ def rewind_to_optimizer_step(trainer: Trainer) -> None:
     Gradients are not in a checkpoint. One that was written in the middle of an accumulation window (SIGTERM, an
     exception) would otherwise go on with part of the gradient; computing those batches again loses nothing.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     excess = progress.current.processed % trainer.accumulate_grad_batches
     if excess == 0 or progress.is_last_batch:  # on the last batch of an epoch, Lightning always steps
         return
@@ -97,9 +97,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     """
 
     def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(
-            range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True
-        )
+        rows: Any = range(size)
+        super().__init__(rows, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
         batches = epoch_batches(size, batch_size, world_size)
         self.num_samples = min(batches * batch_size, size // world_size)
         self.total_size = self.num_samples * world_size
@@ -124,7 +123,7 @@ class ResumableLoader(DataLoader[Any]):
         position: Returns the epoch and the number of its batches that are done.
         steps: Batches per epoch of an iterable dataset, which has no length of its own; it must never run dry.
         **kwargs: As for ``DataLoader``. The sampler is an :class:`EpochSampler`, or the dataset an iterable one with
-            a ``set_position(epoch, batches)`` method that returns the number of batches still to be thrown away.
+            a ``set_position(epoch, done)`` method; its first ``done`` batches are thrown away here.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class ResumableLoader(DataLoader[Any]):
                 self.sampler.start = done * (self.batch_size or 1)
             yield from super().__iter__()
             return
-        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        self.dataset.set_position(epoch, done)  # type: ignore[attr-defined]
         for index, batch in enumerate(super().__iter__()):
             if index >= done:
                 yield batch
@@ -204,13 +203,13 @@ def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int 
         )
     if num_shards % world_size:
         raise ValueError(
-            f"{num_shards} shards cannot be dealt out evenly to {world_size} ranks: every rank would read and decode all"
-            f" of the data; use a number of devices that divides {num_shards}, or write the data in a multiple of"
+            f"{num_shards} shards cannot be dealt out evenly to {world_size} ranks: every rank would read and decode"
+            f" all of the data; use a number of devices that divides {num_shards}, or write the data in a multiple of"
             f" {world_size} shards"
         )
     if num_workers > num_shards // world_size:
         raise ValueError(
-            f"{num_workers} workers per rank, but only {num_shards // world_size} of the {num_shards} shards for each of"
-            f" {world_size} ranks; pass --data.num_workers {num_shards // world_size} or fewer"
+            f"{num_workers} workers per rank, but only {num_shards // world_size} of the {num_shards} shards for each"
+            f" of {world_size} ranks; pass --data.num_workers {num_shards // world_size} or fewer"
         )
     return steps

@@ -25,7 +25,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
 
@@ -121,9 +121,7 @@ def load_source(
     features = splits["train"].features
     if features is None:  # a stream of a format that does not declare its columns
         features = next(iter(splits["train"].take(1)), {}).keys()
-        raise ValueError(
-            f"the stream does not declare its features (columns {sorted(features)}); use parquet instead"
-        )
+        raise ValueError(f"the stream does not declare its features (columns {sorted(features)}); use parquet instead")
     image = _find_image(features, image_column)
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
     label = _find_label(features, label_column, dataset) if labelled else None
@@ -133,9 +131,7 @@ def load_source(
     else:
         for name, split in splits.items():
             if len(split) == 0:
-                raise ValueError(
-                    f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row"
-                )
+                raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row")
     if label is not None:
         _name_classes(source, features, streaming)
         _check_same_classes(source, label)
@@ -152,9 +148,7 @@ def check_files(data_files: DataFiles | None, data_dir: str | None) -> None:
         if "://" in file or any(sign in file for sign in "*?["):
             continue
         if not (Path(data_dir or "") / file).exists():
-            raise FileNotFoundError(
-                f"data file {file!r} does not exist (looked in {Path(data_dir or '').resolve()})"
-            )
+            raise FileNotFoundError(f"data file {file!r} does not exist (looked in {Path(data_dir or '').resolve()})")
 
 
 def flat(data_files: DataFiles | None) -> list[str]:
@@ -186,19 +180,15 @@ def _load(
         stored = load_from_disk(str(folder))
         stored = stored if isinstance(stored, DatasetDict) else DatasetDict({"train": stored})
         return {name: split.to_iterable_dataset() for name, split in stored.items()} if streaming else stored
-    return load_dataset(
-        dataset,
-        name=config_name,
-        data_files=data_files,
-        data_dir=data_dir,
-        revision=revision,
-        streaming=streaming,
+    loaded: Mapping[str, Any] = load_dataset(
+        dataset, name=config_name, data_files=data_files, data_dir=data_dir, revision=revision, streaming=streaming
     )
+    return loaded
 
 
 def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:
     found = {ours: raw[theirs] for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in raw}
-    if "train" not in found and len(raw) == 1:
+    if not found and len(raw) == 1:  # an unusual name, but there is no other
         found = {"train": next(iter(raw.values()))}
     if "train" not in found:
         raise ValueError(f"no training split among {sorted(raw)}; name the files of each split in data_files")
@@ -214,7 +204,7 @@ def _find_image(features: Features, wanted: str | None) -> str:
     if not images:  # a table with the paths of pictures
         images = [name for name, feature in features.items() if name in IMAGE_NAMES and is_text(feature)]
     if len(images) == 1:
-        return images[0]
+        return str(images[0])
     problem = f"{len(images)} image columns {images}" if images else "no image column"
     raise ValueError(f"{problem} among {describe(features)}; name one with image_column")
 
@@ -226,13 +216,11 @@ def _find_label(features: Features, wanted: str | None, dataset: str) -> str:
         return wanted
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not labels:
-        labels = [
-            name for name, f in features.items() if name in LABEL_NAMES and (is_text(f) or is_integer(f))
-        ]
+        labels = [name for name, f in features.items() if name in LABEL_NAMES and (is_text(f) or is_integer(f))]
     if len(labels) > 1 and len(usual := [name for name in labels if name in LABEL_NAMES]) == 1:
         labels = usual
     if len(labels) == 1:
-        return labels[0]
+        return str(labels[0])
     problem = f"{len(labels)} label columns {labels}" if labels else "no label column"
     hint = (
         "; imagefolder makes labels of the folders that hold the pictures, TRAIN/CLASS/PICTURE, and of at least two"
@@ -257,9 +245,7 @@ def is_integer(feature: Any) -> bool:
 
 def describe(features: Features) -> str:
     """Return ``name (type)`` of every column."""
-    return ", ".join(
-        f"{name} ({getattr(f, 'dtype', None) or type(f).__name__})" for name, f in features.items()
-    )
+    return ", ".join(f"{name} ({getattr(f, 'dtype', None) or type(f).__name__})" for name, f in features.items())
 
 
 def shorten(names: Sequence[Any], limit: int = 20) -> str:
@@ -305,9 +291,7 @@ def _check_same_classes(source: Source, label: str) -> None:
     reference = source.splits["train"].features[label]
     for name, split in source.splits.items():
         if label not in split.features:
-            raise ValueError(
-                f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}"
-            )
+            raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
         if isinstance(reference, ClassLabel) and split.features[label].names != reference.names:
             raise ValueError(
                 f"split {name!r} numbers its classes differently from train: {shorten(split.features[label].names)}"
@@ -350,14 +334,10 @@ def class_table(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]]
     width = max(5, *(len(name) for name in names[:limit]))
     lines = ["".join([f"{'id':>5}  {'class':<{width}}", *(f"{split:>12}" for split in counts)])]
     for index, name in enumerate(names[:limit]):
-        lines.append(
-            "".join([f"{index:>5}  {name:<{width}}", *(f"{count[index]:>12,}" for count in counts.values())])
-        )
+        lines.append("".join([f"{index:>5}  {name:<{width}}", *(f"{count[index]:>12,}" for count in counts.values())]))
     if len(names) > limit:
         lines.append(f"{'...':>5}  {len(names) - limit} more classes")
-    lines.append(
-        "".join([f"{'':>5}  {'all':<{width}}", *(f"{count.sum():>12,}" for count in counts.values())])
-    )
+    lines.append("".join([f"{'':>5}  {'all':<{width}}", *(f"{count.sum():>12,}" for count in counts.values())]))
     return "\n".join(lines)
 
 
@@ -429,7 +409,5 @@ def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[
     known = labels[labels != UNLABELLED]
     counts = Counter(known.tolist())
     if counts and (min(counts) < 0 or max(counts) >= num_classes):
-        raise ValueError(
-            f"class ids run from {min(counts)} to {max(counts)}, but there are {num_classes} classes"
-        )
+        raise ValueError(f"class ids run from {min(counts)} to {max(counts)}, but there are {num_classes} classes")
     return np.array([counts[index] for index in range(num_classes)], dtype=np.int64)

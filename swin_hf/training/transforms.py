@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -70,9 +70,7 @@ def decode_picture(
         return _to_8_bits(picture, "RGB" if num_channels == 3 else "L", tuple(background))
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise UnreadablePictureError(f"{_describe(cell)}: {type(error).__name__}: {error}") from error
 
 
@@ -108,19 +106,15 @@ def _to_8_bits(picture: Image.Image, mode: str, background: tuple[int, ...]) -> 
 def _scale_grey(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Scale 16-bit, 32-bit or floating-point grey values to ``uint8``."""
     if not np.isfinite(pixels).all() or pixels.min() < 0:
-        raise ValueError(
-            "grey values are negative or not finite, so they have no place on a scale from 0 to 255"
-        )
+        raise ValueError("grey values are negative or not finite, so they have no place on a scale from 0 to 255")
     if np.issubdtype(pixels.dtype, np.integer):
         if pixels.max() > 65535:
             raise ValueError(f"grey values reach {pixels.max()}; at most 16 bits are understood")
-        return np.rint(pixels.astype(np.float32) * (255 / 65535)).astype(np.uint8)
+        return np.asarray(np.rint(pixels.astype(np.float32) * (255 / 65535)), dtype=np.uint8)
     if pixels.max() > 255:
-        raise ValueError(
-            f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood"
-        )
+        raise ValueError(f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood")
     scale = 255.0 if pixels.max() <= 1 else 1.0
-    return np.rint(pixels * scale).astype(np.uint8)
+    return np.asarray(np.rint(pixels * scale), dtype=np.uint8)
 
 
 class TrainTransform:
@@ -172,7 +166,8 @@ class TrainTransform:
         """Return the augmented picture, ``(C, H, W)`` of ``uint8``."""
         for step in self.steps:
             picture = step(picture)
-        return tvf.pil_to_tensor(picture)
+        pixels: Tensor = tvf.pil_to_tensor(picture)
+        return pixels
 
 
 class EvalTransform:
@@ -202,12 +197,12 @@ class EvalTransform:
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the resized picture, ``(C, H, W)`` of ``uint8``."""
         height, width = self.image_size
-        pixels = tvf.pil_to_tensor(picture)
-        if self.shortest_edge is None:
-            return tvf.resize(pixels, [height, width], interpolation=self.resampling, antialias=True)
-        pixels = tvf.resize(pixels, [self.shortest_edge], interpolation=self.resampling, antialias=True)
-        top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
-        return tvf.crop(pixels, top, left, height, width)
+        size = [height, width] if self.shortest_edge is None else [self.shortest_edge]
+        pixels: Tensor = tvf.resize(tvf.pil_to_tensor(picture), size, interpolation=self.resampling, antialias=True)
+        if self.shortest_edge is not None:
+            top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+            pixels = tvf.crop(pixels, top, left, height, width)
+        return pixels
 
 
 def shortest_edge(image_size: tuple[int, int], crop_pct: float) -> int:
@@ -226,4 +221,5 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scale = 1.0 / (1 / 255)  # the processors multiply mean and std by this, and round as this does
     centre = torch.tensor(mean, device=pixels.device) * scale
     spread = torch.tensor(std, device=pixels.device) * scale
-    return tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)
+    normalized: Tensor = tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)
+    return normalized

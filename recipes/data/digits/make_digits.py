@@ -34,9 +34,7 @@ def main() -> None:
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
     everything = np.arange(len(pixels))
-    train, test = train_test_split(
-        everything, test_size=TEST_FRACTION, stratify=digits.target, random_state=SEED
-    )
+    train, test = train_test_split(everything, test_size=TEST_FRACTION, stratify=digits.target, random_state=SEED)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in digits.target_names])})
     output.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", np.sort(train)), ("test", np.sort(test))):

@@ -1,0 +1,843 @@
+"""Any image dataset, as batches that a Swin can learn from: :class:`ImageDataModule`.
+
+Pictures travel as ``uint8`` and are normalised on the device. How the order and the random numbers are made
+reproducible is told in :mod:`swin_hf.training.sampling`; how columns and classes are found, in
+:mod:`swin_hf.training.sources`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.utils.data
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from transformers import BaseImageProcessor, BitImageProcessor, ViTImageProcessor
+
+from . import sampling, sources
+from .transforms import (
+    INTERPOLATIONS,
+    AutoAugment,
+    EvalTransform,
+    Interpolation,
+    ResizeMode,
+    TrainTransform,
+    UnreadablePictureError,
+    decode_picture,
+    normalize,
+    shortest_edge,
+)
+
+OnError = Literal["raise", "skip", "replace"]
+Batch = dict[str, Any]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
+SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
+REPLACEMENTS = 10  # pictures tried in place of an unreadable one before giving up
+
+
+class PictureReader:
+    """From the stored cells of a row to ``(pixels, label)``; a plain object that travels to loader workers.
+
+    Args:
+        source: Where pictures and labels are.
+        split: Name of the split, for messages.
+        transform: From a decoded PIL image to ``(C, H, W)`` of ``uint8``.
+        num_channels: 3 or 1.
+        background: Colour behind transparent pixels.
+        on_error: What to do with a picture that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        source: sources.Source,
+        split: str,
+        transform: Callable[[Any], Tensor],
+        num_channels: int,
+        background: Sequence[int],
+        on_error: OnError,
+    ) -> None:
+        self.image_column, self.label_column = source.image_column, source.label_column
+        self.encode, self.root = source.encode, source.root
+        self.split, self.transform = split, transform
+        self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [self.image_column] if self.label_column is None else [self.image_column, self.label_column]
+
+    def read(self, cell: Any, seed: int, row: Any) -> Tensor | UnreadablePictureError:
+        """Decode and transform one picture with random numbers of its own.
+
+        Args:
+            cell: Stored picture.
+            seed: Seed of the augmentation; the caller's random stream is left as it was.
+            row: Row number, for the message.
+
+        Returns:
+            ``(C, H, W)`` of ``uint8``, or the error when the policy is to go on.
+
+        Raises:
+            UnreadablePictureError: If the policy is ``raise``.
+        """
+        try:
+            picture = decode_picture(cell, self.num_channels, self.background, self.root)
+        except UnreadablePictureError as error:
+            message = f"{self.split} row {row}: {error}"
+            if self.on_error == "raise":
+                raise UnreadablePictureError(
+                    f"{message}; repair or remove the file, or pass --data.on_error skip (or replace)"
+                ) from error
+            return UnreadablePictureError(message)
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
+        try:
+            return self.transform(picture)
+        finally:
+            torch.set_rng_state(state)
+
+
+class PictureDataset(torch.utils.data.Dataset[Any]):
+    """The rows of a split as batches; asked for by row number, or by ``(epoch, row)`` when training.
+
+    Args:
+        data: Split with undecoded pictures.
+        rows: Row of ``data`` behind each index.
+        labels: Class id of each index; None without labels.
+        reader: Decoder and transform.
+        seed: Seed of the augmentation.
+        training: Whether an unreadable picture may be replaced by another.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        rows: np.ndarray[Any, Any],
+        labels: np.ndarray[Any, Any] | None,
+        reader: PictureReader,
+        seed: int,
+        training: bool,
+    ) -> None:
+        self.data = data.select_columns([reader.image_column])
+        self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
+        """Read a whole batch in one access; called by torch's fetcher."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        cells = self.data[[int(self.rows[index]) for _, index in pairs]][self.reader.image_column]
+        samples = []
+        for (epoch, index), cell in zip(pairs, cells, strict=True):
+            sample = self._sample(epoch, index, cell)
+            samples.append(sample)
+        if self.training and all("pixel_values" not in sample for sample in samples):
+            samples.append(self._replacement(*pairs[0]))  # a batch must not be empty: the other ranks wait for it
+        return samples
+
+    def _sample(self, epoch: int, index: int, cell: Any) -> Batch:
+        row = int(self.rows[index])
+        pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row), row)
+        if isinstance(pixels, Tensor):
+            return self._labelled(pixels, index)
+        sample: Batch = {"unreadable": str(pixels)}
+        if self.reader.on_error == "replace" and self.training:
+            sample |= self._replacement(epoch, index)
+        return sample
+
+    def _replacement(self, epoch: int, index: int) -> Batch:
+        generator = np.random.default_rng(sampling.derive_seed(self.seed, "replacement", epoch, int(self.rows[index])))
+        for other in generator.integers(len(self), size=REPLACEMENTS):
+            row = int(self.rows[other])
+            cell = self.data[row][self.reader.image_column]
+            pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row, index), row)
+            if isinstance(pixels, Tensor):
+                return self._labelled(pixels, int(other))
+        raise UnreadablePictureError(
+            f"{self.reader.split} row {int(self.rows[index])} and {REPLACEMENTS} pictures tried in its place are all"
+            " unreadable; check the files of the dataset"
+        )
+
+    def _labelled(self, pixels: Tensor, index: int) -> Batch:
+        return (
+            {"pixel_values": pixels} if self.labels is None else {"pixel_values": pixels, "label": self.labels[index]}
+        )
+
+
+class PictureStream(torch.utils.data.IterableDataset[Any]):
+    """A stream as samples. An unreadable picture leaves its place in the batch empty, whatever the policy.
+
+    Args:
+        data: This rank's share of the stream, endless when training.
+        source: For class ids.
+        reader: Decoder and transform.
+        seed: Seed of the augmentation.
+        rank: This process.
+        batch_size: Samples per batch, to count batches that need not be decoded.
+    """
+
+    def __init__(
+        self,
+        data: IterableDataset,
+        source: sources.Source,
+        reader: PictureReader,
+        seed: int,
+        rank: int,
+        batch_size: int,
+    ) -> None:
+        self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
+        self.class_id = source.class_id
+        self.epoch = self.done = 0
+
+    def set_position(self, epoch: int, done: int) -> None:
+        """Choose the epoch's order, and how many batches are only counted because they have been trained on."""
+        self.data.set_epoch(epoch)
+        self.epoch, self.done = epoch, done
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        counted = self.batch_size * len(range(number, self.done, workers))
+        for place, cells in enumerate(self.data):
+            if place < counted:
+                yield {}
+                continue
+            seed = sampling.derive_seed(self.seed, "stream", self.rank, number, self.epoch, place)
+            pixels = self.reader.read(cells[self.reader.image_column], seed, place)
+            if not isinstance(pixels, Tensor):
+                yield {"unreadable": str(pixels)}
+            elif self.reader.label_column is None:
+                yield {"pixel_values": pixels}
+            else:
+                yield {"pixel_values": pixels, "label": self.class_id(cells[self.reader.label_column])}
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B,) int64}``.
+
+    Unreadable pictures are left out and named under ``unreadable``, for the main process to count.
+
+    Raises:
+        UnreadablePictureError: If no picture of the batch can be read.
+    """
+    unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
+    readable = [sample for sample in samples if "pixel_values" in sample]
+    if not readable:
+        if not unreadable:
+            return {}  # counted, not decoded: see PictureStream
+        raise UnreadablePictureError(f"no picture of a batch of {len(samples)} can be read: {unreadable[0]}")
+    batch: Batch = {"pixel_values": torch.stack([sample["pixel_values"] for sample in readable])}
+    if "label" in readable[0]:
+        batch["labels"] = torch.tensor([int(sample["label"]) for sample in readable])
+    if unreadable:
+        batch["unreadable"] = unreadable
+    return batch
+
+
+class ImageDataModule(LightningDataModule):
+    """Training, validation and test batches of any image dataset that ``datasets`` reads.
+
+    Without a validation split, a stratified share of the training split is held out; the test split is never used to
+    choose anything. Batches are ``{"pixel_values": (B, C, H, W), "labels": (B,)}``.
+
+    Args:
+        dataset: Hub id, local folder, a folder written by save_to_disk, or a format: imagefolder, parquet,
+            webdataset, arrow, csv, json.
+        data_files: Files of the format: a pattern, a list, or one of them for each of train, validation and test.
+        data_dir: Folder of the format.
+        config_name: Configuration of a Hub dataset.
+        revision: Branch, tag or commit of a Hub dataset.
+        streaming: Read while training, without a local copy; needs trainer.limit_train_batches.
+        image_column: Image column; found by type when there is only one.
+        label_column: Label column; found by type when there is only one.
+        labelled: False for pictures without labels, as in pre-training.
+        image_size: Height and width in pixels, or one number for both.
+        num_channels: 3 (RGB) or 1 (grey).
+        batch_size: Training pictures per step on each device.
+        eval_batch_size: Pictures per evaluation step on each device; batch_size if not given.
+        num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
+        validation_fraction: Share of the training split to hold out when the dataset has no validation split.
+        test_fraction: Share of the training split to hold out when the dataset has no test split.
+        limit_train: Use only this many training pictures, drawn at random and stratified.
+        seed: Seed of the order and of the augmentation; seed_everything's if not given.
+        split_seed: Seed of the held-out shares, so that another seed does not change what is measured.
+        mean: Mean of each channel for values in 0..1; ImageNet's if not given, "dataset" to measure it.
+        std: Standard deviation of each channel; likewise.
+        crop_scale: Least and greatest area of the random resized crop.
+        crop_ratio: Least and greatest width-to-height ratio of the random resized crop.
+        crop_padding: Resize, pad by so many pixels and crop at random, in place of the random resized crop.
+        hflip: Probability of a horizontal flip.
+        auto_augment: randaugment, trivialaugment, or nothing.
+        erasing: Probability of random erasing, with noise.
+        interpolation: nearest, bilinear or bicubic.
+        resize_mode: Evaluation: crop (shorter side, then centre crop) or squash (all of the picture).
+        crop_pct: Evaluation: share of the shorter side that the centre crop keeps.
+        background: Red, green and blue (0..255) behind transparent pixels.
+        on_error: What to do with an unreadable picture: raise, skip, or replace (by another one, in training only).
+    """
+
+    def __init__(
+        self,
+        dataset: str = "parquet",
+        data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+        data_dir: str | None = None,
+        config_name: str | None = None,
+        revision: str | None = None,
+        streaming: bool = False,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        labelled: bool = True,
+        image_size: int | tuple[int, int] = 32,
+        num_channels: int = 3,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        limit_train: int | None = None,
+        seed: int | None = None,
+        split_seed: int = 0,
+        mean: list[float] | Literal["dataset"] | None = None,
+        std: list[float] | Literal["dataset"] | None = None,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_padding: int | None = None,
+        hflip: float = 0.5,
+        auto_augment: AutoAugment | None = None,
+        erasing: float = 0.0,
+        interpolation: Interpolation = "bicubic",
+        resize_mode: ResizeMode = "crop",
+        crop_pct: float = 0.875,
+        background: tuple[int, int, int] = (255, 255, 255),
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__()
+        self.dataset, self.data_files, self.data_dir = dataset, data_files, data_dir
+        self.config_name, self.revision, self.streaming = config_name, revision, streaming
+        self.image_column, self.label_column, self.labelled = image_column, label_column, labelled
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.num_channels = num_channels
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.validation_fraction, self.test_fraction, self.limit_train = validation_fraction, test_fraction, limit_train
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.split_seed = split_seed
+        self.mean, self.std = self._channel_values(mean, IMAGENET_MEAN), self._channel_values(std, IMAGENET_STD)
+        self.crop_scale, self.crop_ratio, self.crop_padding = crop_scale, crop_ratio, crop_padding
+        self.hflip, self.auto_augment, self.erasing = hflip, auto_augment, erasing
+        self.interpolation, self.resize_mode, self.crop_pct = interpolation, resize_mode, crop_pct
+        self.background, self.on_error = background, on_error
+        self._check_options()
+        self._source: sources.Source | None = None
+        self._rows: dict[str, np.ndarray[Any, Any]] = {}
+        self._labels: dict[str, np.ndarray[Any, Any]] = {}
+        self._held_out: list[str] = []
+        self._fingerprint = ""
+        self._restored: dict[str, Any] | None = None
+        self._unreadable: dict[str, str] = {}
+        self._announced = False
+
+    def _channel_values(self, values: Any, imagenet: Sequence[float]) -> list[float] | Literal["dataset"]:
+        if values == "dataset":
+            return "dataset"
+        if values is None:  # the grey of ImageNet is the mean of its colours
+            values = imagenet if self.num_channels == 3 else [sum(imagenet) / 3]
+        if len(values) != self.num_channels:
+            raise ValueError(f"{len(values)} values {list(values)} in mean or std for {self.num_channels} channels")
+        return [float(value) for value in values]
+
+    def _check_options(self) -> None:
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels {self.num_channels} is neither 3 (RGB) nor 1 (grey)")
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not a positive number of pictures")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size {self.image_size} is not a positive height and width in pixels")
+        for name in ("validation_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not a share in [0, 1)")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct} is not a share in (0, 1]")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} is none of {sorted(INTERPOLATIONS)}")
+        if self.resize_mode not in ("crop", "squash"):
+            raise ValueError(f"resize_mode {self.resize_mode!r} is neither 'crop' nor 'squash'")
+        if self.auto_augment not in (None, "randaugment", "trivialaugment"):
+            raise ValueError(f"auto_augment {self.auto_augment!r} is neither 'randaugment' nor 'trivialaugment'")
+        if self.on_error not in ("raise", "skip", "replace"):
+            raise ValueError(f"on_error {self.on_error!r} is none of 'raise', 'skip' and 'replace'")
+        formats = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
+        if self.dataset in formats and self.data_files is None and self.data_dir is None:
+            raise ValueError(f"dataset {self.dataset!r} is a format; say where the files are: data_files or data_dir")
+
+    # What the data are. Everything below loads the dataset when it is first asked for.
+
+    def load(self) -> sources.Source:
+        """Load the dataset, find columns and classes, and hold out what has to be held out. Idempotent."""
+        if self._source is None:
+            source = sources.load_source(
+                self.dataset,
+                data_files=self.data_files,
+                data_dir=self.data_dir,
+                config_name=self.config_name,
+                revision=self.revision,
+                streaming=self.streaming,
+                image_column=self.image_column,
+                label_column=self.label_column,
+                labelled=self.labelled,
+            )
+            if not self.streaming:
+                self._divide(source)
+            self._fingerprint = sources.fingerprint(source)
+            self._source = source
+            self._measure()
+        return self._source
+
+    def _divide(self, source: sources.Source) -> None:
+        """Choose the rows of each split: those with a label, less what is held out of the training split."""
+        for name, split in source.splits.items():
+            rows = np.arange(len(split))
+            if source.label_column is None:
+                labels = np.zeros(len(split), dtype=np.int64)
+            else:
+                labels = source.labels(name)
+                sources.count_classes(labels, len(source.class_names))
+                rows = np.flatnonzero(labels != sources.UNLABELLED)
+                if len(rows) < len(labels):
+                    rank_zero_warn(
+                        f"{len(labels) - len(rows)} of {len(labels)} rows of {name!r} have no label: left out"
+                    )
+            if name == "train" and len(rows) == 0:
+                raise ValueError(f"no row of the training split has a label in column {source.label_column!r}")
+            if len(rows):
+                self._rows[name], self._labels[name] = rows, labels[rows]
+        for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
+            if name not in self._rows and fraction > 0:
+                kept, held = sources.stratified_split(self._labels["train"], fraction, self.split_seed)
+                if len(held) == 0:
+                    raise ValueError(
+                        f"{name}_fraction {fraction} of {len(kept)} training pictures is none; give a {name} split or a"
+                        " larger fraction"
+                    )
+                self._take(name, held)
+                self._take("train", kept)
+                self._held_out.append(name)
+        if self.limit_train is not None and self.limit_train < len(self._rows["train"]):
+            share = self.limit_train / len(self._rows["train"])
+            self._take("train", sources.stratified_split(self._labels["train"], share, self.split_seed)[1])
+        if source.label_column is not None and len(np.unique(self._labels["train"])) < 2:
+            raise ValueError(
+                f"all training pictures are of one class, {source.class_names[self._labels['train'][0]]!r}; a"
+                " classifier needs two"
+            )
+
+    def _take(self, name: str, places: np.ndarray[Any, Any]) -> None:
+        self._rows[name], self._labels[name] = self._rows["train"][places], self._labels["train"][places]
+
+    def _measure(self) -> None:
+        """Replace mean="dataset" and std="dataset" by the statistics of evenly spaced training pictures."""
+        if "dataset" not in (self.mean, self.std):
+            return
+        if self.streaming:
+            raise ValueError('mean="dataset" needs the pictures at hand; give numbers when streaming')
+        data = self._dataset("train", EvalTransform(self.image_size, "squash", 1.0, self.interpolation), training=False)
+        places = np.linspace(0, len(data) - 1, num=min(STATISTICS_SAMPLE, len(data)), dtype=int)
+        total, squares = torch.zeros(2, self.num_channels, dtype=torch.float64)
+        count = 0
+        for place in places:
+            pixels = data[int(place)].get("pixel_values")
+            if pixels is not None:
+                values = pixels.flatten(1).double() / 255
+                total, squares, count = total + values.sum(1), squares + (values**2).sum(1), count + values.shape[1]
+        mean = total / max(1, count)
+        std = (squares / max(1, count) - mean**2).clamp(min=0).sqrt()
+        if not bool((std > 1e-3).all()):
+            raise ValueError(f"the training pictures are of one colour (standard deviation {std.tolist()})")
+        if self.mean == "dataset":
+            self.mean = [round(float(value), 4) for value in mean]
+        if self.std == "dataset":
+            self.std = [round(float(value), 4) for value in std]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.load().class_names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Name of each class id."""
+        return dict(enumerate(self.load().class_names))
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Training pictures of each class; empty for a stream."""
+        source = self.load()
+        if self.streaming or source.label_column is None:
+            return {}
+        counts = sources.count_classes(self._labels["train"], len(source.class_names))
+        return dict(zip(source.class_names, counts.tolist(), strict=True))
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Number of pictures in each split that there is; empty for a stream."""
+        self.load()
+        return {name: len(self._rows[name]) for name in ("train", "validation", "test") if name in self._rows}
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split with labels."""
+        return "test" in self.load().splits if self.streaming else "test" in self.split_sizes
+
+    @property
+    def train_size(self) -> int:
+        """Number of training pictures in an epoch, before the remainder of the last batch is dropped."""
+        if not self.streaming:
+            return self.split_sizes["train"]
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        return self._stream_steps() * self.batch_size * world_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the training data that is the same on every machine."""
+        self.load()
+        return self._fingerprint
+
+    def steps_per_epoch(self, world_size: int = 1, accumulate: int = 1) -> int:
+        """Number of optimiser steps in an epoch, by arithmetic: no loader is built, so resuming stays exact.
+
+        ``trainer.limit_train_batches`` is taken into account when the data module belongs to a trainer.
+
+        Args:
+            world_size: Number of ranks.
+            accumulate: Batches per optimiser step.
+        """
+        if self.streaming:
+            batches = self._stream_steps()
+        else:
+            batches = sampling.epoch_batches(self.train_size, self.batch_size, world_size)
+            limit = self.trainer.limit_train_batches if self.trainer is not None else 1.0
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return -(-batches // accumulate)
+
+    def _stream_steps(self) -> int:
+        trainer = self.trainer
+        return sampling.check_stream(
+            num_shards=self.load().num_shards,
+            world_size=trainer.world_size if trainer is not None else 1,
+            num_workers=self._workers(),
+            steps=trainer.limit_train_batches if trainer is not None else None,
+        )
+
+    def image_processor(self) -> BaseImageProcessor:
+        """The image processor to save beside the weights: same pixels as this module's evaluation batches.
+
+        A ``ViTImageProcessor``; a ``BitImageProcessor`` where there is a centre crop. Both blend transparency with
+        white, so a ``background`` of another colour is not part of them.
+        """
+        self.load()
+        height, width = self.image_size
+        common: dict[str, Any] = {
+            "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[self.interpolation],  # PIL's numbers
+            "image_mean": self.mean,
+            "image_std": self.std,
+            "do_convert_rgb": self.num_channels == 3,
+        }
+        if self.resize_mode == "squash":
+            return ViTImageProcessor(size={"height": height, "width": width}, **common)
+        return BitImageProcessor(
+            size={"shortest_edge": shortest_edge(self.image_size, self.crop_pct)},
+            crop_size={"height": height, "width": width},
+            **common,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a model card should know about the data; plain values, no absolute path."""
+        source = self.load()
+        return {
+            "dataset": _shareable(self.dataset),
+            "config_name": self.config_name,
+            "revision": self.revision,
+            "data_files": _shareable(self.data_files),
+            "data_dir": _shareable(self.data_dir),
+            "streaming": self.streaming,
+            "fingerprint": self.fingerprint,
+            "splits": self.split_sizes,
+            "held_out": list(self._held_out),
+            "split_seed": self.split_seed,
+            "class_names": list(source.class_names),
+            "class_counts": self.class_counts,
+            "image_size": list(self.image_size),
+            "num_channels": self.num_channels,
+            "mean": self.mean,
+            "std": self.std,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "augmentation": {
+                "crop": {"padding": self.crop_padding}
+                if self.crop_padding is not None
+                else {"scale": list(self.crop_scale), "ratio": list(self.crop_ratio)},
+                "hflip": self.hflip,
+                "auto_augment": self.auto_augment,
+                "erasing": self.erasing,
+            },
+            "evaluation": {"resize_mode": self.resize_mode, "crop_pct": self.crop_pct}
+            if self.resize_mode == "crop"
+            else {"resize_mode": self.resize_mode},
+            "interpolation": self.interpolation,
+            "background": list(self.background),
+            "on_error": self.on_error,
+            "unreadable": len(self._unreadable),
+        }
+
+    # Lightning's hooks, in the order in which they run.
+
+    def prepare_data(self) -> None:
+        """Download once per node."""
+        self.load()
+
+    def setup(self, stage: str) -> None:
+        """Check how the processes were started, print the class table and record the held-out rows."""
+        source = self.load()
+        trainer = self.trainer
+        if trainer is not None:
+            sampling.check_launch(trainer)
+        if stage != "fit":
+            return
+        if self.streaming:
+            self._stream_steps()
+        elif self.labelled and not self._announced:
+            counts = {
+                name: sources.count_classes(self._labels[name], len(source.class_names)) for name in self.split_sizes
+            }
+            sources.announce_classes(source.class_names, counts)
+            self._announced = True
+        if trainer is not None and trainer.logger is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = trainer.log_dir  # asked for by every rank: Lightning broadcasts it
+            if folder is not None and trainer.is_global_zero:
+                self.save_split(folder)
+
+    def save_split(self, folder: str | Path) -> None:
+        """Write ``split.json``: which rows of the stored training split were held out, and how to draw them again."""
+        if not self._held_out:
+            return
+        record = {
+            "dataset": _shareable(self.dataset),
+            "fingerprint": self.fingerprint,
+            "split_seed": self.split_seed,
+            **{name: self._rows[name].tolist() for name in self._held_out},
+        }
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = path / "split.json.tmp"
+        temporary.write_text(json.dumps(record) + "\n")
+        temporary.replace(path / "split.json")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the training split, from where a restored run stopped."""
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        if trainer is not None:
+            self._check_restored()
+            sampling.rewind_to_optimizer_step(trainer)
+        transform = TrainTransform(
+            self.image_size,
+            self.crop_scale,
+            self.crop_ratio,
+            self.crop_padding,
+            self.hflip,
+            self.auto_augment,
+            self.interpolation,
+            fill=[round(255 * value) for value in self.mean if isinstance(value, float)],
+        )
+        position = (lambda: sampling.training_position(trainer)) if trainer is not None else None
+        if self.streaming:
+            return sampling.ResumableLoader(
+                self._stream("train", transform, rank, world_size),
+                position=position,
+                steps=self._stream_steps(),
+                batch_size=self.batch_size,
+                **self._loader_options(persistent=False),
+            )
+        data = self._dataset("train", transform, training=True)
+        sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, rank, world_size)
+        return sampling.ResumableLoader(
+            data,
+            position=position,
+            batch_size=min(self.batch_size, sampler.num_samples),
+            sampler=sampler,
+            drop_last=True,
+            **self._loader_options(persistent=True),
+        )
+
+    def val_dataloader(self) -> Any:
+        """Batches of the validation split, each picture once; an empty list if there is none."""
+        return self._eval_loader("validation", persistent=True) if self._has("validation") else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Batches of the test split, each picture once."""
+        if not self._has("test"):
+            raise ValueError(
+                f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
+                " in data_files, or hold out a share with test_fraction before training"
+            )
+        return self._eval_loader("test", persistent=False)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of the test split, or of the validation split if there is none."""
+        return self._eval_loader("test" if self._has("test") else "validation", persistent=False)
+
+    def _has(self, name: str) -> bool:
+        return name in (self.load().splits if self.streaming else self.split_sizes)
+
+    def _eval_loader(self, name: str, persistent: bool) -> DataLoader[Any]:
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        transform = EvalTransform(self.image_size, self.resize_mode, self.crop_pct, self.interpolation)
+        if self.streaming:
+            stream = self._stream(name, transform, rank, world_size)
+            return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options(persistent=False))
+        data = self._dataset(name, transform, training=False)
+        if len(data) < world_size:
+            raise ValueError(f"{len(data)} pictures of split {name!r} for {world_size} ranks; use fewer devices")
+        sampler = UnrepeatedDistributedSampler(data, num_replicas=world_size, rank=rank, shuffle=False)
+        return DataLoader(
+            data, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(persistent=persistent)
+        )
+
+    def _dataset(self, name: str, transform: Callable[[Any], Tensor], training: bool) -> PictureDataset:
+        source = self._source
+        assert source is not None
+        stored = name if name in source.splits else "train"  # held out of the training split
+        reader = PictureReader(source, stored, transform, self.num_channels, self.background, self.on_error)
+        labels = self._labels[name] if source.label_column is not None else None
+        return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training)
+
+    def _stream(self, name: str, transform: Callable[[Any], Tensor], rank: int, world_size: int) -> PictureStream:
+        source = self.load()
+        reader = PictureReader(source, name, transform, self.num_channels, self.background, self.on_error)
+        data = source.splits[name].select_columns(reader.columns)
+        if name == "train":
+            data = data.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
+        data = split_dataset_by_node(data, rank, world_size)
+        if name == "train":
+            data = data.repeat(None)
+        batch_size = self.batch_size if name == "train" else self.eval_batch_size
+        return PictureStream(data, source, reader, self.seed, rank, batch_size)
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
+            return 0  # the model needs the cores more
+        local = max(1, self.trainer.num_devices)
+        workers = min(8, len(os.sched_getaffinity(0)) // local)
+        return min(workers, self.load().num_shards // self.trainer.world_size) if self.streaming else workers
+
+    def _loader_options(self, persistent: bool) -> dict[str, Any]:
+        workers = self._workers()
+        return {
+            "num_workers": workers,
+            "collate_fn": collate,
+            "persistent_workers": persistent and workers > 0,
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        }
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Take the names of unreadable pictures out of the batch and remember them."""
+        for message in batch.pop("unreadable", ()):
+            self._unreadable.setdefault(message.split(": ", 1)[0], message)
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Seed the training batch, then normalise and erase on the device."""
+        trainer = self.trainer
+        training = trainer is not None and trainer.training
+        if trainer is not None and training:
+            sampling.seed_batch(trainer, self.seed, "pixels")
+        pixels = batch["pixel_values"]
+        if pixels.dtype == torch.uint8:
+            pixels = normalize(pixels, self.mean, self.std)  # type: ignore[arg-type]
+            if training and self.erasing > 0:
+                erase = v2.RandomErasing(self.erasing, value="random", inplace=True)
+                for picture in pixels:
+                    erase(picture)
+            if trainer is not None and trainer.lightning_module is not None:
+                pixels = pixels.to(trainer.lightning_module.dtype)
+            batch["pixel_values"] = pixels
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Say how many pictures could not be read."""
+        if self._unreadable:
+            examples = "\n  ".join(list(self._unreadable.values())[:10])
+            rank = f" on rank {self.trainer.global_rank}" if self.trainer and self.trainer.world_size > 1 else ""
+            rank_zero_info(f"{len(self._unreadable)} pictures could not be read{rank} ({self.on_error}):\n  {examples}")
+
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must not change between an interruption and its resumption."""
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        return {
+            "fingerprint": self.fingerprint,
+            "train_size": self.split_sizes.get("train"),
+            "split_seed": self.split_seed,
+            "seed": self.seed,
+            "global_batch": self.batch_size * world_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the state of the interrupted run; it is compared when training goes on."""
+        self._restored = state_dict
+
+    def _check_restored(self) -> None:
+        """Refuse to resume on other data or in another order, rather than train on something unintended.
+
+        Raises:
+            ValueError: If a value differs; a different global batch is accepted at the start of an epoch.
+        """
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        inside_epoch = progress.current.processed > 0 and not progress.is_last_batch
+        for name, now in self.state_dict().items():
+            before = restored.get(name, now)
+            if before != now and (name != "global_batch" or inside_epoch):
+                raise ValueError(
+                    f"the checkpoint was written with data {name} {before}, and this run has {now}; resume with the"
+                    " same data and options, or start a new run from the saved weights (--model.checkpoint)"
+                )
+
+
+def _shareable(value: Any) -> Any:
+    """Replace absolute paths by what is below the working directory, or by the file name."""
+    if isinstance(value, dict):
+        return {key: _shareable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shareable(item) for item in value]
+    if isinstance(value, str) and os.path.isabs(value):
+        path = Path(value)
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    return value
