@@ -5,6 +5,7 @@ A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so
 a requeue and a resume.
 """
 
+import logging
 import os
 import re
 import sys
@@ -17,11 +18,11 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers.utils.logging import disable_progress_bar
 
 from .callbacks import (
     BestCheckpoint,
@@ -150,9 +151,10 @@ class RecipeCLI(LightningCLI):
             kwargs["logger"] = extra or False
         interactive = sys.stdout.isatty()
         kwargs["enable_progress_bar"] = trainer.enable_progress_bar is not False and interactive
-        created = super().instantiate_trainer(**kwargs)
-        created.callbacks[:] = order(created.callbacks, self.own_callbacks(folder, interactive))
-        return created
+        chosen = self._get(self.config_init, "trainer").callbacks or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        kwargs["callbacks"] = [*self.own_callbacks(folder, interactive), *chosen]  # checkpoints: the Trainer puts them last
+        return super().instantiate_trainer(**kwargs)
 
     def own_callbacks(self, folder: Path | None, interactive: bool) -> list[Any]:
         """The callbacks of every run; in the order in which they have to work."""
@@ -229,12 +231,6 @@ def run_loggers(folder: Path) -> list[Logger]:
     ]
 
 
-def order(given: list[Any], own: list[Any]) -> list[Any]:
-    """Own callbacks first, except the checkpoints: they come last and save what the others have settled."""
-    checkpoints = [c for c in own if isinstance(c, BestCheckpoint | LastCheckpoint)]
-    return [*(c for c in own if c not in checkpoints), *given, *checkpoints]
-
-
 def choose_run_folder(runs: Path, name: str, ckpt_path: str | None) -> Path:
     """Where this run lives: a new folder, or for ``last`` the newest that there is.
 
@@ -276,6 +272,14 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
         )
 
 
+def quieten() -> None:
+    """Keep advertisements and the progress bar of saving one small file out of the output."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+    )
+    disable_progress_bar()
+
+
 def _value_of(flag: str, args: list[str]) -> str | None:
     for position, word in enumerate(args):
         if word == flag and position + 1 < len(args):
@@ -287,6 +291,7 @@ def _value_of(flag: str, args: list[str]) -> str | None:
 
 def run_recipe(module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None) -> int:
     """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 1 NaN loss."""
+    quieten()
     try:
         RecipeCLI(module_class, default_config, args)
     except SIGTERMException:
