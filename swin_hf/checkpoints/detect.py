@@ -1,0 +1,154 @@
+"""Recognise a state dict: its layout, the kind of model, the prefixes, the blocks of each stage."""
+
+import re
+from collections.abc import Collection, Sequence
+
+from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout
+from swin_hf.checkpoints.translate import Place, expand, listed, our_key
+
+PATCH = "swin.embeddings.patch_embeddings.weight"
+NORM1 = "swin.stages.{}.blocks.{}.norm1.weight"
+QKV = "swin.stages.0.blocks.0.attention.qkv.weight"
+
+# Keys of other architectures, so that a refusal can name them. The first that matches is named.
+_STRANGERS = (
+    (r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.|\.logit_scale$", "Swin Transformer V2"),
+    (r"(^|\.)layer1\.0\.conv1\.weight$|(^|\.)encoder\.stages\.0\.layers\.0\.shortcut\.", "ResNet"),
+    (r"(^|\.)stages\.\d\.\d\.(conv_dw|gamma)|dwconv\.weight$|(^|\.)encoder\.stages\.\d\.layers\.\d\.dwconv", "ConvNeXt"),
+    (r"(^|\.)distillation_token$|(^|\.)dist_token$", "DeiT"),
+    (r"(^|\.)(cls_token|class_token|class_embedding)$", "Vision Transformer (ViT)"),
+    (r"(^|\.)conv_stem\.weight$|(^|\.)features\.0\.0\.weight$", "a convolutional network such as EfficientNet"),
+    (r"(^|\.)(wte|embed_tokens|word_embeddings)\.weight$", "a language model"),
+)
+
+
+def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, list[int]]:
+    """Find the network in a state dict.
+
+    Args:
+        keys: Keys of the state dict.
+        layout: Name of the layout, if it is known.
+
+    Returns:
+        Where the network lies, and the blocks of each stage.
+
+    Raises:
+        ValueError: If it is no Swin Transformer (the message says what it looks like), if it holds several, or if
+            the named layout is unknown or not that of the keys.
+    """
+    if not keys:
+        raise ValueError("the state dict is empty; give the file that holds the weights")
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    stranger = what_it_looks_like(keys)
+    if stranger == "Swin Transformer V2":
+        raise ValueError("this looks like Swin Transformer V2, another architecture; only the first version is read")
+    leads = {name: _leads(keys, candidate) for name, candidate in LAYOUTS.items() if layout in (None, name)}
+    matching = [name for name, found in leads.items() if found]
+    if not matching:
+        if layout is not None:
+            raise ValueError(
+                f"the keys are not those of the {layout} layout (there is {listed(keys)}); leave layout= out to have it "
+                "detected"
+            )
+        looks = f"it looks like {stranger}" if stranger else f"there is {listed(keys)}"
+        raise ValueError(f"this is no Swin Transformer: {looks}; its layouts are {', '.join(LAYOUTS)}")
+    chosen = LAYOUTS[matching[0] if len(matching) == 1 else _choose(keys, matching)]
+    lead, *others = leads[chosen.name]
+    if others:
+        raise ValueError(
+            f"the state dict holds {1 + len(others)} networks, under {', '.join(map(repr, [lead, *others]))}; "
+            "give one of them"
+        )
+    return _place(keys, chosen, lead)
+
+
+def what_it_looks_like(keys: Collection[str]) -> str | None:
+    """Name of the architecture that the keys belong to, if it is a well-known other one."""
+    for pattern, name in _STRANGERS:
+        if any(re.search(pattern, key) for key in keys):
+            return name
+    return None
+
+
+def _written(place: Place, depths: Sequence[int], ours: str) -> str:
+    """The first of their keys that goes to one of ours."""
+    return next(entry.key for entry in expand(place, depths) if our_key(entry.target) == ours)
+
+
+def _leads(keys: Collection[str], layout: Layout) -> list[str]:
+    """Prefixes under which both the patch embedding and the first attention of a layout are found."""
+    place = Place(layout, Kind.CLASSIFIER)
+    patch, qkv = _written(place, [1], PATCH), _written(place, [1], QKV)
+    leads = [key.removesuffix(patch) for key in keys if key == patch or key.endswith("." + patch)]
+    return sorted(lead for lead in leads if lead + qkv in keys)
+
+
+def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
+    """Tell apart the layouts that share the names of patch embedding and attention."""
+    if "timm" in matching:
+        merges_early = any(re.search(r"(^|\.)layers\.0\.downsample\.", key) for key in keys)
+        merges_late = any(re.search(r"(^|\.)layers\.1\.downsample\.", key) for key in keys) and not merges_early
+        if merges_late or any(key.endswith("head.fc.weight") for key in keys):
+            return "timm"
+        has_buffers = any(key.endswith(("relative_position_index", "attn_mask")) for key in keys)
+        return "microsoft" if has_buffers else "timm-old"
+    if any(re.search(r"(^|\.)hidden_states_norms\.\d", key) for key in keys):
+        return "maskformer-swin"
+    return "transformers-4" if any(key.endswith("relative_position_index") for key in keys) else "transformers"
+
+
+def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, list[int]]:
+    """Kind and prefixes, and the blocks of each stage."""
+    depths = _depths(keys, layout, lead)
+    last = len(depths) - 1
+    unknown_kind = Place(layout, Kind.CLASSIFIER, "", lead)
+    rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind, depths)]
+    modules = {key.rpartition(".")[0] for key in keys}
+    norms = [key for key, ours in rows if ours.startswith("hidden_states_norms.")]
+    norms_found = {entry for entry in norms if any(module.endswith(entry) for module in modules)}
+    has_head = any(ours.startswith("classifier.") and key in modules for key, ours in rows)
+    if any(key.endswith("mask_token") for key in keys) and Kind.MIM in layout.trunks:
+        kind = Kind.MIM
+    elif has_head:
+        kind = Kind.CLASSIFIER
+    elif norms_found and not (layout.name == "openmmlab" and _is_only_final(norms_found, last, keys, lead)):
+        kind = Kind.BACKBONE
+    else:
+        kind = Kind.BASE if lead in layout.trunks.get(Kind.BASE, ()) else Kind.CLASSIFIER
+    if kind not in layout.trunks:
+        kind = next(iter(layout.trunks))
+    trunks = sorted((trunk for trunk in layout.trunks[kind] if lead.endswith(trunk)), key=len)
+    if not trunks:
+        expected = " or ".join(map(repr, layout.trunks[kind]))
+        raise ValueError(
+            f"the network lies under {lead!r}, but a {kind.value} of the {layout.name} layout lies under {expected}; "
+            "rename the keys, or take the part of the state dict that holds it"
+        )
+    host = lead.removesuffix(trunks[-1])
+    if host and lead not in layout.hosts:
+        raise ValueError(
+            f"the network lies under {lead!r}, which is no known place of the {layout.name} layout; give the state dict "
+            "of the network alone"
+        )
+    return Place(layout, kind, host, trunks[-1]), depths
+
+
+def _is_only_final(norms: set[str], last: int, keys: Collection[str], lead: str) -> bool:
+    """Whether the one norm of an OpenMMLab backbone is the final one of a classifier that lost its head."""
+    return norms == {f"{lead}norm{last}"} and all(key.startswith(lead) for key in keys)
+
+
+def _depths(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
+    """Count stages and blocks by the first norm of each block."""
+    place = Place(layout, Kind.CLASSIFIER, "", lead)
+    depths: list[int] = []
+    while True:
+        stage, depth = len(depths), 0
+        trial = [*depths, 64]
+        names = {our_key(entry.target): entry.key for entry in expand(place, trial) if entry.stage == stage}
+        while depth < 64 and names[NORM1.format(stage, depth)] in keys:
+            depth += 1
+        if not depth:
+            return depths
+        depths.append(depth)

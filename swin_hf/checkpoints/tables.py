@@ -1,0 +1,400 @@
+"""The layouts of the world as data: for each, one two-way table from its keys to ours.
+
+A table names each key once, on either side; loading and exporting both read it. In a key,
+
+    {trunk}   the prefix of the network, which depends on the kind of model (``Layout.trunks``)
+    {i} {j}   stage and block, from 0
+    {next}    i + 1: where merging opens the next stage, and the stage names of backbones, counted from 1
+    {blocks}  2i + 1 and {merge} 2i + 2: torchvision's flat sequence of stages and mergings
+    {last}    number of the last stage
+    *         ``weight`` and ``bias``
+
+and the other side is one of
+
+    a string           our key, the same tensor
+    Rows(key, part)    block ``part`` (0 query, 1 key, 2 value) of the rows of our fused projection
+    Unfolded(key)      our tensor with its last axis in the order of ``nn.Unfold``
+    Buffer             a function of the sizes: dropped when read, computed anew when written
+    UNUSED             a LayerNorm that no output depends on: dropped when read, written as it is initialised
+    None               dropped on purpose and never written
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """What a state dict holds besides the trunk."""
+
+    CLASSIFIER = "classifier"
+    BASE = "model without a head"
+    MIM = "masked image modeling (SimMIM)"
+    BACKBONE = "backbone with a norm for each stage"
+
+
+class Rows(NamedTuple):
+    """One third of the rows of a fused query, key and value projection."""
+
+    key: str
+    part: int
+
+
+class Unfolded(NamedTuple):
+    """A merging parameter whose last axis runs channel by channel over row-major taps."""
+
+    key: str
+
+
+class Buffer(Enum):
+    """A tensor that follows from the sizes."""
+
+    INDEX = "relative position index, (N, N)"
+    FLAT_INDEX = "relative position index, (N * N,)"
+    MASK = "shift mask at the training image size, (nW, N, N)"
+
+
+class Unused(Enum):
+    """A LayerNorm of transformers' backbones that no feature map goes through."""
+
+    UNUSED = "final norm of a backbone"
+
+
+UNUSED = Unused.UNUSED
+Target = str | Rows | Unfolded | Buffer | Unused | None
+
+
+class Windows(Enum):
+    """Which windows the layout's own code can build."""
+
+    ANY = "any window for each stage"
+    ONE = "one window, square or rectangular, for all stages"
+    ONE_SQUARE = "one square window for all stages"
+    SQUARE = "square windows, one for all stages but where the map is smaller"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of naming the parameters of a Swin Transformer.
+
+    Args:
+        name: What users call it.
+        about: Where it is met.
+        table: The keys, see the top of this file.
+        trunks: For each kind that the layout knows, the prefixes of the network; the first is written.
+        hosts: Prefixes under which larger models keep a backbone; what lies outside of them is dropped on purpose.
+        aliases: Older names of a key, as regular expression and replacement, applied before the table.
+        writes_buffers: Whether its files hold the computed buffers of the table.
+        shift_per_axis: Which rule drops the shift at home, see ``SwinHFConfig``.
+        windows: Which windows its code can build.
+        wrapper: Key under which a pickled file keeps the state dict.
+        file_name: Name of the weights in a folder.
+    """
+
+    name: str
+    about: str
+    table: Mapping[str, Target]
+    trunks: Mapping[Kind, tuple[str, ...]]
+    hosts: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    writes_buffers: bool = True
+    shift_per_axis: bool = False
+    windows: Windows = Windows.ANY
+    wrapper: str | None = None
+    file_name: str = "model.pth"
+
+
+_BLOCK = "swin.stages.{i}.blocks.{j}."
+_QKV = _BLOCK + "attention.qkv.*"
+_TABLE = _BLOCK + "attention.relative_position_bias_table"
+
+# Our own names: the contract of model/modeling_swin_hf.py. Each is its own translation.
+SWIN_HF: dict[str, Target] = {
+    "{trunk}" + key.removeprefix("swin.") if key.startswith("swin.") else key: key
+    for key in (
+        "swin.embeddings.patch_embeddings.*",
+        "swin.embeddings.norm.*",
+        "swin.embeddings.mask_token",
+        "swin.embeddings.position_embeddings",
+        _BLOCK + "norm1.*",
+        _TABLE,
+        _QKV,
+        _BLOCK + "attention.proj.*",
+        _BLOCK + "norm2.*",
+        _BLOCK + "mlp.fc1.*",
+        _BLOCK + "mlp.fc2.*",
+        "swin.stages.{i}.downsample.norm.*",
+        "swin.stages.{i}.downsample.reduction.weight",
+        "swin.norm.*",
+        "hidden_states_norms.stage{next}.*",
+        "classifier.*",
+        "decoder.0.*",
+    )
+}
+
+# models/swin_transformer.py and models/simmim.py of microsoft/Swin-Transformer.
+_MICROSOFT_TRUNK: dict[str, Target] = {
+    "{trunk}patch_embed.proj.*": "swin.embeddings.patch_embeddings.*",
+    "{trunk}patch_embed.norm.*": "swin.embeddings.norm.*",
+    "{trunk}absolute_pos_embed": "swin.embeddings.position_embeddings",
+    "{trunk}layers.{i}.blocks.{j}.norm1.*": _BLOCK + "norm1.*",
+    "{trunk}layers.{i}.blocks.{j}.attn.relative_position_bias_table": _TABLE,
+    "{trunk}layers.{i}.blocks.{j}.attn.qkv.*": _QKV,
+    "{trunk}layers.{i}.blocks.{j}.attn.proj.*": _BLOCK + "attention.proj.*",
+    "{trunk}layers.{i}.blocks.{j}.norm2.*": _BLOCK + "norm2.*",
+    "{trunk}layers.{i}.blocks.{j}.mlp.fc1.*": _BLOCK + "mlp.fc1.*",
+    "{trunk}layers.{i}.blocks.{j}.mlp.fc2.*": _BLOCK + "mlp.fc2.*",
+    "{trunk}norm.*": "swin.norm.*",
+}
+_MICROSOFT_BUFFERS: dict[str, Target] = {
+    "{trunk}layers.{i}.blocks.{j}.attn_mask": Buffer.MASK,
+    "{trunk}layers.{i}.blocks.{j}.attn.relative_position_index": Buffer.INDEX,
+}
+MICROSOFT: dict[str, Target] = {
+    **_MICROSOFT_TRUNK,
+    **_MICROSOFT_BUFFERS,
+    "{trunk}mask_token": "swin.embeddings.mask_token",
+    "{trunk}layers.{i}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
+    "{trunk}layers.{i}.downsample.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
+    "{trunk}norm{i}.*": "hidden_states_norms.stage{next}.*",
+    "head.*": "classifier.*",
+    "decoder.0.*": "decoder.0.*",
+}
+
+# timm/models/swin_transformer.py since 0.9: merging opens a stage, the classifier is head.fc, no buffers are saved.
+TIMM: dict[str, Target] = {
+    **_MICROSOFT_TRUNK,
+    **_MICROSOFT_BUFFERS,
+    "{trunk}layers.{next}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
+    "{trunk}layers.{next}.downsample.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
+    "head.fc.*": "classifier.*",
+}
+
+# torchvision/models/swin_transformer.py: stages and mergings take turns in one sequence.
+_TV_BLOCK = "{trunk}features.{blocks}.{j}."
+TORCHVISION: dict[str, Target] = {
+    "{trunk}features.0.0.*": "swin.embeddings.patch_embeddings.*",
+    "{trunk}features.0.2.*": "swin.embeddings.norm.*",
+    _TV_BLOCK + "norm1.*": _BLOCK + "norm1.*",
+    _TV_BLOCK + "attn.relative_position_bias_table": _TABLE,
+    _TV_BLOCK + "attn.relative_position_index": Buffer.FLAT_INDEX,
+    _TV_BLOCK + "attn.qkv.*": _QKV,
+    _TV_BLOCK + "attn.proj.*": _BLOCK + "attention.proj.*",
+    _TV_BLOCK + "norm2.*": _BLOCK + "norm2.*",
+    _TV_BLOCK + "mlp.0.*": _BLOCK + "mlp.fc1.*",
+    _TV_BLOCK + "mlp.3.*": _BLOCK + "mlp.fc2.*",
+    "{trunk}features.{merge}.norm.*": "swin.stages.{i}.downsample.norm.*",
+    "{trunk}features.{merge}.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
+    "{trunk}norm.*": "swin.norm.*",
+    "head.*": "classifier.*",
+}
+
+# transformers/models/swin: the names of 4.x, which 5.x still writes, and those that 5.x holds in memory.
+_HF_BLOCK = "{trunk}encoder.layers.{i}.blocks.{j}."
+_TRANSFORMERS_COMMON: dict[str, Target] = {
+    "{trunk}embeddings.patch_embeddings.projection.*": "swin.embeddings.patch_embeddings.*",
+    "{trunk}embeddings.norm.*": "swin.embeddings.norm.*",
+    "{trunk}embeddings.mask_token": "swin.embeddings.mask_token",
+    "{trunk}embeddings.position_embeddings": "swin.embeddings.position_embeddings",
+    _HF_BLOCK + "layernorm_before.*": _BLOCK + "norm1.*",
+    _HF_BLOCK + "layernorm_after.*": _BLOCK + "norm2.*",
+    "{trunk}encoder.layers.{i}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
+    "{trunk}encoder.layers.{i}.downsample.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
+    "{trunk}layernorm.*": "swin.norm.*",
+    "classifier.*": "classifier.*",
+    "decoder.0.*": "decoder.0.*",
+}
+_TRANSFORMERS_DISK: dict[str, Target] = {
+    **_TRANSFORMERS_COMMON,
+    _HF_BLOCK + "attention.self.relative_position_bias_table": _TABLE,
+    _HF_BLOCK + "attention.self.relative_position_index": Buffer.INDEX,
+    _HF_BLOCK + "attention.self.query.*": Rows(_QKV, 0),
+    _HF_BLOCK + "attention.self.key.*": Rows(_QKV, 1),
+    _HF_BLOCK + "attention.self.value.*": Rows(_QKV, 2),
+    _HF_BLOCK + "attention.output.dense.*": _BLOCK + "attention.proj.*",
+    _HF_BLOCK + "intermediate.dense.*": _BLOCK + "mlp.fc1.*",
+    _HF_BLOCK + "output.dense.*": _BLOCK + "mlp.fc2.*",
+}
+TRANSFORMERS: dict[str, Target] = {
+    **_TRANSFORMERS_DISK,
+    "swin.layernorm.*": UNUSED,
+    "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
+}
+TRANSFORMERS_4: dict[str, Target] = {
+    **_TRANSFORMERS_DISK,
+    "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
+}
+TRANSFORMERS_MEMORY: dict[str, Target] = {
+    **_TRANSFORMERS_COMMON,
+    _HF_BLOCK + "attention.relative_position_bias.relative_position_bias_table": _TABLE,
+    _HF_BLOCK + "attention.relative_position_bias.relative_position_index": Buffer.FLAT_INDEX,
+    _HF_BLOCK + "attention.q_proj.*": Rows(_QKV, 0),
+    _HF_BLOCK + "attention.k_proj.*": Rows(_QKV, 1),
+    _HF_BLOCK + "attention.v_proj.*": Rows(_QKV, 2),
+    _HF_BLOCK + "attention.o_proj.*": _BLOCK + "attention.proj.*",
+    _HF_BLOCK + "mlp.fc1.*": _BLOCK + "mlp.fc1.*",
+    _HF_BLOCK + "mlp.fc2.*": _BLOCK + "mlp.fc2.*",
+    "swin.layernorm.*": UNUSED,
+    "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
+}
+MASKFORMER_SWIN: dict[str, Target] = {
+    **_TRANSFORMERS_DISK,
+    "model.layernorm.*": UNUSED,
+    "hidden_states_norms.{i}.*": "hidden_states_norms.stage{next}.*",
+}
+
+# swin_transformer.py of mmpretrain, mmdetection and mmsegmentation; merging goes through nn.Unfold there.
+_MM_BLOCK = "{trunk}stages.{i}.blocks.{j}."
+OPENMMLAB: dict[str, Target] = {
+    "{trunk}patch_embed.projection.*": "swin.embeddings.patch_embeddings.*",
+    "{trunk}patch_embed.norm.*": "swin.embeddings.norm.*",
+    "{trunk}absolute_pos_embed": "swin.embeddings.position_embeddings",
+    _MM_BLOCK + "norm1.*": _BLOCK + "norm1.*",
+    _MM_BLOCK + "attn.w_msa.relative_position_bias_table": _TABLE,
+    _MM_BLOCK + "attn.w_msa.relative_position_index": Buffer.INDEX,
+    _MM_BLOCK + "attn.w_msa.qkv.*": _QKV,
+    _MM_BLOCK + "attn.w_msa.proj.*": _BLOCK + "attention.proj.*",
+    _MM_BLOCK + "norm2.*": _BLOCK + "norm2.*",
+    _MM_BLOCK + "ffn.layers.0.0.*": _BLOCK + "mlp.fc1.*",
+    _MM_BLOCK + "ffn.layers.1.*": _BLOCK + "mlp.fc2.*",
+    _MM_BLOCK + "attn_mask": None,  # files that were converted from Microsoft's
+    _MM_BLOCK + "attn.attn_mask": None,  # saved before version 3 of the module
+    "{trunk}stages.{i}.downsample.norm.*": Unfolded("swin.stages.{i}.downsample.norm.*"),
+    "{trunk}stages.{i}.downsample.reduction.weight": Unfolded("swin.stages.{i}.downsample.reduction.weight"),
+    "{trunk}norm{last}.*": "swin.norm.*",
+    "{trunk}norm{i}.*": "hidden_states_norms.stage{next}.*",
+    "head.fc.*": "classifier.*",
+}
+
+_PLAIN = {Kind.CLASSIFIER: ("",), Kind.BASE: ("",)}
+_DETECTORS = ("backbone.",)
+_TRANSFORMERS_HOSTS = (
+    "backbone.",  # UperNet
+    "backbone.swin.",
+    "model.pixel_level_module.encoder.",  # Mask2Former
+    "model.pixel_level_module.encoder.swin.",
+    "model.backbone.conv_encoder.model.",  # the DETR family
+    "model.backbone.conv_encoder.model.swin.",
+    "model.backbone.model.",
+    "model.backbone.model.swin.",
+)
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            "swin_hf",
+            "this package; also its Lightning checkpoints",
+            SWIN_HF,
+            {
+                Kind.CLASSIFIER: ("swin.",),
+                Kind.MIM: ("swin.",),
+                Kind.BACKBONE: ("swin.",),
+                Kind.BASE: ("",),
+            },
+            file_name="model.safetensors",
+        ),
+        Layout(
+            "timm",
+            "timm since 0.9",
+            TIMM,
+            _PLAIN,
+            writes_buffers=False,
+            shift_per_axis=True,
+            file_name="model.safetensors",
+        ),
+        Layout(
+            "microsoft",
+            "microsoft/Swin-Transformer, its SimMIM files and its detection and segmentation forks",
+            MICROSOFT,
+            {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")},
+            hosts=_DETECTORS,
+            windows=Windows.SQUARE,
+            wrapper="model",
+        ),
+        Layout(
+            "timm-old",
+            "Microsoft's names without buffers: timm before 0.9, and files that were stripped of them",
+            MICROSOFT,
+            {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")},
+            hosts=_DETECTORS,
+            writes_buffers=False,
+            windows=Windows.SQUARE,
+        ),
+        Layout(
+            "torchvision",
+            "torchvision.models.swin_t, swin_s, swin_b",
+            TORCHVISION,
+            _PLAIN,
+            shift_per_axis=True,
+            windows=Windows.ONE,
+        ),
+        Layout(
+            "transformers",
+            "Swin classes of transformers 5 as saved; UperNet, Mask2Former and other hosts of SwinBackbone",
+            TRANSFORMERS,
+            {
+                Kind.CLASSIFIER: ("swin.",),
+                Kind.MIM: ("swin.",),
+                Kind.BACKBONE: ("", "swin."),
+                Kind.BASE: ("",),
+            },
+            hosts=_TRANSFORMERS_HOSTS,
+            writes_buffers=False,
+            windows=Windows.ONE_SQUARE,
+            file_name="model.safetensors",
+        ),
+        Layout(
+            "transformers-4",
+            "Swin classes of transformers 4 as saved, with their index buffers",
+            TRANSFORMERS_4,
+            {
+                Kind.CLASSIFIER: ("swin.",),
+                Kind.MIM: ("swin.",),
+                Kind.BACKBONE: ("",),
+                Kind.BASE: ("",),
+            },
+            hosts=_TRANSFORMERS_HOSTS,
+            windows=Windows.ONE_SQUARE,
+            file_name="model.safetensors",
+        ),
+        Layout(
+            "transformers-memory",
+            "state_dict() of transformers 5, which Lightning checkpoints of its models hold",
+            TRANSFORMERS_MEMORY,
+            {
+                Kind.CLASSIFIER: ("swin.",),
+                Kind.MIM: ("swin.",),
+                Kind.BACKBONE: ("swin.",),
+                Kind.BASE: ("",),
+            },
+            hosts=_TRANSFORMERS_HOSTS,
+            writes_buffers=False,
+            windows=Windows.ONE_SQUARE,
+        ),
+        Layout(
+            "maskformer-swin",
+            "MaskFormerSwinBackbone of transformers, alone or in MaskFormer",
+            MASKFORMER_SWIN,
+            {Kind.BACKBONE: ("model.",)},
+            hosts=("model.pixel_level_module.encoder.model.", "pixel_level_module.encoder.model."),
+            windows=Windows.ONE_SQUARE,
+            file_name="model.safetensors",
+        ),
+        Layout(
+            "openmmlab",
+            "mmpretrain, mmdetection and mmsegmentation",
+            OPENMMLAB,
+            {
+                Kind.CLASSIFIER: ("backbone.", ""),
+                Kind.BASE: ("backbone.", ""),
+                Kind.BACKBONE: ("backbone.", ""),
+            },
+            hosts=_DETECTORS,
+            aliases=((r"^((?:backbone\.)?)norm\.", r"\g<1>norm{last}."),),
+            windows=Windows.ONE_SQUARE,
+            wrapper="state_dict",
+        ),
+    )
+}

@@ -1,0 +1,267 @@
+"""From the keys of a layout to ours and back, both through its one table."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from swin_hf.checkpoints.tables import UNUSED, Buffer, Kind, Layout, Rows, Target, Unfolded
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
+
+State = Mapping[str, Tensor]
+
+SHOWN = 20  # keys of a list in an error
+
+
+class Place(NamedTuple):
+    """Where a network lies in a state dict."""
+
+    layout: Layout
+    kind: Kind
+    host: str = ""  # prefix of the larger model around it
+    trunk: str = ""  # prefix of the network within the host
+
+
+class Entry(NamedTuple):
+    """One line of a table, with stage and block filled in."""
+
+    key: str  # theirs
+    target: Target  # with our concrete key
+    stage: int
+    block: int
+
+
+class Translation(NamedTuple):
+    """A foreign state dict in our names."""
+
+    state: dict[str, Tensor]  # under our keys
+    buffers: dict[tuple[Buffer, int, int], Tensor]  # computed tensors that were there, by stage and block
+    dropped: list[str]  # their keys that were left out on purpose
+
+
+def expand(place: Place, depths: Sequence[int]) -> list[Entry]:
+    """Write the table of a layout out for a network with so many blocks in each stage, in the order of the network."""
+    rows = list(place.layout.table.items())
+    first_staged = next(number for number, (key, _) in enumerate(rows) if _is_staged(key))
+    entries = []
+    for number, (key, target) in enumerate(rows):
+        section = 0 if number < first_staged else 1 if _is_staged(key) else 2
+        for stage, block in _places(key, depths):
+            order = (section, stage, block if "{j}" in key else max(depths), number)
+            names = _names(place, stage, block, len(depths))
+            for suffix in ("weight", "bias") if key.endswith("*") else ("",):
+                theirs = place.host + key.format_map(names).removesuffix("*") + suffix
+                entries.append((order, Entry(theirs, _fill(target, names, suffix), stage, block)))
+    return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+
+def _is_staged(key: str) -> bool:
+    return any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}"))
+
+
+def _places(key: str, depths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Stages and blocks that a key is written out for."""
+    if "{j}" in key:
+        yield from ((stage, block) for stage, depth in enumerate(depths) for block in range(depth))
+    elif _is_staged(key):
+        yield from ((stage, 0) for stage in range(len(depths)))
+    else:
+        yield 0, 0
+
+
+def _names(place: Place, stage: int, block: int, stages: int) -> dict[str, object]:
+    return {
+        "trunk": place.trunk,
+        "i": stage,
+        "j": block,
+        "next": stage + 1,
+        "blocks": 2 * stage + 1,
+        "merge": 2 * stage + 2,
+        "last": stages - 1,
+    }
+
+
+def _fill(target: Target, names: Mapping[str, object], suffix: str) -> Target:
+    """Put stage, block and suffix into our side of a row."""
+    if isinstance(target, str):
+        return target.format_map(names).removesuffix("*") + (suffix if target.endswith("*") else "")
+    if isinstance(target, Rows):
+        return Rows(str(_fill(target.key, names, suffix)), target.part)
+    if isinstance(target, Unfolded):
+        return Unfolded(str(_fill(target.key, names, suffix)))
+    return target
+
+
+def our_key(target: Target) -> str | None:
+    """Our key of a target, if there is one."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, Rows | Unfolded):
+        return target.key
+    return None
+
+
+def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
+    """Translate a state dict into our names.
+
+    Args:
+        state: Tensors under the keys of the layout; left as it is.
+        place: Layout, kind and prefixes.
+        depths: Blocks of each stage.
+
+    Raises:
+        ValueError: If there are keys that the table does not know; the message lists them.
+    """
+    targets = {entry.key: entry for entry in expand(place, depths) if _belongs(entry, place.kind)}
+    translation = Translation({}, {}, [])
+    parts: dict[str, dict[int, Tensor]] = {}
+    unknown = []
+    for written, tensor in state.items():
+        key = _current_name(written, place, depths)
+        if key not in targets:
+            (translation.dropped if _is_neighbour(key, place) else unknown).append(written)
+            continue
+        target = targets[key].target
+        if isinstance(target, str):
+            translation.state[target] = tensor
+        elif isinstance(target, Unfolded):
+            translation.state[target.key] = fold(tensor)
+        elif isinstance(target, Rows):
+            parts.setdefault(target.key, {})[target.part] = tensor
+        elif isinstance(target, Buffer):
+            translation.buffers[target, targets[key].stage, targets[key].block] = tensor
+        else:
+            translation.dropped.append(written)
+    if unknown:
+        raise ValueError(
+            f"the {place.layout.name} layout has no place for {listed(unknown)}; if the file is of another layout, "
+            "name it with layout="
+        )
+    for key, thirds in parts.items():
+        if len(thirds) < 3:
+            names = [entry.key for entry in targets.values() if our_key(entry.target) == key]
+            raise ValueError(f"of {listed(names)} only {len(thirds)} are there; the file is incomplete")
+        translation.state[key] = torch.cat([thirds[part] for part in range(3)])
+    return translation
+
+
+def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Tensor]:
+    """Translate our state dict into the names of a layout, computed buffers included.
+
+    Args:
+        state: Tensors under our keys.
+        place: Layout, kind and prefixes to write.
+        config: Sizes, for the buffers.
+
+    Returns:
+        Tensors of their own: nothing is shared with ``state``.
+
+    Raises:
+        ValueError: If the layout has no name for one of our keys; the message lists them.
+    """
+    theirs: dict[str, Tensor] = {}
+    named = set()
+    like = next(iter(state.values()))
+    for entry in expand(place, config.depths):
+        target, key = entry.target, our_key(entry.target)
+        if key is not None:
+            if key in state:
+                named.add(key)
+                theirs[entry.key] = _their_tensor(state[key], target)
+        elif isinstance(target, Buffer):
+            tensor = computed_buffer(target, place, config, entry.stage, entry.block, like)
+            if tensor is not None:
+                theirs[entry.key] = tensor
+        elif target is UNUSED and place.kind is Kind.BACKBONE:
+            fill = torch.ones if entry.key.endswith("weight") else torch.zeros
+            theirs[entry.key] = fill(config.hidden_size, dtype=like.dtype, device=like.device)
+    if nameless := set(state) - named:
+        raise ValueError(f"the {place.layout.name} layout has no name for our {listed(nameless)}")
+    return theirs
+
+
+def _their_tensor(tensor: Tensor, target: Target) -> Tensor:
+    if isinstance(target, Rows):
+        return tensor.chunk(3)[target.part].clone()
+    return unfold(tensor) if isinstance(target, Unfolded) else tensor.clone()
+
+
+def _belongs(entry: Entry, kind: Kind) -> bool:
+    """Whether a line of the table is of use to a kind; two lines may name one key for different kinds."""
+    ours = our_key(entry.target)
+    if ours is None:
+        return entry.target is not UNUSED or kind is Kind.BACKBONE
+    if kind is Kind.BACKBONE:
+        return not ours.startswith(("swin.norm.", "classifier.", "decoder."))
+    return not ours.startswith("hidden_states_norms.")
+
+
+def _current_name(key: str, place: Place, depths: Sequence[int]) -> str:
+    """Replace an older name by the one that the table knows."""
+    for pattern, replacement in place.layout.aliases:
+        key = re.sub(pattern, replacement.format(last=len(depths) - 1), key)
+    return key
+
+
+def _is_neighbour(key: str, place: Place) -> bool:
+    """Whether a key belongs to the larger model around a backbone."""
+    lead = place.host + place.trunk
+    return place.kind is Kind.BACKBONE and lead in place.layout.hosts and not key.startswith(lead)
+
+
+def computed_buffer(
+    buffer: Buffer, place: Place, config: SwinHFConfig, stage: int, block: int, like: Tensor
+) -> Tensor | None:
+    """A buffer as its home computes it, or None where home has none.
+
+    Args:
+        buffer: Which one.
+        place: Layout and kind.
+        config: Sizes.
+        stage: Stage, from 0.
+        block: Block of the stage, from 0.
+        like: A weight; gives the device, and the dtype of masks.
+    """
+    if not place.layout.writes_buffers:
+        return None
+    window = config.stage_windows[stage]
+    if buffer is not Buffer.MASK:
+        index = relative_position_index(window, device=like.device)
+        return index.flatten() if buffer is Buffer.FLAT_INDEX else index
+    if place.kind is Kind.BACKBONE:
+        return None  # detection forks compute the mask for each image
+    rows, columns = config.grid_hw
+    grid = (rows // 2**stage, columns // 2**stage)
+    if 0 in grid:
+        return None
+    geometry = window_geometry(grid, window, shifted=block % 2 == 1)
+    if not geometry.is_shifted or geometry.is_padded:
+        return None  # Microsoft's code refuses maps that are no whole windows; there is nothing to write
+    return (shift_mask(geometry, like.device) + 0.0).to(like.dtype)  # the addition makes a zero of every -0.0
+
+
+def fold(tensor: Tensor) -> Tensor:
+    """Bring the last axis from ``nn.Unfold``'s order to ours.
+
+    Theirs runs channel by channel over the taps (0, 0), (0, 1), (1, 0), (1, 1); ours tap by tap over (0, 0), (1, 0),
+    (0, 1), (1, 1), as (row, column).
+
+    Args:
+        tensor: ``(..., 4C)``.
+    """
+    return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+
+
+def unfold(tensor: Tensor) -> Tensor:
+    """Inverse of :func:`fold`."""
+    return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
+
+
+def listed(keys: Iterable[str]) -> str:
+    """Keys for an error message: sorted, at most 20, and how many there are."""
+    names = sorted(keys)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} {'key' if len(names) == 1 else 'keys'}: {', '.join(names[:SHOWN])}{more}"
