@@ -1,13 +1,28 @@
 """Push, pull and model cards: the only room that talks to the Hub."""
 
+from .download import PullResult, load_backbone, pull
 from .facts import FACTS_NAME, ClassScore, ConfusionMatrix, DataFacts, Metric, SplitFacts, TrainingFacts
+from .model_card import CARD_NAME, CardSource, is_edited, render_card
+from .publish import PushedFile, PushResult, push
+from .remote import HubError
 
 __all__ = [
+    "CARD_NAME",
     "FACTS_NAME",
+    "CardSource",
     "ClassScore",
     "ConfusionMatrix",
     "DataFacts",
+    "HubError",
     "Metric",
+    "PullResult",
+    "PushResult",
+    "PushedFile",
     "SplitFacts",
     "TrainingFacts",
+    "is_edited",
+    "load_backbone",
+    "pull",
+    "push",
+    "render_card",
 ]

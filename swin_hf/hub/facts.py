@@ -146,13 +146,9 @@ class TrainingFacts:
         known = dict(_known(cls, values))
         if known.get("data"):
             data = _known(DataFacts, known["data"])
-            data["splits"] = {
-                k: SplitFacts(**_known(SplitFacts, v)) for k, v in data.get("splits", {}).items()
-            }
+            data["splits"] = {k: SplitFacts(**_known(SplitFacts, v)) for k, v in data.get("splits", {}).items()}
             known["data"] = DataFacts(**data)
-        known["metrics"] = [
-            Metric(**_known(Metric, m)) for m in known.get("metrics", []) if m.get("value") is not None
-        ]
+        known["metrics"] = [Metric(**_known(Metric, m)) for m in known.get("metrics", []) if m.get("value") is not None]
         known["per_class"] = [ClassScore(**_known(ClassScore, s)) for s in known.get("per_class", [])]
         if known.get("confusion_matrix"):
             known["confusion_matrix"] = ConfusionMatrix(**_known(ConfusionMatrix, known["confusion_matrix"]))

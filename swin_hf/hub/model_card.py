@@ -1,0 +1,323 @@
+"""The model card: facts in, Markdown out, the same text for the same facts.
+
+The wording is in ``card.md.jinja`` (a model) and ``preset_card.md.jinja`` (a released architecture). What nobody
+recorded becomes a comment, never a promise and never a guess. The last line of a rendered card is a fingerprint of the
+rest, by which a card that somebody edited is told from one that may be rendered anew.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from itertools import product
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+
+from .facts import Metric, TrainingFacts
+from .pictures import picture_names
+from .remote import redact
+from .weights import ARCHITECTURES
+
+CARD_NAME = "README.md"
+FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) -->\s*\Z")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+LONG_TABLE = 20  # rows; longer tables are folded
+LOG_ROWS = 20
+WORST_CONFUSIONS = 10
+PROPORTIONS = ("accuracy", "accuracy_top5")  # of n images: these have a binomial confidence interval
+TITLES = {
+    "accuracy": "Accuracy (top-1)",
+    "accuracy_top5": "Accuracy (top-5)",
+    "f1_macro": "F1, macro average",
+    "ece": "Expected calibration error",
+    "loss": "Loss",
+}
+# Names that the Hub's leaderboards know for ours.
+HUB_METRICS = {"accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1"}
+TASKS = {
+    "SwinHFForImageClassification": "image-classification",
+    "SwinHFModel": "image-feature-extraction",
+    "SwinHFBackbone": "image-feature-extraction",
+    "SwinHFForMaskedImageModeling": "image-feature-extraction",
+}
+
+
+@dataclass(frozen=True)
+class CardSource:
+    """What a card is rendered from; nothing is looked up elsewhere.
+
+    Attributes:
+        config: Configuration of the model.
+        architecture: Name of its class.
+        processor: Values of ``preprocessor_config.json``.
+        facts: What the run recorded.
+        repo_id: Where it is published.
+        tag: The tag that the snippets pin.
+        license: Identifier of the licence of the weights.
+        dtype: Number type of the weights.
+        files: Name, size in bytes and sha256 of the files beside the card.
+        has_code: Whether the core files travel along.
+    """
+
+    config: SwinHFConfig
+    architecture: str
+    processor: dict[str, Any]
+    facts: TrainingFacts = field(default_factory=TrainingFacts)
+    repo_id: str = "user/model"
+    tag: str | None = None
+    license: str | None = None
+    dtype: str = "float32"
+    files: Sequence[tuple[str, int, str]] = ()
+    has_code: bool = True
+
+
+def render_card(source: CardSource) -> str:
+    """Render the card of a model.
+
+    Raises:
+        ValueError: When the facts make metadata that the Hub would refuse.
+    """
+    facts, config = source.facts, source.config
+    headline = next((metric for metric in facts.metrics if metric.name == "accuracy"), None)
+    labels = [str(config.id2label[index]) for index in sorted(config.id2label)] if config.num_labels else []
+    text = _environment().get_template("card.md.jinja").render(
+        metadata=_metadata(source),
+        name=source.repo_id.split("/")[-1],
+        source=source,
+        facts=facts,
+        config=config,
+        task=TASKS[source.architecture],
+        headline=headline,
+        labels=labels if any(label != f"LABEL_{n}" for n, label in enumerate(labels)) else [],
+        confusions=_worst_confusions(facts),
+        log=_log_table(facts),
+        pictures=picture_names(facts),
+        parameters=count_parameters(config, source.architecture),
+        macs=count_macs(config, source.architecture),
+        long_table=LONG_TABLE,
+        revision=source.tag or "main",
+        command=redact(facts.command) if facts.command else None,
+    )  # fmt: skip
+    return signed(text)
+
+
+def signed(text: str) -> str:
+    """Close a rendered card with its fingerprint."""
+    text = text.rstrip() + "\n"
+    return f"{text}\n<!-- rendered by swin_hf, fingerprint {_fingerprint(text)} -->\n"
+
+
+def is_edited(text: str) -> bool:
+    """Whether a card was written or changed by hand: it is not, byte for byte, what was rendered."""
+    match = FINGERPRINT.search(text.replace("\r\n", "\n"))
+    return match is None or match[1] != _fingerprint(text.replace("\r\n", "\n")[: match.start()])
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256((text.rstrip() + "\n").encode()).hexdigest()
+
+
+def check_metadata(card: str) -> None:
+    """Refuse a card whose metadata the Hub would refuse, as far as that can be known here.
+
+    Raises:
+        ValueError: When the metadata is missing, not YAML, or a field has the wrong shape.
+    """
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|\Z)", card, re.DOTALL)
+    remedy = "correct the block between the two lines of --- at the top of README.md"
+    if not match:
+        raise ValueError(f"the card has no metadata; begin it with a block between two lines of ---, or {remedy}")
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"the card's metadata is not YAML ({problem}); {remedy}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"the card's metadata is not a list of `name: value` lines; {remedy}")
+    for name in ("license", "library_name", "pipeline_tag"):
+        if name in data and not isinstance(data[name], str):
+            raise ValueError(f"the card's metadata has {name}: {data[name]!r}, which must be one string; {remedy}")
+    for name in ("tags", "datasets", "metrics"):
+        value = data.get(name, [])
+        if not (isinstance(value, str) and name != "tags") and not (
+            isinstance(value, list) and all(isinstance(item, str) for item in value)
+        ):
+            raise ValueError(f"the card's metadata has {name}: {value!r}, which must be a list of strings; {remedy}")
+
+
+def _metadata(source: CardSource) -> str:
+    facts = source.facts
+    dataset = facts.data
+    known: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": TASKS[source.architecture],
+        "tags": ["swin", "swin_hf", "vision"],
+    }
+    if source.license:
+        known["license"] = source.license
+    if dataset and dataset.is_hub_id:
+        known["datasets"] = [dataset.name]
+    if facts.base_model and HUB_ID.fullmatch(facts.base_model):
+        known["base_model"] = facts.base_model
+    if facts.metrics and dataset:
+        known["metrics"] = sorted({HUB_METRICS[m.name] for m in facts.metrics if m.name in HUB_METRICS})
+        known["model_name"] = source.repo_id.split("/")[-1]
+        known["eval_results"] = [
+            EvalResult(
+                task_type=TASKS[source.architecture],
+                dataset_type=dataset.name if dataset.is_hub_id else _slug(dataset.name),
+                dataset_name=dataset.name,
+                dataset_config=dataset.config,
+                dataset_split=metric.split,
+                dataset_revision=dataset.fingerprint if dataset.is_hub_id else None,
+                metric_type=HUB_METRICS.get(metric.name, metric.name),
+                metric_name=TITLES.get(metric.name, metric.name),
+                metric_value=round(metric.value, 6),
+            )
+            for metric in facts.metrics
+        ]
+    return str(ModelCardData(**known).to_yaml(line_break="\n")).strip()
+
+
+def confidence_interval(metric: Metric) -> tuple[float, float] | None:
+    """Wilson's 95 % interval of a proportion of ``n`` images; None where there is no such thing."""
+    if metric.name not in PROPORTIONS or not metric.n or not 0 <= metric.value <= 1:
+        return None
+    z, n, p = 1.959964, metric.n, metric.value
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+def count_parameters(config: SwinHFConfig, architecture: str) -> int:
+    """Exact number of parameters; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in ARCHITECTURES[architecture](config).parameters())
+
+
+def count_macs(config: SwinHFConfig, architecture: str) -> int:
+    """Multiply-accumulates of one image of ``image_size``, which the papers call FLOPs; nothing is computed."""
+    return _count_macs(json.dumps(config.to_dict(), sort_keys=True, default=str), architecture)
+
+
+@cache
+def _count_macs(config: str, architecture: str) -> int:
+    built = SwinHFConfig.from_dict({**json.loads(config), "attn_implementation": "eager"})
+    with torch.device("meta"), torch.no_grad():
+        model = ARCHITECTURES[architecture](built).eval()
+        model.config._attn_implementation = "eager"
+        pixels = torch.empty(1, built.num_channels, *built.image_hw)
+        with FlopCounterMode(display=False) as counter:
+            model(pixels)
+    return int(counter.get_total_flops()) // 2
+
+
+def _worst_confusions(facts: TrainingFacts) -> list[tuple[str, str, int, float]]:
+    """Truth, prediction, count and share of the truth's images, the most frequent first."""
+    matrix = facts.confusion_matrix
+    if matrix is None:
+        return []
+    pairs = [
+        (matrix.labels[row], matrix.labels[column], matrix.counts[row][column], sum(matrix.counts[row]))
+        for row, column in product(range(len(matrix.labels)), repeat=2)
+        if row != column and matrix.counts[row][column]
+    ]
+    pairs.sort(key=lambda pair: (-pair[2], -pair[2] / pair[3], pair[0], pair[1]))
+    return [(truth, guess, count, count / total) for truth, guess, count, total in pairs[:WORST_CONFUSIONS]]
+
+
+def _log_table(facts: TrainingFacts) -> dict[str, Any]:
+    """Validation curves as rows of at most 20 steps, the best one always among them."""
+    curves = {name: dict(points) for name, points in sorted(facts.curves.items()) if name.startswith("val")}
+    curves = {name: {int(step): value for step, value in points.items()} for name, points in list(curves.items())[:5]}
+    steps = sorted({step for points in curves.values() for step in points})
+    if len(steps) > LOG_ROWS:
+        stride = (len(steps) - 1) / (LOG_ROWS - 1)
+        kept = {steps[round(index * stride)] for index in range(LOG_ROWS)}
+        kept |= {facts.best_step} & set(steps)
+        steps = sorted(kept)
+    return {"columns": list(curves), "rows": [(step, [curves[name].get(step) for name in curves]) for step in steps]}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "local"
+
+
+def _escaped(value: Any) -> str:
+    """Text that Markdown and HTML leave as it is, on one line, also within a table."""
+    text = re.sub(r"\s+", " ", str(value)).strip()
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
+
+
+def _code(value: Any) -> str:
+    """Text for a code span: one line, no backtick, no table bar."""
+    return re.sub(r"\s+", " ", str(value)).replace("`", "'").replace("|", "¦").strip()
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _number(value: Any) -> str:
+    """A number with the digits that it has, anything else as code."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"`{_code(json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value)}`"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _value(metric: Metric) -> str:
+    return f"{metric.value:.4f}" if metric.name == "loss" or abs(metric.value) > 1 else _percent(metric.value)
+
+
+def _interval(metric: Metric) -> str:
+    bounds = confidence_interval(metric)
+    return f"{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f} %" if bounds else ""
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def template_environment() -> Environment:
+    """The templates of this folder with the filters that they use; an unknown name in them is an error."""
+    return _environment()
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("swin_hf", "hub"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; labels and other foreign text go through `escaped` or `code`
+    )
+    environment.filters |= {
+        "escaped": _escaped,
+        "code": _code,
+        "percent": _percent,
+        "number": _number,
+        "value": _value,
+        "interval": _interval,
+        "duration": _duration,
+        "size": _size,
+        "title": lambda name: TITLES.get(name, name),
+        "as_dict": asdict,
+    }
+    return environment

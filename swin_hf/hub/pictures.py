@@ -1,0 +1,87 @@
+"""The two pictures of a card, drawn from facts: the confusion matrix and the learning curves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .facts import ConfusionMatrix, TrainingFacts
+
+MATRIX, CURVES = "confusion_matrix.png", "learning_curves.png"
+NAMED_CLASSES = 40  # with more, the labels cannot be read and only the colours are drawn
+COUNTED_CLASSES = 15  # with more, the counts cannot be read
+
+
+def picture_names(facts: TrainingFacts | None) -> list[str]:
+    """Which pictures the facts are enough for."""
+    names = []
+    if facts and facts.confusion_matrix and facts.confusion_matrix.labels:
+        names.append(MATRIX)
+    if facts and any(len(points) > 1 for points in facts.curves.values()):
+        names.append(CURVES)
+    return names
+
+
+def draw_pictures(facts: TrainingFacts | None, folder: Path) -> list[Path]:
+    """Draw what the facts are enough for; the same facts give the same bytes."""
+    names = picture_names(facts)
+    if not names or facts is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        figure = _matrix(facts.confusion_matrix) if name == MATRIX and facts.confusion_matrix else _curves(facts)
+        # Without the version of matplotlib in it, the file depends on nothing but its content.
+        figure.savefig(folder / name, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return [folder / name for name in names]
+
+
+def _figure(width: float, height: float) -> Any:
+    # The object interface: no window, no global state, safe in a training process that draws figures of its own.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _matrix(matrix: ConfusionMatrix) -> Any:
+    counts = np.asarray(matrix.counts, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = min(3 + 0.4 * len(counts), 12)
+    figure = _figure(size, size)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion matrix, {matrix.split}")
+    if len(counts) <= NAMED_CLASSES:
+        # parse_math off: a label such as "a$b$" is text
+        axes.set_xticks(range(len(counts)), [_short(x) for x in matrix.labels], rotation=90, parse_math=False)
+        axes.set_yticks(range(len(counts)), [_short(x) for x in matrix.labels], parse_math=False)
+    if len(counts) <= COUNTED_CLASSES:
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def _curves(facts: TrainingFacts) -> Any:
+    """Losses on the left, everything else on the right."""
+    losses = {name: points for name, points in sorted(facts.curves.items()) if "loss" in name and len(points) > 1}
+    others = {name: points for name, points in sorted(facts.curves.items()) if "loss" not in name and len(points) > 1}
+    panels = [panel for panel in (losses, others) if panel]
+    figure = _figure(5 * len(panels), 3.5)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, points in panel.items():
+            axes.plot([step for step, _ in points], [np.nan if y is None else y for _, y in points], label=name)
+        if facts.best_step is not None:
+            axes.axvline(facts.best_step, color="grey", linestyle=":", label="saved weights")
+        axes.set(xlabel="step", title="loss" if panel is losses else "metrics")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 24 else label[:23] + "…"

@@ -1,0 +1,323 @@
+"""Push: one commit that is there as a whole or not at all, compared byte for byte with what was meant to be sent.
+
+``upload_folder`` splits a push into several commits, ``push_to_hub`` makes one commit for each part, and neither looks
+at what arrived. Here everything is staged and checked first; then comes one commit on top of the head that was looked
+at; an answer that is lost is settled by looking again; and the tag is put on the commit's id, not on a branch.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from transformers import PreTrainedModel
+
+from . import remote
+from .facts import TrainingFacts
+from .model_card import CARD_NAME, is_edited
+from .remote import HubError, attempt, checked_repo_id, client, require_token, understand
+from .staging import Stage, StagedFile, is_ours, stage
+
+REF = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9][A-Za-z0-9._/-]*(?<![./])")
+COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
+
+
+@dataclass(frozen=True)
+class PushedFile:
+    """Name in the repository, size in bytes and sha256 of a file."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or with ``dry_run`` would do.
+
+    Attributes:
+        commit: Id of the commit that holds the files; None for a dry run.
+        url: Address of that commit's tree.
+        tag: The tag on the commit, if one was asked for.
+        files: Every file of the model, sent or already there.
+        card: Text of the card.
+        created: Whether a commit was made; False when everything was there already.
+        notes: What the user should know, such as a card of theirs that was kept.
+    """
+
+    commit: str | None
+    url: str
+    tag: str | None
+    files: tuple[PushedFile, ...]
+    card: str
+    created: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def push(
+    model_or_folder: PreTrainedModel | str | os.PathLike[str],
+    repo_id: str,
+    *,
+    tag: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    dry_run: bool = False,
+    include_code: bool = True,
+    card: str | os.PathLike[str] | None = None,
+    replace_card: bool = False,
+    processor: Any = None,
+    facts: TrainingFacts | None = None,
+    license: str | None = None,
+    message: str | None = None,
+    endpoint: str | None = None,
+) -> PushResult:
+    """Publish a model on the Hub in one commit.
+
+    Pushing the same thing twice makes no second commit, and repeating a push that broke off completes it. The access
+    token is taken from HF_TOKEN or from the keyring of ``hf auth login``.
+
+    Args:
+        model_or_folder: A model of this family; the folder of a saved one; or the folder of a training run.
+        repo_id: ``user/name``; the repository is made if there is none.
+        tag: A new tag for the commit, such as ``v1.0``.
+        private: Visibility of a new repository. One that exists must have it already; None takes any.
+        revision: The branch to commit to, made if there is none; ``main`` by default.
+        dry_run: Only return what would be sent; the network is not touched.
+        include_code: Whether the core files travel along, so that ``trust_remote_code=True`` works without swin_hf.
+        card: A card written by hand, its text or its path, instead of the rendered one.
+        replace_card: Whether a card that was edited by hand on the Hub may be overwritten.
+        processor: Image processor, for a model or a folder without one.
+        facts: What the card should say of the training, for a model or a folder without them.
+        license: Identifier of the licence of the weights, such as ``apache-2.0``.
+        message: Title of the commit.
+        endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
+
+    Raises:
+        ValueError: When an argument, the folder or the card is not fit to be sent; nothing was sent.
+        HubError: When the Hub refused or could not be reached. The commit is then there as a whole or not at all.
+    """
+    repo_id = checked_repo_id(repo_id)
+    branch = revision or "main"
+    for name, what in ((tag, "tag"), (branch, "branch")):
+        if name is not None and (not REF.fullmatch(name) or COMMIT_ID.fullmatch(name)):
+            raise ValueError(f"{name!r} cannot name a {what}; use letters, digits, '.', '-', '_' and '/', such as v1.0")
+    source = model_or_folder if isinstance(model_or_folder, PreTrainedModel) else Path(model_or_folder).expanduser()
+    with tempfile.TemporaryDirectory(prefix="swin-hf-push-") as folder:
+        try:
+            staged = stage(
+                source,
+                Path(folder),
+                repo_id=repo_id,
+                tag=tag,
+                include_code=include_code,
+                card=_card_text(card),
+                processor=processor,
+                facts=facts,
+                license=license,
+            )
+        except OSError as error:
+            raise OSError(
+                f"{understand(error, repo_id).sentence} (while preparing the push; nothing was sent)"
+            ) from None
+        api = client(endpoint)
+        if dry_run:
+            return _result(api, repo_id, None, tag, staged)
+        require_token()
+        return _Push(api, repo_id, branch, tag, private).run(staged, replace_card, message)
+
+
+class _Push:
+    """The conversation of one push with the Hub."""
+
+    def __init__(self, api: HfApi, repo_id: str, branch: str, tag: str | None, private: bool | None) -> None:
+        self.api, self.repo_id, self.branch, self.tag, self.private = api, repo_id, branch, tag, private
+
+    def run(self, staged: Stage, replace_card: bool, message: str | None) -> PushResult:
+        """Look, commit, compare, tag."""
+        self._repository()
+        parent, tag_target = self._refs()
+        present = self._tree(parent)
+        notes = []
+        files = dict(staged.files)
+        if CARD_NAME in present and not replace_card and self._keeps_card(parent, present[CARD_NAME], files[CARD_NAME]):
+            del files[CARD_NAME]
+            notes.append(
+                "the card on the Hub was edited by hand and has been kept; --replace-card (replace_card=True) overwrites it"
+            )
+        stale = sorted(name for name in present if is_ours(name) and name not in files)
+        changed = [file for file in files.values() if not _same(file, present.get(file.name))]
+        if tag_target is not None and (changed or stale or tag_target != parent):
+            raise HubError(
+                f"tag {self.tag} of {self.repo_id} exists, on commit {tag_target[:12]}, and is never moved; choose another "
+                "tag, or delete that one on the Hub first"
+            )
+        commit, created = parent, bool(changed or stale)
+        if created:
+            commit = self._commit(
+                parent, changed, stale, message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
+            )
+            self._compare(commit, files)
+        if self.tag is not None and tag_target is None:
+            self._put_tag(commit)
+        return _result(self.api, self.repo_id, commit, self.tag, staged, created, tuple(notes))
+
+    def _repository(self) -> None:
+        """Find the repository, or make it; its visibility must be what was asked for."""
+        try:
+            info = attempt(self._info_or_none, self.repo_id)
+        except HubError:
+            raise
+        if info is None:
+            create = lambda: self.api.create_repo(self.repo_id, private=bool(self.private), exist_ok=True)  # noqa: E731
+            attempt(create, self.repo_id)
+            info = attempt(lambda: self.api.model_info(self.repo_id), self.repo_id)
+        if self.private is not None and bool(info.private) != self.private:
+            now, wanted = ("private", "public") if info.private else ("public", "private")
+            raise HubError(
+                f"{self.repo_id} exists and is {now}, but a {wanted} push was asked for; change its visibility in the "
+                "settings on the Hub, or choose another name"
+            )
+
+    def _info_or_none(self) -> Any:
+        try:
+            return self.api.model_info(self.repo_id)
+        except RepositoryNotFoundError:
+            return None
+
+    def _refs(self) -> tuple[str, str | None]:
+        """The head of the branch, made if need be, and the commit of the tag if it exists."""
+        refs = attempt(lambda: self.api.list_repo_refs(self.repo_id), self.repo_id)
+        branches = {ref.name: ref.target_commit for ref in refs.branches}
+        tags = {ref.name: ref.target_commit for ref in refs.tags}
+        if self.branch in tags:
+            raise HubError(
+                f"{self.branch} is a tag of {self.repo_id}; a branch of that name would hide it, so choose another revision"
+            )
+        if self.tag in branches:
+            raise HubError(f"{self.tag} is a branch of {self.repo_id}, which would hide the tag; choose another tag")
+        if self.branch not in branches:
+            if self.tag in tags:
+                raise HubError(f"tag {self.tag} of {self.repo_id} exists and is never moved; choose another tag")
+            attempt(lambda: self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True), self.repo_id)
+            branches[self.branch] = self._head()
+        return branches[self.branch], tags.get(self.tag or "")
+
+    def _head(self) -> str:
+        return str(attempt(lambda: self.api.model_info(self.repo_id, revision=self.branch), self.repo_id).sha)
+
+    def _tree(self, commit: str) -> dict[str, RepoFile]:
+        """Files of a commit by name."""
+        entries = attempt(
+            lambda: list(self.api.list_repo_tree(self.repo_id, revision=commit, recursive=True)), self.repo_id
+        )
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _keeps_card(self, parent: str, remote_card: RepoFile, ours: StagedFile) -> bool:
+        """Whether the card on the Hub is another than ours and was touched by hand."""
+        if _same(ours, remote_card):
+            return False
+        with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
+            path = attempt(
+                lambda: self.api.hf_hub_download(self.repo_id, CARD_NAME, revision=parent, local_dir=folder),
+                self.repo_id,
+            )
+            return is_edited(Path(path).read_text(encoding="utf-8", errors="replace"))
+
+    def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
+        """Make the one commit, and return its id once it is known to be there."""
+        for wait in (*remote.WAITS, None):
+            operations = [CommitOperationAdd(file.name, str(file.path)) for file in changed]
+            deletions = [CommitOperationDelete(name) for name in stale]
+            try:
+                return self.api.create_commit(
+                    self.repo_id,
+                    [*operations, *deletions],
+                    commit_message=message,
+                    revision=self.branch,
+                    parent_commit=parent,
+                ).oid
+            except Exception as error:
+                failure = understand(error, self.repo_id)
+            # The answer may be lost while the commit landed: what counts is what is there.
+            try:
+                head = self._head()
+            except HubError:
+                raise failure.error() from None
+            if head != parent:
+                present = self._tree(head)
+                if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
+                    return head
+                raise HubError(
+                    f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit and "
+                    "run the command again"
+                )
+            if not failure.transient or wait is None:
+                break
+            time.sleep(max(wait, failure.wait))
+        raise failure.error()
+
+    def _compare(self, commit: str, files: Mapping[str, StagedFile]) -> None:
+        """Compare every hash on the Hub with the file it came from."""
+        present = self._tree(commit)
+        wrong = sorted(name for name, file in files.items() if not _same(file, present.get(name)))
+        if wrong:
+            raise HubError(
+                f"commit {commit[:12]} of {self.repo_id} does not hold what was sent ({', '.join(wrong)}), and was not "
+                "tagged; run the command again to repair it"
+            )
+
+    def _put_tag(self, commit: str) -> None:
+        """Tag the commit's id; a tag that is there already is ours if it points to this commit."""
+        try:
+            attempt(
+                lambda: self.api.create_tag(self.repo_id, tag=self.tag or "", revision=commit, exist_ok=True),
+                self.repo_id,
+            )
+            refs = attempt(lambda: self.api.list_repo_refs(self.repo_id), self.repo_id)
+        except HubError as error:
+            raise HubError(
+                f"commit {commit[:12]} of {self.repo_id} is there, but its tag {self.tag} may not be: {error}"
+            ) from None
+        target = next((ref.target_commit for ref in refs.tags if ref.name == self.tag), None)
+        if target != commit:
+            raise HubError(
+                f"commit {commit[:12]} of {self.repo_id} is there, but somebody else has just put tag {self.tag} on "
+                "another; choose another tag and run the command again"
+            )
+
+
+def _same(file: StagedFile, entry: RepoFile | None) -> bool:
+    """Whether a file of the Hub has the content of a staged one."""
+    if entry is None or entry.size != file.size:
+        return False
+    return entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.git_oid()
+
+
+def _card_text(card: str | os.PathLike[str] | None) -> str | None:
+    if card is None or (isinstance(card, str) and "\n" in card):
+        return card  # type: ignore[return-value]
+    path = Path(card).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no card {path}; give the path or the text of a Markdown file")
+    return path.read_text(encoding="utf-8")
+
+
+def _result(
+    api: HfApi,
+    repo_id: str,
+    commit: str | None,
+    tag: str | None,
+    staged: Stage,
+    created: bool = False,
+    notes: tuple[str, ...] = (),
+) -> PushResult:
+    url = f"{api.endpoint}/{repo_id}" + (f"/tree/{commit}" if commit else "")
+    files = tuple(PushedFile(file.name, file.size, file.sha256) for file in staged.files.values())
+    return PushResult(commit, url, tag, files, staged.card, created, notes)

@@ -1,0 +1,211 @@
+"""The client, with patience and with sentences: transient errors are retried, the others say what to do.
+
+Tokens come from the environment or the keyring of ``huggingface_hub`` alone; no function takes one, so that none can
+be seen in a traceback, a log or a command line. For the same reason an error of the client, which carries its request
+with the token in a header, is never chained to ours.
+"""
+
+import errno
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+try:
+    from httpx2 import TransportError  # what huggingface_hub 2 speaks HTTP with
+except ImportError:
+    from httpx import TransportError  # type: ignore[assignment,import-not-found,no-redef,unused-ignore]
+
+from swin_hf import __version__
+
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, ... try
+LONGEST_WAIT = 300.0  # seconds; the longest that a Hub may ask us to wait
+TRANSIENT = {408, 429, 500, 502, 503, 504}
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+Result = TypeVar("Result")
+
+
+class HubError(RuntimeError):
+    """What went wrong with the Hub, and the remedy, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of the client, reduced to what may be kept of it: no request, no header, no token.
+
+    Attributes:
+        sentence: What happened and what to do.
+        transient: Whether trying again can help.
+        wait: Seconds that the Hub asked to wait.
+        status: HTTP status, if there was an answer.
+    """
+
+    sentence: str
+    transient: bool = False
+    wait: float = 0.0
+    status: int | None = None
+
+    def error(self) -> HubError:
+        """The exception to raise."""
+        return HubError(self.sentence)
+
+
+def client(endpoint: str | None = None) -> HfApi:
+    """The client that introduces itself as ``swin_hf``."""
+    return HfApi(endpoint=endpoint, library_name="swin_hf", library_version=__version__)
+
+
+def checked_repo_id(repo_id: str) -> str:
+    """Return a valid ``user/name``.
+
+    Raises:
+        ValueError: When it is malformed.
+    """
+    try:
+        validate_repo_id(repo_id)
+        valid = isinstance(repo_id, str) and repo_id.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{repo_id!r} is not a repository id; write user/name or organisation/name, with letters, digits, "
+            "'-', '_' and '.', at most 96 characters"
+        )
+    return repo_id
+
+
+def require_token() -> None:
+    """Refuse to begin without a token.
+
+    Raises:
+        HubError: When there is none.
+    """
+    if not get_token():
+        raise HubError(
+            f"there is no access token, and the Hub takes nothing without one; {LOG_IN} (a token that may write)"
+        )
+
+
+def redact(text: str) -> str:
+    """Replace access tokens by ``<token>``."""
+    token = get_token()
+    if token:
+        text = text.replace(token, "<token>")
+    return TOKEN.sub("<token>", text)
+
+
+def attempt(call: Callable[[], Result], repo_id: str) -> Result:
+    """Call the client until it answers, fails for good, or has failed too often.
+
+    Args:
+        call: What to do; doing it twice must do no harm.
+        repo_id: For the message.
+
+    Raises:
+        HubError: With the remedy.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except Exception as error:
+            failure = understand(error, repo_id)
+        if not failure.transient or wait is None:
+            break
+        time.sleep(max(wait, failure.wait))
+    raise failure.error()
+
+
+def understand(error: BaseException, repo_id: str) -> Failure:
+    """Reduce an error of the client to a sentence with a remedy."""
+    if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
+        problems = "; ".join(line.lstrip("- ") for line in str(error).splitlines()[1:])
+        return Failure(f"the Hub refuses the card's metadata ({problems}); correct the block at the top of README.md")
+    for cause in _chain(error):
+        status = (
+            cause.response.status_code if isinstance(cause, HfHubHTTPError) and cause.response is not None else None
+        )
+        if isinstance(cause, OfflineModeIsEnabled):
+            return Failure("offline mode is on (HF_HUB_OFFLINE); unset it to talk to the Hub")
+        if isinstance(cause, GatedRepoError):
+            return Failure(
+                f"access to {repo_id} is restricted; ask for it on the model's page, then {LOG_IN}", status=status
+            )
+        if isinstance(cause, RepositoryNotFoundError):
+            return Failure(
+                f"there is no repository {repo_id} that this token can see; check the name, and if it is private {LOG_IN}",
+                status=status,
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return Failure(f"{repo_id} has no such revision; its branches and tags are on its page", status=status)
+        if isinstance(cause, HfHubHTTPError):
+            return _answered(cause, status, repo_id)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return Failure(
+                "the disk is full; make room, or move the cache with HF_HOME and temporary files with TMPDIR"
+            )
+        if isinstance(cause, TransportError | ConnectionError | TimeoutError | json.JSONDecodeError):
+            return Failure(
+                f"the Hub cannot be reached or broke off ({type(cause).__name__}); check the network and HF_ENDPOINT, "
+                "then run the command again",
+                transient=True,
+            )
+    first_line = next(iter(redact(str(error)).strip().splitlines()), "")
+    return Failure(f"{type(error).__name__}: {first_line}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failure:
+    """An error answer of the Hub; its addresses are left out, those of the storage carry signatures."""
+    said = redact(error.server_message or "").strip()[:200] or "no reason given"
+    if status == 401:
+        sentence = f"the Hub does not accept the token; it is wrong or has expired: {LOG_IN}"
+    elif status == 403:
+        sentence = (
+            f"the token may not write to {repo_id} ({said}); use one with write access to {repo_id.split('/')[0]}"
+        )
+    elif status == 404:
+        sentence = (
+            f"the Hub did not find what was asked of {repo_id} ({said}); check the repository id and the revision"
+        )
+    elif status == 412:
+        sentence = (
+            f"somebody else committed to {repo_id} in the meantime; look at their commit and run the command again"
+        )
+    elif status in (402, 413, 507):
+        sentence = f"the Hub has no room for {repo_id} ({said}); see the storage page of {repo_id.split('/')[0]}"
+    elif status == 429:
+        sentence = f"the Hub's rate limit is reached ({said}); wait some minutes and run the command again"
+    elif status in TRANSIENT:
+        sentence = f"the Hub is not well (HTTP {status}); run the command again later, nothing is sent twice"
+    else:
+        sentence = f"the Hub refused (HTTP {status}): {said}"
+    return Failure(sentence, status in TRANSIENT, _asked_to_wait(error), status)
+
+
+def _asked_to_wait(error: HfHubHTTPError) -> float:
+    """Seconds of a ``Retry-After: 5`` or ``ratelimit: "api";r=0;t=5`` header."""
+    headers = error.response.headers
+    match = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", "")) or re.search(
+        r";\s*t=(\d+)", headers.get("ratelimit", "")
+    )
+    return min(float(match[1]), LONGEST_WAIT) if match else 0.0

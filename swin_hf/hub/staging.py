@@ -1,0 +1,236 @@
+"""Everything that a push sends, put together and checked before the network is touched.
+
+What is sent is a list of names that belong to a model, never "the folder": no pickle, no optimiser state, no log and
+no stray file can come along.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, ViTImageProcessor
+
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+
+from .facts import FACTS_NAME, TrainingFacts
+from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, render_card
+from .pictures import draw_pictures
+from .remote import TOKEN, redact
+from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
+
+CORE = (
+    "attention.py",
+    "attention_triton.py",
+    "configuration_swin_hf.py",
+    "modeling_swin_hf.py",
+    "windows.py",
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration_swin_hf.SwinHFConfig",
+    "AutoModel": "modeling_swin_hf.SwinHFModel",
+    "AutoModelForImageClassification": "modeling_swin_hf.SwinHFForImageClassification",
+    "AutoModelForMaskedImageModeling": "modeling_swin_hf.SwinHFForMaskedImageModeling",
+    "AutoBackbone": "modeling_swin_hf.SwinHFBackbone",
+}
+ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Keys that say where a model was loaded from on this machine, or which code loads it; neither is the reader's business.
+PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_implementation_internal")
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """One file to send: its name in the repository, where it lies, its size in bytes and its sha256."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> "StagedFile":
+        """Hash a file."""
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(name, path, path.stat().st_size, digest)
+
+    def git_oid(self) -> str:
+        """The id that git gives to the file's content."""
+        content = self.path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Files by name, and the text of the card, which is one of them."""
+
+    files: Mapping[str, StagedFile]
+    card: str
+
+
+def is_ours(name: str) -> bool:
+    """Whether a push owns a file name of a repository: it writes it, and removes it when it has become stale."""
+    return name in (WEIGHTS, INDEX, *CORE) or bool(SHARD.fullmatch(name))
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder with ``config.json``: the one given, or ``model/`` in it, as a training run leaves it.
+
+    Raises:
+        ValueError: When there is neither; the message names the newest run below.
+    """
+    for candidate in (folder, folder / "model"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; give the folder of a saved model or of a training run")
+    runs = sorted(folder.glob(f"**/model/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    hint = f"did you mean {runs[-1].parent.parent}?" if runs else "save a model into it with save_pretrained first"
+    raise ValueError(f"{folder} holds no {CONFIG}; {hint}")
+
+
+def stage(
+    source: PreTrainedModel | Path,
+    folder: Path,
+    *,
+    repo_id: str,
+    tag: str | None = None,
+    include_code: bool = True,
+    card: str | None = None,
+    processor: Any = None,
+    facts: TrainingFacts | None = None,
+    license: str | None = None,
+) -> Stage:
+    """Put together what a push sends.
+
+    Args:
+        source: A model of this family, or the folder of a saved one or of a training run.
+        folder: An empty folder for what has to be written; weights of a ``source`` folder stay where they are.
+        repo_id: Where it will be sent, for the usage snippets of the card.
+        tag: The tag it will get, likewise.
+        include_code: Whether the core files travel along, so that the model can be used without this package.
+        card: Text of a card written by hand, in place of the rendered one.
+        processor: Image processor, if the folder has none or the model is given.
+        facts: What a run found out, if the folder has none.
+        license: Identifier of the licence of the weights, for the card.
+
+    Raises:
+        ValueError: When the source is not a whole model of this family, the card's metadata is invalid, or a text
+            file holds an access token.
+    """
+    if isinstance(source, PreTrainedModel):
+        if source.config.model_type != SwinHFConfig.model_type:
+            raise ValueError(
+                f"{type(source).__name__} is not of this family; convert it first with swin_hf.load_checkpoint"
+            )
+        saved = folder / "saved"
+        source.save_pretrained(saved)
+    else:
+        saved = model_folder(source)
+    values, config = read_config(saved / CONFIG)
+    weights = weight_files(saved)
+    architecture = check_weights(weights, values, config)
+
+    paths = {path.name: path for path in weights}
+    if weights[0].name != WEIGHTS:
+        paths[INDEX] = saved / INDEX
+    paths[CONFIG] = _write_config(folder / CONFIG, values, include_code)
+    paths[PROCESSOR] = _processor(saved, folder, processor, config)
+    if include_code:
+        paths |= {name: Path(str(files("swin_hf.model") / name)) for name in CORE}
+    facts = facts or _find_facts(saved)
+    if facts:
+        (folder / FACTS_NAME).write_text(redact(facts.to_json()), encoding="utf-8")
+        paths[FACTS_NAME] = folder / FACTS_NAME
+        facts = TrainingFacts.load(folder / FACTS_NAME)
+    for asset in sorted((saved / "assets").glob("*.png")):
+        if ASSET.fullmatch(f"assets/{asset.name}"):
+            paths[f"assets/{asset.name}"] = asset
+    paths |= {f"assets/{path.name}": path for path in draw_pictures(facts, folder / "assets")}
+
+    staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
+    if card is None and (saved / CARD_NAME).is_file():
+        written = (saved / CARD_NAME).read_text(encoding="utf-8")
+        card = written if is_edited(written) else None
+    if card is None:
+        card = render_card(
+            CardSource(
+                config=config,
+                architecture=architecture,
+                processor=json.loads(paths[PROCESSOR].read_text(encoding="utf-8")),
+                facts=facts or TrainingFacts(),
+                repo_id=repo_id,
+                tag=tag,
+                license=license,
+                dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
+                files=tuple((file.name, file.size, file.sha256) for file in staged.values()),
+                has_code=include_code,
+            )
+        )
+    check_metadata(card)
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
+    _refuse_tokens(staged)
+    return Stage(dict(sorted(staged.items())), card)
+
+
+def _write_config(path: Path, values: dict[str, Any], include_code: bool) -> Path:
+    values = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
+    if include_code:
+        values["auto_map"] = AUTO_MAP
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+def _processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig) -> Path:
+    if given is None and (saved / PROCESSOR).is_file():
+        return saved / PROCESSOR
+    processor = given if given is not None else default_processor(config)
+    processor.save_pretrained(folder)
+    return folder / PROCESSOR
+
+
+def default_processor(config: SwinHFConfig) -> ViTImageProcessor:
+    """The evaluation transform of the released models, for a model that comes without a processor.
+
+    Microsoft resizes the short side to 256/224 of the image and crops the centre, bicubic; images of 384 pixels and
+    more, and rectangles, are squashed to their size. RGB is normalised with the mean and deviation of ImageNet.
+    """
+    height, width = config.image_hw
+    channels = config.num_channels
+    common = {
+        "resample": 3,  # bicubic, PIL's number
+        "image_mean": list(IMAGENET_MEAN) if channels == 3 else [0.5] * channels,
+        "image_std": list(IMAGENET_STD) if channels == 3 else [0.5] * channels,
+        "do_convert_rgb": channels == 3,
+    }
+    if height == width and 224 <= height < 384:
+        return ViTImageProcessor(
+            size={"shortest_edge": int(256 / 224 * height)},
+            do_center_crop=True,
+            crop_size={"height": height, "width": width},
+            **common,
+        )
+    return ViTImageProcessor(size={"height": height, "width": width}, **common)
+
+
+def _find_facts(saved: Path) -> TrainingFacts | None:
+    for folder in (saved, saved.parent):
+        if (folder / FACTS_NAME).is_file() and (folder == saved or saved.name == "model"):
+            return TrainingFacts.load(folder)
+    return None
+
+
+def _refuse_tokens(staged: Mapping[str, StagedFile]) -> None:
+    for file in staged.values():
+        if not file.name.endswith((".safetensors", ".png")):
+            text = file.path.read_text(encoding="utf-8")
+            if TOKEN.search(text) or redact(text) != text:
+                raise ValueError(
+                    f"{file.name} holds something that looks like an access token; remove it, and revoke the token"
+                )

@@ -1,0 +1,161 @@
+"""What a folder holds, checked before anything of it is loaded or sent: configuration, safetensors headers, names."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from swin_hf.model import modeling_swin_hf as modeling
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+ARCHITECTURES = {
+    cls.__name__: cls
+    for cls in (
+        modeling.SwinHFModel,
+        modeling.SwinHFForImageClassification,
+        modeling.SwinHFForMaskedImageModeling,
+        modeling.SwinHFBackbone,
+    )
+}
+CONFIG_BYTES = 32 * 2**20  # 21,841 class names twice are 2 MB
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
+    """Read a ``config.json`` and check its ranges; nothing of the model is built.
+
+    ``auto_map`` is dropped: which code belongs to a model is never taken from a file.
+
+    Returns:
+        The values as they are in the file, and the configuration.
+
+    Raises:
+        ValueError: When it cannot be read, belongs to another family, or holds a value out of range.
+    """
+    try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("the top level is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{CONFIG} cannot be read ({error}); save the model again with save_pretrained") from None
+    values.pop("auto_map", None)
+    if values.get("model_type") != SwinHFConfig.model_type:
+        raise ValueError(
+            f"{CONFIG} has model_type {values.get('model_type')!r}, not {SwinHFConfig.model_type!r}; "
+            "convert the checkpoint first: swin-hf convert SOURCE FOLDER --to swin_hf"
+        )
+    try:
+        config = SwinHFConfig.from_dict(dict(values))
+    except Exception as error:  # whatever a hostile file provokes in the strict dataclass
+        raise ValueError(f"{CONFIG} is not valid: {str(error).strip()}") from None
+    return values, config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that its index names.
+
+    Raises:
+        ValueError: Without safetensors weights (the message says when there are pickles), or when the index names a
+            file that is missing or outside of the folder.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return [folder / name for name in shard_names(folder / INDEX, (path.name for path in folder.iterdir()))]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise ValueError(
+            f"{folder.name} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when they are "
+            "opened; rewrite them as safetensors: swin-hf convert SOURCE FOLDER --to swin_hf"
+        )
+    raise ValueError(f"{folder.name} holds no {WEIGHTS}; save the model into it with save_pretrained first")
+
+
+def shard_names(index: Path, present: Iterable[str]) -> list[str]:
+    """The shards that an index names, all of them in ``present``.
+
+    Raises:
+        ValueError: When the index cannot be read, or names anything but a shard of the same folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{INDEX} cannot be read ({error}); save the model again") from None
+    present = set(present)
+    for name in names:
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
+            raise ValueError(
+                f"{INDEX} points to {name!r}; a shard lies beside its index and is called "
+                "model-00001-of-00002.safetensors, anything else is refused"
+            )
+        if name not in present:
+            raise ValueError(f"{INDEX} names {name}, which is missing; copy or download the folder again")
+    return names
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes from the header of a safetensors file; no tensor is read.
+
+    Raises:
+        ValueError: When the file is truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file ({error}); save or download it again") from None
+
+
+def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfig) -> str:
+    """Compare the headers of weight files with what the configuration builds, before a byte is allocated for it.
+
+    Args:
+        files: The result of :func:`weight_files`.
+        values: The values of ``config.json``.
+        config: The configuration made of them.
+
+    Returns:
+        The name of the architecture, one of :data:`ARCHITECTURES`.
+
+    Raises:
+        ValueError: When the architecture is unknown, or tensors are missing, left over or of another shape.
+    """
+    architecture = next(iter(values.get("architectures") or []), None)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}: "
+            "save the model again with save_pretrained"
+        )
+    found: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        found.update(read_header(path))
+    # A block has more than ten tensors: a configuration that asks for more is refused before its modules are built.
+    if sum(config.depths) > len(found):
+        raise ValueError(f"{CONFIG} asks for {sum(config.depths)} blocks but the weights hold {len(found)} tensors")
+    try:
+        with torch.device("meta"):
+            expected = {k: tuple(v.shape) for k, v in ARCHITECTURES[architecture](config).state_dict().items()}
+    except (RuntimeError, OverflowError, ValueError, TypeError) as error:
+        raise ValueError(f"{CONFIG} cannot be built: {str(error).splitlines()[0]}") from None
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {found[name]} where {CONFIG} asks for {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"the weights do not fit {CONFIG}: {'; '.join(problems[:5])}{more}; save both again with save_pretrained"
+        )
+    return str(architecture)
