@@ -12,34 +12,31 @@ from __future__ import annotations
 
 import glob
 import io
+import json
+import re
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BaseImageProcessor
 
+    from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
 # What a folder is searched for; a file that is named explicitly may have any name.
-PICTURE_SUFFIXES = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
 DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decode
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -86,9 +83,7 @@ def _pictures_of(argument: str) -> list[str]:
         found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         if not found:
             known = " ".join(PICTURE_SUFFIXES)
-            raise PictureError(
-                f"{argument}: the folder holds no picture; name files, or a folder with some of {known}"
-            )
+            raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
         return found
     if path.exists():
         return [argument]
@@ -118,14 +113,12 @@ def read_picture(source: str, mode: str = "RGB") -> Image:
 
     try:
         with Image.open(_stream(source)) as picture:
-            return _flatten(ImageOps.exif_transpose(picture), mode)
+            return _to_8_bits(ImageOps.exif_transpose(picture), mode)
     except PictureError:
         raise
     except Exception as error:  # the decoders of PIL raise whatever a broken file leads them to
         reason = "it is not a picture, or a damaged one" if _is_undecodable(error) else str(error)
-        raise PictureError(
-            f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out"
-        ) from error
+        raise PictureError(f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out") from error
 
 
 def _is_undecodable(error: Exception) -> bool:
@@ -142,26 +135,228 @@ def _stream(source: str) -> Any:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise PictureError(
-            f"{source}: cannot be fetched: {error}; check the address and the network"
-        ) from error
+        raise PictureError(f"{source}: cannot be fetched: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_BYTES:
-        raise PictureError(
-            f"{source}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller"
-        )
+        raise PictureError(f"{source}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
     return io.BytesIO(content)
 
 
-def _flatten(picture: Image, mode: str) -> Image:
-    """Bring any PIL mode to ``mode``: transparency onto white, 16 bits to 8."""
+def _to_8_bits(picture: Image, mode: str) -> Image:
+    """Bring any PIL mode to ``mode`` as training does: transparency onto white, 16 bits and floats scaled."""
+    import numpy as np
     from PIL import Image
 
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        extrema: Any = picture.getextrema()
-        scale = 255 / 65535 if extrema[1] > 255 else 1.0
-        picture = picture.convert("F").point(lambda value: value * scale).convert("L")
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        pixels = np.asarray(picture)
+        highest = 65535.0 if picture.mode.startswith("I") else 1.0 if pixels.max() <= 1 else 255.0
+        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > highest:
+            raise ValueError(f"grey values from {pixels.min()} to {pixels.max()} have no place between black and white")
+        picture = Image.fromarray(np.rint(pixels * np.float32(255 / highest)).astype(np.uint8))
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert(mode)
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def load_classifier(
+    source: str, *, device: str = "auto", dtype: str = "auto"
+) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
+    """Load a classifier, wherever it is, and the image processor that belongs to it.
+
+    Weights and configuration have to agree: no layer runs with random values.
+
+    Args:
+        source: A folder, a checkpoint file in any layout that :func:`swin_hf.load_checkpoint` reads, or a Hub id
+            (``user/name``, also ``user/name@revision``).
+        device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
+        dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
+
+    Returns:
+        The model in evaluation mode, and its image processor; where the source has none, pictures are squashed to the
+        model's image size and normalised as ImageNet.
+
+    Raises:
+        ValueError: If there is no such model, or it is no classifier, or the device or dtype does not exist.
+        OSError: If files of it are missing or damaged.
+    """
+    import torch
+
+    path = _model_path(source)
+    on = torch.device(_device(device))
+    model = _load_model(path, source)
+    if not model.config.num_labels or not isinstance(model.classifier, torch.nn.Linear):
+        raise ValueError(f"{source} has no classifier (num_labels is 0); fine-tune it first: recipes/finetune.py fit")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    return model.to(on, wanted).eval(), _load_processor(path, model)
+
+
+def _model_path(source: str) -> Path:
+    """Folder or file of a model; a Hub id is downloaded, or taken from the cache."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    repo_id, _, revision = source.partition("@")
+    looks_like_an_id = HUB_ID.fullmatch(repo_id) and path.suffix.lower() not in CHECKPOINT_SUFFIXES
+    if not looks_like_an_id or (path.parent != Path() and path.parent.is_dir()):
+        raise ValueError(
+            f"unknown model {source!r}: there is no such folder or file, and a Hub id has the form user/name; "
+            "check the spelling, or give the full path"
+        )
+    from swin_hf.hub import HubError, pull
+
+    try:
+        return pull(repo_id, revision=revision or None).path
+    except HubError as error:
+        raise ValueError(f"unknown model {source!r}: there is no such folder or file here, and {error}") from error
+
+
+def _load_model(path: Path, source: str) -> SwinHFForImageClassification:
+    import swin_hf
+
+    config = path / "config.json"
+    values = json.loads(config.read_text()) if config.is_file() else {}
+    if values.get("model_type") != "swin_hf":
+        model: SwinHFForImageClassification = swin_hf.load_checkpoint(path)
+        return model
+    architecture = (values.get("architectures") or ["SwinHFForImageClassification"])[0]
+    if architecture != "SwinHFForImageClassification":
+        raise ValueError(
+            f"{source} is a {architecture}, which names no classes; fine-tune it first: recipes/finetune.py fit"
+        )
+    return swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)
+
+
+def _load_processor(path: Path, model: SwinHFForImageClassification) -> BaseImageProcessor:
+    from transformers import AutoImageProcessor
+
+    folder = path if path.is_dir() else path.parent
+    if (folder / "preprocessor_config.json").is_file():
+        return AutoImageProcessor.from_pretrained(folder)
+    from swin_hf.hub.staging import default_processor
+
+    return default_processor(model.config)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    available = ["cpu"]
+    available += ["cuda"] if torch.cuda.is_available() else []
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return available[-1]
+    if name.partition(":")[0] not in available:
+        raise ValueError(f"device {name!r} is not available here; choose one of {', '.join(['auto', *available])}")
+    return name
+
+
+def has_names(model: SwinHFForImageClassification) -> bool:
+    """Whether the classes of a model have names, rather than transformers' placeholders ``LABEL_0, LABEL_1, ...``."""
+    return any(name != f"LABEL_{index}" for index, name in model.config.id2label.items())
+
+
+def prepare(
+    model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image]
+) -> list[Tensor]:
+    """Turn pictures into what the model takes, ``(channels, height, width)`` each, on its device and in its dtype."""
+    pixels = [processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]
+    return [tensor.to(model.device, model.dtype) for tensor in pixels]
+
+
+def classify(
+    model: SwinHFForImageClassification,
+    processor: BaseImageProcessor,
+    pictures: Sequence[Image],
+    *,
+    top_k: int = 5,
+) -> list[list[Guess]]:
+    """Name what pictures show.
+
+    Args:
+        model: A classifier.
+        processor: Its image processor.
+        pictures: PIL images in the mode of the model, see :func:`picture_mode`; any sizes.
+        top_k: How many classes for each picture.
+
+    Returns:
+        For each picture its classes, the most probable first. Scores are probabilities: a softmax over the classes, or
+        a sigmoid each for a model of several labels an image; the bare output for a regression.
+    """
+    import torch
+
+    pixels = prepare(model, processor, pictures)
+    alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
+    with torch.inference_mode():
+        batches = [torch.stack(pixels)] if alike else [tensor[None] for tensor in pixels]
+        logits = torch.cat([model(batch).logits.float() for batch in batches])  # B, num_labels
+    scores = _scores(logits, model.config.problem_type)
+    best = scores.topk(min(top_k, scores.shape[1]), dim=1)
+    names = model.config.id2label
+    return [
+        [Guess(index, names[index], score) for index, score in zip(indices, row, strict=True)]
+        for indices, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def _scores(logits: Tensor, problem_type: str | None) -> Tensor:
+    if problem_type == "regression":
+        return logits
+    if problem_type == "multi_label_classification" or logits.shape[1] == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=1)
+
+
+def picture_mode(model: SwinHFForImageClassification) -> str:
+    """PIL mode that a model takes.
+
+    Raises:
+        ValueError: If it takes another number of channels than pictures have.
+    """
+    modes = {1: "L", 3: "RGB"}
+    channels = model.config.num_channels
+    if channels not in modes:
+        raise ValueError(f"the model takes {channels} channels; pictures have 1 or 3, so call it from Python instead")
+    return modes[channels]
+
+
+def predict(
+    model: SwinHFForImageClassification,
+    processor: BaseImageProcessor,
+    sources: Sequence[str],
+    *,
+    top_k: int = 5,
+    batch_size: int = 16,
+) -> Iterator[tuple[str, list[Guess] | PictureError]]:
+    """Classify many pictures in batches, reading the next while the model works on the last.
+
+    Args:
+        model: A classifier.
+        processor: Its image processor.
+        sources: What :func:`find_pictures` found.
+        top_k: How many classes for each picture.
+        batch_size: Pictures in a batch.
+
+    Yields:
+        Each source in order, with its classes or with the reason why it cannot be read.
+    """
+    mode = picture_mode(model)
+    batches = [sources[start : start + batch_size] for start in range(0, len(sources), batch_size)]
+    with ThreadPoolExecutor(max_workers=4, thread_name_prefix="read") as pool:
+        ahead = [pool.submit(_try_to_read, source, mode) for source in batches[0]] if batches else []
+        for number, batch in enumerate(batches):
+            pictures = [future.result() for future in ahead]
+            following = batches[number + 1] if number + 1 < len(batches) else []
+            ahead = [pool.submit(_try_to_read, source, mode) for source in following]
+            readable = [picture for picture in pictures if not isinstance(picture, PictureError)]
+            guesses = iter(classify(model, processor, readable, top_k=top_k) if readable else [])
+            for source, picture in zip(batch, pictures, strict=True):
+                yield source, picture if isinstance(picture, PictureError) else next(guesses)
+
+
+def _try_to_read(source: str, mode: str) -> Image | PictureError:
+    try:
+        return read_picture(source, mode)
+    except PictureError as error:
+        return error

@@ -1,0 +1,127 @@
+"""Classify images with a folder, a Hub id or a foreign checkpoint.
+
+Unreadable images are reported and skipped. Exit code: 0 if every image was classified, 1 if some were not, 2 if there
+was nothing to do.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+
+from swin_hf.predict import DEVICES, DTYPES, Guess, PictureError, find_pictures, has_names, load_classifier, predict
+
+Result = tuple[str, list[Guess]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``swin-hf predict``."""
+    parser.add_argument("model", metavar="MODEL", help="folder, checkpoint file of any layout, or Hub id (user/name)")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="file, folder, glob pattern, http(s) address, or - for standard input",
+    )
+    parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="images at a time (default: 16)")
+    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    form.add_argument("--csv", action="store_true", help="print CSV, one line for each image and class")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify, print, and return the exit code."""
+    sources, problems = find_pictures(args.images)
+    for problem in problems:
+        _report(problem)
+    if not sources:
+        return 2
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
+    if not has_names(model):
+        _report(
+            f"{args.model} has no names for its {model.config.num_labels} classes; they are shown by number: put "
+            "id2label into its config.json"
+        )
+    skipped: list[str] = []
+    results = _watch(predict(model, processor, sources, top_k=args.top_k, batch_size=args.batch_size), len(sources))
+    print_results = _print_json if args.json else _print_csv if args.csv else _print_table
+    print_results(_successes(results, skipped))
+    if skipped or problems:
+        _report(f"{len(skipped) + len(problems)} of {len(sources) + len(problems)} inputs could not be classified")
+        return 1
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _report(sentence: str) -> None:
+    print(f"swin-hf predict: {sentence}", file=sys.stderr)
+
+
+def _successes(results: Iterator[tuple[str, list[Guess] | PictureError]], skipped: list[str]) -> Iterator[Result]:
+    for source, result in results:
+        if isinstance(result, PictureError):
+            skipped.append(source)
+            _report(str(result))
+        else:
+            yield source, result
+
+
+def _watch(
+    results: Iterator[tuple[str, list[Guess] | PictureError]], total: int
+) -> Iterator[tuple[str, list[Guess] | PictureError]]:
+    """Show a progress bar where somebody looks at it."""
+    if total == 1 or not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(results, "Classifying", total=total, console=Console(stderr=True), transient=True)
+
+
+def _print_table(results: Iterator[Result]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("score", justify="right", no_wrap=True)
+    for source, guesses in results:
+        for rank, guess in enumerate(guesses):
+            table.add_row(
+                "" if rank else source, guess.label, f"{guess.score:.4f}", end_section=rank == len(guesses) - 1
+            )
+    # A file or a pipe has no width: nothing is folded there.
+    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    console.print(table)
+
+
+def _print_json(results: Iterator[Result]) -> None:
+    """Print a list while it grows: each image as soon as it is known."""
+    opening = "[\n"
+    for source, guesses in results:
+        print(
+            opening + json.dumps({"image": source, "predictions": [g._asdict() for g in guesses]}), end="", flush=True
+        )
+        opening = ",\n"
+    print("[]" if opening == "[\n" else "\n]")
+
+
+def _print_csv(results: Iterator[Result]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("image", "rank", "index", "label", "score"))
+    for source, guesses in results:
+        for rank, guess in enumerate(guesses, start=1):
+            writer.writerow((source, rank, guess.index, guess.label, f"{guess.score:.6f}"))
