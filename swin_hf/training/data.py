@@ -433,18 +433,19 @@ class ImageDataModule(LightningDataModule):
                 self._rows[name], self._labels[name] = rows, labels[rows]
         for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
             if name not in self._rows and fraction > 0:
-                kept, held = sources.stratified_split(self._labels["train"], fraction, self.split_seed)
+                size = len(self._labels["train"])
+                kept, held = sources.stratified_split(self._labels["train"], round(fraction * size), self.split_seed)
                 if len(held) == 0:
                     raise ValueError(
-                        f"{name}_fraction {fraction} of {len(kept)} training pictures is none; give a {name} split or a"
+                        f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a"
                         " larger fraction"
                     )
                 self._take(name, held)
                 self._take("train", kept)
                 self._held_out.append(name)
         if self.limit_train is not None and self.limit_train < len(self._rows["train"]):
-            share = self.limit_train / len(self._rows["train"])
-            self._take("train", sources.stratified_split(self._labels["train"], share, self.split_seed)[1])
+            chosen = sources.stratified_split(self._labels["train"], self.limit_train, self.split_seed)[1]
+            self._take("train", chosen)
         if source.label_column is not None and len(np.unique(self._labels["train"])) < 2:
             raise ValueError(
                 f"all training pictures are of one class, {source.class_names[self._labels['train'][0]]!r}; a"

@@ -350,29 +350,29 @@ def announce_classes(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, 
 
 
 def stratified_split(
-    labels: np.ndarray[Any, np.dtype[np.int64]], fraction: float, seed: int
+    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Part rows into a kept and a held-out share, class by class.
+    """Part rows into kept ones and ``count`` held-out ones, with the classes in proportion.
 
-    Each class gives ``fraction`` of its rows, rounded at random so that the total comes out right on average, and
-    always keeps at least one. ``datasets.train_test_split`` refuses classes with a single picture.
+    The rows are sorted by class, at random within each class, and taken at even distances. Every class keeps at
+    least one row: ``datasets.train_test_split`` refuses classes with a single picture.
 
     Args:
         labels: Class id of every row.
-        fraction: Share to hold out, in (0, 1).
+        count: Number of rows to hold out; fewer if the classes cannot spare them.
         seed: Seed of the draw.
 
     Returns:
         Kept and held-out row numbers, each in ascending order.
     """
     random = np.random.default_rng(seed)
-    held = []
-    for value in np.unique(labels):
-        rows = np.flatnonzero(labels == value)
-        count = min(int(fraction * len(rows) + random.random()), len(rows) - 1)
-        held.append(random.choice(rows, size=count, replace=False))
-    out = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(labels)), out), out
+    order = np.lexsort((random.random(len(labels)), labels))
+    is_first = np.diff(labels[order], prepend=-2) != 0  # one row of each class stays
+    spare = order[~is_first]
+    count = min(count, len(spare))
+    places = ((np.arange(count) + random.random()) * (len(spare) / max(1, count))).astype(np.int64)
+    held = np.sort(spare[places])
+    return np.setdiff1d(np.arange(len(labels)), held), held
 
 
 def fingerprint(source: Source) -> str:
