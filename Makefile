@@ -1,0 +1,51 @@
+# `make help` lists the targets. Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check style cards figures speed clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed ## train a small Swin on real handwritten digits, load it with AutoModel, classify a picture
+	$(RUN) recipes/finetune.py fit
+	$(RUN) recipes/demo.py
+
+test: $(VENV)/.installed-dev ## the default tests: no network, minutes
+	$(RUN) -m pytest -n auto
+
+test-slow: $(VENV)/.installed-dev ## the slow tests: compilers, exporters, faults step by step
+	$(RUN) -m pytest -n auto -m slow
+
+check: $(VENV)/.installed-dev ## report: ruff, mypy, generated files
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+style: $(VENV)/.installed-dev ## repair what ruff can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+cards: $(VENV)/.installed-dev ## rewrite model_cards/
+	$(RUN) -m swin_hf.hub.preset_cards model_cards
+
+figures: $(VENV)/.installed-dev ## redraw the figures of docs/swin.md
+	$(RUN) -m swin_hf.explain docs/figures
+
+speed: $(VENV)/.installed-dev ## measure against transformers, timm and torchvision; rewrites the README's table
+	$(RUN) recipes/benchmark.py --readme README.md
+
+clean: ## remove what tools leave behind; runs/ stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,412 @@
+"""Take a classifier to another engine: ONNX Runtime, OpenVINO, or ``torch.export``; checked before it is kept.
+
+Each function writes under a temporary name, loads what it wrote in its engine, compares the engine's logits with the
+model's on photographs at batch 1, 3 and 8, and only then moves the file into its place. The batch is dynamic; the
+image size is fixed, because how a map is padded and shifted is decided while the graph is traced.
+"""
+
+import copy
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swin_hf.model.configuration_swin_hf import Pair
+from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+
+BATCHES = (1, 3, 8)  # compared after writing; the last one is timed
+OPSET = 20  # the first with Gelu and its exact erf
+TOLERANCE = 1e-4  # fp32: an engine adds in another order
+INT8_TOLERANCE = 2.0  # int8: catches a broken graph only; what quantisation costs is told by its accuracy
+
+Engine = Callable[[Tensor], Tensor]  # images (B, channels, height, width) to logits (B, num_labels)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how it compares with the model.
+
+    Args:
+        path: The file.
+        engine: Engine and version that ran it.
+        form: Format, opset and number type.
+        image_size: Height and width in pixels that it takes.
+        largest_difference: Largest absolute difference of a logit, over all batches that were compared.
+        engine_ms: Milliseconds for a batch of 8 in the engine, the fastest of five.
+        model_ms: The same in the model, eager, on the same machine.
+    """
+
+    path: Path
+    engine: str
+    form: str
+    image_size: Pair
+    largest_difference: float
+    engine_ms: float
+    model_ms: float
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"{self.path}: {self.form} for {height}x{width} images, any batch\n"
+            f"largest difference from the model {self.largest_difference:.1e} in {self.engine} "
+            f"(batches of {', '.join(map(str, BATCHES))})\n"
+            f"batch of {BATCHES[-1]}: {self.engine_ms:.1f} ms, model {self.model_ms:.1f} ms "
+            f"({self.model_ms / self.engine_ms:.2f}x)"
+        )
+
+
+def export_onnx(
+    model: SwinHFForImageClassification,
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | Pair | None = None,
+    images: Tensor | None = None,
+    int8: bool = False,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write an ONNX file (opset 20) with the class names in its metadata.
+
+    Args:
+        model: Image classifier; it is left as it is.
+        path: File to write, ``*.onnx``.
+        image_size: Pixels of the images that the file takes; the model's own by default.
+        images: At least 8 normalised images ``(B, channels, height, width)`` to compare on; photographs by default.
+        int8: Store weights and multiply in int8, activations quantised on the fly (ONNX Runtime's dynamic scheme).
+        tolerance: Largest difference of a logit that is accepted; 1e-4, and 2 for int8.
+        overwrite: Replace a file that exists.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is missing; names the extra.
+        FileExistsError: If the file exists.
+        ValueError: If the file's name or the images do not fit.
+        RuntimeError: If the engine's logits differ by more than ``tolerance``; nothing is left behind.
+    """
+    _require("onnx", "onnx", "onnxscript", "onnxruntime")
+    import onnx
+    import onnxruntime
+
+    size, images = _prepare(model, image_size, images)
+    with _destination(path, ".onnx", overwrite) as temporary:
+        wrapped = _Logits(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations; the result is compared below
+            torch.onnx.export(
+                wrapped,
+                (images[:2],),
+                str(temporary),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=["logits"],
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1, max=4096)}},
+                external_data=False,
+                verbose=False,
+            )
+        if int8:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(str(temporary), str(temporary), weight_type=QuantType.QInt8)
+        proto = onnx.load(str(temporary))
+        onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _facts(model, size).items()})
+        onnx.save(proto, str(temporary))
+        onnx.checker.check_model(str(temporary))
+        report = _compare(
+            model,
+            _onnx_engine(temporary),
+            images,
+            path=Path(path),
+            engine=f"ONNX Runtime {onnxruntime.__version__}",
+            form=f"ONNX opset {OPSET} {'int8 (dynamic)' if int8 else 'fp32'}",
+            size=size,
+            tolerance=tolerance if tolerance is not None else INT8_TOLERANCE if int8 else TOLERANCE,
+        )
+    return report
+
+
+def export_openvino(
+    model: SwinHFForImageClassification,
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | Pair | None = None,
+    images: Tensor | None = None,
+    calibration: Iterable[Tensor] | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write an OpenVINO model, ``*.xml`` and the ``*.bin`` beside it.
+
+    Args:
+        model: Image classifier; it is left as it is.
+        path: File to write, ``*.xml``.
+        image_size: Pixels of the images that the file takes; the model's own by default.
+        images: At least 8 normalised images ``(B, channels, height, width)`` to compare on; photographs by default.
+        calibration: Batches of normalised images, some hundreds in all. If given, weights and activations become
+            int8 (NNCF, post-training, ranges measured on these images).
+        tolerance: Largest difference of a logit that is accepted; 1e-4, and 2 for int8.
+        overwrite: Replace files that exist.
+
+    Raises:
+        ImportError: If openvino, or nncf for int8, is missing; names the extra.
+        FileExistsError: If the file exists.
+        ValueError: If the file's name or the images do not fit.
+        RuntimeError: If the engine's logits differ by more than ``tolerance``; nothing is left behind.
+    """
+    _require("openvino", "openvino", *(["nncf"] if calibration is not None else []))
+    import openvino
+
+    size, images = _prepare(model, image_size, images)
+    with _destination(path, ".xml", overwrite, companion=".bin") as temporary:
+        converted = openvino.convert_model(_program(model, images))
+        converted.reshape({0: openvino.PartialShape([-1, images.shape[1], *size])})
+        converted.inputs[0].get_tensor().set_names({"pixel_values"})
+        converted.outputs[0].get_tensor().set_names({"logits"})
+        if calibration is not None:
+            import nncf
+
+            batches = list(calibration)
+            converted = nncf.quantize(
+                converted,
+                nncf.Dataset(batches, lambda batch: batch.numpy()),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(batches),
+            )
+        for key, value in _facts(model, size).items():
+            converted.set_rt_info(json.dumps(value), ["swin_hf", key])
+        openvino.save_model(converted, str(temporary), compress_to_fp16=False)
+        report = _compare(
+            model,
+            _openvino_engine(temporary),
+            images,
+            path=Path(path),
+            engine=f"OpenVINO {openvino.__version__.split('-')[0]}",
+            form=f"OpenVINO {'fp32' if calibration is None else 'int8 (calibrated)'}",
+            size=size,
+            tolerance=tolerance if tolerance is not None else TOLERANCE if calibration is None else INT8_TOLERANCE,
+        )
+    return report
+
+
+def export_torch(
+    model: SwinHFForImageClassification,
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | Pair | None = None,
+    images: Tensor | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write an exported program, ``*.pt2``, that ``torch.export.load`` runs without this package.
+
+    Args:
+        model: Image classifier; it is left as it is.
+        path: File to write, ``*.pt2``.
+        image_size: Pixels of the images that the file takes; the model's own by default.
+        images: At least 8 normalised images ``(B, channels, height, width)`` to compare on; photographs by default.
+        tolerance: Largest difference of a logit that is accepted, 1e-4.
+        overwrite: Replace a file that exists.
+
+    Raises:
+        FileExistsError: If the file exists.
+        ValueError: If the file's name or the images do not fit.
+        RuntimeError: If the program's logits differ by more than ``tolerance``; nothing is left behind.
+    """
+    size, images = _prepare(model, image_size, images)
+    with _destination(path, ".pt2", overwrite) as temporary:
+        facts = {key: json.dumps(value) for key, value in _facts(model, size).items()}
+        torch.export.save(_program(model, images), temporary, extra_files=facts)
+        program = torch.export.load(temporary).module()
+        report = _compare(
+            model,
+            program,
+            images,
+            path=Path(path),
+            engine=f"torch {torch.__version__}",
+            form="torch.export fp32",
+            size=size,
+            tolerance=TOLERANCE if tolerance is None else tolerance,
+        )
+    return report
+
+
+def load_engine(path: str | os.PathLike[str]) -> Engine:
+    """Open an exported file as a function from normalised images to logits.
+
+    Args:
+        path: What one of the functions above wrote: ``*.onnx``, ``*.xml`` or ``*.pt2``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If its name ends otherwise.
+        ImportError: If its engine is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; write it with swin-hf export")
+    if path.suffix == ".onnx":
+        return _onnx_engine(path)
+    if path.suffix == ".xml":
+        return _openvino_engine(path)
+    if path.suffix == ".pt2":
+        program: Engine = torch.export.load(path).module()
+        return program
+    raise ValueError(f"{path}: the name must end in .onnx, .xml or .pt2")
+
+
+def sample_images(size: Pair, channels: int = 3, count: int = BATCHES[-1]) -> Tensor:
+    """Different crops of a photograph that comes with matplotlib, normalised; ``(count, channels, height, width)``."""
+    import numpy as np
+    from matplotlib import cbook
+    from PIL import Image
+
+    with Image.open(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))) as picture:
+        photograph = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None] / 255
+    _, _, height, width = photograph.shape
+    crops = []
+    for number in range(count):
+        side = int(min(height, width) * (1 - number / (2 * count)))
+        top, left = (height - side) * number // count, (width - side) * (count - number) // count
+        crop = photograph[..., top : top + side, left : left + side]
+        crops.append(F.interpolate(crop, size=size, mode="bicubic", antialias=True, align_corners=False))
+    images = (torch.cat(crops) - 0.45) / 0.225
+    return images if channels == 3 else images.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+
+
+class _Logits(nn.Module):
+    """The model as engines see it: images in, logits out, attention as it is defined."""
+
+    def __init__(self, model: SwinHFForImageClassification) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).float().cpu().eval()
+        # Plain products and a softmax are what the engines' own optimisers recognise as attention.
+        self.model.set_attn_implementation("eager")
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=pixel_values).logits
+        return logits
+
+
+def _program(model: SwinHFForImageClassification, images: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with torch.no_grad():
+        return torch.export.export(_Logits(model), (images[:2],), dynamic_shapes={"pixel_values": {0: batch}})
+
+
+def _prepare(
+    model: SwinHFForImageClassification, image_size: int | Pair | None, images: Tensor | None
+) -> tuple[Pair, Tensor]:
+    """Settle the image size and the images to compare on."""
+    if not isinstance(model, SwinHFForImageClassification) or not model.config.num_labels:
+        raise ValueError(
+            f"{type(model).__name__} gives no logits; export a SwinHFForImageClassification with at least one label"
+        )
+    if image_size is None:
+        size = model.config.image_hw
+    else:
+        size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    if images is None:
+        images = sample_images(size, model.config.num_channels)
+    wanted = (model.config.num_channels, *size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != wanted or images.shape[0] < BATCHES[-1]:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; give at least {BATCHES[-1]} normalised images of {wanted}"
+        )
+    return size, images.float()
+
+
+def _facts(model: SwinHFForImageClassification, size: Pair) -> dict[str, Any]:
+    return {"id2label": model.config.id2label, "image_size": size, "model_type": model.config.model_type}
+
+
+@torch.no_grad()
+def _compare(
+    model: SwinHFForImageClassification,
+    run: Engine,
+    images: Tensor,
+    *,
+    path: Path,
+    engine: str,
+    form: str,
+    size: Pair,
+    tolerance: float,
+) -> ExportReport:
+    """Run what was written beside the model, on several batches, and time both on the largest."""
+    reference = copy.deepcopy(model).float().cpu().eval()
+
+    def run_model(images: Tensor) -> Tensor:
+        logits: Tensor = reference(pixel_values=images).logits
+        return logits
+
+    differences = [float((run(images[:n]) - run_model(images[:n])).abs().max()) for n in BATCHES]
+    largest = max(differences)
+    if not largest <= tolerance:  # also true for NaN
+        raise RuntimeError(
+            f"{engine} differs from the model by {largest:.2e}, more than the tolerance {tolerance:.0e}; nothing was "
+            "written. Raise tolerance= if that is good enough"
+        )
+    batch = images[: BATCHES[-1]]
+    return ExportReport(path, engine, form, size, largest, _milliseconds(run, batch), _milliseconds(run_model, batch))
+
+
+def _onnx_engine(path: Path) -> Engine:
+    _require("onnx", "onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
+
+
+def _openvino_engine(path: Path) -> Engine:
+    _require("openvino", "openvino")
+    import openvino
+
+    # OpenVINO takes bf16 by itself where the processor has it; the comparison is one of fp32 with fp32.
+    compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+def _milliseconds(engine: Engine, images: Tensor) -> float:
+    engine(images)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        engine(images)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds)
+
+
+def _require(extra: str, *packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"{', '.join(missing)} is not installed; run: pip install 'swin-hf[{extra}]'")
+
+
+@contextmanager
+def _destination(
+    path: str | os.PathLike[str], suffix: str, overwrite: bool, companion: str | None = None
+) -> Iterator[Path]:
+    """Give a temporary file beside ``path``, and put it in its place when the block ends without an error."""
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: the name must end in {suffix}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name, or overwrite it with --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        if companion:
+            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
+        os.replace(temporary, path)
