@@ -4,6 +4,7 @@ from .callbacks import EMA, BestCheckpoint, EpochReport, LastCheckpoint, NonFini
 from .classifier import SwinClassifier
 from .command import run_recipe
 from .data import ImageDataModule
+from .pretraining import SwinMaskedImageModeler
 
 __all__ = [
     "EMA",
@@ -14,5 +15,6 @@ __all__ = [
     "NonFiniteGuard",
     "RunRecord",
     "SwinClassifier",
+    "SwinMaskedImageModeler",
     "run_recipe",
 ]
