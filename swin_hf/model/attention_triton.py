@@ -17,8 +17,13 @@ Shape legend:
     Mh and Mw sides of a window, h heads, d channels of a head, Q and K tokens rounded up to whole blocks.
 """
 
+# The arguments of a kernel are Triton's pointers and tensors, which have no type in Python.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -46,17 +51,21 @@ except ImportError as error:  # no wheels for this platform, or a CPU build of t
 
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# What a kernel takes at run time, and must not compile again for: a batch of 1, a map of 16.
+SIZES = (
+    *("images", "num_windows", "num_heads", "grid_h", "grid_w", "padded_h", "padded_w", "shift_h", "shift_w"),
+    *("split_1", "split_2", "split_3", "elements"),
+)
 MAX_TOKENS = 1024  # of a window; the bias of a head then takes 4 MiB
-INTERPRETED_PROGRAMS = 3  # instead of the multiprocessors: few, so that each walks over several windows
+INTERPRETED_MULTIPROCESSORS = 3  # few, so that every program of a test walks over several windows
 
 
 def _jit(function: Any) -> Any:
-    """``triton.jit``, or the bare function where Triton is missing. Sizes that vary with the batch do not recompile."""
+    """``triton.jit``, or the bare function where Triton is missing; no size makes it compile again."""
     if triton is None:
         return function
-    runtime_sizes = {"num_windows", "grid_h", "grid_w", "padded_h", "padded_w", "shift_h", "shift_w"}
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(function, do_not_specialize=[name for name in names if name in runtime_sizes])
+    sizes = [name for name in inspect.signature(function).parameters if name in SIZES]
+    return triton.jit(function, do_not_specialize=sizes)
 
 
 # Device functions. `window` numbers the windows of the whole batch; `tokens` numbers tokens inside a window.
@@ -64,43 +73,58 @@ def _jit(function: Any) -> Any:
 
 @_jit
 def _locate(
-    window, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH: tl.constexpr, MW: tl.constexpr
-):
-    """Where tokens of a window lie: offset in ``(B, Hp, Wp)`` as int64, region of the shifted map, is it padding."""
-    windows_w = padded_w // MW
-    per_map = (padded_h // MH) * windows_w
-    image = window // per_map
-    place = window % per_map
-    row = (place // windows_w) * MH + tokens // MW
-    column = (place % windows_w) * MW + tokens % MW
-    # Two bits are enough for the nine regions of figure 4: the other borders coincide with borders of windows.
-    region = tl.where(row >= padded_h - shift_h, 2, 0) + tl.where(column >= padded_w - shift_w, 1, 0)
-    row += shift_h
+    image, window_row, window_column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH: tl.constexpr,
+    MW: tl.constexpr,
+):  # fmt: skip
+    """Where tokens of a window lie: their offsets in ``(B, Hp, Wp)``, int64, and whether they are padding."""
+    row = window_row * MH + tokens // MW + shift_h
     row = tl.where(row >= padded_h, row - padded_h, row)
-    column += shift_w
+    column = window_column * MW + tokens % MW + shift_w
     column = tl.where(column >= padded_w, column - padded_w, column)
-    offset = (image.to(tl.int64) * padded_h + row) * padded_w + column
-    return offset, region, (row >= grid_h) | (column >= grid_w)
+    offset = (image * padded_h.to(tl.int64) + row) * padded_w + column
+    return offset, (row >= grid_h) | (column >= grid_w)
 
 
 @_jit
-def _meets_border(window, padded_h, padded_w, shift_h, shift_w, MH: tl.constexpr, MW: tl.constexpr):
-    """Whether a window of the shifted map holds more than one region: only those of the last row and column do."""
-    windows_w = padded_w // MW
-    windows_h = padded_h // MH
-    place = window % (windows_h * windows_w)
-    last_row = (place // windows_w) == windows_h - 1
-    last_column = (place % windows_w) == windows_w - 1
-    return ((shift_h > 0) & last_row) | ((shift_w > 0) & last_column)
+def _place(window, padded_h, padded_w, MH: tl.constexpr, MW: tl.constexpr):
+    """Image, row and column of a window, and its kind: 1 in the last row, plus 2 in the last column."""
+    rows = padded_h // MH
+    columns = padded_w // MW
+    row = window % (rows * columns) // columns
+    column = window % columns
+    return (
+        window // (rows * columns),
+        row,
+        column,
+        tl.where(row == rows - 1, 1, 0) + tl.where(column == columns - 1, 2, 0),
+    )
+
+
+@_jit
+def _share(slot, slots, images, padded_h, padded_w, shift_h, shift_w, split_1, split_2, split_3, MH: tl.constexpr,
+           MW: tl.constexpr):  # fmt: skip
+    """What falls to one slot: windows of one kind, so that the bias with its mask is loaded once.
+
+    Slots up to ``split_1`` have windows that meet no border of the shifted map, then those of the last row, of the
+    last column, and of the corner. Windows of a kind fill a rectangle of every map and are counted through.
+    """
+    kind = tl.where(slot < split_1, 0, tl.where(slot < split_2, 1, tl.where(slot < split_3, 2, 3)))
+    begin = tl.where(slot < split_1, 0, tl.where(slot < split_2, split_1, tl.where(slot < split_3, split_2, split_3)))
+    end = tl.where(slot < split_1, split_1, tl.where(slot < split_2, split_2, tl.where(slot < split_3, split_3, slots)))
+    inner_h = padded_h // MH - tl.where(shift_h > 0, 1, 0)
+    inner_w = padded_w // MW - tl.where(shift_w > 0, 1, 0)
+    top = tl.where(kind % 2 == 1, inner_h, 0)
+    left = tl.where(kind >= 2, inner_w, 0)
+    height = tl.where(kind % 2 == 1, 1, inner_h)
+    width = tl.where(kind >= 2, 1, inner_w)
+    return kind, slot - begin, images * height * width, end - begin, top, left, height, width
 
 
 @_jit
 def _load_rows(pointer, offsets, stride, column, real, D: tl.constexpr):
     """Load ``(tokens, d)`` of one head; tokens that only fill up the block are 0, whatever lies in memory."""
     dims = tl.arange(0, D)
-    return tl.load(
-        pointer + offsets[:, None] * stride + column + dims[None, :], mask=real[:, None], other=0.0
-    )
+    return tl.load(pointer + offsets[:, None] * stride + column + dims[None, :], mask=real[:, None], other=0.0)
 
 
 @_jit
@@ -112,132 +136,123 @@ def _store_rows(pointer, offsets, stride, column, real, rows, D: tl.constexpr):
 
 
 @_jit
-def _mask(scores, query_region, key_region, key_padding, meets_border, SHIFTED: tl.constexpr,
-          MASK_PADDING: tl.constexpr):  # fmt: skip
-    """Add ``masked`` to pairs of different regions. Padded keys, if masked, are finite, so that no row is NaN."""
-    if SHIFTED:
-        if meets_border:
-            scores += tl.where(query_region[:, None] != key_region[None, :], masked, 0.0)
+def _scores(q, k, bias, scale, padding, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr):
+    """``q k^T / sqrt(d)`` with bias and mask, in units of log2, float32; padded keys are pushed down where wanted."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + bias
     if MASK_PADDING:
-        scores = tl.where(key_padding[None, :], -1.0e30, scores)
+        # The lower of the two: what only fills up the block is at -inf and stays there.
+        scores = tl.where(padding[None, :], tl.minimum(scores, PADDED_KEY), scores)
     return scores
 
 
+# Kernels. Those called "tile" have a whole window in one block, those called "block" go through it.
+
+
 @_jit
-def _forward_kernel(
-    qkv, bias, out, num_windows, num_heads, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, scale,
-    MH: tl.constexpr, MW: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+def _forward_tile_kernel(
+    qkv, bias, out, images, num_heads, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, split_1, split_2, split_3,
+    scale, MH: tl.constexpr, MW: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Attend. A program has one head and one block of queries, and walks over windows.
+    """Attend. A program has one head and walks over windows; its tile of the bias stays in registers.
 
-    Neighbouring programs have neighbouring blocks, then heads, of the same window: they share its cache lines.
+    Neighbouring programs have neighbouring heads of the same window and share its cache lines.
 
-    Args:
+    Pointers and scalars:
         qkv: ``(B, Hp, Wp, 3, h, d)``.
-        bias: ``(h, Q, K)`` float32 in units of log2, -inf in columns from N on.
+        bias: ``(1 or 4 masks, h, Q, K)`` float32 from :func:`_bias_kernel`.
         out: ``(B, Hp, Wp, h, d)``; every element is written.
         scale: ``1 / sqrt(d)``. Scores, probabilities and sums are float32.
     """
-    N: tl.constexpr = MH * MW
-    Q_BLOCKS: tl.constexpr = (N + BLOCK_Q - 1) // BLOCK_Q
-    Q: tl.constexpr = Q_BLOCKS * BLOCK_Q
-    K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K * BLOCK_K
-
-    lanes = num_heads * Q_BLOCKS
-    lane = tl.program_id(0) % lanes
-    head = lane // Q_BLOCKS
-    queries = (lane % Q_BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    keys = tl.arange(0, BLOCK_K)
+    head = tl.program_id(0) % num_heads
+    slots = tl.num_programs(0) // num_heads
+    kind, first, number, step, top, left, height, width = _share(
+        tl.program_id(0) // num_heads,
+        slots,
+        images,
+        padded_h,
+        padded_w,
+        shift_h,
+        shift_w,
+        split_1,
+        split_2,
+        split_3,
+        MH,
+        MW,
+    )
+    tokens = tl.arange(0, BLOCK_Q)
+    real = tokens < MH * MW
     stride = num_heads * (3 * D)
-    bias += head * (Q * K)
-    if K == BLOCK_K:
-        bias_tile = tl.load(bias + queries[:, None] * K + keys[None, :])
-
-    first = tl.program_id(0) // lanes
-    step = tl.num_programs(0) // lanes
-    for window in tl.range(first, num_windows, step, num_stages=STAGES):
-        q_offsets, q_region, _ = _locate(
-            window, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+    inner = tokens[:, None] * BLOCK_K + tokens[None, :]
+    tile = tl.load(bias + (kind * num_heads + head) * (BLOCK_Q * BLOCK_K) + inner)
+    for index in tl.range(first, number, step, num_stages=STAGES):
+        image = index // (height * width)
+        row = top + index % (height * width) // width
+        column = left + index % width
+        offsets, padding = _locate(
+            image, row, column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
         )
-        border = _meets_border(window, padded_h, padded_w, shift_h, shift_w, MH, MW)
-        q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
-        if K == BLOCK_K:
-            k_offsets, k_region, k_padding = _locate(
-                window, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-            )
-            k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, keys < N, D)
-            v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, keys < N, D)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + bias_tile
-            scores = _mask(scores, q_region, k_region, k_padding, border, SHIFTED, MASK_PADDING)
-            weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-            total = tl.sum(weights, 1)
-            attended = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        else:
-            highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-            total = tl.full([BLOCK_Q], 0.0, tl.float32)
-            attended = tl.full([BLOCK_Q, D], 0.0, tl.float32)
-            for start in range(0, K, BLOCK_K):
-                k_offsets, k_region, k_padding = _locate(
-                    window, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-                )
-                k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
-                v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
-                block = tl.load(bias + queries[:, None] * K + (start + keys)[None, :])
-                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + block
-                scores = _mask(scores, q_region, k_region, k_padding, border, SHIFTED, MASK_PADDING)
-                higher = tl.maximum(highest, tl.max(scores, 1))
-                correction = tl.exp2(highest - higher)
-                weights = tl.exp2(scores - higher[:, None])
-                total = total * correction + tl.sum(weights, 1)
-                attended = attended * correction[:, None]
-                attended += tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-                highest = higher
-        attended = attended / total[:, None]
-        _store_rows(out, q_offsets, num_heads * D, head * D, queries < N, attended, D)
+        q = _load_rows(qkv, offsets, stride, head * D, real, D)
+        k = _load_rows(qkv, offsets, stride, (num_heads + head) * D, real, D)
+        v = _load_rows(qkv, offsets, stride, (2 * num_heads + head) * D, real, D)
+        scores = _scores(q, k, tile, scale, padding, MASK_PADDING, PRECISION)
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        attended = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION) / tl.sum(weights, 1)[:, None]
+        _store_rows(out, offsets, num_heads * D, head * D, real, attended, D)
 
 
 @_jit
-def _backward_kernel(
-    qkv, bias, grad_out, grad_qkv, partials, num_windows, num_heads, grid_h, grid_w, padded_h, padded_w, shift_h,
-    shift_w, scale, MH: tl.constexpr, MW: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, NEED_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+def _backward_tile_kernel(
+    qkv, bias, grad_out, grad_qkv, partials, images, num_heads, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w,
+    split_1, split_2, split_3, scale, MH: tl.constexpr, MW: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr, MASK_PADDING: tl.constexpr, NEED_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient for windows of one tile. A program has one head and walks over windows; each is read and written once.
+    """Gradients of q, k, v and the bias. A program has one head and walks over windows, each read and written once.
 
-    Args:
-        qkv: ``(B, Hp, Wp, 3, h, d)``.
-        bias: ``(h, K, K)`` float32 in units of log2, -inf in columns from N on.
+    Pointers and scalars as in :func:`_forward_tile_kernel`, and:
         grad_out: ``(B, Hp, Wp, h, d)``.
         grad_qkv: ``(B, Hp, Wp, 3, h, d)``; every element is written.
-        partials: ``(programs / h, h, K, K)`` float32, the gradient of the bias as far as each program saw it.
-        scale: ``1 / sqrt(d)``. Scores, probabilities, their gradients and all sums are float32.
+        partials: ``(programs / h, h, Q, K)`` float32, the gradient of the bias as far as each program saw it.
+
+    Probabilities, their gradients and all sums are float32.
     """
-    N: tl.constexpr = MH * MW
     head = tl.program_id(0) % num_heads
+    slots = tl.num_programs(0) // num_heads
+    kind, first, number, step, top, left, height, width = _share(
+        tl.program_id(0) // num_heads,
+        slots,
+        images,
+        padded_h,
+        padded_w,
+        shift_h,
+        shift_w,
+        split_1,
+        split_2,
+        split_3,
+        MH,
+        MW,
+    )
     tokens = tl.arange(0, BLOCK_Q)
-    real = tokens < N
+    real = tokens < MH * MW
     stride = num_heads * (3 * D)
     inner = tokens[:, None] * BLOCK_K + tokens[None, :]
-    bias_tile = tl.load(bias + head * (BLOCK_Q * BLOCK_K) + inner)
+    tile = tl.load(bias + (kind * num_heads + head) * (BLOCK_Q * BLOCK_K) + inner)
     if NEED_BIAS:
         grad_bias = tl.full([BLOCK_Q, BLOCK_K], 0.0, tl.float32)
-
-    first = tl.program_id(0) // num_heads
-    step = tl.num_programs(0) // num_heads
-    for window in tl.range(first, num_windows, step, num_stages=STAGES):
-        offsets, region, padding = _locate(
-            window, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+    for index in tl.range(first, number, step, num_stages=STAGES):
+        image = index // (height * width)
+        row = top + index % (height * width) // width
+        column = left + index % width
+        offsets, padding = _locate(
+            image, row, column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
         )
-        border = _meets_border(window, padded_h, padded_w, shift_h, shift_w, MH, MW)
         q = _load_rows(qkv, offsets, stride, head * D, real, D)
         k = _load_rows(qkv, offsets, stride, (num_heads + head) * D, real, D)
         v = _load_rows(qkv, offsets, stride, (2 * num_heads + head) * D, real, D)
         grad = _load_rows(grad_out, offsets, num_heads * D, head * D, real, D)
 
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + bias_tile
-        scores = _mask(scores, region, region, padding, border, SHIFTED, MASK_PADDING)
+        scores = _scores(q, k, tile, scale, padding, MASK_PADDING, PRECISION)
         weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
         weights = weights / tl.sum(weights, 1)[:, None]
         # Rows that only fill up the tile have gradient 0, so nothing of them reaches a key or the bias.
@@ -260,18 +275,66 @@ def _backward_kernel(
 
 
 @_jit
+def _forward_block_kernel(
+    qkv, bias, out, num_windows, num_heads, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, scale,
+    MH: tl.constexpr, MW: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Attend, with a running softmax. A program has one head and one block of queries, and walks over windows.
+
+    Pointers and scalars as in :func:`_forward_tile_kernel`.
+    """
+    N: tl.constexpr = MH * MW
+    Q_BLOCKS: tl.constexpr = (N + BLOCK_Q - 1) // BLOCK_Q
+    Q: tl.constexpr = Q_BLOCKS * BLOCK_Q
+    K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K * BLOCK_K
+
+    lanes = num_heads * Q_BLOCKS
+    head = tl.program_id(0) % lanes // Q_BLOCKS
+    queries = tl.program_id(0) % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    keys = tl.arange(0, BLOCK_K)
+    stride = num_heads * (3 * D)
+    bias += head * (Q * K) + queries[:, None] * K + keys[None, :]
+
+    first = tl.program_id(0) // lanes
+    step = tl.num_programs(0) // lanes
+    for window in tl.range(first, num_windows, step):
+        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
+        q_offsets, _ = _locate(
+            image, row, column, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+        )
+        q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
+        tiles = bias + kind * SHIFTED * num_heads * (Q * K)
+        highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        total = tl.full([BLOCK_Q], 0.0, tl.float32)
+        attended = tl.full([BLOCK_Q, D], 0.0, tl.float32)
+        for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+            k_offsets, padding = _locate(
+                image, row, column, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+            )
+            k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
+            v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
+            scores = _scores(q, k, tl.load(tiles + start), scale, padding, MASK_PADDING, PRECISION)
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            correction = tl.exp2(highest - higher)
+            weights = tl.exp2(scores - higher[:, None])
+            total = total * correction + tl.sum(weights, 1)
+            attended = attended * correction[:, None]
+            attended += tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            highest = higher
+        _store_rows(out, q_offsets, num_heads * D, head * D, queries < N, attended / total[:, None], D)
+
+
+@_jit
 def _backward_query_kernel(
     qkv, bias, grad_out, grad_qkv, stats, num_windows, num_heads, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w,
     scale, MH: tl.constexpr, MW: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     SHIFTED: tl.constexpr, MASK_PADDING: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of q for windows of several blocks, and what the other two kernels need to know of each query.
+    """Gradient of q, and what the next two kernels need to know of each query, for windows of several blocks.
 
-    A program has one head and one block of queries, and walks over windows. Arguments as in
-    :func:`_backward_kernel`, and:
-
-    Args:
-        bias: ``(h, Q, K)``.
+    A program has one head and one block of queries, and walks over windows. Pointers and scalars as in
+    :func:`_backward_tile_kernel`, and:
         stats: ``(B * nW, h, 2, Q)`` float32: log2 of the softmax's denominator, and the mean of the gradient of the
             probabilities under the probabilities themselves.
     """
@@ -281,35 +344,33 @@ def _backward_query_kernel(
     K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K * BLOCK_K
 
     lanes = num_heads * Q_BLOCKS
-    lane = tl.program_id(0) % lanes
-    head = lane // Q_BLOCKS
-    queries = (lane % Q_BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head = tl.program_id(0) % lanes // Q_BLOCKS
+    queries = tl.program_id(0) % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
     keys = tl.arange(0, BLOCK_K)
     stride = num_heads * (3 * D)
-    bias += head * (Q * K)
+    bias += head * (Q * K) + queries[:, None] * K + keys[None, :]
 
     first = tl.program_id(0) // lanes
     step = tl.num_programs(0) // lanes
     for window in tl.range(first, num_windows, step):
-        q_offsets, q_region, _ = _locate(
-            window, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
+        q_offsets, _ = _locate(
+            image, row, column, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
         )
-        border = _meets_border(window, padded_h, padded_w, shift_h, shift_w, MH, MW)
         q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
         grad = _load_rows(grad_out, q_offsets, num_heads * D, head * D, queries < N, D)
+        tiles = bias + kind * SHIFTED * num_heads * (Q * K)
 
         highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
         total = tl.full([BLOCK_Q], 0.0, tl.float32)
         mean = tl.full([BLOCK_Q], 0.0, tl.float32)
         for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k_offsets, k_region, k_padding = _locate(
-                window, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+            k_offsets, padding = _locate(
+                image, row, column, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
             )
             k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
             v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
-            block = tl.load(bias + queries[:, None] * K + (start + keys)[None, :])
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + block
-            scores = _mask(scores, q_region, k_region, k_padding, border, SHIFTED, MASK_PADDING)
+            scores = _scores(q, k, tl.load(tiles + start), scale, padding, MASK_PADDING, PRECISION)
             higher = tl.maximum(highest, tl.max(scores, 1))
             correction = tl.exp2(highest - higher)
             weights = tl.exp2(scores - higher[:, None])
@@ -317,25 +378,22 @@ def _backward_query_kernel(
             total = total * correction + tl.sum(weights, 1)
             mean = mean * correction + tl.sum(weights * grad_weights, 1)
             highest = higher
-        normaliser = highest + tl.log2(total)
+        denominator = highest + tl.log2(total)
         mean = mean / total
-        record = stats + (window.to(tl.int64) * num_heads + head) * (2 * Q) + queries
-        tl.store(record, normaliser)
+        record = stats + (window * num_heads.to(tl.int64) + head) * (2 * Q) + queries
+        tl.store(record, denominator)
         tl.store(record + Q, mean)
 
         grad_q = tl.full([BLOCK_Q, D], 0.0, tl.float32)
         for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k_offsets, k_region, k_padding = _locate(
-                window, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+            k_offsets, padding = _locate(
+                image, row, column, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
             )
             k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
             v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
-            block = tl.load(bias + queries[:, None] * K + (start + keys)[None, :])
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + block
-            scores = _mask(scores, q_region, k_region, k_padding, border, SHIFTED, MASK_PADDING)
-            weights = tl.exp2(scores - normaliser[:, None])
+            scores = _scores(q, k, tl.load(tiles + start), scale, padding, MASK_PADDING, PRECISION)
             grad_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-            grad_scores = weights * (grad_weights - mean[:, None])
+            grad_scores = tl.exp2(scores - denominator[:, None]) * (grad_weights - mean[:, None])
             grad_q += tl.dot(grad_scores.to(k.dtype), k, input_precision=PRECISION)
         _store_rows(grad_qkv, q_offsets, stride, head * D, queries < N, grad_q * scale, D)
 
@@ -348,7 +406,7 @@ def _backward_key_kernel(
 ):  # fmt: skip
     """Gradients of k and v for windows of several blocks: one head and one block of keys, walking over windows.
 
-    Arguments as in :func:`_backward_query_kernel`, which has filled ``stats``.
+    Pointers and scalars as in :func:`_backward_query_kernel`, which has filled ``stats``.
     """
     N: tl.constexpr = MH * MW
     K_BLOCKS: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K
@@ -356,37 +414,35 @@ def _backward_key_kernel(
     K: tl.constexpr = K_BLOCKS * BLOCK_K
 
     lanes = num_heads * K_BLOCKS
-    lane = tl.program_id(0) % lanes
-    head = lane // K_BLOCKS
-    keys = (lane % K_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+    head = tl.program_id(0) % lanes // K_BLOCKS
+    keys = tl.program_id(0) % K_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
     queries = tl.arange(0, BLOCK_Q)
     stride = num_heads * (3 * D)
-    bias += head * (Q * K)
+    bias += head * (Q * K) + queries[:, None] * K + keys[None, :]
 
     first = tl.program_id(0) // lanes
     step = tl.num_programs(0) // lanes
     for window in tl.range(first, num_windows, step):
-        k_offsets, k_region, k_padding = _locate(
-            window, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
+        k_offsets, padding = _locate(
+            image, row, column, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
         )
-        border = _meets_border(window, padded_h, padded_w, shift_h, shift_w, MH, MW)
         k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, keys < N, D)
         v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, keys < N, D)
+        tiles = bias + kind * SHIFTED * num_heads * (Q * K)
+        record = stats + (window * num_heads.to(tl.int64) + head) * (2 * Q) + queries
         grad_k = tl.full([BLOCK_K, D], 0.0, tl.float32)
         grad_v = tl.full([BLOCK_K, D], 0.0, tl.float32)
         for start in tl.range(0, Q, BLOCK_Q, num_stages=STAGES):
-            q_offsets, q_region, _ = _locate(
-                window, start + queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+            q_offsets, _ = _locate(
+                image, row, column, start + queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
             )
             q = _load_rows(qkv, q_offsets, stride, head * D, start + queries < N, D)
             grad = _load_rows(grad_out, q_offsets, num_heads * D, head * D, start + queries < N, D)
-            block = tl.load(bias + (start + queries)[:, None] * K + keys[None, :])
-            record = stats + (window.to(tl.int64) * num_heads + head) * (2 * Q) + start + queries
-            normaliser = tl.load(record)
-            mean = tl.load(record + Q)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + block
-            scores = _mask(scores, q_region, k_region, k_padding, border, SHIFTED, MASK_PADDING)
-            weights = tl.exp2(scores - normaliser[:, None])
+            denominator = tl.load(record + start)
+            mean = tl.load(record + Q + start)
+            scores = _scores(q, k, tl.load(tiles + start * K), scale, padding, MASK_PADDING, PRECISION)
+            weights = tl.exp2(scores - denominator[:, None])
             grad_v += tl.dot(tl.trans(weights.to(grad.dtype)), grad, input_precision=PRECISION)
             grad_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             grad_scores = weights * (grad_weights - mean[:, None])
@@ -403,9 +459,7 @@ def _backward_bias_kernel(
 ):  # fmt: skip
     """Gradient of the bias for windows of several blocks: one head and one tile of the bias, walking over windows.
 
-    Arguments as in :func:`_backward_query_kernel`, which has filled ``stats``, and:
-
-    Args:
+    Pointers and scalars as in :func:`_backward_query_kernel`, which has filled ``stats``, and:
         partials: ``(programs / (h * tiles), h, Q, K)`` float32.
     """
     N: tl.constexpr = MH * MW
@@ -415,74 +469,79 @@ def _backward_bias_kernel(
     K: tl.constexpr = K_BLOCKS * BLOCK_K
 
     lanes = num_heads * (Q_BLOCKS * K_BLOCKS)
-    lane = tl.program_id(0) % lanes
-    head = lane // (Q_BLOCKS * K_BLOCKS)
-    queries = (lane // K_BLOCKS) % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    keys = (lane % K_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+    head = tl.program_id(0) % lanes // (Q_BLOCKS * K_BLOCKS)
+    queries = tl.program_id(0) // K_BLOCKS % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    keys = tl.program_id(0) % K_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
     stride = num_heads * (3 * D)
     inner = head * (Q * K) + queries[:, None] * K + keys[None, :]
-    block = tl.load(bias + inner)
     grad_bias = tl.full([BLOCK_Q, BLOCK_K], 0.0, tl.float32)
 
     first = tl.program_id(0) // lanes
     step = tl.num_programs(0) // lanes
     for window in tl.range(first, num_windows, step, num_stages=STAGES):
-        q_offsets, q_region, _ = _locate(
-            window, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
+        q_offsets, _ = _locate(
+            image, row, column, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
         )
-        k_offsets, k_region, k_padding = _locate(
-            window, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
+        k_offsets, padding = _locate(
+            image, row, column, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
         )
-        border = _meets_border(window, padded_h, padded_w, shift_h, shift_w, MH, MW)
         q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
         k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, keys < N, D)
         v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, keys < N, D)
         grad = _load_rows(grad_out, q_offsets, num_heads * D, head * D, queries < N, D)
-        record = stats + (window.to(tl.int64) * num_heads + head) * (2 * Q) + queries
-        normaliser = tl.load(record)
+        record = stats + (window * num_heads.to(tl.int64) + head) * (2 * Q) + queries
+        denominator = tl.load(record)
         mean = tl.load(record + Q)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * TO_LOG2) + block
-        scores = _mask(scores, q_region, k_region, k_padding, border, SHIFTED, MASK_PADDING)
-        weights = tl.exp2(scores - normaliser[:, None])
+        tile = tl.load(bias + kind * SHIFTED * num_heads * (Q * K) + inner)
+        scores = _scores(q, k, tile, scale, padding, MASK_PADDING, PRECISION)
         grad_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        grad_bias += weights * (grad_weights - mean[:, None])
+        grad_bias += tl.exp2(scores - denominator[:, None]) * (grad_weights - mean[:, None])
     tl.store(partials + first.to(tl.int64) * (num_heads * (Q * K)) + inner, grad_bias)
 
 
 @_jit
-def _expand_bias_kernel(
-    table, bias, num_heads, elements, MH: tl.constexpr, MW: tl.constexpr, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
-    Q: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+def _bias_kernel(
+    table, bias, num_heads, elements, shift_h, shift_w, MH: tl.constexpr, MW: tl.constexpr, TABLE_H: tl.constexpr,
+    TABLE_W: tl.constexpr, Q: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Look up the bias of every pair of tokens: a program fills BLOCK elements.
+    """Look up the bias of every pair of tokens, and add the masks. A program fills BLOCK elements.
 
-    Args:
+    Inside a window the nine regions of figure 4 are two at most along each axis: above and below the border of a
+    window of the last row, left and right of it in the last column. Hence four masks, 1 for rows plus 2 for columns.
+
+    Pointers and scalars:
         table: ``((2 TABLE_H - 1)(2 TABLE_W - 1), h)``, any floating dtype.
-        bias: ``(h, Q, K)`` float32 in units of log2; -inf in columns from N on, which keeps keys that only fill up
-            a block out of the softmax; 0 in the other elements from N on.
-        elements: ``h Q K``.
+        bias: ``(1 or 4 masks, h, Q, K)`` float32 in units of log2; -inf in columns from N on, so that keys which only
+            fill up a block never count.
+        elements: Number of elements of ``bias``.
     """
-    N: tl.constexpr = MH * MW
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    head = element // (Q * K)
+    mask = element // (Q * K) // num_heads
+    head = element // (Q * K) % num_heads
     query = element // K % Q
     key = element % K
-    row = query // MW - key // MW + (TABLE_H - 1)
-    column = query % MW - key % MW + (TABLE_W - 1)
-    inside = (element < elements) & (query < N) & (key < N)
-    value = tl.load(table + (row * (2 * TABLE_W - 1) + column) * num_heads + head, mask=inside, other=0.0)
-    value = value.to(tl.float32) * TO_LOG2
-    tl.store(bias + element, tl.where(key < N, value, float("-inf")), mask=element < elements)
+    query_row, query_column = query // MW, query % MW
+    key_row, key_column = key // MW, key % MW
+
+    entry = (query_row - key_row + TABLE_H - 1) * (2 * TABLE_W - 1) + query_column - key_column + TABLE_W - 1
+    inside = (element < elements) & (query < MH * MW) & (key < MH * MW)
+    value = tl.load(table + entry * num_heads + head, mask=inside, other=0.0).to(tl.float32) * TO_LOG2
+    row_border = (query_row >= MH - shift_h) != (key_row >= MH - shift_h)
+    column_border = (query_column >= MW - shift_w) != (key_column >= MW - shift_w)
+    apart = ((mask % 2 == 1) & row_border) | ((mask // 2 == 1) & column_border)
+    value += tl.where(apart, OTHER_REGION, 0.0)
+    tl.store(bias + element, tl.where(key < MH * MW, value, float("-inf")), mask=element < elements)
 
 
 @_jit
-def _fold_bias_kernel(
+def _table_kernel(
     grad_bias, grad_table, num_heads, MH: tl.constexpr, MW: tl.constexpr, TABLE_H: tl.constexpr, TABLE_W: tl.constexpr,
     Q: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradients of all pairs of tokens that share an entry: a program sums one entry of one head.
+    """Sum the gradients of all pairs of tokens that share an entry of the table: one entry of one head a program.
 
-    Args:
+    Pointers:
         grad_bias: ``(h, Q, K)`` float32.
         grad_table: ``((2 TABLE_H - 1)(2 TABLE_W - 1), h)`` float32; entries that no pair uses become 0.
     """
@@ -507,10 +566,6 @@ class Launch(NamedTuple):
     stages: int
     occupancy: int
 
-    def padded(self, tokens: int) -> Pair:
-        """Q and K, the tokens of a window rounded up to whole blocks."""
-        return -(-tokens // self.block_q) * self.block_q, -(-tokens // self.block_k) * self.block_k
-
     def options(self) -> dict[str, int | bool]:
         """Keyword arguments of a launch."""
         return {
@@ -522,8 +577,13 @@ class Launch(NamedTuple):
         }
 
 
-def _launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype) -> Launch:
-    """The table of sizes, chosen so that no kernel spills registers; see ``tests/test_attention_triton.py``."""
+def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, capability: Pair) -> Launch:
+    """The table of sizes.
+
+    Chosen by compiling every kernel for compute capability 8.0 and 9.0: nothing spills in 16 bits, and the programs
+    per multiprocessor are what registers and shared memory leave room for. ``tests/test_attention_triton.py``
+    compiles them again.
+    """
     wide = dtype == torch.float32
     if tokens <= 64:
         block = max(16, triton.next_power_of_2(tokens))
@@ -531,71 +591,111 @@ def _launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype) -> Laun
     return Launch(64, 32, 4, 1 if wide else 2, 2)
 
 
-def _count(qkv: Tensor, window: Sequence[int]) -> Pair:
-    """Tokens of a window, and windows of the batch."""
-    batch, height, width, _ = qkv.shape
-    return window[0] * window[1], batch * (height // window[0]) * (width // window[1])
+class Problem:
+    """One call of the kernels: sizes, and how to launch a kernel for them."""
 
+    def __init__(
+        self,
+        qkv: Tensor,
+        num_heads: int,
+        grid: Sequence[int],
+        window: Sequence[int],
+        shift: Sequence[int],
+        table_window: Sequence[int],
+        scaling: float,
+        mask_padding: bool,
+    ) -> None:
+        self.images, self.padded = qkv.shape[0], (qkv.shape[1], qkv.shape[2])
+        self.num_heads, self.head_dim = num_heads, qkv.shape[3] // (3 * num_heads)
+        self.grid, self.shift, self.table_window, self.scaling = grid, shift, table_window, scaling
+        self.window, self.tokens = window, window[0] * window[1]
+        self.windows = (self.padded[0] // window[0], self.padded[1] // window[1])
+        self.is_shifted = tuple(shift) != (0, 0)
+        self.device, self.dtype = qkv.device, qkv.dtype
+        self.constants = {
+            "MH": window[0],
+            "MW": window[1],
+            "D": self.head_dim,
+            "MASK_PADDING": mask_padding,
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
+        }
+        if self.device.type == "cuda":
+            self.capability = torch.cuda.get_device_capability(self.device)
+            self.multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        else:
+            self.capability, self.multiprocessors = (9, 0), INTERPRETED_MULTIPROCESSORS
 
-def _sizes(
-    qkv: Tensor, num_windows: int, num_heads: int, grid: Sequence[int], shift: Sequence[int]
-) -> tuple[int, ...]:
-    """The sizes that every kernel takes, in its order."""
-    return num_windows, num_heads, *grid, qkv.shape[1], qkv.shape[2], *shift
+    def choose(self, kernel: str) -> Launch:
+        """How to cut and run a kernel."""
+        return choose_launch(kernel, self.tokens, self.head_dim, self.dtype, self.capability)
 
+    def blocks(self, launch: Launch) -> Pair:
+        """Blocks of queries and of keys in a window."""
+        return -(-self.tokens // launch.block_q), -(-self.tokens // launch.block_k)
 
-def _constants(
-    qkv: Tensor, head_dim: int, window: Sequence[int], shift: Sequence[int], mask_padding: bool
-) -> dict[str, int | bool | str]:
-    """What every kernel is compiled for."""
-    return {
-        "MH": window[0],
-        "MW": window[1],
-        "D": head_dim,
-        "SHIFTED": tuple(shift) != (0, 0),
-        "MASK_PADDING": mask_padding,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
-    }
+    def bias(self, table: Tensor, launch: Launch) -> Tensor:
+        """The bias of every pair of tokens, with the masks of shifted windows, ``(1 or 4, h, Q, K)`` float32."""
+        q_blocks, k_blocks = self.blocks(launch)
+        queries, keys = q_blocks * launch.block_q, k_blocks * launch.block_k
+        bias = table.new_empty(4 if self.is_shifted else 1, self.num_heads, queries, keys, dtype=torch.float32)
+        _bias_kernel[(triton.cdiv(bias.numel(), 1024),)](
+            table.contiguous(),
+            bias,
+            self.num_heads,
+            bias.numel(),
+            *self.shift,
+            *self.window,
+            *self.table_window,
+            queries,
+            keys,
+            BLOCK=1024,
+        )
+        return bias
 
+    def fold(self, partials: Tensor, table: Tensor) -> Tensor:
+        """The gradient of the table from what each program saw, ``(programs, h, Q, K)``, summed in a fixed order."""
+        grad_table = torch.empty_like(table, dtype=torch.float32, memory_format=torch.contiguous_format)
+        grad_bias = partials.sum(0)
+        _table_kernel[(table.numel(),)](
+            grad_bias,
+            grad_table,
+            self.num_heads,
+            *self.window,
+            *self.table_window,
+            *grad_bias.shape[1:],
+            BLOCK=triton.next_power_of_2(self.tokens),
+        )
+        return grad_table.to(table.dtype)
 
-def _expand_bias(
-    table: Tensor, window: Sequence[int], table_window: Sequence[int], queries: int, keys: int
-) -> Tensor:
-    """The bias of every pair of tokens as the kernels read it, ``(h, Q, K)`` float32."""
-    table = table.contiguous()
-    num_heads = table.shape[1]
-    bias = table.new_empty(num_heads, queries, keys, dtype=torch.float32)
-    _expand_bias_kernel[(triton.cdiv(bias.numel(), 1024),)](
-        table, bias, num_heads, bias.numel(), *window, *table_window, queries, keys, BLOCK=1024
-    )
-    return bias
+    def slots(self, lanes: int, launch: Launch) -> int:
+        """Programs that share the windows of one lane (a head, or a block of a head): together about one wave."""
+        windows = self.images * self.windows[0] * self.windows[1]
+        return max(1, min(windows, self.multiprocessors * launch.occupancy // lanes))
 
+    def splits(self, launch: Launch) -> list[int]:
+        """Slots of a tile kernel by kind of window, as running totals: inside, last row, last column, corner."""
+        cut_h, cut_w = int(self.shift[0] > 0), int(self.shift[1] > 0)
+        inner_h, inner_w = self.windows[0] - cut_h, self.windows[1] - cut_w
+        kinds = (inner_h * inner_w, cut_h * inner_w, inner_h * cut_w, cut_h * cut_w)
+        slots = self.slots(self.num_heads, launch)
+        shares = [min(self.images * kind, max(1, slots * kind // sum(kinds))) for kind in kinds]
+        return list(itertools.accumulate(shares))
 
-def _fold_bias(
-    grad_bias: Tensor, table: Tensor, window: Sequence[int], table_window: Sequence[int]
-) -> Tensor:
-    """The gradient of the table from that of every pair of tokens, float32."""
-    grad_table = torch.empty_like(table, dtype=torch.float32, memory_format=torch.contiguous_format)
-    _, queries, keys = grad_bias.shape
-    block = triton.next_power_of_2(window[0] * window[1])
-    _fold_bias_kernel[(table.numel(),)](
-        grad_bias, grad_table, table.shape[1], *window, *table_window, queries, keys, BLOCK=block
-    )
-    return grad_table
+    def launch_tile(self, kernel: Any, launch: Launch, splits: list[int], *tensors: Tensor, **constants: bool) -> None:
+        """Launch a kernel that has a whole window in one block."""
+        sizes = (self.images, self.num_heads, *self.grid, *self.padded, *self.shift, *splits[:3], self.scaling)
+        kernel[(self.num_heads * splits[3],)](*tensors, *sizes, **self.constants, **constants, **launch.options())
+
+    def launch_blocks(self, kernel: Any, launch: Launch, lanes: int, slots: int, *tensors: Tensor) -> None:
+        """Launch a kernel that goes through a window in blocks."""
+        windows = self.images * self.windows[0] * self.windows[1]
+        sizes = (windows, self.num_heads, *self.grid, *self.padded, *self.shift, self.scaling)
+        kernel[(lanes * slots,)](*tensors, *sizes, SHIFTED=self.is_shifted, **self.constants, **launch.options())
 
 
 def _interpreted() -> bool:
     """Whether ``TRITON_INTERPRET=1`` was set when this module was imported: kernels then run on CPU, in Python."""
-    return triton is not None and not isinstance(_forward_kernel, triton.JITFunction)
-
-
-def _programs(device: torch.device, lanes: int, num_windows: int, occupancy: int) -> int:
-    """Number of programs: a multiple of ``lanes``, about one wave, never more than there are windows to walk over."""
-    if device.type == "cpu":
-        wave = INTERPRETED_PROGRAMS
-    else:
-        wave = torch.cuda.get_device_properties(device).multi_processor_count * occupancy
-    return lanes * max(1, min(num_windows, wave // lanes))
+    return triton is not None and not isinstance(_forward_tile_kernel, triton.JITFunction)
 
 
 def reasons_against_triton(
@@ -682,9 +782,7 @@ def triton_window_attention(
             f"the window {geometry.window} is larger than {table_window}, the window of the bias table: "
             "resample the table with resize_bias_table()"
         )
-    reasons = reasons_against_triton(
-        qkv.device, qkv.dtype, qkv.shape[3] // (3 * num_heads), 0.0, geometry.window
-    )
+    reasons = reasons_against_triton(qkv.device, qkv.dtype, qkv.shape[3] // (3 * num_heads), 0.0, geometry.window)
     if reasons:
         raise NotImplementedError(f"the Triton kernels cannot run here: {'; '.join(reasons)}")
     attended: Tensor = _attend(
@@ -717,24 +815,21 @@ def _attend(
     scaling: float,
     mask_padding: bool,
 ) -> Tensor:
-    """Launch the forward kernels; arguments as in :func:`triton_window_attention`."""
-    head_dim = qkv.shape[3] // (3 * num_heads)
-    tokens, num_windows = _count(qkv, window)
-    launch = _launch("forward", tokens, head_dim, qkv.dtype)
-    queries, keys = launch.padded(tokens)
-    out = qkv.new_empty(*qkv.shape[:3], num_heads * head_dim)
+    """Launch the forward kernel; arguments as in :func:`triton_window_attention`, sizes in tokens."""
+    problem = Problem(qkv, num_heads, grid, window, shift, table_window, scaling, mask_padding)
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    if not out.numel():
+        return out
+    launch = problem.choose("forward")
+    q_blocks, k_blocks = problem.blocks(launch)
     with torch.cuda.device_of(qkv):
-        bias = _expand_bias(table, window, table_window, queries, keys)
-        lanes = num_heads * (queries // launch.block_q)
-        _forward_kernel[(_programs(qkv.device, lanes, num_windows, launch.occupancy),)](
-            qkv,
-            bias,
-            out,
-            *_sizes(qkv, num_windows, num_heads, grid, shift),
-            scaling,
-            **_constants(qkv, head_dim, window, shift, mask_padding),
-            **launch.options(),
-        )
+        bias = problem.bias(table, launch)
+        if k_blocks == 1:
+            problem.launch_tile(_forward_tile_kernel, launch, problem.splits(launch), qkv, bias, out)
+        else:
+            lanes = num_heads * q_blocks
+            slots = problem.slots(lanes, launch)
+            problem.launch_blocks(_forward_block_kernel, launch, lanes, slots, qkv, bias, out)
     return out
 
 
@@ -753,51 +848,35 @@ def _attend_backward(
     need_table: bool,
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernels: the gradients of qkv and of the table, the latter empty unless needed."""
-    head_dim = qkv.shape[3] // (3 * num_heads)
-    tokens, num_windows = _count(qkv, window)
-    sizes = (*_sizes(qkv, num_windows, num_heads, grid, shift), scaling)
-    constants = _constants(qkv, head_dim, window, shift, mask_padding)
-    launch = _launch("backward", tokens, head_dim, qkv.dtype)
-    queries, keys = launch.padded(tokens)
-    grad_qkv = torch.empty_like(qkv)
-    partials = None
+    problem = Problem(qkv, num_heads, grid, window, shift, table_window, scaling, mask_padding)
+    grad_qkv, no_table = torch.empty_like(qkv), table.new_empty(0)
+    if not qkv.numel():
+        return grad_qkv, torch.zeros_like(table) if need_table else no_table
+    launch = problem.choose("backward")
+    q_blocks, k_blocks = problem.blocks(launch)
     with torch.cuda.device_of(qkv):
-        bias = _expand_bias(table, window, table_window, queries, keys)
-        if queries == launch.block_q and keys == launch.block_k:
-            programs = _programs(qkv.device, num_heads, num_windows, launch.occupancy)
-            partials = bias.new_empty(programs // num_heads if need_table else 0, *bias.shape)
-            _backward_kernel[(programs,)](
-                qkv,
-                bias,
-                grad_out,
-                grad_qkv,
-                partials,
-                *sizes,
-                NEED_BIAS=need_table,
-                **constants,
-                **launch.options(),
+        bias = problem.bias(table, launch)
+        if k_blocks == 1:
+            splits = problem.splits(launch)
+            partials = bias.new_empty(splits[3] if need_table else 0, *bias.shape[1:])
+            problem.launch_tile(
+                _backward_tile_kernel, launch, splits, qkv, bias, grad_out, grad_qkv, partials, NEED_BIAS=need_table
             )
         else:
-            stats = bias.new_empty(num_windows, num_heads, 2, queries)
+            stats = bias.new_empty(qkv[..., 0].numel() // problem.tokens, num_heads, 2, bias.shape[2])
+            tensors = (qkv, bias, grad_out, grad_qkv, stats)
             for kernel, lanes in (
-                (_backward_query_kernel, num_heads * (queries // launch.block_q)),
-                (_backward_key_kernel, num_heads * (keys // launch.block_k)),
+                (_backward_query_kernel, num_heads * q_blocks),
+                (_backward_key_kernel, num_heads * k_blocks),
             ):
-                programs = _programs(qkv.device, lanes, num_windows, launch.occupancy)
-                kernel[(programs,)](
-                    qkv, bias, grad_out, grad_qkv, stats, *sizes, **constants, **launch.options()
-                )
-            if need_table:
-                lanes = num_heads * (queries // launch.block_q) * (keys // launch.block_k)
-                programs = _programs(qkv.device, lanes, num_windows, launch.occupancy)
-                partials = bias.new_empty(programs // lanes, *bias.shape)
-                _backward_bias_kernel[(programs,)](
-                    qkv, bias, grad_out, partials, stats, *sizes, **constants, **launch.options()
-                )
-        if not need_table:
-            return grad_qkv, table.new_empty(0)
-        grad_table = _fold_bias(partials.sum(0), table, window, table_window)
-    return grad_qkv, grad_table.to(table.dtype)
+                problem.launch_blocks(kernel, launch, lanes, problem.slots(lanes, launch), *tensors)
+            if not need_table:
+                return grad_qkv, no_table
+            lanes = num_heads * q_blocks * k_blocks
+            slots = problem.slots(lanes, launch)
+            partials = bias.new_empty(slots, *bias.shape[1:])
+            problem.launch_blocks(_backward_bias_kernel, launch, lanes, slots, qkv, bias, grad_out, partials, stats)
+        return grad_qkv, problem.fold(partials, table) if need_table else no_table
 
 
 @_attend.register_fake
