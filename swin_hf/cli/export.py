@@ -1,0 +1,116 @@
+"""Write a classifier for another engine, and check it there: ONNX, OpenVINO or torch.export.
+
+The file is compared with the model on images before it is put in its place. With --int8 it is quantised; --calibration
+and --test name labelled pictures (a folder with one sub-folder for each class, or parquet files) to calibrate on and to
+measure accuracy before and after.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swin_hf.export import ExportReport, export_onnx, export_openvino, export_torch, load_engine
+from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+CALIBRATION_PICTURES = 300  # NNCF's own default
+BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``swin-hf export``."""
+    parser.add_argument("model", metavar="MODEL", help="folder, checkpoint file of any layout, or Hub id (user/name)")
+    parser.add_argument("--to", required=True, choices=SUFFIXES, help="format")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: named after the model)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="side, or height and width (default: the model's)",
+    )
+    parser.add_argument("--images", nargs="+", metavar="IMAGE", help="8 or more pictures to compare on")
+    parser.add_argument("--int8", action="store_true", help="quantise: onnx on the fly, openvino calibrated")
+    parser.add_argument("--calibration", metavar="DATA", help="labelled pictures to calibrate on: folder or parquet")
+    parser.add_argument("--test", metavar="DATA", help="labelled pictures to measure the accuracy on, before and after")
+    parser.add_argument("--tolerance", type=float, help="largest difference of a logit (default: 1e-4; 2 for int8)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, compare, print, and return the exit code."""
+    output = args.output or Path(Path(args.model).resolve().name or "model").with_suffix(SUFFIXES[args.to])
+    if output.exists() and not args.overwrite:
+        raise FileExistsError(f"{output} exists; choose another name with --output, or replace it with --overwrite")
+    if args.int8 and args.to == "torch":
+        raise ValueError("--int8 goes with --to onnx or --to openvino; torch.export keeps fp32")
+    if args.int8 and args.to == "openvino" and not args.calibration:
+        raise ValueError("--int8 --to openvino needs --calibration, some hundred labelled pictures of your data")
+    model, processor = load_classifier(args.model, device="cpu", dtype="float32")
+    options = {"image_size": _size(args.image_size), "tolerance": args.tolerance, "overwrite": args.overwrite}
+    if args.images:
+        mode = picture_mode(model)
+        pictures = [read_picture(source, mode) for source in args.images]
+        options["images"] = torch.stack(prepare(model, processor, pictures))
+    report: ExportReport
+    if args.to == "onnx":
+        report = export_onnx(model, output, int8=args.int8, **options)
+    elif args.to == "torch":
+        report = export_torch(model, output, **options)
+    else:
+        calibration = None
+        if args.int8:
+            calibration = [images for images, _ in _batches(args.calibration, model, processor, CALIBRATION_PICTURES)]
+        report = export_openvino(model, output, calibration=calibration, **options)
+    print(report)
+    if args.test:
+        _print_accuracy(args.test, model, processor, report)
+    return 0
+
+
+def _size(sides: list[int] | None) -> int | tuple[int, int] | None:
+    if sides is None or len(sides) == 1:
+        return sides[0] if sides else None
+    if len(sides) > 2:
+        raise ValueError(f"--image-size {sides} has {len(sides)} sides; give one, or height and width")
+    return sides[0], sides[1]
+
+
+def _batches(
+    data: str, model: SwinHFForImageClassification, processor: object, limit: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of normalised images and labels of a folder or of parquet files, shuffled with a fixed seed."""
+    from datasets import ClassLabel, Image, load_dataset
+
+    path = Path(data)
+    if not path.exists():
+        raise FileNotFoundError(f"{data}: no such folder or file; give labelled pictures")
+    if path.is_dir():
+        rows = load_dataset("imagefolder", data_dir=data, split="train")
+    else:
+        rows = load_dataset("parquet", data_files=data, split="train")
+    columns = {type(feature): name for name, feature in rows.features.items()}
+    if Image not in columns or ClassLabel not in columns:
+        raise ValueError(f"{data} has columns {rows.column_names}; one of type Image and one ClassLabel are needed")
+    rows = rows.shuffle(seed=0)
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    mode = picture_mode(model)
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        pictures = [picture.convert(mode) for picture in batch[columns[Image]]]
+        yield torch.stack(prepare(model, processor, pictures)), torch.tensor(batch[columns[ClassLabel]])  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _print_accuracy(data: str, model: SwinHFForImageClassification, processor: object, report: ExportReport) -> None:
+    engine = load_engine(report.path)
+    total = before = after = 0
+    for images, labels in _batches(data, model, processor):
+        total += len(labels)
+        before += int((model(pixel_values=images).logits.argmax(1) == labels).sum())
+        after += int((engine(images).argmax(1) == labels).sum())
+    print(f"accuracy on {total} pictures: model {before / total:.4f}, {report.form} {after / total:.4f}")
