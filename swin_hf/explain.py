@@ -24,13 +24,14 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from swin_hf.model.attention import SwinHFAttention
@@ -215,13 +216,7 @@ def grad_cam(
     with torch.inference_mode(False), torch.enable_grad():
         images = pixel_values.detach().clone().to(next(twin.parameters()).device)
         # Whatever is frozen: the graph hangs on the images.
-        outputs = twin(images.requires_grad_())
-        logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise TypeError(
-                f"{type(model).__name__} gives no logits; Grad-CAM needs a class to ask for, so give a "
-                "SwinHFForImageClassification"
-            )
+        logits = _logits(twin(images.requires_grad_()), model)
         if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
             raise ValueError(
                 "the layer gives no map (B, H, W, C); choose a norm, such as model.swin.stages[0].blocks[-1].norm1"
@@ -235,6 +230,117 @@ def grad_cam(
     cam = enlarge(cam, cell, (pixel_values.shape[-2], pixel_values.shape[-1]), smooth=True)
     cam = cam - cam.amin(dim=(1, 2), keepdim=True)
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
+
+
+class Explanation(NamedTuple):
+    """Maps over one image, side by side for stages or for the blocks of one stage; all ``(height, width)``."""
+
+    target: int  # class that grad_cam speaks for
+    pixel: Pair  # row and column of the pixel that attention_from starts at
+    columns: list[str]  # name of each stage or block
+    grad_cam: list[Tensor]
+    received: list[Tensor]  # attention that each token receives, mean of the heads; 1 is the average
+    attention_from: list[Tensor]  # where the pixel's token looks, mean of the heads
+
+
+def explain(
+    model: nn.Module,
+    pixel_values: Tensor,
+    target: int | None = None,
+    *,
+    stage: int | None = None,
+    pixel: Pair | None = None,
+) -> Explanation:
+    """Compute the maps that ``swin-hf explain`` draws.
+
+    Args:
+        model: Image classifier of this family; it is left as it is.
+        pixel_values: One image, ``(1, channels, height, width)``, as the model takes it.
+        target: Class number for Grad-CAM; by default the predicted class.
+        stage: Show every block of this stage, from 0; by default the last block of every stage.
+        pixel: Row and column of the pixel that looks; by default where Grad-CAM of the last column is highest.
+
+    Raises:
+        ValueError: If there is more than one image, or no such class, stage or pixel.
+    """
+    if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
+        raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; explain one image, (1, channels, H, W)")
+    twin = _twin(model)
+    stages = _stages(twin)
+    if stage is None:
+        blocks = [(number, len(layer.blocks) - 1) for number, layer in enumerate(stages)]
+        columns = [f"stage {number + 1}" for number, _ in blocks]
+    else:
+        _check_stage(stage, len(stages))
+        number = stage % len(stages)
+        blocks = [(number, block) for block in range(len(stages[number].blocks))]
+        columns = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
+    if target is None:
+        with torch.no_grad():
+            target = int(_logits(twin(pixel_values.to(next(twin.parameters()).device)), model).argmax())
+    cams = [
+        grad_cam(twin, pixel_values, target, layer=stages[number].blocks[block].norm1)[0] for number, block in blocks
+    ]
+    if pixel is None:
+        peak = int(cams[-1].argmax())
+        pixel = (peak // cams[-1].shape[1], peak % cams[-1].shape[1])
+    attention = {(entry.stage, entry.block): entry for entry in attention_maps(twin, pixel_values)}
+    chosen = [attention[place] for place in blocks]
+    return Explanation(
+        target=target,
+        pixel=pixel,
+        columns=columns,
+        grad_cam=cams,
+        received=[entry.to_image(entry.received().mean(dim=1))[0] for entry in chosen],
+        attention_from=[entry.to_image(entry.from_pixel(*pixel).mean(dim=1))[0] for entry in chosen],
+    )
+
+
+def draw_explanation(explanation: Explanation, picture: Tensor, title: str, class_name: str | None = None) -> Figure:
+    """Lay the maps over the picture, each with its colour bar.
+
+    Args:
+        explanation: What :func:`explain` returned.
+        picture: The image that the model saw, ``(channels, height, width)`` in [0, 1].
+        title: What stands above the picture.
+        class_name: Name of the class that Grad-CAM speaks for; by default its number.
+    """
+    height, width = picture.shape[-2:]
+    count = len(explanation.columns)
+    side = 2.3 * min(1.0, (height / width) ** 0.5)
+    figure = Figure(figsize=(2.9 * (count + 1), 3.0 * side + 1.4), layout="constrained")
+    grid = figure.add_gridspec(3, count + 1)
+    pixels = picture.float().clamp(0, 1).permute(1, 2, 0).cpu()  # height, width, channels
+    grey = pixels.mean(dim=-1)
+    original = figure.add_subplot(grid[1, 0])
+    original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
+    original.set_title(title, fontsize=11)
+    row, column = explanation.pixel
+    places = [(original, False)]
+    kinds = (
+        (f"Grad-CAM for {class_name or f'class {explanation.target}'}", explanation.grad_cam, 1.0),
+        ("attention received", explanation.received, None),
+        ("attention from +", explanation.attention_from, None),
+    )
+    for line, (kind, maps, top) in enumerate(kinds):
+        for position, (name, heat) in enumerate(zip(explanation.columns, maps, strict=True)):
+            ax = figure.add_subplot(grid[line, position + 1])
+            ax.imshow(grey, cmap="gray", vmin=-0.5, vmax=1.5)  # pale, so that the colours stay those of the bar
+            layer = ax.imshow(heat.cpu(), cmap="inferno", alpha=0.65, vmin=0, vmax=top)
+            bar = figure.colorbar(layer, ax=ax, shrink=0.85, pad=0.02)
+            bar.solids.set_alpha(1)
+            bar.ax.tick_params(labelsize=7)
+            bar.locator = MaxNLocator(4)
+            ax.set_title(f"{kind}\n{name}", fontsize=9)
+            places.append((ax, True))
+    for ax, is_map in places:
+        ax.set_xticks([0, width - 1])
+        ax.set_yticks([0, height - 1])
+        ax.tick_params(labelsize=7)
+        is_source = not is_map or ax.get_title().startswith("attention from")
+        if is_source:
+            ax.plot(column, row, marker="+", markersize=11, markeredgewidth=2.2, color="#00e5ff")
+    return figure
 
 
 def reshape_transform(maps: Tensor) -> Tensor:
@@ -312,9 +418,25 @@ def _cell_of_grid(model: nn.Module, image: Pair, grid: Pair) -> Pair:
 
 def _cam_layer(model: nn.Module, stage: int) -> nn.Module:
     stages = _stages(model)
-    if not -len(stages) <= stage < len(stages):
-        raise ValueError(f"stage {stage} does not exist; the model has stages 0 to {len(stages) - 1}")
-    return stages[stage].blocks[-1].norm1
+    _check_stage(stage, len(stages))
+    layer: nn.Module = stages[stage].blocks[-1].norm1
+    return layer
+
+
+def _check_stage(stage: int, count: int) -> None:
+    if not -count <= stage < count:
+        raise ValueError(f"stage {stage} does not exist; the model has stages 0 to {count - 1}")
+
+
+def _logits(outputs: Any, model: nn.Module) -> Tensor:
+    """Logits ``(B, classes)`` out of whatever a model returned."""
+    logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise TypeError(
+            f"{type(model).__name__} gives no logits; Grad-CAM needs a class to ask for, so give a "
+            "SwinHFForImageClassification"
+        )
+    return logits
 
 
 def _name_of(layer: nn.Module, model: nn.Module) -> str:
@@ -623,7 +745,7 @@ def draw_relative_coordinates(data: dict[str, Any]) -> Figure:
     absolute, relative, naive = axes[0]
     side = data["M"]
     pairs = [[str(tuple(data["absolute"][row * side + column])) for column in range(side)] for row in range(side)]
-    _draw_cells(absolute, pairs, [[row * side + column for column in range(side)] for row in range(side)])
+    _draw_cells(absolute, pairs, [[None] * side] * side)
     absolute.set_title("absolute: (row, column)\nof each token, M = 2", fontsize=10)
     offsets = [[tuple(pair) for pair in row] for row in data["relative"]]
     numbered = {offset: index for index, offset in enumerate(sorted({offset for row in offsets for offset in row}))}

@@ -1,0 +1,122 @@
+"""Draw what a classifier looks at: attention and Grad-CAM maps over an image, as one PNG.
+
+Rows are Grad-CAM, the attention that each place receives, and the attention that one pixel pays; columns are the stages
+of the model, or the blocks of one stage. The picture is drawn as the model sees it, after resizing.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swin_hf.predict import (
+    DEVICES,
+    DTYPES,
+    PictureError,
+    classify,
+    find_pictures,
+    load_classifier,
+    picture_mode,
+    prepare,
+    read_picture,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``swin-hf explain``."""
+    parser.add_argument("model", metavar="MODEL", help="folder, checkpoint file of any layout, or Hub id (user/name)")
+    parser.add_argument("image", metavar="IMAGE", help="file, http(s) address, or - for standard input")
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="where to draw (default: IMAGE-explained.png)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.add_argument(
+        "--target", metavar="CLASS", help="class for Grad-CAM, name or number (default: the predicted one)"
+    )
+    parser.add_argument("--stage", type=int, metavar="N", help="show every block of one stage, counted from 1")
+    parser.add_argument(
+        "--pixel",
+        type=int,
+        nargs=2,
+        metavar=("ROW", "COLUMN"),
+        help="pixel of the resized picture that looks (default: where Grad-CAM is highest)",
+    )
+    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the maps and return the exit code."""
+    source = _one_picture(args.image)
+    output = args.output or Path(f"{_stem(source)}-explained.png")
+    if output.exists() and not args.overwrite:
+        raise ValueError(f"{output} exists; choose another --output, or say --overwrite")
+    if not output.parent.is_dir():
+        raise ValueError(f"the folder {output.parent} does not exist; make it first, or choose another --output")
+
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
+    picture = read_picture(source, picture_mode(model))
+    from swin_hf.explain import draw_explanation, explain, save_figure
+
+    stages = model.config.num_layers
+    if args.stage is not None and not 1 <= args.stage <= stages:
+        raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
+    ((best, *_),) = classify(model, processor, [picture], top_k=1)
+    target = best.index if args.target is None else _class_number(args.target, model.config.id2label)
+    (pixels,) = prepare(model, processor, [picture])
+    explanation = explain(
+        model,
+        pixels[None],
+        target,
+        stage=None if args.stage is None else args.stage - 1,
+        pixel=None if args.pixel is None else tuple(args.pixel),
+    )
+    shown = model.config.id2label[target]
+    save_figure(
+        draw_explanation(explanation, _seen(pixels, processor), f"{best.label}: {best.score:.1%}", shown), output
+    )
+    row, column = explanation.pixel
+    print(
+        f"{output}: {source} is {best.label} ({best.score:.1%}); Grad-CAM for {shown}, attention from "
+        f"pixel {row} {column} of the {pixels.shape[-2]}x{pixels.shape[-1]} picture that the model sees"
+    )
+    return 0
+
+
+def _one_picture(argument: str) -> str:
+    found, problems = find_pictures([argument])
+    if problems:
+        raise PictureError(problems[0])
+    if len(found) > 1:
+        raise PictureError(f"{argument} stands for {len(found)} images; explain them one by one")
+    return found[0]
+
+
+def _stem(source: str) -> str:
+    """Name for the output: that of the input, in the working folder."""
+    name = Path(source.partition("?")[0]).stem
+    return name if name.strip("-.") else "picture"
+
+
+def _class_number(text: str, names: dict[int, str]) -> int:
+    """Class that the user means: a name, else a number."""
+    for index, name in names.items():
+        if name == text:
+            return index
+    if text.isdigit() and int(text) in names:
+        return int(text)
+    some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
+    raise ValueError(
+        f"--target {text!r} is no class of the model; choose a name, or a number below {len(names)}: {some}"
+    )
+
+
+def _seen(pixels: "Tensor", processor: Any) -> "Tensor":
+    """Undo the normalisation, so that a person sees what the model sees, ``(channels, height, width)`` in [0, 1]."""
+    import torch
+
+    pixels = pixels.float().cpu()
+    if not processor.do_normalize:
+        return pixels
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return pixels * std + mean
