@@ -14,6 +14,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 Pair = tuple[int, int]
 
+_SEQUENCES = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
+# Near one of our fields, but the right name in another family of transformers, whose tools set it on any configuration.
+_OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
+
 
 class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     """Sizes and switches of a Swin Transformer (https://arxiv.org/abs/2103.14030).
@@ -25,7 +29,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels: Channels of an image. Positive.
         embed_dim: Channels of the first stage, ``C`` of table 7; each stage doubles it. A multiple of its heads.
         depths: Blocks of each stage; blocks alternate between W-MSA and SW-MSA. Positive.
-        num_heads: Attention heads of each stage; each divides the channels of its stage. As long as ``depths``.
+        num_heads: Attention heads of each stage; each divides the channels of its stage. As long as ``depths``. Left
+            out, those of four stages whose heads have about 32 channels, as all of the paper's.
         window_size: Side of an attention window in tokens, ``M`` of section 3.2: one integer; ``(height, width)``
             for a rectangle; or one entry for each stage, as a list of pairs, or of integers where that cannot be
             mistaken for a rectangle (any number of stages but two). Positive.
@@ -63,7 +68,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     num_channels: int = 3
     embed_dim: int = 96
     depths: Sequence[int] = (2, 2, 6, 2)
-    num_heads: Sequence[int] = (3, 6, 12, 24)
+    num_heads: Sequence[int] = ()
     window_size: int | Sequence[int] | Sequence[Sequence[int]] = 7
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
@@ -91,15 +96,18 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         ):
             kwargs.pop(derived, None)
         self._refuse_near_misses(kwargs)
-        # JSON knows lists only; a configuration is equal to itself after a round trip because it holds no tuples.
-        for name in ("image_size", "patch_size", "depths", "num_heads", "window_size"):
-            setattr(self, name, _as_lists(getattr(self, name)))
+        if not self.num_heads:
+            self.num_heads = _default_heads(self.embed_dim)
         self.check_sizes()
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", self._out_features),
             out_indices=kwargs.pop("out_indices", self._out_indices),
         )
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # JSON knows lists only; a configuration is equal to itself after a round trip because it holds no tuples.
+        super().__setattr__(name, _as_lists(value) if name in _SEQUENCES else value)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -186,9 +194,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             _check_positive(name, getattr(self, name))
         for name in ("depths", "num_heads"):
             if not isinstance(getattr(self, name), list) or not getattr(self, name):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; give a list with one integer for each stage"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a list with one integer for each stage")
             for stage, value in enumerate(getattr(self, name), start=1):
                 _check_positive(f"{name} of stage {stage}", value)
         if len(self.depths) != len(self.num_heads):
@@ -206,15 +212,13 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is a probability in [0, 1)")
-        for name in ("mlp_ratio", "layer_norm_eps"):
+        for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be positive")
         if self.norm_targets is not None:
             _check_positive("norm_targets", self.norm_targets)
             if self.norm_targets % 2 == 0 or self.norm_targets == 1:
-                raise ValueError(
-                    f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more"
-                )
+                raise ValueError(f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more")
 
     def _check_windows(self) -> None:
         window = self.window_size
@@ -234,7 +238,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
         fields = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
         fields += ["out_features", "out_indices", "num_labels"]
-        for name in kwargs:
+        for name in (name for name in kwargs if name not in _OTHER_FAMILIES):
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
             if near and name not in fields and not hasattr(cls, name):
                 raise TypeError(f"unknown config field {name!r}; did you mean {near[0]!r}?")
@@ -248,6 +252,13 @@ def list_presets() -> list[str]:
 def _as_lists(value: Any) -> Any:
     """Turn tuples into lists, at any depth."""
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _default_heads(embed_dim: Any) -> list[int]:
+    """Heads of four stages: the largest divisor of ``embed_dim`` that leaves a head 32 channels or more, doubling."""
+    _check_positive("embed_dim", embed_dim)
+    first = max(heads for heads in range(1, max(embed_dim // 32, 1) + 1) if embed_dim % heads == 0)
+    return [first * 2**stage for stage in range(4)]
 
 
 def _as_pair(value: int | Iterable[int]) -> Pair:

@@ -11,6 +11,9 @@ Shape legend:
     nW windows of a map, N tokens of a window, h heads.
 """
 
+import copy
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +31,24 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import BACKENDS, SwinHFAttention
 from .configuration_swin_hf import SwinHFConfig
-from .windows import Pair, pad_to_windows, resize_bias_table, window_geometry
+from .fast_cpu import images_at_once, linear
+from .windows import (
+    Pair,
+    channel_matrix,
+    pad_to_windows,
+    resample_patches,
+    resize_bias_table,
+    resize_position_embeddings,
+    window_geometry,
+)
 
 logger = logging.get_logger(__name__)
+
+# What a checkpoint of another task may lack, and what it may have to spare.
+_HEADS = re.compile(r"(^|\.)(classifier|decoder|hidden_states_norms)\.|(^|\.)mask_token$")
+# Sizes that weights can be adapted to on load, and the keywords that say where a checkpoint is.
+_RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
+_LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -173,8 +191,8 @@ class SwinHFMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
-        x = self.dropout(self.act(self.fc1(x)))
-        return self.dropout(self.fc2(x))
+        x = self.dropout(linear(self.fc1, x, self.act))  # ..., mlp_ratio * C
+        return self.dropout(linear(self.fc2, x))  # ..., C
 
 
 class SwinHFBlock(GradientCheckpointingLayer):
@@ -238,7 +256,7 @@ class SwinHFPatchMerging(nn.Module):
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H/2, 2 rows, W/2, 2 columns, C
         # The reference goes down the columns first: (0, 0), (1, 0), (0, 1), (1, 1).
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # B, H/2, W/2, 4C
-        return self.reduction(self.norm(x))
+        return linear(self.reduction, self.norm(x))
 
 
 class SwinHFStage(nn.Module):
@@ -256,6 +274,7 @@ class SwinHFStage(nn.Module):
             SwinHFBlock(config, stage, block, always_partition) for block in range(config.depths[stage])
         )
         is_last = stage == config.num_layers - 1
+        self.hidden = int(config.stage_dims[stage] * config.mlp_ratio)
         self.downsample = None if is_last else SwinHFPatchMerging(config, config.stage_dims[stage])
 
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -264,6 +283,10 @@ class SwinHFStage(nn.Module):
         Returns:
             The map ``(B, H, W, C)`` before merging, and the probabilities of the last block or None.
         """
+        if not output_attentions:
+            images = images_at_once(x, self.hidden, self)
+            if images < x.shape[0]:
+                return torch.cat([self(part)[0] for part in x.split(images)]), None
         probabilities = None
         for block in self.blocks:
             x, probabilities = block(x, output_attentions and block is self.blocks[-1])
@@ -308,17 +331,98 @@ class SwinHFPreTrainedModel(PreTrainedModel):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
 
-    def _check_and_adjust_attn_implementation(
-        self, attn_implementation: str | None, *args: Any, **kwargs: Any
-    ) -> str:
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
         if attn_implementation in BACKENDS:
             return attn_implementation
         if attn_implementation is not None and "/" in attn_implementation:
             # transformers would download and run a kernel of that name; a config.json must not be able to ask for it.
-            raise ValueError(
-                f"attn_implementation {attn_implementation!r} is refused; choose one of {BACKENDS}"
-            )
+            raise ValueError(f"attn_implementation {attn_implementation!r} is refused; choose one of {BACKENDS}")
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: Any = None,
+        strict: bool = False,
+        method: str = "bicubic",
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model as transformers does, adapt its weights to other sizes, and notice random layers.
+
+        Args:
+            pretrained_model_name_or_path: See transformers, like all that is not listed here.
+            model_args: See there.
+            config: See there. Where its sizes differ from those of the checkpoint, weights are adapted too.
+            strict: Whether to refuse a checkpoint that does not fill the model or has layers to spare. Heads and mask
+                tokens may be new, or left over, if another class saved the checkpoint. Without it, random layers are
+                logged as an error.
+            method: How bias tables are resampled, see :func:`~.windows.resize_bias_table`.
+            kwargs: ``image_size``, ``window_size``, ``patch_size`` and ``num_channels`` adapt the weights, see
+                :meth:`resize_windows`, :meth:`resize_patches` and :meth:`resize_channels`.
+
+        Raises:
+            ValueError: If the checkpoint does not fit under ``strict``, all keys listed, or a size is out of range.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        changes = {name: kwargs.pop(name) for name in _RESIZABLE if name in kwargs}
+        if isinstance(config, SwinHFConfig) and pretrained_model_name_or_path is not None:
+            stored = cls._stored_config(pretrained_model_name_or_path, kwargs)
+            if stored is not None:
+                config, differences = _back_to(config, stored)
+                changes = {**differences, **changes}
+        if "patch_size" in changes:
+            kwargs.pop("encoder_stride", None)  # follows from the patch
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        model._check_loading(info, strict, pretrained_model_name_or_path)
+        if any(value is not None for value in changes.values()):
+            if any(parameter.is_meta for parameter in model.parameters()):
+                raise ValueError(
+                    f"{sorted(changes)} cannot change while weights are offloaded; load without device_map, save the "
+                    "resized model, and load that"
+                )
+            if changes.get("patch_size") is not None:
+                model.resize_patches(changes["patch_size"])
+            if changes.get("num_channels") is not None:
+                model.resize_channels(changes["num_channels"])
+            model.resize_windows(changes.get("image_size"), changes.get("window_size"), method)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _stored_config(cls, source: Any, kwargs: dict[str, Any]) -> SwinHFConfig | None:
+        """Configuration beside the weights, None where there is none."""
+        where = {name: kwargs[name] for name in _LOCATION if name in kwargs}
+        try:
+            return cls.config_class.from_pretrained(source, **where)
+        except OSError:
+            return None
+
+    def _check_loading(self, info: dict[str, Any], strict: bool, source: Any) -> None:
+        """Refuse, or log, what loading left random."""
+        same_class = type(self).__name__ in (self.config.architectures or ())
+        mismatched = {key for key, *_ in info["mismatched_keys"]}
+        missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
+        missing |= {key for key in mismatched if not _HEADS.search(key)}
+        spare = set(info["unexpected_keys"]) if strict else set()
+        spare = {key for key in spare if not _HEADS.search(key) and not self._is_left_out(key)}
+        if strict and (missing or spare):
+            raise ValueError(
+                f"{source} does not fit {type(self).__name__}: {len(missing)} keys are missing and would be random"
+                f"{_listed(missing)}; {len(spare)} have no place in the model{_listed(spare)}; make config.json agree "
+                "with the weights (depths, embed_dim), or load without strict=True"
+            )
+        if missing:
+            logger.error(
+                f"{len(missing)} of {len(self.state_dict())} weights of {type(self).__name__} are not in {source} and "
+                f"are random{_listed(missing)}; strict=True refuses such a checkpoint"
+            )
+
+    def _is_left_out(self, key: str) -> bool:
+        """Whether this class has on purpose no place for a key of the family."""
+        return False
 
     @torch.no_grad()
     def resize_windows(
@@ -342,33 +446,83 @@ class SwinHFPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If a size is out of range, or the image is smaller than one patch.
         """
-        changes = {"image_size": image_size, "window_size": window_size}
-        target = SwinHFConfig(
-            **{**self.config.to_dict(), **{k: v for k, v in changes.items() if v is not None}}
-        )
+        target = _changed(self.config, image_size=image_size, window_size=window_size)
         if target.image_hw[0] < target.patch_hw[0] or target.image_hw[1] < target.patch_hw[1]:
             raise ValueError(
                 f"image_size {target.image_size} is smaller than one patch of {target.patch_size}; "
                 "choose a larger image or resample the patches first"
             )
         base = self.base_model
-        for stage, window in zip(base.stages, target.stage_windows, strict=True):
+        for stage, window in zip(base.stages, target.stage_windows, strict=False):
             for block in stage.blocks:
                 attention = block.attention
-                table = resize_bias_table(
-                    attention.relative_position_bias_table, attention.window, window, method
-                )
+                table = resize_bias_table(attention.relative_position_bias_table, attention.window, window, method)
                 attention.relative_position_bias_table = _like(attention.relative_position_bias_table, table)
                 attention.window = block.window = window
-        embeddings = base.embeddings
-        if embeddings.position_embeddings is not None:
-            positions = resize_position_embeddings(
-                embeddings.position_embeddings, embeddings.grid, target.grid_hw
-            )
-            embeddings.position_embeddings = _like(embeddings.position_embeddings, positions.flatten(1, 2))
-        embeddings.grid = target.grid_hw
+        self._move_to_grid(target.grid_hw)
         self.config.image_size, self.config.window_size = target.image_size, target.window_size
         return self
+
+    @torch.no_grad()
+    def resize_patches(self, patch_size: int | Pair) -> "SwinHFPreTrainedModel":
+        """Change the patch size of a live model: its kernels are resampled, see :func:`~.windows.resample_patches`.
+
+        The decoder of a masked image model, whose stride follows from the patch, is interpolated.
+
+        Args:
+            patch_size: New patch size in pixels; a masked image model needs a square.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If the size is out of range, or a masked image model is given a rectangle.
+        """
+        target = _changed(self.config, patch_size=patch_size)
+        target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
+        decoder = getattr(self, "decoder", None)
+        if decoder is not None:
+            _check_stride(target)
+            self._resize_decoder(target.num_channels, target.encoder_stride)
+        embeddings = self.base_model.embeddings
+        convolution = embeddings.patch_embeddings
+        convolution.weight = _like(convolution.weight, resample_patches(convolution.weight, target.patch_hw))
+        convolution.kernel_size = convolution.stride = target.patch_hw
+        self._move_to_grid(target.grid_hw)
+        self.config.patch_size, self.config.encoder_stride = target.patch_size, target.encoder_stride
+        return self
+
+    @torch.no_grad()
+    def resize_channels(self, num_channels: int) -> "SwinHFPreTrainedModel":
+        """Change the image channels of a live model, see :func:`~.windows.channel_matrix` for the rule.
+
+        Args:
+            num_channels: New number of channels. A masked image model also reconstructs that many: the old ones in
+                turn, or, if there are fewer, the mean of those that fall on the same place.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If the number is not positive.
+        """
+        target = _changed(self.config, num_channels=num_channels)
+        convolution = self.base_model.embeddings.patch_embeddings
+        mix = channel_matrix(convolution.in_channels, num_channels).to(convolution.weight)
+        convolution.weight = _like(convolution.weight, torch.einsum("oihw,ni->onhw", convolution.weight, mix))
+        convolution.in_channels = num_channels
+        if getattr(self, "decoder", None) is not None:
+            self._resize_decoder(num_channels, target.encoder_stride)
+        self.config.num_channels = num_channels
+        return self
+
+    def _move_to_grid(self, grid: Pair) -> None:
+        """Interpolate absolute position embeddings, where there are any."""
+        embeddings = self.base_model.embeddings
+        if embeddings.position_embeddings is not None:
+            positions = resize_position_embeddings(embeddings.position_embeddings, embeddings.grid, grid)
+            embeddings.position_embeddings = _like(embeddings.position_embeddings, positions.flatten(1, 2))
+        embeddings.grid = grid
 
 
 class SwinHFModel(SwinHFPreTrainedModel):
@@ -395,9 +549,7 @@ class SwinHFModel(SwinHFPreTrainedModel):
         self.num_features = config.hidden_size
         self.add_pooling_layer = add_pooling_layer
         self.embeddings = SwinHFEmbeddings(config, use_mask_token)
-        self.stages = nn.ModuleList(
-            SwinHFStage(config, stage, always_partition) for stage in range(config.num_layers)
-        )
+        self.stages = nn.ModuleList(SwinHFStage(config, stage, always_partition) for stage in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_final_norm else None
         self.post_init()
 
@@ -405,41 +557,43 @@ class SwinHFModel(SwinHFPreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor | None = None,
-        bool_masked_pos: Tensor | None = None,
+        *,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> SwinHFModelOutput:
         """Run images of any height and width through the stages.
 
         Args:
             pixel_values: Images, ``(B, channels, height, width)``, normalised as the image processor does.
-            bool_masked_pos: True where a patch is masked, ``(B, L)`` or ``(B, H, W)`` of the patch grid.
             output_attentions: Whether to return the attention of the last block of each stage.
-            output_hidden_states: Whether to return the maps of all stages.
-            kwargs: Other keywords of transformers, of no effect here.
+            output_hidden_states: Whether to return the maps of all stages; or the numbers of those to return, the
+                others being None in the tuple.
+            kwargs: ``bool_masked_pos``, True where a patch is masked, ``(B, L)`` or ``(B, H, W)`` of the patch grid,
+                for a model with a mask token. It is not in the signature because transformers' tools hand a mask to
+                whatever names one. Other keywords of transformers have no effect.
 
         Raises:
             ValueError: If there are no images, if they are not 4-D, have another number of channels, or do not
                 fit the mask.
         """
-        output_attentions, output_hidden_states = _requested(
-            self.config, output_attentions, output_hidden_states
-        )
-        x = self.embed(pixel_values, bool_masked_pos)  # B, H, W, C
-        maps, attentions = [x], []
+        output_attentions, wanted_states = _requested(self.config, output_attentions, output_hidden_states)
+        x = self.embed(pixel_values, kwargs.get("bool_masked_pos"))  # B, H, W, C
+        states, attentions = _States(wanted_states), []
+        x = states.record(x)
         for stage in self.stages:
             x, probabilities = stage(x, output_attentions)  # B, H, W, C
             attentions.append(probabilities)
             x = x if stage.downsample is None else stage.downsample(x)  # B, H/2, W/2, 2C
-            maps.append(x)
+            x = states.record(x)
         x = x if self.norm is None else self.norm(x)  # B, H, W, C
         last_hidden_state = x.flatten(1, 2)  # B, L, C
         return SwinHFModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=last_hidden_state.mean(dim=1) if self.add_pooling_layer else None,
             attentions=tuple(attentions) if output_attentions else None,
-            **_hidden_states(maps, output_hidden_states),
+            hidden_states=states.select(states.tokens),
+            reshaped_hidden_states=states.select(states.maps),
         )
 
     def embed(self, pixel_values: Tensor | None, bool_masked_pos: Tensor | None = None) -> Tensor:
@@ -461,9 +615,7 @@ class SwinHFModel(SwinHFPreTrainedModel):
             raise ValueError(
                 "bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True"
             )
-        return self.embeddings(
-            pixel_values.to(self.embeddings.patch_embeddings.weight.dtype), bool_masked_pos
-        )
+        return self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.weight.dtype), bool_masked_pos)
 
 
 class SwinHFForImageClassification(SwinHFPreTrainedModel):
@@ -477,10 +629,51 @@ class SwinHFForImageClassification(SwinHFPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.swin = SwinHFModel(config)
-        self.classifier = (
-            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        )
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, head_rows: Sequence[int] | None = None, **kwargs: Any) -> Any:
+        """Load as all models of the family do; ``head_rows`` then picks classes, see :meth:`select_labels`."""
+        if head_rows is None:
+            return super().from_pretrained(*args, **kwargs)
+        kwargs.pop("num_labels", None)  # as many as there are rows
+        stored, config = cls._stored_config(args[0], kwargs) if args else None, kwargs.get("config")
+        if stored is not None and isinstance(config, SwinHFConfig):
+            kwargs["config"] = config = copy.deepcopy(config)
+            config.id2label, config.label2id = stored.id2label, stored.label2id
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.select_labels(head_rows)
+        return loaded
+
+    @torch.no_grad()
+    def select_labels(self, rows: Sequence[int]) -> "SwinHFForImageClassification":
+        """Keep some classes of a live model, in the order given: the 1k of ImageNet out of 22k, for one.
+
+        Args:
+            rows: Numbers of the classes to keep; names in ``config.id2label`` go with them.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If a number is not a class of the model, or there is none.
+        """
+        wrong = [row for row in rows if not 0 <= row < self.num_labels]
+        if wrong or not len(rows):
+            raise ValueError(
+                f"rows {wrong[:5] if wrong else list(rows)} are no classes of the model; give numbers from 0 to "
+                f"{self.num_labels - 1}"
+            )
+        old, index = self.classifier, torch.as_tensor(list(rows), device=self.classifier.weight.device)
+        old.weight, old.bias = _like(old.weight, old.weight[index]), _like(old.bias, old.bias[index])
+        names = [self.config.id2label[row] for row in rows]
+        self.num_labels = old.out_features = self.config.num_labels = len(rows)
+        if len(set(names)) == len(names):
+            self.config.id2label = dict(enumerate(names))
+            self.config.label2id = {name: number for number, name in enumerate(names)}
+        return self
 
     @can_return_tuple
     def forward(
@@ -488,7 +681,7 @@ class SwinHFForImageClassification(SwinHFPreTrainedModel):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> SwinHFImageClassifierOutput:
         """Classify images.
@@ -523,19 +716,10 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
 
     Args:
         config: Configuration; ``encoder_stride`` is the product of patch size and all merging.
-
-    Raises:
-        ValueError: If ``encoder_stride`` is not that product.
     """
 
     def __init__(self, config: SwinHFConfig) -> None:
         super().__init__(config)
-        stride = tuple(side * 2 ** (config.num_layers - 1) for side in config.patch_hw)
-        if stride != (config.encoder_stride, config.encoder_stride):
-            raise ValueError(
-                f"encoder_stride is {config.encoder_stride} but patches of {config.patch_hw} in {config.num_layers} "
-                f"stages shrink an image by {stride}; the decoder needs a square patch and encoder_stride={stride[0]}"
-            )
         self.swin = SwinHFModel(config, add_pooling_layer=False, use_mask_token=True)
         self.decoder = nn.Sequential(
             nn.Conv2d(config.hidden_size, config.encoder_stride**2 * config.num_channels, kernel_size=1),
@@ -543,13 +727,29 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
         )
         self.post_init()
 
+    def _resize_decoder(self, channels: int, stride: int) -> None:
+        """Adapt the decoder, whose rows are the pixels of ``stride x stride`` squares, channel by channel."""
+        convolution, shuffle = self.decoder
+        side = shuffle.upscale_factor
+        rows = torch.cat([convolution.weight.flatten(1), convolution.bias[:, None]], dim=1).float()
+        pixels = rows.T.unflatten(1, (-1, side, side))  # C + 1, channels, stride, stride
+        mix = channel_matrix(pixels.shape[1], channels).to(pixels)
+        pixels = torch.einsum("ckhw,nk->cnhw", pixels, mix / mix.sum(dim=1, keepdim=True))
+        if stride != side:
+            pixels = F.interpolate(pixels, size=(stride, stride), mode="bicubic", align_corners=False)
+        rows = pixels.flatten(1).T.to(convolution.weight.dtype)
+        convolution.weight = _like(convolution.weight, rows[:, :-1, None, None])
+        convolution.bias = _like(convolution.bias, rows[:, -1])
+        convolution.out_channels = channels * stride**2
+        shuffle.upscale_factor = stride
+
     @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> SwinHFMaskedImageModelingOutput:
         """Reconstruct images from the patches that are not masked.
@@ -561,6 +761,10 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
             output_attentions: See :class:`SwinHFModel`.
             output_hidden_states: See :class:`SwinHFModel`.
             kwargs: Other keywords of transformers, of no effect here.
+
+        Raises:
+            ValueError: If the mask does not fit the images, or ``encoder_stride`` the patches; else see
+                :class:`SwinHFModel`.
         """
         outputs = self.swin(
             pixel_values,
@@ -570,19 +774,16 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
             return_dict=True,
         )
         batch, _, height, width = pixel_values.shape
-        stride = self.config.encoder_stride
-        rows, columns = -(-height // stride), -(-width // stride)
-        x = outputs.last_hidden_state.transpose(1, 2).unflatten(2, (rows, columns))  # B, C, H, W
+        merging, patch = 2 ** (self.config.num_layers - 1), self.config.patch_hw
+        grid = (-(-height // patch[0]), -(-width // patch[1]))
+        x = outputs.last_hidden_state.transpose(1, 2).unflatten(2, tuple(-(-side // merging) for side in grid))
         reconstruction = self.decoder(x)[..., :height, :width]  # B, channels, height, width
 
         loss = None
         if bool_masked_pos is not None:
-            patch = self.config.patch_hw
-            grid = (batch, -(-height // patch[0]), -(-width // patch[1]))
-            mask = _as_grid(bool_masked_pos, grid)
-            mask = mask.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[
-                :, None, :height, :width
-            ]
+            _check_stride(self.config)
+            mask = _as_grid(bool_masked_pos, (batch, *grid))
+            mask = mask.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, None, :height, :width]
             target = pixel_values.to(reconstruction.dtype)
             if self.config.norm_targets is not None:
                 target = normalise_locally(target, self.config.norm_targets)
@@ -620,9 +821,12 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
         self.post_init()
         self._freeze_unused()
 
+    def _is_left_out(self, key: str) -> bool:
+        return bool(re.search(r"(^|swin\.)norm\.(weight|bias)$", key))  # each map has a norm of its own
+
     def _freeze_unused(self) -> None:
         """Take what no feature map depends on out of training; DDP would wait for its gradients in vain."""
-        last = max(self.out_indices, key=lambda index: index % len(self.stage_names)) % len(self.stage_names)
+        last = max(self.stage_names.index(name) for name in self.out_features)
         for number, stage in enumerate(self.swin.stages, start=1):
             unused = stage if number > last else stage.downsample if number == last else None
             if unused is not None:
@@ -632,7 +836,7 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
@@ -640,42 +844,62 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
 
         Args:
             pixel_values: Images, ``(B, channels, height, width)``.
-            output_hidden_states: Whether to return the maps of all stages, before merging and without norm.
+            output_hidden_states: Whether to return the maps of all stages, before merging and without norm; or their
+                numbers, as in :class:`SwinHFModel`.
             output_attentions: Whether to return the attention of the last block of each stage.
             kwargs: Other keywords of transformers, of no effect here.
 
         Returns:
             ``feature_maps``, one ``(B, C, H, W)`` for each of ``out_features``.
         """
-        output_attentions, output_hidden_states = _requested(
-            self.config, output_attentions, output_hidden_states
-        )
-        complete = output_attentions or output_hidden_states
-        x = self.swin.embed(pixel_values)  # B, H, W, C
-        maps, attentions = {"stem": x}, []
-        for number, stage in enumerate(self.swin.stages, start=1):
-            if not complete and set(self.out_features) <= set(maps):
+        output_attentions, wanted_states = _requested(self.config, output_attentions, output_hidden_states)
+        everything = output_attentions or wanted_states is not False
+        states, attentions, feature_maps = _States(wanted_states), [], {}
+        x = states.record(self.swin.embed(pixel_values))  # B, H, W, C
+        for number, name in enumerate(self.stage_names):
+            if number > 0:
+                x = x if number == 1 else self.swin.stages[number - 2].downsample(x)  # B, H/2, W/2, 2C
+                x, probabilities = self.swin.stages[number - 1](x, output_attentions)  # B, H, W, C
+                attentions.append(probabilities)
+                x = states.record(x)
+            if name in self.out_features:
+                feature_maps[name] = _channels_first(self.hidden_states_norms[name](x))  # B, C, H, W
+            if len(feature_maps) == len(self.out_features) and not everything:
                 break
-            if number > 1:
-                x = self.swin.stages[number - 2].downsample(x)  # B, H/2, W/2, 2C
-            x, probabilities = stage(x, output_attentions)  # B, H, W, C
-            attentions.append(probabilities)
-            maps[f"stage{number}"] = x
-        features = [self.hidden_states_norms[name](maps[name]) for name in self.out_features]
         return BackboneOutput(
-            feature_maps=tuple(_channels_first(feature) for feature in features),
-            hidden_states=tuple(_channels_first(x) for x in maps.values()) if output_hidden_states else None,
+            feature_maps=tuple(feature_maps.values()),
+            hidden_states=states.select(states.maps),
             attentions=tuple(attentions) if output_attentions else None,
         )
 
 
-def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tensor:
-    """Interpolate position embeddings ``(1, L, C)`` of one grid for another, bicubic; ``(1, H, W, C)``."""
-    maps = embeddings.unflatten(1, old)  # 1, H, W, C
-    if old == new:
-        return maps
-    resized = F.interpolate(maps.permute(0, 3, 1, 2).float(), size=new, mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).to(embeddings.dtype)
+class _States:
+    """The hidden states of one call, in the two forms that transformers returns.
+
+    Args:
+        wanted: Whether to keep them, or the numbers of those to keep.
+    """
+
+    def __init__(self, wanted: bool | tuple[int, ...]) -> None:
+        self.wanted = wanted
+        self.tokens: list[Tensor] = []  # B, L, C
+        self.maps: list[Tensor] = []  # B, C, H, W
+
+    def record(self, x: Tensor) -> Tensor:
+        """Keep ``(B, H, W, C)``; what comes back passes through what was kept, so that it has gradients."""
+        if self.wanted is False:
+            return x
+        self.tokens.append(x.flatten(1, 2))
+        self.maps.append(_channels_first(self.tokens[-1].unflatten(1, x.shape[1:3])))
+        return self.maps[-1].permute(0, 2, 3, 1)
+
+    def select(self, states: list[Tensor]) -> tuple[Tensor | None, ...] | None:
+        """Those that are wanted, with None in place of the others; None if no state is."""
+        if isinstance(self.wanted, bool):
+            return tuple(states) if self.wanted else None
+        count = len(states)
+        numbers = {number % count for number in self.wanted if -count <= number < count}
+        return tuple(state if number in numbers else None for number, state in enumerate(states))
 
 
 def normalise_locally(pixels: Tensor, side: int) -> Tensor:
@@ -694,23 +918,14 @@ def normalise_locally(pixels: Tensor, side: int) -> Tensor:
 
 
 def _requested(
-    config: SwinHFConfig, attentions: bool | None, hidden_states: bool | None
-) -> tuple[bool, bool]:
-    """What a call asks for, else the configuration."""
-    return (
-        bool(config.output_attentions if attentions is None else attentions),
-        bool(config.output_hidden_states if hidden_states is None else hidden_states),
-    )
-
-
-def _hidden_states(maps: list[Tensor], wanted: bool) -> dict[str, tuple[Tensor, ...] | None]:
-    """Maps ``(B, H, W, C)`` in the two forms that transformers returns; the second is computed from the first."""
-    if not wanted:
-        return {"hidden_states": None, "reshaped_hidden_states": None}
-    return {
-        "hidden_states": tuple(x.flatten(1, 2) for x in maps),
-        "reshaped_hidden_states": tuple(_channels_first(x) for x in maps),
-    }
+    config: SwinHFConfig, attentions: bool | None, hidden_states: bool | int | Iterable[int] | None
+) -> tuple[bool, bool | tuple[int, ...]]:
+    """What a call asks for, else the configuration: attentions, and hidden states, all or those with these numbers."""
+    attentions = bool(config.output_attentions if attentions is None else attentions)
+    hidden_states = config.output_hidden_states if hidden_states is None else hidden_states
+    if hidden_states is None or isinstance(hidden_states, bool):
+        return attentions, bool(hidden_states)
+    return attentions, (hidden_states,) if isinstance(hidden_states, int) else tuple(hidden_states)
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -733,7 +948,46 @@ def _as_grid(mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def _like(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=parameter.requires_grad)
+    return nn.Parameter(value.contiguous(), requires_grad=parameter.requires_grad)
+
+
+def _changed(config: SwinHFConfig, **changes: Any) -> SwinHFConfig:
+    """Copy of a configuration with other sizes, checked; None changes nothing."""
+    target = copy.deepcopy(config)
+    for name, value in changes.items():
+        if value is not None:
+            setattr(target, name, value)
+    target.check_sizes()
+    return target
+
+
+def _back_to(config: SwinHFConfig, stored: SwinHFConfig) -> tuple[SwinHFConfig, dict[str, Any]]:
+    """Give a configuration the sizes that the weights have; what it had instead comes back beside it."""
+    config.check_sizes()
+    derived = {"image_size": "image_hw", "patch_size": "patch_hw", "window_size": "stage_windows"}
+    names = [n for n in _RESIZABLE if getattr(config, derived.get(n, n)) != getattr(stored, derived.get(n, n))]
+    differences = {name: getattr(config, name) for name in names}
+    config = _changed(config, **{name: getattr(stored, name) for name in names})
+    if "patch_size" in names:
+        config.encoder_stride = stored.encoder_stride
+    return config, differences
+
+
+def _check_stride(config: SwinHFConfig) -> None:
+    stride = tuple(side * 2 ** (config.num_layers - 1) for side in config.patch_hw)
+    if stride != (config.encoder_stride, config.encoder_stride):
+        raise ValueError(
+            f"encoder_stride is {config.encoder_stride} but patches of {config.patch_hw} in {config.num_layers} "
+            f"stages shrink an image by {stride}; the decoder needs a square patch and encoder_stride={stride[0]}"
+        )
+
+
+def _listed(keys: set[str]) -> str:
+    """The first twenty keys, for a message."""
+    if not keys:
+        return ""
+    shown = ", ".join(sorted(keys)[:20])
+    return f" ({shown}{', ...' if len(keys) > 20 else ''})"
 
 
 __all__ = [

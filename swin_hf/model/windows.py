@@ -1,6 +1,7 @@
 """The geometry of shifted windows, as pure functions: padding, windows, cyclic shift, region mask, relative position.
 
-Nothing here knows of weights. Sizes are pairs (height, width) in tokens.
+And what a change of size does to the tensors that know a size: bias tables, position embeddings, patch kernels.
+Nothing here knows of modules. Sizes are pairs (height, width), in tokens where nothing else is said.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, C channels,
@@ -117,7 +118,7 @@ def window_partition(x: Tensor, window: Pair) -> Tensor:
     if height % rows or width % columns:
         padded = f"{-(-height // rows) * rows}x{-(-width // columns) * columns}"
         raise ValueError(
-            f"window {rows}x{columns} does not divide the map {height}x{width}; pad it to {padded} with pad_to_windows()"
+            f"window {rows}x{columns} does not divide the map {height}x{width}; pad it to {padded} (pad_to_windows)"
         )
     x = x.reshape(-1, height // rows, rows, width // columns, columns, channels)  # B, nH, Mh, nW, Mw, C
     return x.transpose(2, 3).reshape(-1, rows * columns, channels)
@@ -205,16 +206,12 @@ def _cached_index(window: Pair, table_window: Pair, device: torch.device) -> Ten
 
 
 @lru_cache(maxsize=64)
-def _cached_mask(
-    geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _cached_mask(geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return _window_mask(geometry, mask_padding, dtype, device)
 
 
-def _window_mask(
-    geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _window_mask(geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     mask = shift_mask(geometry, device).to(dtype)
     if mask_padding and geometry.is_padded:
         # Half of the lowest number: the bias may be added without overflow, and a window of nothing but padding
@@ -288,7 +285,8 @@ def _geometric_weights(old_side: int, new_side: int) -> Tensor:
     """Matrix ``(new_side, old_side)`` of a cubic spline through a geometric progression of offsets.
 
     SimMIM's ``remap_pretrained_keys_swin`` finds by bisection the ratio q for which ``1 + q + q^2 + ...`` over the
-    old half axis reaches the end of the new one, places the old offsets there and interpolates.
+    old half axis reaches the end of the new one, places the old offsets there and interpolates. Where the window
+    shrinks, q is 1: the same offsets of the old table.
     """
     half_old, half_new = old_side // 2, new_side // 2
     low, high = 1.0, max(1.5, float(half_new))
@@ -301,29 +299,30 @@ def _geometric_weights(old_side: int, new_side: int) -> Tensor:
     steps = [sum(ratio**power for power in range(k + 1)) for k in range(half_old)]
     knots = torch.tensor([-s for s in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
     targets = torch.arange(new_side, dtype=torch.float64) - half_new
-    return _cubic_spline_weights(knots, targets)
+    return _cubic_spline_weights(knots, targets.clamp(knots[0], knots[-1]))
 
 
 def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
 
-    The ends are "not a knot", as in the FITPACK routine that SimMIM's loader reaches through SciPy.
+    The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
+    is continuous at the second knot from each end. Three knots define a parabola, one knot a constant.
     """
     count = knots.numel()
-    if count < 2:
-        return torch.ones(targets.numel(), count, dtype=torch.float64)
+    if count == 1:
+        return torch.ones(targets.numel(), 1, dtype=torch.float64)
     gaps = knots.diff()
-    # Second derivatives m solve A m = D y. The first and last two pieces are one cubic; of three knots, a parabola.
+    # The second derivatives m solve A m = D y.
     a, d = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
-    if count > 3:
-        a[0, 0], a[0, 1], a[0, 2] = gaps[1], -gaps[0] - gaps[1], gaps[0]
-        a[-1, -1], a[-1, -2], a[-1, -3] = gaps[-2], -gaps[-1] - gaps[-2], gaps[-1]
-    else:
-        a[0, 0], a[0, 1], a[-1, -1], a[-1, -2] = 1, -1, 1, -1
     for i in range(1, count - 1):
         a[i, i - 1], a[i, i], a[i, i + 1] = gaps[i - 1], 2 * (gaps[i - 1] + gaps[i]), gaps[i]
         d[i, i - 1], d[i, i + 1] = 6 / gaps[i - 1], 6 / gaps[i]
         d[i, i] = -d[i, i - 1] - d[i, i + 1]
+    if count == 3:
+        a[0, :2], a[2, 1:] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
+    else:
+        a[0, :3] = torch.stack([gaps[1], -gaps[0] - gaps[1], gaps[0]])
+        a[-1, -3:] = torch.stack([gaps[-1], -gaps[-2] - gaps[-1], gaps[-2]])
     second = torch.linalg.solve(a, d)
     right = torch.searchsorted(knots, targets).clamp(1, count - 1)
     left = right - 1
@@ -333,3 +332,40 @@ def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     linear = u[:, None] * identity[left] + v[:, None] * identity[right]
     bend = (u**3 - u)[:, None] * second[left] + (v**3 - v)[:, None] * second[right]
     return linear + bend * (gap**2 / 6)[:, None]
+
+
+def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tensor:
+    """Interpolate position embeddings ``(1, L, C)`` of one grid for another, bicubic; ``(1, H, W, C)``."""
+    maps = embeddings.unflatten(1, old)  # 1, H, W, C
+    if old == new:
+        return maps
+    resized = F.interpolate(maps.permute(0, 3, 1, 2).float(), size=new, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(embeddings.dtype)
+
+
+def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
+    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay what they were.
+
+    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): of all kernels of the new size the
+    one whose answer to a patch enlarged with bicubic interpolation is the old kernel's answer to the patch itself.
+    """
+    old = (kernel.shape[2], kernel.shape[3])
+    if old == new:
+        return kernel
+    pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
+    enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
+    resampled = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
+    return resampled.unflatten(2, new).to(kernel.dtype)
+
+
+def channel_matrix(old: int, new: int) -> Tensor:
+    """Who stands for whom when image channels change: ``(new, old)`` float32, its ones divided by their column's sum.
+
+    Multiplied with kernels, a picture of equal channels keeps its answer: with more channels than before, the old
+    ones are taken in turn, each divided by how often it occurs (1 to 3: a third each); with fewer, the surplus is
+    added in turn to those that stay (3 to 1: the sum).
+    """
+    matrix = torch.zeros(new, old)
+    for place in range(max(old, new)):
+        matrix[place % new, place % old] = 1
+    return matrix / matrix.sum(dim=0)
