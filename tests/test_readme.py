@@ -1,0 +1,95 @@
+"""What the README says is run: its Python in one process, its commands one by one."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_dataset):
+    """A folder with what the README takes for granted: a trained model, photos in class folders, the repository."""
+    from transformers import ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = SwinHFConfig.from_preset("swin_digits_patch4_window4_32", id2label={i: str(i) for i in range(10)})
+    SwinHFForImageClassification(config).save_pretrained(tmp_path / "runs/digits/model")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "runs/digits/model")
+    for index, row in enumerate(tiny_dataset):
+        folder = tmp_path / "photos" / "train" / tiny_dataset.features["label"].int2str(row["label"])
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].resize((224, 224)).save(folder / f"{index}.png")
+    for name in ("docs", "recipes", "Makefile", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_readme_is_short_and_names_its_parts():
+    assert len(README.splitlines()) <= 200
+    for heading in ("Install", "Use", "Fine-tune", "Share", "Speed", "Differences from the original", "Map"):
+        assert f"\n## {heading}" in README
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), f"{link} does not exist"
+
+
+def test_python_blocks_run_in_order(workspace):
+    code = "\n".join(blocks("python"))
+    assert code
+    script = workspace / "readme.py"
+    script.write_text(code + "\nprint('maps', [tuple(m.shape) for m in maps], tuple(evidence.shape))\n")
+    printed = run([sys.executable, str(script)], workspace)
+    assert "maps [(1, 96, 56, 56), (1, 192, 28, 28), (1, 384, 14, 14), (1, 768, 7, 7)] (1, 32, 32)" in printed
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_the_test_command_is_what_ci_runs():
+    ci = (ROOT / ".ci/run").read_text().splitlines()
+    assert ci[-1] == "python -m pytest -n auto"
+    assert "python -m pytest -n auto" in commands()
+    assert any("pip install" in line and "'.[dev]'" in line for line in ci)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [line for line in commands() if not line.startswith("pip") and "pytest" not in line]
+)
+def test_command_runs(command, workspace):
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert run(["make", "--dry-run", *words[1:]], ROOT)
+    elif words[0] == "swin-hf":
+        if words[1] == "pull":  # test_pull.py pulls for real, from the loopback Hub
+            words.append("--help")
+        if words[1] == "push":
+            words.append("--dry-run")
+            words[2] = "runs/digits/model"
+        run([sys.executable, "-m", "swin_hf.cli", *words[1:]], workspace)
+    elif words[0] == "python":
+        run([sys.executable, *words[1:], "--trainer.fast_dev_run", "true"], workspace)
+    else:
+        raise AssertionError(f"nobody runs {command!r}")
