@@ -1,0 +1,271 @@
+"""What a network's sizes are: from the shapes of its weights, and from what lies beside them."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swin_hf.checkpoints.tables import Buffer, Kind
+from swin_hf.checkpoints.translate import Translation
+from swin_hf.model.configuration_swin_hf import PRESETS, SwinHFConfig
+from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
+
+Pair = tuple[int, int]
+
+# Fields that the shapes of the weights decide, in the order in which a contradiction is told.
+ARCHITECTURE = (
+    "embed_dim",
+    "depths",
+    "num_heads",
+    "patch_size",
+    "num_channels",
+    "mlp_ratio",
+    "qkv_bias",
+    "use_absolute_embeddings",
+)
+# What a configuration file may say on top of that.
+_TOLD = (
+    *ARCHITECTURE,
+    "image_size",
+    "window_size",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "hidden_act",
+    "initializer_range",
+    "layer_norm_eps",
+    "encoder_stride",
+    "shift_per_axis",
+    "mask_padding",
+    "norm_targets",
+    "out_features",
+    "num_labels",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
+_SWIN_TYPES = ("swin", "swin_hf", "maskformer-swin")
+
+
+def fields_from_shapes(translation: Translation, depths: Sequence[int], kind: Kind, hint: SwinHFConfig | None) -> dict[str, Any]:
+    """Fields of the configuration that the weights themselves decide.
+
+    Args:
+        translation: The weights under our names, and the buffers that came with them.
+        depths: Blocks of each stage.
+        kind: What the state dict holds.
+        hint: A configuration that may tell a 3x4 window from a 4x3 one, which have equally long bias tables.
+
+    Returns:
+        Fields of ``SwinHFConfig``; ``image_size`` and ``num_labels`` only where a tensor shows them.
+
+    Raises:
+        ValueError: If a weight is missing that shows a size, or the window of a stage cannot be told.
+    """
+    state = translation.state
+    try:
+        dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape
+        hidden = state["swin.stages.0.blocks.0.mlp.fc1.weight"].shape[0]
+        tables = [
+            state[f"swin.stages.{stage}.blocks.0.attention.relative_position_bias_table"]
+            for stage in range(len(depths))
+        ]
+    except KeyError as error:
+        raise ValueError(f"our {error.args[0]} has no counterpart in the file; it is incomplete") from error
+    windows = []
+    for stage, table in enumerate(tables):
+        indices = [tensor for (buffer, i, _), tensor in translation.buffers.items() if buffer is not Buffer.MASK and i == stage]
+        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
+        windows.append(window_of_table(table.shape[0], indices[0] if indices else None, guess, stage))
+    fields: dict[str, Any] = {
+        "embed_dim": dim,
+        "depths": list(depths),
+        "num_heads": [table.shape[1] for table in tables],
+        "patch_size": _short(patch),
+        "num_channels": channels,
+        "mlp_ratio": hidden / dim,
+        "qkv_bias": "swin.stages.0.blocks.0.attention.qkv.bias" in state,
+        "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
+        "window_size": _short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows],
+    }
+    grid = _grid(translation, windows, hint)
+    if grid is not None:
+        fields["image_size"] = _short([side * size for side, size in zip(grid, patch, strict=True)])
+    if "classifier.weight" in state:
+        fields["num_labels"] = state["classifier.weight"].shape[0]
+    if "decoder.0.weight" in state:
+        fields["encoder_stride"] = math.isqrt(state["decoder.0.weight"].shape[0] // channels)
+    if kind is Kind.BACKBONE:
+        norms = [key.split(".")[1] for key in state if key.startswith("hidden_states_norms.") and key.endswith("weight")]
+        fields["out_features"] = sorted(norms, key=lambda name: int(name.removeprefix("stage")))
+    return fields
+
+
+def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: int) -> Pair:
+    """Window that a bias table of so many rows was made for.
+
+    Args:
+        rows: ``(2h - 1)(2w - 1)``.
+        index: The index buffer of the block, if the file has it; it tells 3x4 from 4x3.
+        hint: What a configuration says.
+        stage: For the message.
+
+    Raises:
+        ValueError: If several rectangles fit and nothing tells which.
+    """
+    fitting = [
+        ((a + 1) // 2, (rows // a + 1) // 2) for a in range(1, rows + 1, 2) if rows % a == 0 and (rows // a) % 2
+    ]
+    if index is not None:
+        tokens = math.isqrt(index.numel())
+        by_size = [window for window in fitting if window[0] * window[1] == tokens]
+        if not index.is_meta:
+            flat = index.flatten().to("cpu", torch.int64)
+            by_size = [w for w in by_size if torch.equal(relative_position_index(w).flatten(), flat)] or by_size
+        fitting = by_size or fitting
+    if hint in fitting:
+        return hint
+    squares = [window for window in fitting if window[0] == window[1]]
+    if squares or len(fitting) == 1:
+        return (squares or fitting)[0]
+    shapes = ", ".join(f"{height}x{width}" for height, width in fitting) or "no window at all"
+    raise ValueError(
+        f"the bias table of stage {stage + 1} has {rows} rows, which fits {shapes}; say which with "
+        "config=SwinHFConfig(window_size=..., ...)"
+    )
+
+
+def _grid(translation: Translation, windows: Sequence[Pair], hint: SwinHFConfig | None) -> Pair | None:
+    """Height and width of the first stage's map at the training image size, if a tensor shows it."""
+    positions = translation.state.get("swin.embeddings.position_embeddings")
+    if positions is not None:
+        count = positions.shape[1]
+        if hint is not None and math.prod(hint.grid_hw) == count:
+            return hint.grid_hw
+        side = math.isqrt(count)
+        if side * side != count:
+            raise ValueError(
+                f"{count} position embeddings are no square map; say which with config=SwinHFConfig(image_size=...)"
+            )
+        return side, side
+    for (buffer, stage, _), mask in translation.buffers.items():
+        if buffer is Buffer.MASK:
+            rows_columns = _windows_of_mask(mask, windows[stage])
+            if rows_columns is not None:
+                height, width = (n * side * 2**stage for n, side in zip(rows_columns, windows[stage], strict=True))
+                return height, width
+    return None
+
+
+def _windows_of_mask(mask: Tensor, window: Pair) -> Pair | None:
+    """Rows and columns of windows that a shift mask ``(nW, N, N)`` covers, None where that cannot be told."""
+    count = mask.shape[0]
+    side = math.isqrt(count)
+    if mask.is_meta:
+        return (side, side) if side * side == count else None
+    for rows in sorted((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n - side)):
+        columns = count // rows
+        grid = (rows * window[0], columns * window[1])
+        geometry = window_geometry(grid, window, shifted=True, shift_per_axis=True)
+        candidate = shift_mask(geometry)
+        if candidate.shape == mask.shape and torch.equal(candidate, mask.to("cpu", torch.float32)):
+            return rows, columns
+    return None
+
+
+def told_by(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a ``config.json`` of transformers, timm or ours says; empty for one of another model."""
+    if isinstance(beside.get("backbone_config"), Mapping):
+        beside = beside["backbone_config"]
+    if beside.get("model_type") in _SWIN_TYPES:
+        return {name: beside[name] for name in _TOLD if beside.get(name) is not None}
+    if "swin" in str(beside.get("architecture", "")):
+        return _told_by_timm(beside)
+    return {}
+
+
+def _told_by_timm(beside: Mapping[str, Any]) -> dict[str, Any]:
+    pretrained, arguments = beside.get("pretrained_cfg") or {}, beside.get("model_args") or {}
+    told: dict[str, Any] = {
+        name: arguments[theirs]
+        for name, theirs in (("window_size", "window_size"), ("drop_path_rate", "drop_path_rate"))
+        if arguments.get(theirs) is not None
+    }
+    size = arguments.get("img_size") or list(pretrained.get("input_size") or [])[1:]
+    if size:
+        told["image_size"] = size if isinstance(size, int) else _short(size)
+    names = beside.get("label_names") or pretrained.get("label_names")
+    descriptions = beside.get("label_descriptions") or pretrained.get("label_descriptions") or {}
+    if isinstance(names, list):
+        told["id2label"] = {
+            number: str(descriptions.get(name, name)) if isinstance(descriptions, Mapping) else str(name)
+            for number, name in enumerate(names)
+        }
+    return told
+
+
+def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that the arguments of one of our LightningModules say."""
+    preset = arguments.get("preset")
+    told = dict(PRESETS[preset]) if preset in PRESETS and not arguments.get("model") else {}
+    overrides = arguments.get("overrides")
+    told.update(overrides if isinstance(overrides, Mapping) else {})
+    told.update({name: arguments[name] for name in _TOLD if arguments.get(name) is not None})
+    return told
+
+
+def presets_like(fields: Mapping[str, Any]) -> list[str]:
+    """Presets of the same architecture and windows, those with as many classes first."""
+    likely = []
+    for name in PRESETS:
+        config = SwinHFConfig.from_preset(name)
+        same = all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
+        if same and config.stage_windows == stage_windows(fields):
+            likely.append((config.num_labels != fields.get("num_labels", config.num_labels), name))
+    return [name for _, name in sorted(likely, key=lambda pair: pair[0])]
+
+
+def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
+    """Window of each stage that some fields stand for."""
+    return SwinHFConfig(**{name: fields[name] for name in ("embed_dim", "depths", "num_heads", "window_size")}).stage_windows
+
+
+def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels: bool) -> list[str]:
+    """Where a configuration says something else than the weights; windows and image size can be changed, so they may."""
+    names = [*ARCHITECTURE, *(["num_labels"] if with_labels and "num_labels" in fields else [])]
+    return [
+        f"{name} is {_plain(getattr(config, name))} there but {_plain(fields[name])} in the weights"
+        for name in names
+        if _plain(getattr(config, name)) != _plain(fields[name])
+    ]
+
+
+def assumed_image(fields: Mapping[str, Any]) -> int | list[int]:
+    """Image size at which the last stage is a single window: true of every released model."""
+    patch = fields["patch_size"]
+    patches = (patch, patch) if isinstance(patch, int) else patch
+    shrink = 2 ** (len(fields["depths"]) - 1)
+    return _short([window * side * shrink for window, side in zip(stage_windows(fields)[-1], patches, strict=True)])
+
+
+def _plain(value: Any) -> Any:
+    """Equal sizes look equal: 4 and (4, 4)."""
+    if isinstance(value, list | tuple):
+        return _short(value) if len(value) == 2 and value[0] == value[1] else list(value)
+    return value
+
+
+def _short(sides: Sequence[int]) -> int | list[int]:
+    """One integer for a square."""
+    return sides[0] if len(set(sides)) == 1 else list(sides)
+
+
+def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:
+    """Stage and block of index buffers that are not what the window demands, as a careless average leaves them."""
+    for (buffer, stage, block), index in translation.buffers.items():
+        if buffer is not Buffer.MASK and not index.is_meta:
+            expected = relative_position_index(windows[stage]).flatten()
+            if not torch.equal(expected, index.flatten().to("cpu", torch.int64)):
+                yield stage, block

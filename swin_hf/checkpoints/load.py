@@ -1,0 +1,361 @@
+"""From a checkpoint of any layout to one of our models."""
+
+import copy
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from swin_hf.checkpoints import derive
+from swin_hf.checkpoints.detect import detect
+from swin_hf.checkpoints.read import Source, Weights, read_source
+from swin_hf.checkpoints.tables import Kind
+from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.modeling_swin_hf import (
+    SwinHFBackbone,
+    SwinHFForImageClassification,
+    SwinHFForMaskedImageModeling,
+    SwinHFModel,
+    SwinHFPreTrainedModel,
+)
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=SwinHFPreTrainedModel)
+Size = int | tuple[int, int] | list[Any]
+
+MODELS: dict[Kind, type[SwinHFPreTrainedModel]] = {
+    Kind.CLASSIFIER: SwinHFForImageClassification,
+    Kind.BASE: SwinHFModel,
+    Kind.MIM: SwinHFForMaskedImageModeling,
+    Kind.BACKBONE: SwinHFBackbone,
+}
+
+# What one kind of model has and another has not: left out, or freshly initialised.
+_HEADS = ("classifier.", "decoder.", "swin.embeddings.mask_token", "hidden_states_norms.")
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint: the weights under our names, and everything that is known of them.
+
+    Args:
+        source: The file or folder as read.
+        place: Layout, kind and prefixes.
+        translation: The weights under our names.
+        config: Sizes of these weights.
+        target: Sizes that were asked for; another window or image size than in ``config`` means resampling.
+        presets: Presets of this architecture and these windows, the likeliest first.
+        notes: What was found and assumed, in words.
+    """
+
+    source: Source
+    place: Place
+    translation: Translation
+    config: SwinHFConfig
+    target: SwinHFConfig
+    presets: list[str]
+    notes: list[str]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that holds every weight without loss."""
+        types = {tensor.dtype for tensor in self.translation.state.values() if tensor.is_floating_point()}
+        return reduce(torch.promote_types, types)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(tensor.numel() for tensor in self.translation.state.values())
+
+    def __str__(self) -> str:
+        """One line that says what was found."""
+        config = self.config
+        preset = self.presets[0] if self.presets else "no preset"
+        has_head = "classifier.weight" in self.translation.state
+        return (
+            f"{self.source.name}: {self.place.layout.name} layout, {self.place.kind.value}, {preset}, embed_dim "
+            f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}, window {config.window_size}, image "
+            f"{config.image_size}, {f'{config.num_labels} classes' if has_head else 'no classifier'}, "
+            f"{self.parameters / 1e6:.2f} M parameters in {str(self.dtype).removeprefix('torch.')}"
+            + "".join(f"; {note}" for note in [*self.source.notes, *self.notes])
+        )
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Source,
+    layout: str | None = None,
+    preset: str | None = None,
+    config: SwinHFConfig | None = None,
+    *,
+    weights: Weights | None = None,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+) -> Checkpoint:
+    """Read a checkpoint and find out what it is, without building a model; see :func:`load_checkpoint`."""
+    if preset is not None and config is not None:
+        raise ValueError(f"both preset {preset!r} and a config were given; give one of them")
+    asked = SwinHFConfig.from_preset(preset) if preset is not None else config
+    source = source if isinstance(source, Source) else read_source(source, weights)
+    try:
+        return _open(source, layout, preset, asked, image_size, window_size)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from error
+
+
+def _open(
+    source: Source,
+    layout: str | None,
+    preset: str | None,
+    asked: SwinHFConfig | None,
+    image_size: Size | None,
+    window_size: Size | None,
+) -> Checkpoint:
+    notes: list[str] = []
+    place, depths = detect(source.state.keys(), layout)
+    translation = to_ours(source.state, place, depths)
+    if translation.dropped:
+        notes.append(f"{len(translation.dropped)} tensors outside of the network left out")
+
+    told = {**derive.told_by_training(source.training), **derive.told_by(source.beside)}
+    hint = asked or _config_or_none(told)
+    fields = derive.fields_from_shapes(translation, depths, place.kind, hint)
+    told = _keep_if_it_fits(told, fields, source, notes)
+    if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
+        name = f"preset {preset}" if preset else "the config that was given"
+        raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
+
+    presets = [preset] if preset else derive.presets_like(fields)
+    likely = {} if not presets else SwinHFConfig.from_preset(presets[0]).to_dict()
+    general = {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
+    if asked is not None:
+        general.update({name: value for name, value in asked.to_dict().items() if name not in _NOT_CARRIED})
+    values = {**general, **told, **fields}
+    if asked is not None:  # what was asked for outranks what lies beside the weights
+        values.update({name: value for name, value in asked.to_dict().items() if name in _FREE})
+    if "image_size" not in values:
+        values["image_size"] = derive.assumed_image(fields)
+        notes.append(f"image size {values['image_size']} assumed, with which the last stage is one window")
+    if place.layout.name != "swin_hf":
+        values["shift_per_axis"] = place.layout.shift_per_axis
+    _name_classes(values, fields, told, source, asked, likely)
+    found = SwinHFConfig(**values)
+    _check_indices(translation, found, source)
+
+    changes: dict[str, Any] = {}
+    if asked is not None:
+        changes = {"image_size": asked.image_size, "window_size": asked.window_size}
+    changes.update({k: v for k, v in (("image_size", image_size), ("window_size", window_size)) if v is not None})
+    target = SwinHFConfig(**{**_plain_fields(found), **changes})
+    if target.stage_windows != found.stage_windows:
+        notes.append(f"bias tables resampled from window {found.window_size} to {target.window_size}")
+    return Checkpoint(source, place, translation, found, target, presets, notes)
+
+
+# Sizes come from the weights; labels are settled in `_name_classes`.
+_NOT_CARRIED = (*derive.ARCHITECTURE, "window_size", "id2label", "label2id", "architectures", "dtype", "model_type")
+# Fields of a configuration that the weights do not decide and that its owner means.
+_FREE = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "hidden_act",
+    "layer_norm_eps",
+    "mask_padding",
+    "norm_targets",
+)
+
+
+def _plain_fields(config: SwinHFConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
+
+
+def _config_or_none(told: Mapping[str, Any]) -> SwinHFConfig | None:
+    """A configuration of what lies beside the weights, as far as it makes one."""
+    try:
+        return SwinHFConfig(**told) if told else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _keep_if_it_fits(
+    told: dict[str, Any], fields: Mapping[str, Any], source: Source, notes: list[str]
+) -> dict[str, Any]:
+    """Check what lies beside the weights: a folder is one whole, a file may have strangers as neighbours."""
+    config = _config_or_none({**fields, **told})
+    wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
+    if config is not None and not wrong:
+        return told
+    reason = "; ".join(wrong) or "its sizes contradict each other"
+    if source.is_folder or source.training:
+        raise ValueError(f"config.json contradicts the weights: {reason}. Correct it, or give preset= or config=")
+    notes.append(f"config.json beside the file ignored, it is of another model ({reason})")
+    logger.warning("%s: config.json beside it is ignored, it is of another model: %s", source.name, reason)
+    return {}
+
+
+def _name_classes(
+    values: dict[str, Any],
+    fields: Mapping[str, Any],
+    told: Mapping[str, Any],
+    source: Source,
+    asked: SwinHFConfig | None,
+    likely: Mapping[str, Any],
+) -> None:
+    """Settle the number of classes and their names."""
+    for name in ("num_labels", "id2label", "label2id"):
+        values.pop(name, None)
+    names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
+    if source.classes:
+        names = dict(enumerate(source.classes))
+    if asked is not None and "LABEL_0" not in asked.id2label.values():
+        names = dict(asked.id2label)
+    count = fields.get("num_labels")
+    if count is None:  # there is no classifier: a fresh one is made for these
+        fallback = len(likely["id2label"]) if likely else 2
+        count = asked.num_labels if asked is not None else told.get("num_labels") or len(names) or fallback
+    if len(names) == count:
+        values["id2label"] = names
+        values["label2id"] = {name: number for number, name in names.items()}
+    else:
+        values["num_labels"] = count
+
+
+def _check_indices(translation: Translation, config: SwinHFConfig, source: Source) -> None:
+    wrong = list(derive.wrong_indices(translation, config.stage_windows))
+    if wrong:
+        logger.warning(
+            "%s: the relative position index of %d blocks (first: stage %d, block %d) is not that of its window, as an "
+            "averaged integer buffer is not; the right one is used",
+            source.name,
+            len(wrong),
+            wrong[0][0] + 1,
+            wrong[0][1] + 1,
+        )
+
+
+def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
+    """Build a model of any of our classes from an opened checkpoint.
+
+    What the class has and the checkpoint has not is freshly initialised, what it has not is left out; both are logged.
+
+    Raises:
+        ValueError: If anything but a head is missing, or a weight has another shape than its neighbours demand.
+    """
+    config = copy.deepcopy(checkpoint.config)
+    config.dtype = checkpoint.dtype
+    with torch.device("meta"):
+        model = model_class(config)
+    prefix = "" if hasattr(model, "swin") else "swin."
+    expected = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    state = dict(checkpoint.translation.state)
+    last_norm = f"hidden_states_norms.stage{config.num_layers}."
+    for suffix in ("weight", "bias"):
+        if f"swin.norm.{suffix}" in expected and last_norm + suffix in state:
+            state.setdefault(f"swin.norm.{suffix}", state[last_norm + suffix])
+
+    fresh = sorted(expected.keys() - state.keys())
+    left_out = sorted(state.keys() - expected.keys())
+    replaceable = (*_HEADS, "swin.norm.") if checkpoint.place.kind is Kind.BACKBONE else _HEADS
+    if missing := [name for name in fresh if not name.startswith(replaceable)]:
+        raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(_theirs(checkpoint, missing))}")
+    droppable = (*_HEADS, "swin.norm.") if model_class is SwinHFBackbone else _HEADS
+    if surplus := [name for name in left_out if not name.startswith(droppable)]:
+        raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
+    _check_shapes(checkpoint, state, expected)
+
+    own = {name.removeprefix(prefix): state[name].to(checkpoint.dtype, copy=True) for name in expected if name in state}
+    model.load_state_dict(own, strict=False, assign=True)
+    if fresh:
+        logger.info("%s: freshly initialised and not trained: %s", checkpoint.source.name, listed(fresh))
+        _initialise(model, {name.removeprefix(prefix) for name in fresh}, checkpoint.dtype)
+    if left_out:
+        logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
+    target = checkpoint.target
+    if (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows):
+        model.resize_windows(image_size=target.image_size, window_size=target.window_size)
+    return model.eval()
+
+
+def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
+    """Names in the file of some of our keys."""
+    lines = expand(checkpoint.place, checkpoint.config.depths)
+    return [line.key for line in lines if our_key(line.target) in ours] or ours
+
+
+def _check_shapes(checkpoint: Checkpoint, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{checkpoint.source.name}: the shapes contradict each other: {listed(_theirs(checkpoint, wrong))}; "
+            f"{name} is {tuple(state[name].shape)} where the rest demands {tuple(expected[name].shape)}"
+        )
+
+
+def _initialise(model: SwinHFPreTrainedModel, fresh: set[str], dtype: torch.dtype) -> None:
+    """Give the parameters that no file had the values of a new model; leave all others alone."""
+    for module_name, module in model.named_modules():
+        has_fresh = False
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if f"{module_name}.{name}".removeprefix(".") in fresh:
+                has_fresh = True
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="cpu")))
+            else:
+                parameter._is_hf_initialized = True
+        module._is_hf_initialized = not has_fresh
+    model.initialize_weights()
+    for parameter in model.parameters():
+        if hasattr(parameter, "_is_hf_initialized"):
+            del parameter._is_hf_initialized
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    layout: str | None = None,
+    preset: str | None = None,
+    config: SwinHFConfig | None = None,
+    *,
+    model_class: type[Any] = SwinHFForImageClassification,
+    weights: Weights | None = None,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+) -> Any:
+    """Load a Swin checkpoint of any layout.
+
+    The layout is detected, the sizes are derived from the shapes of the weights, and what was found is logged in one
+    line. Image size and class names come from ``config.json`` beside the file where there is one, else from the
+    preset of these sizes. The arithmetic is that of the layout's home (``shift_per_axis``).
+
+    Args:
+        source: A file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a folder, or a state dict.
+        layout: A name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
+        preset: Name of the released model that it is; other windows and another image size are resampled to those.
+        config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
+        model_class: What to build. A classifier from a file without one (SimMIM, a backbone) has a fresh head;
+            ``SwinHFForMaskedImageModeling`` takes a SimMIM file with its decoder, ``SwinHFBackbone`` the norms of a
+            detector.
+        weights: ``"ema"`` or ``"raw"`` where the file holds both. A checkpoint of our LightningModules holds the
+            averaged weights as ``state_dict`` when averaging was on; they are the default.
+        image_size: Resample for this image size, in pixels.
+        window_size: Resample the bias tables for these windows.
+
+    Returns:
+        A model in evaluation mode, in the dtype of the file.
+
+    Raises:
+        ValueError: If the file cannot be read safely, is of another architecture, has unknown or missing keys, or
+            contradicts the preset or config.
+        OSError: If there is no such file, or it may not be read.
+    """
+    checkpoint = open_checkpoint(
+        source, layout, preset, config, weights=weights, image_size=image_size, window_size=window_size
+    )
+    logger.info("%s", checkpoint)
+    return build_model(checkpoint, model_class)

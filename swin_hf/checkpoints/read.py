@@ -1,0 +1,302 @@
+"""Read weights from files and folders without running anything that is in them."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.serialization import safe_globals
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+Weights = Literal["ema", "raw"]
+
+# What a folder's weights are called, the first that is there is read.
+_IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.pth",
+)
+
+# Where programs keep the state dict in what they pickle, and its exponential moving average.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_LIGHTNING = "pytorch-lightning_version"
+# Prefixes that DistributedDataParallel, AveragedModel and torch.compile put before every key.
+_WRAPPED = ("module.", "_orig_mod.")
+
+
+@dataclass
+class Source:
+    """Weights and what lies beside them.
+
+    Args:
+        name: The file or folder, for messages.
+        state: Tensors under the keys of the file.
+        beside: What a ``config.json`` in the folder says; empty if there is none.
+        is_folder: Whether that ``config.json`` is known to belong to the weights.
+        preprocessor: What a ``preprocessor_config.json`` says; empty if there is none.
+        training: Arguments of the LightningModule that a ``.ckpt`` was saved by.
+        classes: Class names that the file itself holds.
+        notes: What was read and left out, in words.
+    """
+
+    name: str
+    state: dict[str, Tensor]
+    beside: dict[str, Any] = field(default_factory=dict)
+    is_folder: bool = False
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class _Settings:
+    """Stands in for a dictionary of settings; a plain one is made in its place."""
+
+    def __new__(cls, *_: object, **__: object) -> Any:
+        return OrderedDict()
+
+
+class _Ignored:
+    """Stands in for an object that is no tensor; it forgets everything."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# Objects that training programs leave beside the weights. They are not imported, let alone run: a stand-in without
+# content takes their place. Everything else that is neither tensor nor plain data is refused.
+_SETTINGS = (
+    "yacs.config.CfgNode",
+    "addict.addict.Dict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+)
+_OBJECTS = (
+    "argparse.Namespace",
+    "_codecs.encode",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+)
+_STAND_INS: list[Any] = [
+    *((_Settings, name) for name in _SETTINGS),
+    *((_Ignored, name) for name in _OBJECTS),
+]
+
+
+def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Weights | None = None) -> Source:
+    """Read a file, a folder or a state dict.
+
+    Args:
+        source: A file (its content decides how it is read), a folder with one, or a state dict; the latter may be
+            wrapped as training programs wrap it.
+        weights: ``"ema"`` or ``"raw"`` where a file holds averaged weights as well; None takes what the program
+            that wrote it would load.
+
+    Raises:
+        ValueError: If it cannot be read safely or holds no state dict; the message says why and what to do.
+        OSError: If it is not there or may not be read.
+    """
+    if weights not in (None, "ema", "raw"):
+        raise ValueError(f"weights is {weights!r}; choose 'ema' or 'raw', or leave it out")
+    if isinstance(source, Mapping):
+        return unwrap("state dict", source, weights)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; check the spelling, or download a Hub id first with swin-hf pull"
+        )
+    if path.is_dir():
+        found = _read_folder(path, weights)
+        folder = path
+    else:
+        found = unwrap(str(path), read_file(path), weights)
+        folder = path.parent
+    found.name, found.is_folder = str(path), path.is_dir()
+    found.beside = _read_json(folder / CONFIG_NAME)
+    found.preprocessor = _read_json(folder / PREPROCESSOR_NAME)
+    trained = path.parent.parent / "model"  # what our recipes leave beside their checkpoints
+    if found.training and not found.beside and trained.is_dir():
+        found.beside, found.preprocessor = _read_json(trained / CONFIG_NAME), _read_json(trained / PREPROCESSOR_NAME)
+    return found
+
+
+def _read_folder(folder: Path, weights: Weights | None) -> Source:
+    names = [name for name in _IN_FOLDER if (folder / name).is_file()]
+    if not names:
+        names = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+        if len(names) != 1:
+            there = f"{len(names)} of them ({', '.join(names[:5])})" if names else "none"
+            raise ValueError(f"{folder}: a folder needs one file of weights ({' '.join(SUFFIXES)}), there is {there}")
+    path = folder / names[0]
+    if path.suffix != ".json":
+        return unwrap(str(path), read_file(path), weights)
+    shards = sorted(set(_read_json(path).get("weight_map", {}).values()))
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{path}: the index names {shard!r} outside of its folder; this file is not to be trusted")
+        state.update(read_file(folder / shard))
+    return unwrap(str(path), state, weights)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid JSON ({error}); repair or remove it") from error
+    return values if isinstance(values, dict) else {}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read what one file holds, tensors and plain data only.
+
+    Raises:
+        ValueError: If it is empty, damaged, no file of weights, or holds code.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path} is empty (0 bytes); download or copy it again")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if head.lstrip()[:1] == b"<":
+        raise ValueError(f"{path} is a web page, not weights; the download went wrong, repeat it")
+    if _is_safetensors(head, path):
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
+    return _read_pickle(path)
+
+
+def _is_safetensors(head: bytes, path: Path) -> bool:
+    """Whether a JSON header follows an 8-byte length, or the name promises so."""
+    has_header = len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32
+    return has_header or path.suffix == ".safetensors"
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        with safe_globals(_STAND_INS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, error)) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or cut short ({reason}); download or copy it again") from error
+    if isinstance(content, Mapping):
+        return dict(content)
+    raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Say what a pickle holds that is not read."""
+    try:
+        with safe_globals(_STAND_INS):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # a file that cannot even be looked at is described by the first error
+        names = []
+    if names:
+        return (
+            f"{path} holds code or objects ({', '.join(sorted(names)[:5])}) and was refused unread; nothing of it was "
+            "executed. Ask for the weights as safetensors, or where you trust the file save its state dict alone with "
+            "torch.save(state_dict, ...)"
+        )
+    return f"{path} is no file of weights that can be read safely ({str(error).splitlines()[0]}); ask for safetensors"
+
+
+def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> Source:
+    """Find the state dict in what a training program saved.
+
+    Args:
+        name: Where it comes from, for messages.
+        content: Top level of the file.
+        weights: Which of averaged and raw weights, see :func:`read_source`.
+    """
+    notes: list[str] = []
+    averages = [key for key in _AVERAGES if isinstance(content.get(key), Mapping)]
+    is_averaged = "current_model_state" in content  # written by Lightning's WeightAveraging
+    state: Any = content
+    if not _is_state(content):
+        wrappers = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrappers and not averages:
+            raise ValueError(f"{name} holds no state dict; its top level has {', '.join(map(str, list(content)[:10]))}")
+        state = content[wrappers[0]] if wrappers else content[averages[0]]
+    if weights == "raw" and is_averaged:
+        state = content["current_model_state"]
+        notes.append("raw weights of the last step")
+    elif weights == "ema" and averages:
+        state = content[averages[0]]
+    elif weights == "ema" and not is_averaged:
+        raise ValueError(f"{name} holds no averaged weights; leave weights= out")
+    elif is_averaged:
+        notes.append("averaged weights (EMA)")
+    if not _is_state(state) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not _is_state(state):
+        strange = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
+        raise ValueError(f"{name} holds more than tensors ({', '.join(strange[:5])}); give its state dict alone")
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
+    for prefix in _WRAPPED:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    source = Source(name, state, notes=notes, classes=_classes(content))
+    if _LIGHTNING in content:
+        _open_lightning(source, content)
+    return source
+
+
+def _is_state(content: Mapping[str, Any]) -> bool:
+    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _open_lightning(source: Source, content: Mapping[str, Any]) -> None:
+    """Take the network, attribute ``model``, out of a LightningModule."""
+    inside = {key.removeprefix("model."): value for key, value in source.state.items() if key.startswith("model.")}
+    if not inside:
+        return
+    if others := len(source.state) - len(inside):
+        source.notes.append(f"{others} tensors of the LightningModule outside of its network left out")
+    source.state = inside
+    hyper_parameters = content.get("hyper_parameters")
+    source.training = dict(hyper_parameters) if isinstance(hyper_parameters, Mapping) else {}
+
+
+def _classes(content: Mapping[str, Any]) -> list[str]:
+    """Class names that OpenMMLab keeps in the file."""
+    meta = content.get("meta")
+    if not isinstance(meta, Mapping):
+        return []
+    dataset = meta.get("dataset_meta")
+    names = dataset.get("classes") if isinstance(dataset, Mapping) else meta.get("CLASSES")
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
