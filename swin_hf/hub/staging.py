@@ -27,6 +27,7 @@ CORE = (
     "attention.py",
     "attention_triton.py",
     "configuration_swin_hf.py",
+    "fast_cpu.py",
     "modeling_swin_hf.py",
     "windows.py",
 )
@@ -203,7 +204,7 @@ def default_processor(config: SwinHFConfig) -> ViTImageProcessor:
     """
     height, width = config.image_hw
     channels = config.num_channels
-    common = {
+    common: dict[str, Any] = {
         "resample": 3,  # bicubic, PIL's number
         "image_mean": list(IMAGENET_MEAN) if channels == 3 else [0.5] * channels,
         "image_std": list(IMAGENET_STD) if channels == 3 else [0.5] * channels,
