@@ -1,0 +1,257 @@
+"""From one of our models to a checkpoint of any layout, and from layout to layout on disk."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from swin_hf.checkpoints.load import MODELS, Checkpoint, Size, build_model, open_checkpoint
+from swin_hf.checkpoints.preprocessing import evaluation_transform
+from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, SUFFIXES, Weights
+from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
+from swin_hf.checkpoints.translate import Place, to_theirs
+from swin_hf.checkpoints.write import Contents, refuse_existing, write_folder, write_neighbours
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
+from swin_hf.model.windows import window_geometry
+
+logger = logging.getLogger(__name__)
+
+
+def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Tensor]:
+    """Write the weights of a model in the names of a layout.
+
+    Args:
+        model: Any model of this package; its class decides which keys there are.
+        layout: A name out of ``swin_hf.checkpoints.LAYOUTS``.
+
+    Returns:
+        A state dict that the layout's own code loads strictly, computed buffers included; it shares nothing with
+        the model.
+
+    Raises:
+        ValueError: If there is no such layout, or it cannot express the model; the message says what it lacks.
+    """
+    place = _place_of(model, layout)
+    if objections := objections_to(model.config, place.layout):
+        raise ValueError(f"the {layout} layout cannot hold this model: {'; '.join(objections)}")
+    for difference in differences(model.config, place.layout):
+        logger.warning("the code of the %s layout will compute something else: %s", layout, difference)
+    prefix = "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."
+    state = {prefix + name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return to_theirs(state, place, model.config)
+
+
+def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    kinds = [kind for kind, model_class in MODELS.items() if isinstance(model, model_class)]
+    if not kinds:
+        names = ", ".join(model_class.__name__ for model_class in MODELS.values())
+        raise ValueError(f"{type(model).__name__} is no model of this package ({names}); load it with load_checkpoint")
+    chosen = LAYOUTS[layout]
+    if kinds[0] not in chosen.trunks:
+        held = ", ".join(kind.value for kind in chosen.trunks)
+        raise ValueError(
+            f"the {layout} layout has no {kinds[0].value}, only: {held}; load the checkpoint as one of these first "
+            "(load_checkpoint(..., model_class=...))"
+        )
+    return Place(chosen, kinds[0], "", chosen.trunks[kinds[0]][0])
+
+
+def objections_to(config: SwinHFConfig, layout: Layout) -> list[str]:
+    """What the code of a layout cannot build, with the remedy; empty if it can build the model."""
+    windows, objections = config.stage_windows, []
+    shapes = ", ".join(f"{height}x{width}" for height, width in windows)
+    remedy = f"it has {layout.windows.value}, the model {shapes}; model.resize_windows(window_size=...) resamples them"
+    is_square = all(height == width for height, width in windows)
+    is_one = len(set(windows)) == 1
+    if layout.windows is Windows.ONE and not is_one:
+        objections.append(remedy)
+    elif layout.windows is Windows.ONE_SQUARE and not (is_one and is_square):
+        objections.append(remedy)
+    elif layout.windows is Windows.SQUARE and not (is_square and _is_clamped(config)):
+        objections.append(remedy)
+    if layout.name == "maskformer-swin" and config.out_features != config.stage_names[1:]:
+        objections.append(f"it has a norm for every stage, the model for {config.out_features}; set out_features to all")
+    return objections
+
+
+def _is_clamped(config: SwinHFConfig) -> bool:
+    """Whether the windows are one size, smaller only where Microsoft's code cuts them to the map."""
+    largest = max(config.stage_windows)[0]
+    maps = [min(config.grid_hw) // 2**stage for stage in range(config.num_layers)]
+    return all(
+        window[0] in (largest, min(largest, side)) for window, side in zip(config.stage_windows, maps, strict=True)
+    )
+
+
+def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
+    """Where the code of a layout computes something else from the same weights, at the model's image size."""
+    if layout.name == "swin_hf":
+        return []
+    found = []
+    if config.mask_padding:
+        found.append("mask_padding is on, and only this package keeps padding out of attention")
+    if not layout.name.startswith(("transformers", "maskformer")):
+        if config.hidden_act != "gelu":
+            found.append(f"hidden_act is {config.hidden_act!r}, it has 'gelu'")
+        if config.layer_norm_eps != 1e-5:
+            found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
+    grid = config.grid_hw
+    for stage, window in enumerate(config.stage_windows):
+        by_rule = {rule: window_geometry(grid, window, True, shift_per_axis=rule) for rule in (False, True)}
+        if config.shift_per_axis != layout.shift_per_axis and by_rule[False] != by_rule[True]:
+            found.append(
+                f"the {grid[0]}x{grid[1]} map of stage {stage + 1} is covered by its window on one axis only, and "
+                f"shift_per_axis is {config.shift_per_axis} here but {layout.shift_per_axis} there"
+            )
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+    return found
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Checkpoint,
+    destination: str | os.PathLike[str],
+    *,
+    to: str,
+    layout: str | None = None,
+    preset: str | None = None,
+    config: SwinHFConfig | None = None,
+    weights: Weights | None = None,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
+
+    The weights are written with what is needed to use them: a ``config.json`` and the evaluation transform that
+    belongs to them, ``preprocessor_config.json``. Everything is written under a temporary name and renamed when it
+    is complete; after a failure nothing half-written is left.
+
+    Args:
+        source: See :func:`load_checkpoint`.
+        destination: A file, if it has the suffix of one (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), else a
+            folder. Folders of ``swin_hf`` and ``transformers`` are ready for ``from_pretrained``, those of ``timm``
+            for ``timm.create_model("local-dir:...")``.
+        to: Layout to write.
+        layout: Layout of the source; None detects it.
+        preset: See :func:`load_checkpoint`, as for all others.
+        config: See there.
+        weights: See there.
+        image_size: See there.
+        window_size: See there.
+        overwrite: Whether files of these names may be replaced. Other files of a folder are never touched.
+
+    Returns:
+        The destination.
+
+    Raises:
+        FileExistsError: If the destination exists and ``overwrite`` is off.
+        ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
+        OSError: If it cannot be written.
+    """
+    destination = Path(destination)
+    if to not in LAYOUTS:
+        raise ValueError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    is_file = destination.suffix in SUFFIXES
+    if destination.suffix == ".ckpt":
+        raise ValueError(f"{destination}: only Lightning writes .ckpt files; choose .safetensors, .pth, .pt or .bin")
+    neighbours = (CONFIG_NAME, PREPROCESSOR_NAME)
+    refuse_existing([destination, *(destination.parent / name for name in neighbours if is_file)], overwrite)
+
+    checkpoint = source
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(
+            checkpoint, layout, preset, config, weights=weights, image_size=image_size, window_size=window_size
+        )
+    logger.info("%s", checkpoint)
+    model = build_model(checkpoint, MODELS[checkpoint.place.kind])
+    contents = _contents(checkpoint, model, LAYOUTS[to])
+    if is_file:
+        write_neighbours(destination, contents)
+    else:
+        write_folder(destination, contents)
+    logger.info("written: %s, %s layout", destination, to)
+    return destination
+
+
+def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layout) -> Contents:
+    """Everything that is written for a model: weights, configuration, evaluation transform."""
+    transform = evaluation_transform(checkpoint, model.config)
+    if transform is None:
+        logger.warning(
+            "no preprocessor_config.json is written: how images of %d channels were normalised is not known",
+            model.config.num_channels,
+        )
+    return Contents(
+        layout,
+        export_checkpoint(model, layout.name),
+        {CONFIG_NAME: describe(model, layout, transform), PREPROCESSOR_NAME: transform},
+        classes=[model.config.id2label[number] for number in sorted(model.config.id2label)],
+    )
+
+
+def describe(model: SwinHFPreTrainedModel, layout: Layout, transform: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``config.json`` for a layout: transformers' for its own, timm's for timm, ours for all others."""
+    kind = _place_of(model, layout.name).kind
+    if layout.name.startswith("transformers"):
+        from transformers import SwinConfig
+
+        suffix = {Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling"}
+        names = {**suffix, Kind.BASE: "Model", Kind.BACKBONE: "Backbone"}
+        return _described(model.config, SwinConfig, f"Swin{names[kind]}")
+    if layout.name == "maskformer-swin":
+        from transformers.models.maskformer.configuration_maskformer_swin import MaskFormerSwinConfig
+
+        return _described(model.config, MaskFormerSwinConfig, "MaskFormerSwinBackbone")
+    if layout.name == "timm":
+        return _describe_for_timm(model.config, kind, transform or {})
+    return {**model.config.to_dict(), "architectures": [type(model).__name__]}
+
+
+def _described(config: SwinHFConfig, config_class: Any, architecture: str) -> dict[str, Any]:
+    known = {*config_class().to_dict(), "id2label", "label2id", "problem_type"} - {
+        "model_type", "num_layers", "hidden_size", "stage_names", "architectures", "transformers_version"
+    }  # fmt: skip
+    values = {name: value for name, value in config.to_dict().items() if name in known}
+    values["window_size"] = config.stage_windows[0][0]
+    return {**config_class(**values).to_dict(), "architectures": [architecture]}
+
+
+def _describe_for_timm(config: SwinHFConfig, kind: Kind, transform: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's factory reads from a folder; the arguments say everything, the architecture is a name of its own."""
+    size, crop = transform.get("size", {}), transform.get("crop_size", {})
+    crop_pct = crop["height"] / size["shortest_edge"] if "shortest_edge" in size else 1.0
+    classes = config.num_labels if kind is Kind.CLASSIFIER else 0
+    return {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "num_classes": classes,
+        "num_features": config.hidden_size,
+        "label_names": [config.id2label[number] for number in range(classes)],
+        "model_args": {
+            "img_size": list(config.image_hw),
+            "patch_size": config.patch_size,
+            "in_chans": config.num_channels,
+            "embed_dim": config.embed_dim,
+            "depths": list(config.depths),
+            "num_heads": list(config.num_heads),
+            "window_size": [list(window) for window in config.stage_windows],
+            "mlp_ratio": config.mlp_ratio,
+            "qkv_bias": config.qkv_bias,
+        },
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, *config.image_hw],
+            "num_classes": classes,
+            "interpolation": "bicubic",
+            "crop_pct": crop_pct,
+            "crop_mode": "center" if crop else "squash",
+            "mean": list(transform.get("image_mean", [0.5] * config.num_channels)),
+            "std": list(transform.get("image_std", [0.5] * config.num_channels)),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head.fc",
+        },
+    }
