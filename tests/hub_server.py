@@ -156,7 +156,6 @@ def route(method: str, pattern: str, step: str) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         ROUTES.append((method, re.compile(pattern), step))
-        setattr(handler, "step", step)
         HANDLERS[step] = handler
         return handler
 
@@ -285,11 +284,9 @@ class LoopbackHub:
         request = Request(scope, receive)
         raw = scope["raw_path"].decode("ascii")
         method = "GET" if request.method == "HEAD" else request.method
-        for route_method, pattern, step in ROUTES:
-            match = pattern.fullmatch(raw)
-            if match and route_method == method:
-                break
-        else:
+        found = ((pattern.fullmatch(raw), step) for route_method, pattern, step in ROUTES if route_method == method)
+        match, step = next(((match, step) for match, step in found if match), (None, ""))
+        if match is None:
             await Refusal(404, f"the loopback Hub does not know {method} {raw}").response(scope, receive, send)
             return
         fault = self._take(step)

@@ -15,14 +15,13 @@ from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone
 
 from .facts import FACTS_NAME
-from .remote import HubError, attempt, checked_repo_id, client, understand
+from .remote import HubError, attempt, checked_repo_id, client
 from .staging import CORE
 from .weights import (
     CONFIG,
     INDEX,
     PICKLES,
     PROCESSOR,
-    SHARD,
     WEIGHTS,
     check_weights,
     read_config,
@@ -134,7 +133,10 @@ def load_backbone(
         raise ValueError(f"{source} is a folder, which has no revision {revision!r}; leave it out or give user/name")
     values, config = read_config(folder / CONFIG)
     check_weights(weight_files(folder), values, config)
-    return SwinHFBackbone.from_pretrained(folder, use_safetensors=True, local_files_only=True, **overrides)
+    backbone: SwinHFBackbone = SwinHFBackbone.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, **overrides
+    )
+    return backbone
 
 
 Fetch = Callable[[str, list[str], bool], Path]
@@ -171,8 +173,8 @@ def _refuse_pickles(repo_id: str, present: dict[str, RepoFile]) -> None:
     pickles = sorted(name for name in present if name.endswith(PICKLES))
     if pickles:
         raise ValueError(
-            f"{repo_id} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when they are opened, "
-            "so nothing was downloaded; ask its owner for safetensors, or download the file yourself and rewrite it: "
+            f"{repo_id} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when they are "
+            "opened, so nothing was downloaded; ask its owner for safetensors, or rewrite a file that you trust: "
             "swin-hf convert FILE FOLDER --to swin_hf"
         )
     raise ValueError(f"{repo_id} holds no {WEIGHTS}; ask its owner to push the model again")
@@ -226,11 +228,10 @@ def _from_cache(repo_id: str, revision: str | None, fetch: Fetch, verify: bool, 
     """What an earlier pull left in the cache; the names of the cache's blobs are their hashes."""
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-    except Exception as error:
-        failure = understand(error, repo_id)
+    except Exception:
         raise HubError(
-            f"{why}, and the cache does not hold {repo_id}{f' at {revision}' if revision else ''}; pull it once while the "
-            f"Hub can be reached [{failure.sentence[:60]}]"
+            f"{why}, and the cache does not hold {repo_id}{f' at {revision}' if revision else ''}; pull it once while "
+            "the Hub can be reached"
         ) from None
     values, config = _config(folder)
     weights = weight_files(folder)

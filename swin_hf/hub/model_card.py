@@ -89,7 +89,7 @@ def render_card(source: CardSource) -> str:
     """
     facts, config = source.facts, source.config
     headline = next((metric for metric in facts.metrics if metric.name == "accuracy"), None)
-    labels = [str(config.id2label[index]) for index in sorted(config.id2label)] if config.num_labels else []
+    labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
     text = _environment().get_template("card.md.jinja").render(
         metadata=_metadata(source),
         name=source.repo_id.split("/")[-1],
@@ -108,7 +108,7 @@ def render_card(source: CardSource) -> str:
         revision=source.tag or "main",
         command=redact(facts.command) if facts.command else None,
     )  # fmt: skip
-    return signed(text)
+    return signed(re.sub(r"\n{3,}", "\n\n", text))
 
 
 def signed(text: str) -> str:
@@ -237,8 +237,8 @@ def _worst_confusions(facts: TrainingFacts) -> list[tuple[str, str, int, float]]
 
 def _log_table(facts: TrainingFacts) -> dict[str, Any]:
     """Validation curves as rows of at most 20 steps, the best one always among them."""
-    curves = {name: dict(points) for name, points in sorted(facts.curves.items()) if name.startswith("val")}
-    curves = {name: {int(step): value for step, value in points.items()} for name, points in list(curves.items())[:5]}
+    names = sorted(name for name in facts.curves if name.startswith("val"))[:5]
+    curves = {name: {int(step): value for step, value in facts.curves[name]} for name in names}
     steps = sorted({step for points in curves.values() for step in points})
     if len(steps) > LOG_ROWS:
         stride = (len(steps) - 1) / (LOG_ROWS - 1)

@@ -149,14 +149,14 @@ class _Push:
         if CARD_NAME in present and not replace_card and self._keeps_card(parent, present[CARD_NAME], files[CARD_NAME]):
             del files[CARD_NAME]
             notes.append(
-                "the card on the Hub was edited by hand and has been kept; --replace-card (replace_card=True) overwrites it"
+                "the card on the Hub was edited by hand and is kept; --replace-card (replace_card=True) overwrites it"
             )
         stale = sorted(name for name in present if is_ours(name) and name not in files)
         changed = [file for file in files.values() if not _same(file, present.get(file.name))]
         if tag_target is not None and (changed or stale or tag_target != parent):
             raise HubError(
-                f"tag {self.tag} of {self.repo_id} exists, on commit {tag_target[:12]}, and is never moved; choose another "
-                "tag, or delete that one on the Hub first"
+                f"tag {self.tag} of {self.repo_id} exists, on commit {tag_target[:12]}, and is never moved; choose "
+                "another tag, or delete that one on the Hub first"
             )
         commit, created = parent, bool(changed or stale)
         if created:
@@ -170,10 +170,7 @@ class _Push:
 
     def _repository(self) -> None:
         """Find the repository, or make it; its visibility must be what was asked for."""
-        try:
-            info = attempt(self._info_or_none, self.repo_id)
-        except HubError:
-            raise
+        info = attempt(self._info_or_none, self.repo_id)
         if info is None:
             create = lambda: self.api.create_repo(self.repo_id, private=bool(self.private), exist_ok=True)  # noqa: E731
             attempt(create, self.repo_id)
@@ -198,7 +195,7 @@ class _Push:
         tags = {ref.name: ref.target_commit for ref in refs.tags}
         if self.branch in tags:
             raise HubError(
-                f"{self.branch} is a tag of {self.repo_id}; a branch of that name would hide it, so choose another revision"
+                f"{self.branch} is a tag of {self.repo_id}; a branch of that name would hide it; choose another name"
             )
         if self.tag in branches:
             raise HubError(f"{self.tag} is a branch of {self.repo_id}, which would hide the tag; choose another tag")
@@ -255,8 +252,8 @@ class _Push:
                 if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
                     return head
                 raise HubError(
-                    f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit and "
-                    "run the command again"
+                    f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit "
+                    "and run the command again"
                 )
             if not failure.transient or wait is None:
                 break

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 try:
     from httpx2 import TransportError  # what huggingface_hub 2 speaks HTTP with
@@ -96,9 +96,7 @@ def require_token() -> None:
         HubError: When there is none.
     """
     if not get_token():
-        raise HubError(
-            f"there is no access token, and the Hub takes nothing without one; {LOG_IN} (a token that may write)"
-        )
+        raise HubError(f"there is no access token, and the Hub takes nothing without one that may write; {LOG_IN}")
 
 
 def redact(text: str) -> str:
@@ -147,7 +145,8 @@ def understand(error: BaseException, repo_id: str) -> Failure:
             )
         if isinstance(cause, RepositoryNotFoundError):
             return Failure(
-                f"there is no repository {repo_id} that this token can see; check the name, and if it is private {LOG_IN}",
+                f"there is no repository {repo_id} that can be seen from here; check the name, and if it is private "
+                f"{LOG_IN}",
                 status=status,
             )
         if isinstance(cause, RevisionNotFoundError):
@@ -177,12 +176,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failure:
     """An error answer of the Hub; its addresses are left out, those of the storage carry signatures."""
     said = redact(error.server_message or "").strip()[:200] or "no reason given"
+    owner = repo_id.split("/")[0]
     if status == 401:
         sentence = f"the Hub does not accept the token; it is wrong or has expired: {LOG_IN}"
     elif status == 403:
-        sentence = (
-            f"the token may not write to {repo_id} ({said}); use one with write access to {repo_id.split('/')[0]}"
-        )
+        sentence = f"the token may not write to {repo_id} ({said}); use one with write access to {owner}"
     elif status == 404:
         sentence = (
             f"the Hub did not find what was asked of {repo_id} ({said}); check the repository id and the revision"
@@ -192,7 +190,7 @@ def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failur
             f"somebody else committed to {repo_id} in the meantime; look at their commit and run the command again"
         )
     elif status in (402, 413, 507):
-        sentence = f"the Hub has no room for {repo_id} ({said}); see the storage page of {repo_id.split('/')[0]}"
+        sentence = f"the Hub has no room for {repo_id} ({said}); see the storage page of {owner}"
     elif status == 429:
         sentence = f"the Hub's rate limit is reached ({said}); wait some minutes and run the command again"
     elif status in TRANSIENT:
