@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .optim import Schedule, build_schedule, parameter_groups, scaled_learning_rate
 from .sampling import seed_rank
@@ -145,8 +146,21 @@ class SwinModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _can_fuse(self) -> bool:
-        # Gradient clipping under a GradScaler needs the unscaled gradients that the fused step hides.
-        return self.trainer.precision not in ("16-mixed",) and self.device.type in ("cpu", "cuda")
+        # Under the GradScaler of 16-mixed, a fused step unscales the gradients itself: too late for clipping.
+        return self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip; Lightning would refuse a fused optimiser in bf16-mixed too, where gradients are not scaled at all."""
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
+            if gradient_clip_val:
+                nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model before anything is loaded.
