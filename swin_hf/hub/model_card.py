@@ -243,7 +243,7 @@ def _log_table(facts: TrainingFacts) -> dict[str, Any]:
     if len(steps) > LOG_ROWS:
         stride = (len(steps) - 1) / (LOG_ROWS - 1)
         kept = {steps[round(index * stride)] for index in range(LOG_ROWS)}
-        kept |= {facts.best_step} & set(steps)
+        kept |= {step for step in steps if step == facts.best_step}
         steps = sorted(kept)
     return {"columns": list(curves), "rows": [(step, [curves[name].get(step) for name in curves]) for step in steps]}
 

@@ -7,6 +7,7 @@ no stray file can come along.
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,14 +24,8 @@ from .pictures import draw_pictures
 from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
-CORE = (
-    "attention.py",
-    "attention_triton.py",
-    "configuration_swin_hf.py",
-    "fast_cpu.py",
-    "modeling_swin_hf.py",
-    "windows.py",
-)
+# The travelling core is the folder of the model: flat and closed, so that it runs without this package.
+CORE = tuple(sorted(p.name for p in files("swin_hf.model").iterdir() if p.name.endswith(".py") and p.name[0] != "_"))
 AUTO_MAP = {
     "AutoConfig": "configuration_swin_hf.SwinHFConfig",
     "AutoModel": "modeling_swin_hf.SwinHFModel",
@@ -106,6 +101,7 @@ def stage(
     processor: Any = None,
     facts: TrainingFacts | None = None,
     license: str | None = None,
+    keep_card: bool = True,
 ) -> Stage:
     """Put together what a push sends.
 
@@ -119,6 +115,7 @@ def stage(
         processor: Image processor, if the folder has none or the model is given.
         facts: What a run found out, if the folder has none.
         license: Identifier of the licence of the weights, for the card.
+        keep_card: Whether a card in the folder that was written or edited by hand is sent instead of a rendered one.
 
     Raises:
         ValueError: When the source is not a whole model of this family, the card's metadata is invalid, or a text
@@ -155,7 +152,7 @@ def stage(
     paths |= {f"assets/{path.name}": path for path in draw_pictures(facts, folder / "assets")}
 
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
-    if card is None and (saved / CARD_NAME).is_file():
+    if card is None and keep_card and (saved / CARD_NAME).is_file():
         written = (saved / CARD_NAME).read_text(encoding="utf-8")
         card = written if is_edited(written) else None
     if card is None:
@@ -178,6 +175,12 @@ def stage(
     staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
     _refuse_tokens(staged)
     return Stage(dict(sorted(staged.items())), card)
+
+
+def render_folder_card(source: Path, repo_id: str, tag: str | None = None, license: str | None = None) -> str:
+    """The card that a push of a folder would render; see :func:`stage`."""
+    with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
+        return stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False).card
 
 
 def _write_config(path: Path, values: dict[str, Any], include_code: bool) -> Path:

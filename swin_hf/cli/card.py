@@ -1,0 +1,68 @@
+"""Render the model card of a saved model, of a training run, or of a released architecture.
+
+`swin-hf card FOLDER` prints the card that a push would send; `--write` puts it into the folder, and leaves one alone
+that was edited by hand. `swin-hf card --preset NAME` and `--all-presets FOLDER` render the cards of the architectures.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``swin-hf card``."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("folder", nargs="?", help="a folder written by save_pretrained, or that of a training run")
+    what.add_argument("--preset", help="the card of one released architecture")
+    what.add_argument("--all-presets", metavar="FOLDER", help="write the cards of all architectures into FOLDER")
+    parser.add_argument("--check", action="store_true", help="with --all-presets: write nothing, fail on a difference")
+    parser.add_argument("--repo-id", help="where the model will be published, for the usage snippets")
+    parser.add_argument("--tag", help="the tag that the snippets pin")
+    parser.add_argument("--license", help="licence of the weights, such as apache-2.0")
+    parser.add_argument("--write", action="store_true", help="write README.md into the folder instead of printing it")
+    parser.add_argument("--replace-card", action="store_true", help="overwrite a README.md that was edited by hand")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render, then print, write or compare."""
+    if args.all_presets:
+        return _all_presets(Path(args.all_presets), args.check)
+    if args.preset:
+        from swin_hf.hub.preset_cards import render_preset_card
+
+        print(render_preset_card(args.preset), end="")
+        return 0
+    from swin_hf.hub import CARD_NAME, is_edited
+    from swin_hf.hub.staging import model_folder, render_folder_card
+
+    folder = model_folder(Path(args.folder).expanduser())
+    name = folder.parent.name if folder.name == "model" else folder.name
+    card = render_folder_card(folder, args.repo_id or f"user/{name}", args.tag, args.license)
+    if not args.write:
+        print(card, end="")
+        return 0
+    path = folder / CARD_NAME
+    if path.is_file() and is_edited(path.read_text(encoding="utf-8")) and not args.replace_card:
+        raise ValueError(f"{path} was edited by hand and is kept; --replace-card overwrites it")
+    path.write_text(card, encoding="utf-8")
+    print(path)
+    return 0
+
+
+def _all_presets(folder: Path, check: bool) -> int:
+    """Write every preset's card, or compare: the exit code is 1 when a file differs."""
+    from swin_hf.hub.preset_cards import render_all_presets
+
+    cards = {f"{name}.md": text for name, text in render_all_presets().items()}
+    present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    if check:
+        for name in sorted(cards.keys() | present.keys()):
+            if cards.get(name) != present.get(name):
+                print(f"{folder / name} is out of date; run `make cards`")
+        return int(cards != present)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in present.keys() - cards.keys():
+        (folder / name).unlink()
+    for name, text in cards.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    print(f"{len(cards)} cards in {folder}")
+    return 0

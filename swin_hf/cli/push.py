@@ -1,0 +1,60 @@
+"""Publish a model or a training run on the Hub: one commit, checked before it is sent and compared afterwards.
+
+The access token comes from HF_TOKEN or from the keyring of `hf auth login`; there is no option for it, because a
+command line can be read by other users and stays in the history of the shell.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``swin-hf push``."""
+    parser.add_argument("folder", help="a folder written by save_pretrained, or that of a training run")
+    parser.add_argument("repo_id", help="user/name; made if there is none")
+    parser.add_argument("--tag", help="a new tag for the commit, such as v1.0")
+    parser.add_argument("--revision", help="the branch to commit to, made if there is none (default: main)")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", dest="private", action="store_true", default=None, help="only for you")
+    visibility.add_argument("--public", dest="private", action="store_false", help="for everybody")
+    parser.add_argument("--license", help="licence of the weights, such as apache-2.0, for the card")
+    parser.add_argument("--card", help="a Markdown file to use instead of the rendered card")
+    parser.add_argument("--replace-card", action="store_true", help="overwrite a card that was edited on the Hub")
+    parser.add_argument("--no-code", action="store_true", help="leave the model's code out; it then needs swin_hf")
+    parser.add_argument("--message", help="title of the commit")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be sent; the network is not touched")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Push, and say what is where."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    from swin_hf.hub import push
+
+    if args.quiet:
+        disable_progress_bars()
+    result = push(
+        args.folder,
+        args.repo_id,
+        tag=args.tag,
+        private=args.private,
+        revision=args.revision,
+        dry_run=args.dry_run,
+        include_code=not args.no_code,
+        card=args.card,
+        replace_card=args.replace_card,
+        license=args.license,
+        message=args.message,
+    )
+    if args.dry_run:
+        print(result.card)
+    for file in result.files:
+        print(f"{file.size:>13,}  {file.name}")
+    for note in result.notes:
+        print(f"note: {note}")
+    if result.commit is None:
+        print(f"dry run: nothing was sent to {result.url}")
+    else:
+        print(f"{'pushed' if result.created else 'already there'}: {result.url}")
+        print(f"commit {result.commit}" + (f", tag {result.tag}" if result.tag else ""))
+    return 0
