@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from swin_hf.checkpoints.derive import class_names
 from swin_hf.checkpoints.load import MODELS, Checkpoint, Size, build_model, open_checkpoint
 from swin_hf.checkpoints.preprocessing import evaluation_transform
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, SUFFIXES, Weights
@@ -66,17 +67,20 @@ def objections_to(config: SwinHFConfig, layout: Layout) -> list[str]:
     """What the code of a layout cannot build, with the remedy; empty if it can build the model."""
     windows, objections = config.stage_windows, []
     shapes = ", ".join(f"{height}x{width}" for height, width in windows)
-    remedy = f"it has {layout.windows.value}, the model {shapes}; model.resize_windows(window_size=...) resamples them"
     is_square = all(height == width for height, width in windows)
     is_one = len(set(windows)) == 1
-    if layout.windows is Windows.ONE and not is_one:
-        objections.append(remedy)
-    elif layout.windows is Windows.ONE_SQUARE and not (is_one and is_square):
-        objections.append(remedy)
-    elif layout.windows is Windows.SQUARE and not (is_square and _is_clamped(config)):
-        objections.append(remedy)
+    can_build = {
+        Windows.ANY: True,
+        Windows.ONE: is_one,
+        Windows.ONE_SQUARE: is_one and is_square,
+        Windows.SQUARE: is_square and _is_clamped(config),
+    }
+    if not can_build[layout.windows]:
+        objections.append(
+            f"it has {layout.windows.value}, the model {shapes}; model.resize_windows(window_size=...) resamples them"
+        )
     if layout.name == "maskformer-swin" and config.out_features != config.stage_names[1:]:
-        objections.append(f"it has a norm for every stage, the model for {config.out_features}; set out_features to all")
+        objections.append(f"it has a norm for every stage, the model has {config.out_features}; ask for all")
     return objections
 
 
@@ -191,7 +195,7 @@ def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layo
         layout,
         export_checkpoint(model, layout.name),
         {CONFIG_NAME: describe(model, layout, transform), PREPROCESSOR_NAME: transform},
-        classes=[model.config.id2label[number] for number in sorted(model.config.id2label)],
+        classes=class_names(model.config),
     )
 
 
@@ -214,24 +218,28 @@ def describe(model: SwinHFPreTrainedModel, layout: Layout, transform: Mapping[st
 
 
 def _described(config: SwinHFConfig, config_class: Any, architecture: str) -> dict[str, Any]:
-    known = {*config_class().to_dict(), "id2label", "label2id", "problem_type"} - {
-        "model_type", "num_layers", "hidden_size", "stage_names", "architectures", "transformers_version"
-    }  # fmt: skip
+    values = config_class(**transformers_fields(config, config_class)).to_dict()
+    return {**values, "architectures": [architecture]}
+
+
+def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, Any]:
+    """Fields of one of transformers' own Swin configurations for the same network."""
+    derived = {"model_type", "num_layers", "hidden_size", "stage_names", "architectures", "transformers_version"}
+    known = {*config_class().to_dict(), "id2label", "label2id", "problem_type"} - derived
     values = {name: value for name, value in config.to_dict().items() if name in known}
-    values["window_size"] = config.stage_windows[0][0]
-    return {**config_class(**values).to_dict(), "architectures": [architecture]}
+    return {**values, "window_size": config.stage_windows[0][0]}
 
 
 def _describe_for_timm(config: SwinHFConfig, kind: Kind, transform: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's factory reads from a folder; the arguments say everything, the architecture is a name of its own."""
     size, crop = transform.get("size", {}), transform.get("crop_size", {})
     crop_pct = crop["height"] / size["shortest_edge"] if "shortest_edge" in size else 1.0
-    classes = config.num_labels if kind is Kind.CLASSIFIER else 0
+    names = class_names(config) if kind is Kind.CLASSIFIER else []
     return {
         "architecture": "swin_tiny_patch4_window7_224",
-        "num_classes": classes,
+        "num_classes": len(names),
         "num_features": config.hidden_size,
-        "label_names": [config.id2label[number] for number in range(classes)],
+        "label_names": names,
         "model_args": {
             "img_size": list(config.image_hw),
             "patch_size": config.patch_size,
@@ -245,7 +253,7 @@ def _describe_for_timm(config: SwinHFConfig, kind: Kind, transform: Mapping[str,
         },
         "pretrained_cfg": {
             "input_size": [config.num_channels, *config.image_hw],
-            "num_classes": classes,
+            "num_classes": len(names),
             "interpolation": "bicubic",
             "crop_pct": crop_pct,
             "crop_mode": "center" if crop else "squash",

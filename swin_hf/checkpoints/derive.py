@@ -49,7 +49,9 @@ _TOLD = (
 _SWIN_TYPES = ("swin", "swin_hf", "maskformer-swin")
 
 
-def fields_from_shapes(translation: Translation, depths: Sequence[int], kind: Kind, hint: SwinHFConfig | None) -> dict[str, Any]:
+def fields_from_shapes(
+    translation: Translation, depths: Sequence[int], kind: Kind, hint: SwinHFConfig | None
+) -> dict[str, Any]:
     """Fields of the configuration that the weights themselves decide.
 
     Args:
@@ -76,7 +78,8 @@ def fields_from_shapes(translation: Translation, depths: Sequence[int], kind: Ki
         raise ValueError(f"our {error.args[0]} has no counterpart in the file; it is incomplete") from error
     windows = []
     for stage, table in enumerate(tables):
-        indices = [tensor for (buffer, i, _), tensor in translation.buffers.items() if buffer is not Buffer.MASK and i == stage]
+        buffers = translation.buffers.items()
+        indices = [tensor for (buffer, i, _), tensor in buffers if buffer is not Buffer.MASK and i == stage]
         guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
         windows.append(window_of_table(table.shape[0], indices[0] if indices else None, guess, stage))
     fields: dict[str, Any] = {
@@ -98,7 +101,9 @@ def fields_from_shapes(translation: Translation, depths: Sequence[int], kind: Ki
     if "decoder.0.weight" in state:
         fields["encoder_stride"] = math.isqrt(state["decoder.0.weight"].shape[0] // channels)
     if kind is Kind.BACKBONE:
-        norms = [key.split(".")[1] for key in state if key.startswith("hidden_states_norms.") and key.endswith("weight")]
+        norms = [
+            key.split(".")[1] for key in state if key.startswith("hidden_states_norms.") and key.endswith("weight")
+        ]
         fields["out_features"] = sorted(norms, key=lambda name: int(name.removeprefix("stage")))
     return fields
 
@@ -115,9 +120,7 @@ def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: i
     Raises:
         ValueError: If several rectangles fit and nothing tells which.
     """
-    fitting = [
-        ((a + 1) // 2, (rows // a + 1) // 2) for a in range(1, rows + 1, 2) if rows % a == 0 and (rows // a) % 2
-    ]
+    fitting = [((a + 1) // 2, (rows // a + 1) // 2) for a in range(1, rows + 1, 2) if rows % a == 0 and (rows // a) % 2]
     if index is not None:
         tokens = math.isqrt(index.numel())
         by_size = [window for window in fitting if window[0] * window[1] == tokens]
@@ -217,23 +220,26 @@ def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def presets_like(fields: Mapping[str, Any]) -> list[str]:
-    """Presets of the same architecture and windows, those with as many classes first."""
-    likely = []
-    for name in PRESETS:
-        config = SwinHFConfig.from_preset(name)
-        same = all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
-        if same and config.stage_windows == stage_windows(fields):
-            likely.append((config.num_labels != fields.get("num_labels", config.num_labels), name))
-    return [name for _, name in sorted(likely, key=lambda pair: pair[0])]
+    """Presets of the same architecture and windows; those with as many classes, if there are such."""
+    configs = {name: SwinHFConfig.from_preset(name) for name in PRESETS}
+    likely = [
+        name
+        for name, config in configs.items()
+        if all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
+        and config.stage_windows == stage_windows(fields)
+    ]
+    return [name for name in likely if configs[name].num_labels == fields.get("num_labels")] or likely
 
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
     """Window of each stage that some fields stand for."""
-    return SwinHFConfig(**{name: fields[name] for name in ("embed_dim", "depths", "num_heads", "window_size")}).stage_windows
+    return SwinHFConfig(
+        **{name: fields[name] for name in ("embed_dim", "depths", "num_heads", "window_size")}
+    ).stage_windows
 
 
 def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels: bool) -> list[str]:
-    """Where a configuration says something else than the weights; windows and image size can be changed, so they may."""
+    """Where a configuration says something else than the weights; windows and image size can be resampled."""
     names = [*ARCHITECTURE, *(["num_labels"] if with_labels and "num_labels" in fields else [])]
     return [
         f"{name} is {_plain(getattr(config, name))} there but {_plain(fields[name])} in the weights"
@@ -248,6 +254,12 @@ def assumed_image(fields: Mapping[str, Any]) -> int | list[int]:
     patches = (patch, patch) if isinstance(patch, int) else patch
     shrink = 2 ** (len(fields["depths"]) - 1)
     return _short([window * side * shrink for window, side in zip(stage_windows(fields)[-1], patches, strict=True)])
+
+
+def class_names(config: SwinHFConfig) -> list[str]:
+    """Names of the classes in the order of the classifier."""
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return [names[number] for number in sorted(names)]
 
 
 def _plain(value: Any) -> Any:

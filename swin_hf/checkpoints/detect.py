@@ -14,7 +14,7 @@ QKV = "swin.stages.0.blocks.0.attention.qkv.weight"
 _STRANGERS = (
     (r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.|\.logit_scale$", "Swin Transformer V2"),
     (r"(^|\.)layer1\.0\.conv1\.weight$|(^|\.)encoder\.stages\.0\.layers\.0\.shortcut\.", "ResNet"),
-    (r"(^|\.)stages\.\d\.\d\.(conv_dw|gamma)|dwconv\.weight$|(^|\.)encoder\.stages\.\d\.layers\.\d\.dwconv", "ConvNeXt"),
+    (r"(^|\.)stages\.\d\.(blocks\.)?\d\.(conv_dw|gamma)|\.dwconv\.weight$", "ConvNeXt"),
     (r"(^|\.)distillation_token$|(^|\.)dist_token$", "DeiT"),
     (r"(^|\.)(cls_token|class_token|class_embedding)$", "Vision Transformer (ViT)"),
     (r"(^|\.)conv_stem\.weight$|(^|\.)features\.0\.0\.weight$", "a convolutional network such as EfficientNet"),
@@ -48,8 +48,8 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
     if not matching:
         if layout is not None:
             raise ValueError(
-                f"the keys are not those of the {layout} layout (there is {listed(keys)}); leave layout= out to have it "
-                "detected"
+                f"the keys are not those of the {layout} layout (there is {listed(keys)}); leave layout= out to have "
+                "it detected"
             )
         looks = f"it looks like {stranger}" if stranger else f"there is {listed(keys)}"
         raise ValueError(f"this is no Swin Transformer: {looks}; its layouts are {', '.join(LAYOUTS)}")
@@ -128,8 +128,8 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, lis
     host = lead.removesuffix(trunks[-1])
     if host and lead not in layout.hosts:
         raise ValueError(
-            f"the network lies under {lead!r}, which is no known place of the {layout.name} layout; give the state dict "
-            "of the network alone"
+            f"the network lies under {lead!r}, which is no known place of the {layout.name} layout; give the state "
+            "dict of the network alone"
         )
     return Place(layout, kind, host, trunks[-1]), depths
 

@@ -214,8 +214,8 @@ def _name_classes(
     names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
     if source.classes:
         names = dict(enumerate(source.classes))
-    if asked is not None and "LABEL_0" not in asked.id2label.values():
-        names = dict(asked.id2label)
+    if asked is not None and "LABEL_0" not in derive.class_names(asked):
+        names = dict(enumerate(derive.class_names(asked)))
     count = fields.get("num_labels")
     if count is None:  # there is no classifier: a fresh one is made for these
         fallback = len(likely["id2label"]) if likely else 2
@@ -279,8 +279,9 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
         logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
     target = checkpoint.target
     if (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows):
-        model.resize_windows(image_size=target.image_size, window_size=target.window_size)
-    return model.eval()
+        model.resize_windows(image_size=target.image_hw, window_size=target.window_size)
+    model.eval()
+    return model
 
 
 def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:

@@ -1,8 +1,12 @@
 """The evaluation transform that belongs to the weights: a wrong one costs more accuracy than most mistakes."""
 
+import json
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swin_hf.checkpoints.read import PREPROCESSOR_NAME
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 
 if TYPE_CHECKING:
@@ -58,6 +62,15 @@ def _like_timm(pretrained: Mapping[str, Any], config: SwinHFConfig) -> dict[str,
     if pretrained.get("crop_mode") == "squash":
         return squash(height, width, mean, std)
     return crop(int(min(height, width) / share), height, width, mean, std)
+
+
+def image_processor(transform: Mapping[str, Any]) -> Any:
+    """The image processor of transformers that some values of ``preprocessor_config.json`` describe."""
+    from transformers import AutoImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / PREPROCESSOR_NAME).write_text(json.dumps(dict(transform)), encoding="utf-8")
+        return AutoImageProcessor.from_pretrained(folder)
 
 
 def crop(short: int, height: int, width: int, mean: list[float], std: list[float]) -> dict[str, Any]:

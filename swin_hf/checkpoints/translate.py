@@ -118,7 +118,7 @@ def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
     targets = {entry.key: entry for entry in expand(place, depths) if _belongs(entry, place.kind)}
     translation = Translation({}, {}, [])
     parts: dict[str, dict[int, Tensor]] = {}
-    unknown = []
+    unknown: list[str] = []
     for written, tensor in state.items():
         key = _current_name(written, place, depths)
         if key not in targets:
@@ -252,12 +252,14 @@ def fold(tensor: Tensor) -> Tensor:
     Args:
         tensor: ``(..., 4C)``.
     """
-    return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+    taps: Tensor = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :]  # ..., 4, C
+    return taps.flatten(-2)
 
 
 def unfold(tensor: Tensor) -> Tensor:
     """Inverse of :func:`fold`."""
-    return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
+    taps: Tensor = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]  # ..., 4, C
+    return taps.transpose(-1, -2).flatten(-2)
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -1,0 +1,98 @@
+"""Rewrite a Swin checkpoint in another layout.
+
+The source may be a file (.safetensors, .pth, .pt, .bin, .ckpt) or a folder in any layout; it is recognised by its
+keys. The destination is a file if it has the suffix of one, else a folder; config.json and preprocessor_config.json
+(the evaluation transform that belongs to the weights) are written beside the weights.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from swin_hf.checkpoints import Checkpoint
+
+DIFFERS = 1  # exit code: written, but it computes something else
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``swin-hf convert``."""
+    from swin_hf.checkpoints.tables import LAYOUTS
+
+    layouts = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
+    parser.epilog = f"layouts: {layouts}"
+    parser.add_argument("source", metavar="SOURCE", help="file or folder to read")
+    parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
+    parser.add_argument(
+        "--to", required=True, choices=list(LAYOUTS), metavar="LAYOUT", help="layout to write, see below"
+    )
+    parser.add_argument("--layout", choices=list(LAYOUTS), metavar="LAYOUT", help="layout of the source; detected")
+    parser.add_argument("--preset", help="released model that the source is, see swin_hf.list_presets(); detected")
+    parser.add_argument(
+        "--weights", choices=["ema", "raw"], help="averaged or raw weights, where the source holds both"
+    )
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="resample for another image size")
+    parser.add_argument("--window-size", type=int, nargs="+", metavar="TOKENS", help="resample for another window")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--verify",
+        metavar="IMAGE",
+        help="classify this picture with source and destination, and with the layout's own library if it is installed",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
+    from swin_hf.checkpoints import convert_checkpoint, open_checkpoint
+    from swin_hf.predict import read_picture
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    picture = read_picture(args.verify) if args.verify else None
+    checkpoint = open_checkpoint(
+        args.source,
+        args.layout,
+        args.preset,
+        weights=args.weights,
+        image_size=_sides("--image-size", args.image_size),
+        window_size=_sides("--window-size", args.window_size),
+    )
+    print(checkpoint)
+    written = convert_checkpoint(checkpoint, args.destination, to=args.to, overwrite=args.overwrite)
+    print(f"written: {written} ({args.to})")
+    return 0 if picture is None else _verify(checkpoint, written, args.to, picture)
+
+
+def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:
+    if values is None:
+        return None
+    if len(values) == 1:
+        return values[0]
+    if len(values) != 2:
+        raise ValueError(f"{option} has {len(values)} numbers; give one for a square, or height and width")
+    return values[0], values[1]
+
+
+def _verify(checkpoint: "Checkpoint", written: Path, layout: str, picture: "Image") -> int:
+    from swin_hf.checkpoints.load import MODELS, build_model
+    from swin_hf.checkpoints.preprocessing import evaluation_transform, image_processor
+    from swin_hf.checkpoints.verify import TOLERANCE, verify
+
+    model = build_model(checkpoint, MODELS[checkpoint.place.kind])
+    transform = evaluation_transform(checkpoint, model.config)
+    if transform is None:
+        raise ValueError(
+            f"--verify needs the normalisation of images of {model.config.num_channels} channels, which is not known; "
+            "put a preprocessor_config.json beside the source"
+        )
+    pixel_values = image_processor(transform)(picture, return_tensors="pt")["pixel_values"]
+    differences = verify(model, written, layout, pixel_values)
+    for name, difference in differences.items():
+        print(f"verified with {name}: largest difference {difference:.2e}")
+    if max(differences.values()) <= TOLERANCE:
+        return 0
+    print(f"the outputs differ by more than {TOLERANCE:g}", file=sys.stderr)
+    return DIFFERS

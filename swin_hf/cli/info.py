@@ -1,0 +1,170 @@
+"""Describe a Swin checkpoint: layout, sizes, parameters, FLOPs, attention backend.
+
+The source may be a file or folder in any layout, or the id of a model on the Hub, of which only the header of the
+weights is read.
+"""
+
+import argparse
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import SafetensorsRepoMetadata
+
+    from swin_hf.checkpoints import Checkpoint
+    from swin_hf.checkpoints.read import Source
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHOWN_CLASSES = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``swin-hf info``."""
+    parser.add_argument("source", metavar="SOURCE", help="file, folder or Hub id")
+    parser.add_argument("--layout", help="layout of the source; detected")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description."""
+    from swin_hf.checkpoints import open_checkpoint
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    source = args.source if _is_local(args.source) else read_header(args.source, args.revision)
+    facts = describe(open_checkpoint(source, args.layout))
+    if args.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            print(f"{name:<{width}}  {_readable(value)}")
+    return 0
+
+
+def _is_local(source: str) -> bool:
+    from swin_hf.checkpoints.read import SUFFIXES
+
+    path = Path(source)
+    return path.exists() or path.suffix in SUFFIXES or not _HUB_ID.fullmatch(source)
+
+
+def read_header(repo_id: str, revision: str = "main") -> "Source":
+    """Names, shapes and types of the weights of a Hub repository; nothing but the header is downloaded.
+
+    Returns:
+        A source whose tensors have shapes but no values (they are on the meta device).
+
+    Raises:
+        ValueError: If the repository has no safetensors.
+        RuntimeError: If there is no such repository or the Hub cannot be reached.
+    """
+    import torch
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from swin_hf.checkpoints.read import CONFIG_NAME, Source
+    from swin_hf.hub.remote import attempt
+
+    types = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "BOOL": torch.bool,
+    }
+    header = attempt(lambda: _header_or_none(repo_id, revision), repo_id)
+    if header is None:
+        raise ValueError(
+            f"{repo_id} has no model.safetensors, whose header could be read; download it with `swin-hf pull "
+            f"{repo_id}` and give the folder"
+        )
+    tensors = {name: tensor for file in header.files_metadata.values() for name, tensor in file.tensors.items()}
+    source = Source(
+        repo_id,
+        {
+            name: torch.empty(tensor.shape, dtype=types.get(tensor.dtype, torch.uint8), device="meta")
+            for name, tensor in tensors.items()
+        },
+        is_folder=True,
+    )
+    try:
+        path = hf_hub_download(repo_id, CONFIG_NAME, revision=revision)
+        source.beside = json.loads(Path(path).read_text(encoding="utf-8"))
+    except EntryNotFoundError:
+        source.notes.append("no config.json")
+    return source
+
+
+def _header_or_none(repo_id: str, revision: str) -> "SafetensorsRepoMetadata | None":
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    try:
+        return get_safetensors_metadata(repo_id, revision=revision)
+    except NotASafetensorsRepoError:
+        return None
+
+
+def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Everything that is known of a checkpoint, as plain values."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from swin_hf.checkpoints.derive import class_names
+    from swin_hf.checkpoints.load import MODELS
+    from swin_hf.model.attention import backend_report
+
+    config, kind = checkpoint.config, checkpoint.place.kind
+    with torch.device("meta"):
+        model: Any = MODELS[kind](config)
+        model.eval().to(checkpoint.dtype)
+        image = torch.empty(1, config.num_channels, *config.image_hw, dtype=checkpoint.dtype)
+    model.set_attn_implementation("eager")  # every product is counted as the paper writes it down
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    flops = counter.get_total_flops()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.set_attn_implementation("auto")
+    has_head = "classifier.weight" in checkpoint.translation.state
+    labels = class_names(config) if has_head else []
+    return {
+        "source": checkpoint.source.name,
+        "layout": checkpoint.place.layout.name,
+        "kind": kind.value,
+        "preset": checkpoint.presets or "none of these sizes",
+        "image size": config.image_size,
+        "patch size": config.patch_size,
+        "channels": config.num_channels,
+        "embed_dim": config.embed_dim,
+        "depths": config.depths,
+        "heads": config.num_heads,
+        "window": config.window_size,
+        "shift": "per axis (timm, torchvision)" if config.shift_per_axis else "both axes (Microsoft, transformers)",
+        "classes": {"count": len(labels), "first": labels[:_SHOWN_CLASSES]},
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "parameters": checkpoint.parameters,
+        "FLOPs": flops,
+        "multiply-adds": flops // 2,
+        "attention": str(backend_report(model.to_empty(device=device))),
+        "notes": [*checkpoint.source.notes, *checkpoint.notes],
+    }
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, int) and value >= 10**6:
+        unit, name = (10**9, "G") if value >= 10**9 else (10**6, "M")
+        return f"{value / unit:.2f} {name} ({value:,})"
+    if isinstance(value, dict):
+        names = ", ".join(value["first"]) + (", ..." if value["count"] > len(value["first"]) else "")
+        return f"{value['count']} ({names})" if names else str(value["count"])
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return "; ".join(value)
+    return "none" if value == [] else str(value)
