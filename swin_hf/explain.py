@@ -310,9 +310,9 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     side = 2.3 * min(1.0, (height / width) ** 0.5)
     figure = Figure(figsize=(2.9 * (count + 1), 3.0 * side + 1.4), layout="constrained")
     grid = figure.add_gridspec(3, count + 1)
-    pixels = picture.float().clamp(0, 1).permute(1, 2, 0).cpu()  # height, width, channels
-    grey = pixels.mean(dim=-1)
-    original = figure.add_subplot(grid[1, 0])
+    pixels = picture.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()  # height, width, channels
+    grey = pixels.mean(axis=-1)
+    original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
     original.set_title(title, fontsize=11)
     row, column = explanation.pixel
@@ -325,8 +325,11 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     for line, (kind, maps, top) in enumerate(kinds):
         for position, (name, heat) in enumerate(zip(explanation.columns, maps, strict=True)):
             ax = figure.add_subplot(grid[line, position + 1])
-            ax.imshow(grey, cmap="gray", vmin=-0.5, vmax=1.5)  # pale, so that the colours stay those of the bar
-            layer = ax.imshow(heat.cpu(), cmap="inferno", alpha=0.65, vmin=0, vmax=top)
+            ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
+            # The picture shines through where there is little to see.
+            values = heat.cpu().numpy()
+            share = (values / (top or values.max() or 1)).clip(0, 1)
+            layer = ax.imshow(values, cmap="inferno", alpha=0.2 + 0.6 * share, vmin=0, vmax=top)
             bar = figure.colorbar(layer, ax=ax, shrink=0.85, pad=0.02)
             bar.solids.set_alpha(1)
             bar.ax.tick_params(labelsize=7)

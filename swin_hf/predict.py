@@ -15,9 +15,11 @@ import io
 import json
 import re
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,6 +137,8 @@ def _stream(source: str) -> Any:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the connection, too
         raise PictureError(f"{source}: cannot be fetched: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_BYTES:
         raise PictureError(f"{source}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
@@ -172,8 +176,8 @@ def load_classifier(
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
 
     Returns:
-        The model in evaluation mode, and its image processor; where the source has none, pictures are squashed to the
-        model's image size and normalised as ImageNet.
+        The model in evaluation mode, and its image processor; where the source has none, that of the published models
+        of its size.
 
     Raises:
         ValueError: If there is no such model, or it is no classifier, or the device or dtype does not exist.
@@ -183,13 +187,14 @@ def load_classifier(
 
     path = _model_path(source)
     on = torch.device(_device(device))
-    model = _load_model(path, source)
+    with _no_progress_bar():
+        model, processor = _load_ours(path, source) if _is_ours(path) else _load_foreign(path)
     if not model.config.num_labels or not isinstance(model.classifier, torch.nn.Linear):
         raise ValueError(f"{source} has no classifier (num_labels is 0); fine-tune it first: recipes/finetune.py fit")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    return model.to(on, wanted).eval(), _load_processor(path, model)
+    return model.to(on, wanted).eval(), processor
 
 
 def _model_path(source: str) -> Path:
@@ -212,31 +217,72 @@ def _model_path(source: str) -> Path:
         raise ValueError(f"unknown model {source!r}: there is no such folder or file here, and {error}") from error
 
 
-def _load_model(path: Path, source: str) -> SwinHFForImageClassification:
+def _is_ours(path: Path) -> bool:
+    """Whether this is a folder that ``save_pretrained`` wrote for a model of this family."""
+    config = path / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("model_type") == "swin_hf"
+
+
+def _load_ours(path: Path, source: str) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
     import swin_hf
 
-    config = path / "config.json"
-    values = json.loads(config.read_text()) if config.is_file() else {}
-    if values.get("model_type") != "swin_hf":
-        model: SwinHFForImageClassification = swin_hf.load_checkpoint(path)
-        return model
+    values = json.loads((path / "config.json").read_text())
     architecture = (values.get("architectures") or ["SwinHFForImageClassification"])[0]
     if architecture != "SwinHFForImageClassification":
         raise ValueError(
             f"{source} is a {architecture}, which names no classes; fine-tune it first: recipes/finetune.py fit"
         )
-    return swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)
+    model = swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)
+    return model, _saved_processor(path) or _default_processor(model)
 
 
-def _load_processor(path: Path, model: SwinHFForImageClassification) -> BaseImageProcessor:
+def _load_foreign(path: Path) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
+    import transformers
+
+    import swin_hf
+    from swin_hf.checkpoints import open_checkpoint
+    from swin_hf.checkpoints.load import build_model
+    from swin_hf.checkpoints.preprocessing import evaluation_transform
+
+    checkpoint = open_checkpoint(path)
+    if "classifier.weight" not in checkpoint.translation.state:
+        raise ValueError(f"{path} has no classifier; fine-tune it first: recipes/finetune.py fit")
+    model = build_model(checkpoint, swin_hf.SwinHFForImageClassification)
+    if path.is_dir() and (saved := _saved_processor(path)):
+        return model, saved
+    values = evaluation_transform(checkpoint, model.config)
+    if values is None:
+        return model, _default_processor(model)
+    kind = getattr(transformers, values.pop("image_processor_type", "ViTImageProcessor"))
+    return model, kind(**values)
+
+
+def _saved_processor(folder: Path) -> BaseImageProcessor | None:
     from transformers import AutoImageProcessor
 
-    folder = path if path.is_dir() else path.parent
-    if (folder / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(folder)
+    if not (folder / "preprocessor_config.json").is_file():
+        return None
+    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def _default_processor(model: SwinHFForImageClassification) -> BaseImageProcessor:
     from swin_hf.hub.staging import default_processor
 
     return default_processor(model.config)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Spare the reader transformers' bar over the weights of a small model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _device(name: str) -> str:

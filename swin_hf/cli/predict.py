@@ -99,10 +99,9 @@ def _print_table(results: Iterator[Result]) -> None:
     table.add_column("class", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
     for source, guesses in results:
-        for rank, guess in enumerate(guesses):
-            table.add_row(
-                "" if rank else source, guess.label, f"{guess.score:.4f}", end_section=rank == len(guesses) - 1
-            )
+        for rank, guess in enumerate(guesses, start=1):
+            ends = 1 < len(guesses) == rank
+            table.add_row(source if rank == 1 else "", guess.label, f"{guess.score:.4f}", end_section=ends)
     # A file or a pipe has no width: nothing is folded there.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table)

@@ -1,0 +1,198 @@
+"""The lesson in docs/: its figures draw what the model computes, its code runs, its two languages say the same."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_hf import SwinHFConfig, SwinHFForImageClassification, explain
+from swin_hf.model import attention, modeling_swin_hf, windows
+
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURES = DOCS / "figures"
+LESSONS = [DOCS / "swin.md", DOCS / "swin.zh-CN.md"]
+
+
+def checked_in(name):
+    return json.loads((FIGURES / name).read_text())
+
+
+@pytest.mark.parametrize("name", explain.FIGURES)
+def test_figures_show_what_the_model_computes_today(name):
+    assert explain.figure_data()[name] == checked_in("figures.json")[name], (
+        "run `make figures` and look at the pictures"
+    )
+
+
+def test_no_figure_is_forgotten():
+    assert set(checked_in("figures.json")) == set(explain.FIGURES)
+    assert {path.stem for path in FIGURES.glob("*.png")} == {*explain.FIGURES, "attention_cost"}
+
+
+GEOMETRY = [
+    "window_geometry",
+    "pad_to_windows",
+    "cyclic_shift",
+    "window_partition",
+    "window_reverse",
+    "region_map",
+    "shift_mask",
+    "relative_coordinates",
+    "relative_position_index",
+]
+
+
+def test_model_runs_the_functions_that_the_figures_draw(monkeypatch):
+    """Replaced wherever they are imported, they are called by a forward pass, and the model uses what they return."""
+    called = set()
+
+    def spy_on(name):
+        original = getattr(windows, name)
+
+        def spy(*args, **kwargs):
+            called.add(name)
+            return original(*args, **kwargs)
+
+        for module in (windows, attention, modeling_swin_hf):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, spy)
+
+    for name in GEOMETRY:
+        assert getattr(explain, name) is getattr(windows, name)
+        spy_on(name)
+    # A size that no other test has, so that index and mask cannot come from the cache.
+    config = SwinHFConfig(
+        image_size=(37, 41), patch_size=1, embed_dim=8, depths=(2,), num_heads=(2,), window_size=(5, 4)
+    )
+    model = SwinHFForImageClassification(config).eval()
+    assert not called
+    with torch.no_grad():
+        model(torch.randn(1, 3, 37, 41))
+    assert called == set(GEOMETRY)
+
+
+def test_patch_merging_of_the_lesson_is_the_references():
+    """Microsoft's PatchMerging, written down: four slices, concatenated."""
+    x = torch.arange(16).view(4, 4)
+    slices = [x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2], x[1::2, 1::2]]
+    data = explain.patch_merging_data()
+    assert data["slices"] == [part.tolist() for part in slices]
+    assert data["after"] == torch.stack(slices, dim=-1).flatten(0, 1).tolist()
+
+
+def test_patch_partition_of_the_lesson_is_the_convolution_of_the_model():
+    """A convolution with stride is the linear embedding of the rows that the figure shows."""
+    config = SwinHFConfig(image_size=8, patch_size=4, num_channels=1, embed_dim=6, depths=(1,), num_heads=(1,))
+    embeddings = modeling_swin_hf.SwinHFEmbeddings(config)
+    embeddings.norm = nn.Identity()
+    data = explain.patch_partition_data()
+    pixels, patches = torch.tensor(data["pixels"]).float(), torch.tensor(data["patches"]).float()
+    convolution = embeddings.patch_embeddings
+    linear = patches @ convolution.weight.flatten(1).T + convolution.bias
+    torch.testing.assert_close(embeddings(pixels[None, None]).flatten(0, 2), linear)
+
+
+def test_regions_are_those_of_the_papers_figure():
+    data = explain.cyclic_shift_data()
+    assert data["regions of each window"] == [[4], [3, 5], [1, 7], [0, 2, 6, 8]]
+    sides = [0, 0, 1, 1, 1, 1, 2, 2]
+    assert data["before"] == [[3 * row + column for column in sides] for row in sides]
+    assert data["after"] == torch.tensor(data["before"]).roll((-2, -2), (0, 1)).tolist()
+
+
+def test_mask_leaves_nothing_across_the_seam():
+    data = explain.shift_mask_data()
+    allowed = [value == 0 for value in data["mask"][data["window"]][data["token"]]]
+    assert allowed == [True, True, False, False] * 4
+    assert all((probability > 0) == here for probability, here in zip(data["with mask"], allowed, strict=True))
+    assert sum(data["with mask"]) == pytest.approx(1, abs=1e-3)  # rounded to 4 digits each
+
+
+def test_three_steps_lead_to_one_index_and_the_sum_alone_does_not():
+    data = explain.relative_position_data()
+    offsets = [tuple(pair) for row in data["relative"] for pair in row]
+    index = [value for row in data["step 3"] for value in row]
+    sums = [value for row in data["row + column"] for value in row]
+    assert offsets == [(a - c, b - d) for a, b in data["absolute"] for c, d in data["absolute"]]
+    assert len(set(zip(offsets, index, strict=True))) == len(set(offsets)) == len(set(index)) == 9
+    assert len(set(sums)) == 5
+    two = zip(data["step 2, rows"], data["step 1, columns"], strict=True)
+    assert [[r + c for r, c in zip(rows, columns, strict=True)] for rows, columns in two] == data["step 3"]
+
+
+def test_bias_table_is_used_throughout_as_often_as_geometry_says():
+    for name, pairs in explain.bias_table_data().items():
+        side = int(name.removeprefix("M = "))
+        reach = range(-side + 1, side)
+        assert pairs == [[(side - abs(row)) * (side - abs(column)) for column in reach] for row in reach]
+
+
+@pytest.mark.parametrize("window", [(7, 7), (14, 14)], ids=["windows", "global"])
+def test_cost_formulas_count_what_the_layer_computes(window):
+    config = SwinHFConfig(embed_dim=24, num_heads=(3,), depths=(1,))
+    layer = attention.SwinHFAttention(config, 24, 3, window).eval()
+    nn.init.zeros_(layer.relative_position_bias_table)
+    geometry = windows.window_geometry((14, 14), window, shifted=False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(torch.randn(1, 14, 14, 24), geometry, output_attentions=True)
+    expected = explain.attention_cost((14, 14), 24, None if window == (14, 14) else window)
+    assert counter.get_total_flops() == 2 * expected  # a multiply-addition is two operations
+
+
+def test_measured_times_are_complete_and_support_the_text():
+    data = explain.attention_cost_data(checked_in("attention_cost.json"))
+    count = len(data["image sides"])
+    assert all(len(data[f"{kind} {unit}"]) == count for kind in ("global", "window") for unit in ("seconds", "MACs"))
+    assert data["hardware"] and data["software"] and re.fullmatch(r"\d{4}-\d\d-\d\d", data["date"])
+    ratios = [a / b for a, b in zip(data["global seconds"], data["window seconds"], strict=True)]
+    assert ratios[-1] == max(ratios) > 10  # the gap widens
+
+
+def test_measuring_gives_what_drawing_needs():
+    data = explain.attention_cost_data(explain.measure_attention((28, 56)))
+    assert data["global MACs"][0] == data["window MACs"][0]  # a map of 7x7 is one window
+    assert len(explain.draw_attention_cost(data).axes) == 2
+
+
+def test_all_figures_can_be_drawn(tmp_path):
+    with pytest.raises(FileNotFoundError, match="measure the times with --measure"):
+        explain.draw_figures(tmp_path / "new")
+    (tmp_path / "attention_cost.json").write_text((FIGURES / "attention_cost.json").read_text())
+    written = explain.draw_figures(tmp_path)
+    assert {path.name for path in written} == {path.name for path in FIGURES.glob("*.png")} | {"figures.json"}
+    assert (tmp_path / "figures.json").read_text() == (FIGURES / "figures.json").read_text()
+
+
+def code_blocks(lesson):
+    return re.findall(r"^```python\n(.*?)^```", lesson.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
+def test_code_of_the_lesson_runs(lesson):
+    names: dict[str, object] = {}
+    blocks = code_blocks(lesson)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(lesson), "exec"), names)
+
+
+def test_both_languages_have_the_same_figures_code_and_chapters():
+    english, chinese = (path.read_text(encoding="utf-8") for path in LESSONS)
+    pictures = r"!\[[^\]]+\]\((figures/[^)]+)\)"
+    assert re.findall(pictures, english) == re.findall(pictures, chinese)
+    assert set(re.findall(pictures, english)) == {f"figures/{path.name}" for path in FIGURES.glob("*.png")}
+    assert code_blocks(LESSONS[0]) == code_blocks(LESSONS[1])
+    assert len(re.findall(r"^#+ ", english, re.MULTILINE)) == len(re.findall(r"^#+ ", chinese, re.MULTILINE))
+    assert re.findall(r"^\$\$.*?\$\$$", english, re.DOTALL | re.MULTILINE) == re.findall(
+        r"^\$\$.*?\$\$$", chinese, re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.name)
+def test_links_of_the_lesson_lead_somewhere(lesson):
+    for target in re.findall(r"\]\(([^)#]+)\)", lesson.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (DOCS / target).exists(), target
