@@ -118,7 +118,10 @@ def test_frozen_parameters_are_left_out_and_nothing_left_is_an_error(network):
     for parameter in network.swin.parameters():
         parameter.requires_grad_(False)
     groups = parameter_groups(network, DEPTHS, 1e-3, 0.05)
-    assert names_of(network, [p for group in groups for p in group["params"]]) == {"classifier.weight", "classifier.bias"}
+    assert names_of(network, [p for group in groups for p in group["params"]]) == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     network.classifier.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter is trainable; free at least the classifier"):
         parameter_groups(network, DEPTHS, 1e-3, 0.05)

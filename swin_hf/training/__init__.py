@@ -4,6 +4,7 @@ from .callbacks import EMA, BestCheckpoint, EpochReport, LastCheckpoint, NonFini
 from .classifier import SwinClassifier
 from .command import run_recipe
 from .data import ImageDataModule
+from .loggers import TrackioLogger
 from .pretraining import SwinMaskedImageModeler
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "RunRecord",
     "SwinClassifier",
     "SwinMaskedImageModeler",
+    "TrackioLogger",
     "run_recipe",
 ]

@@ -1,5 +1,8 @@
 """What happens around the training: averages, checkpoints, guards, reports, and the folder that a run leaves."""
 
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
 import copy
 import importlib.metadata
 import os
@@ -154,9 +157,7 @@ class NonFiniteGuard(Callback):
         """Look before the epoch's checkpoint."""
         self.look(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look before anything is written."""
         self.look(trainer)
 
@@ -215,7 +216,9 @@ class EpochReport(Callback):
 
     def line(self, trainer: Trainer, metrics: dict[str, float], speed: float, seconds: float) -> str:
         """The line of an epoch."""
-        shown = [f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics]
+        shown = [
+            f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics
+        ]
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         return (
             f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {'  '.join(shown)}  "
@@ -290,7 +293,7 @@ class RunRecord(Callback):
     def write_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none."""
         assert self.folder is not None
-        network = copy.deepcopy(pl_module)
+        network: Any = copy.deepcopy(pl_module)
         best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         self.best_step = trainer.global_step
         metrics: list[Metric] = []
@@ -351,14 +354,15 @@ class RunRecord(Callback):
         missing = self.pictures - len(mine["losses"])  # every process sends the same number
         padded = {name: torch.cat([value, value[:1].expand(missing, *value.shape[1:])]) for name, value in mine.items()}
         padded["losses"][len(mine["losses"]) :] = -torch.inf
-        gathered = {name: pl_module.all_gather(value).flatten(0, 1) for name, value in padded.items()}
+        gathered = {name: torch.as_tensor(pl_module.all_gather(value)).flatten(0, 1) for name, value in padded.items()}
         self.worst = [keep_worst([gathered], self.pictures)]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the class table; add the test to the facts and draw its figures."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
         counts = getattr(pl_module, "confusion_counts", None)
-        labels = list(getattr(pl_module.model.config, "id2label", {}).values())
+        network: Any = pl_module.model
+        labels = list(network.config.id2label.values())
         if not trainer.is_global_zero:
             return
         scores = [] if counts is None else class_scores(counts.numpy(), labels)
@@ -489,10 +493,8 @@ def report(metrics: dict[str, float], scores: list[ClassScore], rows: int = 100)
     if scores:
         width = max(5, *(len(score.label) for score in scores))
         lines.append(f"{'class':<{width}}  precision  recall     f1  images")
-        for score in scores[:rows]:
-            lines.append(
-                f"{score.label:<{width}}  {score.precision:9.4f}  {score.recall:6.4f} {score.f1:6.4f}  {score.support:6}"
-            )
+        for s in scores[:rows]:
+            lines.append(f"{s.label:<{width}}  {s.precision:9.4f}  {s.recall:6.4f} {s.f1:6.4f}  {s.support:6}")
         if len(scores) > rows:
             lines.append(f"... and {len(scores) - rows} more, see training_facts.json")
     lines += [f"{name} {value:.4f}" for name, value in metrics.items()]
@@ -549,7 +551,7 @@ def first(value: Any) -> str | None:
     """The first of the file patterns, however they are nested."""
     while isinstance(value, dict | list | tuple):
         value = next(iter(value.values() if isinstance(value, dict) else value), None)
-    return value
+    return None if value is None else str(value)
 
 
 def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

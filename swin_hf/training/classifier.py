@@ -1,14 +1,15 @@
 """Supervised training: cross-entropy on hard or soft targets, everything else is regularisation."""
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]  # a re-export
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -110,7 +111,7 @@ class SwinClassifier(SwinModule):
         freeze_stages: int = 0,
         linear_probe: bool = False,
         lora_rank: int = 0,
-        lora_alpha: float | None = None,
+        lora_alpha: int | None = None,
         lora_targets: list[str] | None = None,
         distill_from: str | None = None,
         distill_weight: float = 0.5,
@@ -129,9 +130,7 @@ class SwinClassifier(SwinModule):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; it is a share in [0, 1]")
         if num_labels is not None and id2label is not None and num_labels != len(id2label):
-            raise ValueError(
-                f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them"
-            )
+            raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
         self.configure_training(
             learning_rate=learning_rate,
             lr_scaling=lr_scaling,
@@ -175,29 +174,28 @@ class SwinClassifier(SwinModule):
         self.model = add_lora(network, lora_rank, lora_alpha, lora_targets) if lora_rank else network
 
         self.label_smoothing = label_smoothing
-        self.mix = mixing(mixup_alpha, cutmix_alpha, mix_probability, network.config.num_labels)
+        classes = int(network.config.num_labels or 0)
+        self.mix = mixing(mixup_alpha, cutmix_alpha, mix_probability, classes)
         self.distill_from = distill_from
         self.distill_weight = distill_weight
         self.temperature = temperature
         self.teacher: list[nn.Module] = []  # in a list: neither saved, nor averaged, nor trained
-        self.configure_metrics(network.config.num_labels)
+        self.configure_metrics(classes)
 
     def configure_metrics(self, classes: int) -> None:
         """Create the metrics: objects that hold counts, hence exact over any number of processes."""
-        accuracies = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)
+        }
         if classes > 5:
-            accuracies["accuracy_top5"] = MulticlassAccuracy(
-                classes, top_k=5, average="micro", validate_args=False
-            )
+            accuracies["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
         metrics = MetricCollection(accuracies, compute_groups=False)
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
         self.test_loss = MeanMetric()
         self.val_metrics = metrics.clone(prefix="val_")
         self.test_metrics = metrics.clone(prefix="test_")
-        self.test_metrics.add_metrics(
-            {"ece": MulticlassCalibrationError(classes, n_bins=15, validate_args=False)}
-        )
+        self.test_metrics.add_metrics({"ece": MulticlassCalibrationError(classes, n_bins=15, validate_args=False)})
         self.confusion: MulticlassConfusionMatrix | None = None
         if classes <= MAX_CONFUSION_CLASSES:
             self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
@@ -226,7 +224,8 @@ class SwinClassifier(SwinModule):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
-        return self.model(pixel_values=pixel_values).logits
+        logits: Tensor = self.model(pixel_values=pixel_values).logits
+        return logits
 
     def on_fit_start(self) -> None:
         """Load the teacher, and say what is trained."""
@@ -295,15 +294,14 @@ class SwinClassifier(SwinModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Probabilities ``(B, num_labels)``."""
-        return self(batch["pixel_values"]).softmax(-1)
+        return self.forward(batch["pixel_values"]).softmax(-1)
 
     def exportable(self) -> SwinHFForImageClassification:
         """The network as ``save_pretrained`` should write it, with LoRA merged into its weights."""
+        network: SwinHFForImageClassification = self.model
         if hasattr(self.model, "merge_and_unload"):
-            import copy
-
-            return copy.deepcopy(self.model).merge_and_unload()
-        return self.model
+            network = copy.deepcopy(self.model).merge_and_unload()
+        return network
 
 
 def build_classifier(
@@ -320,10 +318,11 @@ def build_classifier(
     Raises:
         ValueError: If the checkpoint lacks more than a classifier.
     """
-    backend = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    backend: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if source is None:
         config = SwinHFConfig.from_preset(preset, **fields)
-        return SwinHFForImageClassification._from_config(config, **backend)
+        network: SwinHFForImageClassification = SwinHFForImageClassification._from_config(config, **backend)
+        return network
     if _is_ours(source):
         return _start_from(source, fields, backend)
     from swin_hf.checkpoints import load_checkpoint
@@ -337,12 +336,13 @@ def _is_ours(source: str) -> bool:
     if Path(source).is_file():
         return False
     try:
-        return AutoConfig.from_pretrained(source).model_type == SwinHFConfig.model_type
+        return bool(AutoConfig.from_pretrained(source).model_type == SwinHFConfig.model_type)
     except (OSError, ValueError, KeyError):  # no config.json, or none that transformers knows
         return False
 
 
-def _start_from(folder: str, fields: dict[str, Any], backend: dict[str, str]) -> SwinHFForImageClassification:
+def _start_from(folder: str, fields: dict[str, Any], backend: dict[str, Any]) -> SwinHFForImageClassification:
+    model: SwinHFForImageClassification
     model, report = SwinHFForImageClassification.from_pretrained(
         folder, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
     )
@@ -363,7 +363,7 @@ def freeze_stages_of(network: SwinHFForImageClassification, stages: int) -> list
 
 
 def add_lora(
-    network: SwinHFForImageClassification, rank: int, alpha: float | None, targets: list[str] | None
+    network: SwinHFForImageClassification, rank: int, alpha: int | None, targets: list[str] | None
 ) -> nn.Module:
     """Wrap a classifier so that only low-rank adapters and its head are trained.
 
@@ -407,10 +407,11 @@ def load_teacher(source: str, classes: int) -> nn.Module:
     Raises:
         ValueError: If it has another number of classes.
     """
-    teacher = AutoModelForImageClassification.from_pretrained(source)
-    if teacher.config.num_labels != classes:
+    teacher: nn.Module = AutoModelForImageClassification.from_pretrained(source)
+    known = teacher.config.num_labels  # type: ignore[union-attr]  # Auto classes are untyped
+    if known != classes:
         raise ValueError(
-            f"the teacher {source!r} knows {teacher.config.num_labels} classes but the data has {classes}; "
+            f"the teacher {source!r} knows {known} classes but the data has {classes}; "
             "choose a teacher trained on the same classes"
         )
     return teacher.requires_grad_(False).eval()

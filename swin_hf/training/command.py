@@ -5,6 +5,9 @@ A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so
 a requeue and a resume.
 """
 
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
 import logging
 import os
 import re
@@ -15,11 +18,9 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
@@ -36,6 +37,7 @@ from .callbacks import (
     log_configuration,
 )
 from .data import ImageDataModule
+from .loggers import AppendingCSVLogger
 from .module import SwinModule
 from .sampling import check_launch
 
@@ -153,7 +155,10 @@ class RecipeCLI(LightningCLI):
         kwargs["enable_progress_bar"] = trainer.enable_progress_bar is not False and interactive
         chosen = self._get(self.config_init, "trainer").callbacks or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
-        kwargs["callbacks"] = [*self.own_callbacks(folder, interactive), *chosen]  # checkpoints: the Trainer puts them last
+        kwargs["callbacks"] = [
+            *self.own_callbacks(folder, interactive),
+            *chosen,
+        ]  # checkpoints: the Trainer puts them last
         return super().instantiate_trainer(**kwargs)
 
     def own_callbacks(self, folder: Path | None, interactive: bool) -> list[Any]:
@@ -202,25 +207,6 @@ class RecipeCLI(LightningCLI):
                 f"try again with: swin-hf push {self.run_folder} {self.options.push}"
             )
         print(f"published: {result.url}")  # noqa: T201 - the result
-
-
-class AppendingCSVLogger(CSVLogger):
-    """Lightning's ``metrics.csv``, which goes on where an interrupted run stopped instead of being deleted."""
-
-    @property
-    def experiment(self) -> Any:
-        """The writer; the rows of an earlier part are kept."""
-        if self._experiment is None and rank_zero_only.rank == 0:
-            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            earlier = path.read_bytes() if path.is_file() else None
-            aside = path.with_suffix(".earlier.csv")
-            if earlier is not None:
-                path.replace(aside)
-            self._experiment = ExperimentWriter(log_dir=self.log_dir)
-            if earlier is not None:
-                aside.replace(path)
-                self._experiment.metrics_keys = earlier.splitlines()[0].decode().split(",")
-        return super().experiment
 
 
 def run_loggers(folder: Path) -> list[Logger]:

@@ -1,5 +1,8 @@
 """What both LightningModules share: optimiser, schedule, random numbers per rank, checks of checkpoints."""
 
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
 from typing import Any
 
 import torch
@@ -7,6 +10,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from swin_hf.model.modeling_swin_hf import SwinHFModel
 
 from .optim import Schedule, build_schedule, parameter_groups, scaled_learning_rate
 from .sampling import seed_rank
@@ -22,7 +27,7 @@ class SwinModule(LightningModule):
         starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
     """
 
-    model: nn.Module
+    model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
     monitor: str
     mode: str
     starting_point: str | None
@@ -87,7 +92,7 @@ class SwinModule(LightningModule):
         """
         trainer = self.trainer
         accumulate = trainer.accumulate_grad_batches
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "steps_per_epoch"):
             steps = datamodule.steps_per_epoch(trainer.world_size, accumulate)
         elif isinstance(trainer.limit_train_batches, int):
@@ -103,9 +108,7 @@ class SwinModule(LightningModule):
         if trainer.max_steps > 0:
             totals.append(trainer.max_steps)
         if not totals:
-            raise ValueError(
-                "the end of the training is unknown; set trainer.max_epochs or trainer.max_steps"
-            )
+            raise ValueError("the end of the training is unknown; set trainer.max_epochs or trainer.max_steps")
         return steps, min(totals)
 
     def lr_scale(self) -> float:
@@ -115,13 +118,11 @@ class SwinModule(LightningModule):
         batch = self.trainer.datamodule.batch_size
         return scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW on the parameter groups, with the schedule stepped per optimiser step."""
         scale = self.lr_scale()
         peak = self.learning_rate * scale
-        groups = parameter_groups(
-            self.model, self.model.config.depths, peak, self.weight_decay, self.layer_decay
-        )
+        groups = parameter_groups(self.model, self.model.config.depths, peak, self.weight_decay, self.layer_decay)
         optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, fused=self._can_fuse())
         per_epoch, total = self.planned_steps()
         warmup = self.warmup_steps if self.warmup_steps is not None else round(self.warmup_epochs * per_epoch)
@@ -173,8 +174,7 @@ class SwinModule(LightningModule):
         if ours != theirs:
             different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
             lines = [
-                f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
-                for name in different
+                f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in different
             ]
             raise ValueError(
                 f"the checkpoint belongs to another model, {len(different)} of {len(ours)} tensors differ "
@@ -182,7 +182,7 @@ class SwinModule(LightningModule):
             )
 
 
-def freeze_stages(swin: nn.Module, stages: int) -> list[nn.Module]:
+def freeze_stages(swin: SwinHFModel, stages: int) -> list[nn.Module]:
     """Freeze the patch embedding and the first stages of a Swin.
 
     Args:
@@ -197,7 +197,7 @@ def freeze_stages(swin: nn.Module, stages: int) -> list[nn.Module]:
     """
     if not 0 <= stages <= len(swin.stages):
         raise ValueError(f"freeze_stages is {stages} but the model has {len(swin.stages)} stages")
-    frozen = [swin.embeddings, *swin.stages[:stages]] if stages else []
+    frozen: list[nn.Module] = [swin.embeddings, *list(swin.stages)[:stages]] if stages else []
     for part in frozen:
         part.requires_grad_(False)
     return frozen

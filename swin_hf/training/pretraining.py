@@ -113,7 +113,7 @@ class SwinMaskedImageModeler(SwinModule):
         ):
             if value is not None:
                 fields[name] = value
-        backend = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        backend: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         self.starting_point = model
         if model is None:
             config = SwinHFConfig.from_preset(preset, **fields)
@@ -152,7 +152,7 @@ class SwinMaskedImageModeler(SwinModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """L1 loss of one batch under fresh masks."""
         images = batch["pixel_values"]
-        loss = self(images, self.draw_masks(images)).loss
+        loss: Tensor = self(images, self.draw_masks(images)).loss
         self.train_loss.update(loss.detach(), weight=len(images))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         return loss
@@ -175,9 +175,7 @@ class SwinMaskedImageModeler(SwinModule):
         height, width = images.shape[-2:]
         patch = self.model.config.patch_hw
         generator = torch.Generator().manual_seed(0)
-        one = random_masks(
-            1, (height, width), self.mask_cell, patch, self.mask_ratio, torch.device("cpu"), generator
-        )
+        one = random_masks(1, (height, width), self.mask_cell, patch, self.mask_ratio, torch.device("cpu"), generator)
         masks = one.to(images.device).expand(len(images), -1, -1)
         outputs = self(images, masks)
         mean_loss.update(outputs.loss, weight=len(images))
@@ -187,7 +185,8 @@ class SwinMaskedImageModeler(SwinModule):
 
     def exportable(self) -> SwinHFForMaskedImageModeling:
         """The network as ``save_pretrained`` should write it."""
-        return self.model
+        network: SwinHFForMaskedImageModeling = self.model
+        return network
 
 
 def random_masks(
