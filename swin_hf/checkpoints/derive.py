@@ -101,10 +101,8 @@ def fields_from_shapes(
     if "decoder.0.weight" in state:
         fields["encoder_stride"] = math.isqrt(state["decoder.0.weight"].shape[0] // channels)
     if kind is Kind.BACKBONE:
-        norms = [
-            key.split(".")[1] for key in state if key.startswith("hidden_states_norms.") and key.endswith("weight")
-        ]
-        fields["out_features"] = sorted(norms, key=lambda name: int(name.removeprefix("stage")))
+        names = ["stem", *(f"stage{number}" for number in range(1, len(depths) + 1))]
+        fields["out_features"] = [name for name in names if f"hidden_states_norms.{name}.weight" in state]
     return fields
 
 
@@ -216,6 +214,8 @@ def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     overrides = arguments.get("overrides")
     told.update(overrides if isinstance(overrides, Mapping) else {})
     told.update({name: arguments[name] for name in _TOLD if arguments.get(name) is not None})
+    if "id2label" in told:
+        told.pop("num_labels", None)  # the preset's, which the names of the classes replace
     return told
 
 

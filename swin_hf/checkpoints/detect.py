@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout
 from swin_hf.checkpoints.translate import Place, expand, listed, our_key
@@ -9,6 +10,8 @@ from swin_hf.checkpoints.translate import Place, expand, listed, our_key
 PATCH = "swin.embeddings.patch_embeddings.weight"
 NORM1 = "swin.stages.{}.blocks.{}.norm1.weight"
 QKV = "swin.stages.0.blocks.0.attention.qkv.weight"
+
+_MOST_BLOCKS = 64  # of a stage
 
 # Keys of other architectures, so that a refusal can name them. The first that matches is named.
 _STRANGERS = (
@@ -141,13 +144,14 @@ def _is_only_final(norms: set[str], last: int, keys: Collection[str], lead: str)
 
 def _depths(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
-    place = Place(layout, Kind.CLASSIFIER, "", lead)
+    norm1 = NORM1.format("{i}", "{j}").replace("weight", "*")
+    rows = {key: target for key, target in layout.table.items() if target == norm1}
+    place = Place(replace(layout, table=rows), Kind.CLASSIFIER, "", lead)
     depths: list[int] = []
     while True:
         stage, depth = len(depths), 0
-        trial = [*depths, 64]
-        names = {our_key(entry.target): entry.key for entry in expand(place, trial) if entry.stage == stage}
-        while depth < 64 and names[NORM1.format(stage, depth)] in keys:
+        names = [entry.key for entry in expand(place, [*depths, _MOST_BLOCKS]) if entry.stage == stage]
+        while depth < _MOST_BLOCKS and names[2 * depth] in keys:  # weight and bias take turns
             depth += 1
         if not depth:
             return depths

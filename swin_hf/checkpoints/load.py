@@ -279,7 +279,8 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
         logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
     target = checkpoint.target
     if (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows):
-        model.resize_windows(image_size=target.image_hw, window_size=target.window_size)
+        image: Any = target.image_size
+        model.resize_windows(image_size=image, window_size=target.window_size)
     model.eval()
     return model
 

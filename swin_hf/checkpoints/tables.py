@@ -127,6 +127,7 @@ SWIN_HF: dict[str, Target] = {
         "swin.stages.{i}.downsample.norm.*",
         "swin.stages.{i}.downsample.reduction.weight",
         "swin.norm.*",
+        "hidden_states_norms.stem.*",
         "hidden_states_norms.stage{next}.*",
         "classifier.*",
         "decoder.0.*",
@@ -219,10 +220,12 @@ _TRANSFORMERS_DISK: dict[str, Target] = {
 TRANSFORMERS: dict[str, Target] = {
     **_TRANSFORMERS_DISK,
     "swin.layernorm.*": UNUSED,
+    "hidden_states_norms.stem.*": "hidden_states_norms.stem.*",
     "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
 }
 TRANSFORMERS_4: dict[str, Target] = {
     **_TRANSFORMERS_DISK,
+    "hidden_states_norms.stem.*": "hidden_states_norms.stem.*",
     "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
 }
 TRANSFORMERS_MEMORY: dict[str, Target] = {
@@ -236,6 +239,7 @@ TRANSFORMERS_MEMORY: dict[str, Target] = {
     _HF_BLOCK + "mlp.fc1.*": _BLOCK + "mlp.fc1.*",
     _HF_BLOCK + "mlp.fc2.*": _BLOCK + "mlp.fc2.*",
     "swin.layernorm.*": UNUSED,
+    "hidden_states_norms.stem.*": "hidden_states_norms.stem.*",
     "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
 }
 MASKFORMER_SWIN: dict[str, Target] = {

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import SafetensorsRepoMetadata
-
     from swin_hf.checkpoints import Checkpoint
     from swin_hf.checkpoints.read import Source
 
@@ -102,7 +100,7 @@ def read_header(repo_id: str, revision: str = "main") -> "Source":
     return source
 
 
-def _header_or_none(repo_id: str, revision: str) -> "SafetensorsRepoMetadata | None":
+def _header_or_none(repo_id: str, revision: str) -> Any:
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import NotASafetensorsRepoError
 

@@ -1,0 +1,268 @@
+"""Weights of other libraries compute with us what they compute at home, and ours compute there what they do here.
+
+Reference sources: microsoft/Swin-Transformer models/swin_transformer.py, transformers models/swin, timm and torchvision
+swin_transformer.py, OpenMMLab mmpretrain/models/backbones/swin_transformer.py.
+"""
+
+import pytest
+import torch
+from checkpoint_peers import (
+    BACKBONES,
+    CLASSIFIERS,
+    RECTANGLE,
+    SQUARE,
+    images,
+    maskformer_swin,
+    peer,
+    randomise,
+    timm_swin,
+    torchvision_swin,
+    transformers_swin,
+)
+from torch import nn
+
+from swin_hf import (
+    SwinHFBackbone,
+    SwinHFConfig,
+    SwinHFForImageClassification,
+    SwinHFForMaskedImageModeling,
+    SwinHFModel,
+    export_checkpoint,
+    list_presets,
+    load_checkpoint,
+)
+from swin_hf.checkpoints import open_checkpoint
+from swin_hf.checkpoints.translate import fold, unfold
+from swin_hf.checkpoints.verify import build_peer
+
+# fp32, two orders of summation.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def stage_outputs(module, stages, run):
+    """Output of each stage, before merging, as (B, H, W, C)."""
+    seen = []
+    hooks = [stage.register_forward_hook(lambda _, __, output: seen.append(output)) for stage in stages]
+    with torch.inference_mode():
+        run(module)
+    for hook in hooks:
+        hook.remove()
+    return [output[0] if isinstance(output, tuple) else output for output in seen]
+
+
+def logits_of(module, pixel_values):
+    with torch.inference_mode():
+        output = module(pixel_values)
+    return getattr(output, "logits", output)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_logits_equal_the_peers(name):
+    theirs, state = peer(name)
+    ours = load_checkpoint(state)
+    for size in ((32, 32), (48, 48)) if "timm" not in name and name not in ("microsoft", "openmmlab") else ((32, 32),):
+        torch.testing.assert_close(logits_of(ours, images(*size)), logits_of(theirs, images(*size)), **CLOSE)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_rectangles_shift_as_they_do_at_home(library):
+    """The last map is covered by its window on one axis: these libraries still shift on the other."""
+    theirs = timm_swin(True) if library == "timm" else torchvision_swin(True)
+    pixel_values = images(32, 48)
+
+    ours = load_checkpoint(theirs.state_dict(), config=SwinHFConfig(**RECTANGLE))
+
+    assert ours.config.shift_per_axis
+    torch.testing.assert_close(logits_of(ours, pixel_values), logits_of(theirs, pixel_values), **CLOSE)
+    ours_stages = stage_outputs(ours, ours.swin.stages, lambda m: m(pixel_values))
+    parts = theirs.layers if library == "timm" else theirs.features[1::2]
+    for ours_map, their_map in zip(ours_stages, stage_outputs(theirs, parts, lambda m: m(pixel_values)), strict=True):
+        torch.testing.assert_close(ours_map, their_map, **CLOSE)
+    wrong = load_checkpoint(export_checkpoint(ours, "swin_hf"), config=SwinHFConfig(**RECTANGLE))
+    assert not torch.allclose(logits_of(wrong, pixel_values), logits_of(theirs, pixel_values), **CLOSE)
+
+
+def test_hidden_states_equal_transformers():
+    theirs = transformers_swin("SwinForImageClassification")
+    ours = load_checkpoint(theirs.state_dict(), image_size=32)
+    with torch.inference_mode():
+        ours_output = ours(images(), output_hidden_states=True)
+        their_output = theirs(images(), output_hidden_states=True)
+    for ours_state, their_state in zip(ours_output.hidden_states, their_output.hidden_states, strict=True):
+        torch.testing.assert_close(ours_state, their_state, **CLOSE)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_stage_outputs_equal_the_peers(library):
+    theirs = timm_swin() if library == "timm" else torchvision_swin()
+    ours = load_checkpoint(theirs.state_dict())
+    parts = theirs.layers if library == "timm" else theirs.features[1::2]
+    ours_stages = stage_outputs(ours, ours.swin.stages, lambda m: m(images()))
+    for ours_map, their_map in zip(ours_stages, stage_outputs(theirs, parts, lambda m: m(images())), strict=True):
+        torch.testing.assert_close(ours_map, their_map, **CLOSE)
+
+
+@pytest.mark.parametrize("layout", ["timm", "torchvision", "transformers-memory"])
+def test_ours_load_strictly_at_home(layout):
+    ours = randomise(SwinHFForImageClassification(SwinHFConfig(**SQUARE)), seed=3)
+    theirs = build_peer(layout, ours.config)
+    theirs.load_state_dict(export_checkpoint(ours, layout), strict=True)
+    torch.testing.assert_close(logits_of(theirs, images()), logits_of(ours, images()), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name"),
+    [
+        (SwinHFForImageClassification, "SwinForImageClassification"),
+        (SwinHFForMaskedImageModeling, "SwinForMaskedImageModeling"),
+        (SwinHFBackbone, "SwinBackbone"),
+        (SwinHFModel, "SwinModel"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["transformers", "transformers-4"])
+def test_folders_load_without_a_word_in_transformers(model_class, name, layout, tmp_path):
+    import transformers
+
+    from swin_hf import convert_checkpoint
+
+    stages = {"out_features": ["stage1", "stage2", "stage3"]} if name == "SwinBackbone" else {}
+    ours = randomise(model_class(SwinHFConfig(**SQUARE, **stages)), seed=3)
+    ours.save_pretrained(tmp_path / "ours")
+    convert_checkpoint(tmp_path / "ours", tmp_path / "theirs", to=layout)
+
+    theirs, report = getattr(transformers, name).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+
+    unused = (
+        {"swin.layernorm.weight", "swin.layernorm.bias"}
+        if (name, layout) == ("SwinBackbone", "transformers-4")
+        else set()
+    )
+    assert report["missing_keys"] == unused
+    surplus = {key for key in report["unexpected_keys"] if not key.endswith("relative_position_index")}
+    assert not surplus and not report["mismatched_keys"]
+    with torch.inference_mode():
+        one, other = ours(images()), theirs(images())
+    for key in ("logits", "reconstruction", "last_hidden_state", "feature_maps"):
+        if getattr(one, key, None) is not None:
+            torch.testing.assert_close(getattr(one, key), getattr(other, key), **CLOSE)
+
+
+def test_timm_builds_our_folder(tmp_path):
+    import timm
+
+    from swin_hf import convert_checkpoint
+
+    ours = randomise(SwinHFForImageClassification(SwinHFConfig(**SQUARE)), seed=3)
+    ours.save_pretrained(tmp_path / "ours")
+    convert_checkpoint(tmp_path / "ours", tmp_path / "theirs", to="timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'theirs'}", pretrained=True).eval()
+    torch.testing.assert_close(logits_of(theirs, images()), logits_of(ours, images()), **CLOSE)
+    assert theirs.pretrained_cfg["input_size"] == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["transformers Backbone", "maskformer-swin"])
+def test_feature_maps_equal_the_peers(name):
+    theirs, state = peer(name)
+    ours = load_checkpoint(state, model_class=SwinHFBackbone)
+    with torch.inference_mode():
+        for ours_map, their_map in zip(ours(images()).feature_maps, theirs(images()).feature_maps, strict=True):
+            torch.testing.assert_close(ours_map, their_map, **CLOSE)
+
+
+@pytest.mark.parametrize("layout", ["maskformer-swin", "transformers-memory"])
+def test_our_backbone_loads_strictly_at_home(layout):
+    stages = ["stage1", "stage2", "stage3"]
+    ours = randomise(SwinHFBackbone(SwinHFConfig(**SQUARE, out_features=stages)), seed=3)
+    theirs = maskformer_swin() if layout == "maskformer-swin" else transformers_swin("SwinBackbone")
+    before = {key: tensor.clone() for key, tensor in theirs.state_dict().items()}
+    try:
+        theirs.load_state_dict(export_checkpoint(ours, layout), strict=True)
+        with torch.inference_mode():
+            for ours_map, their_map in zip(ours(images()).feature_maps, theirs(images()).feature_maps, strict=True):
+                torch.testing.assert_close(ours_map, their_map, **CLOSE)
+    finally:
+        theirs.load_state_dict(before)  # the peers are shared by all tests
+
+
+def test_detectors_of_two_names_are_one_network():
+    """Microsoft's fork and OpenMMLab hold the same backbone, one of them with merging in the order of nn.Unfold."""
+    maps = []
+    for name in ("microsoft detector", "openmmlab detector"):
+        backbone = load_checkpoint(peer(name).state, model_class=SwinHFBackbone)
+        with torch.inference_mode():
+            maps.append(backbone(images()).feature_maps)
+    for one, other in zip(*maps, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_reconstruction_equals_transformers():
+    theirs = transformers_swin("SwinForMaskedImageModeling")
+    ours = load_checkpoint(theirs.state_dict(), model_class=SwinHFForMaskedImageModeling)
+    mask = torch.arange(2 * 256).reshape(2, 256) % 3 == 0
+    with torch.inference_mode():
+        one, other = ours(images(), mask), theirs(images(), mask)
+    torch.testing.assert_close(one.reconstruction, other.reconstruction, **CLOSE)
+    torch.testing.assert_close(one.loss, other.loss, **CLOSE)
+
+
+def test_simmim_file_gives_decoder_and_classifier():
+    """Encoder as in the classifier whose trunk it is; the decoder as plain tensors say."""
+    state = peer("microsoft simmim").state
+    whole = load_checkpoint(state, model_class=SwinHFForMaskedImageModeling)
+    torch.testing.assert_close(whole.decoder[0].weight, state["decoder.0.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(whole.swin.embeddings.mask_token, state["encoder.mask_token"], rtol=0, atol=0)
+    classifier = load_checkpoint(state)
+    trunk = load_checkpoint(peer("microsoft").state)
+    with torch.inference_mode():
+        one, other = classifier.swin(images()), trunk.swin(images())
+    torch.testing.assert_close(one.pooler_output, other.pooler_output, rtol=0, atol=0)
+
+
+def test_fold_is_the_order_of_unfold():
+    """Merging by nn.Unfold with their weights equals our merging with the folded ones."""
+    channels, generator = 6, torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 6, channels, generator=generator)
+    weight = torch.randn(2 * channels, 4 * channels, generator=generator)
+    scale = torch.randn(4 * channels, generator=generator)
+
+    columns = nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)  # B, L, C * 4
+    theirs = nn.functional.layer_norm(columns, (4 * channels,), scale) @ weight.T
+
+    taps = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1).flatten(1, 2)
+    ours = nn.functional.layer_norm(taps, (4 * channels,), fold(scale)) @ fold(weight).T
+
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(unfold(fold(weight)), weight)
+
+
+# Parameters of the released models, from Microsoft's and timm's tables.
+PARAMETERS = {
+    "swin_tiny_patch4_window7_224": 28_288_354,
+    "swin_small_patch4_window7_224": 49_606_258,
+    "swin_base_patch4_window7_224": 87_768_224,
+}
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_size_by_shape(preset):
+    """On the meta device: strict at home in three libraries, and recognised from its shapes alone."""
+    with torch.device("meta"):
+        ours = SwinHFForImageClassification(SwinHFConfig.from_preset(preset))
+        for layout in ("timm", "torchvision", "transformers-memory"):
+            theirs = build_peer(layout, ours.config).state_dict()
+            written = export_checkpoint(ours, layout)
+            assert {key: tensor.shape for key, tensor in written.items()} == {k: t.shape for k, t in theirs.items()}
+    if preset in PARAMETERS:
+        assert sum(tensor.numel() for tensor in ours.parameters()) == PARAMETERS[preset]
+    for layout in ("microsoft", "timm", "torchvision", "transformers", "openmmlab", "swin_hf"):
+        found = open_checkpoint(export_checkpoint(ours, layout))
+        assert found.place.layout.name == layout
+        assert preset in found.presets
+        for field in ("image_size", "embed_dim", "depths", "num_heads", "window_size", "num_labels", "patch_size"):
+            assert getattr(found.config, field) == getattr(ours.config, field), field
+
+
+def test_all_layouts_have_a_peer_here():
+    from swin_hf.checkpoints import LAYOUTS
+
+    assert {name.split()[0] for name in (*CLASSIFIERS, *BACKBONES)} | {"swin_hf"} == set(LAYOUTS)
