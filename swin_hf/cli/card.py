@@ -50,19 +50,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _all_presets(folder: Path, check: bool) -> int:
     """Write every preset's card, or compare: the exit code is 1 when a file differs."""
-    from swin_hf.hub.preset_cards import render_all_presets
+    from swin_hf.hub.preset_cards import write_cards
 
-    cards = {f"{name}.md": text for name, text in render_all_presets().items()}
-    present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
-    if check:
-        for name in sorted(cards.keys() | present.keys()):
-            if cards.get(name) != present.get(name):
-                print(f"{folder / name} is out of date; run `make cards`")
-        return int(cards != present)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in present.keys() - cards.keys():
-        (folder / name).unlink()
-    for name, text in cards.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    print(f"{len(cards)} cards in {folder}")
-    return 0
+    outdated = write_cards(folder, check)
+    for name in outdated:
+        print(f"{folder / name} is out of date; run `make cards`" if check else f"{folder / name} written")
+    if not outdated:
+        print(f"the cards in {folder} are up to date")
+    return int(check and bool(outdated))

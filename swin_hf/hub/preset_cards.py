@@ -1,0 +1,164 @@
+"""The cards of the released architectures: what each is, what its authors measured, how to get its weights.
+
+Sizes come from the preset table, parameters are counted on a model without storage, and everything measured is quoted
+with its source: the table of https://github.com/microsoft/Swin-Transformer (commit f82860bf) and timm's
+``results-imagenet.csv``. Nothing of it was measured here.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swin_hf.model.configuration_swin_hf import SwinHFConfig, list_presets
+
+from .model_card import count_macs, count_parameters, template_environment
+
+RELEASES = "https://github.com/SwinTransformer/storage/releases/download"
+CLASSIFIER, SIMMIM = "SwinHFForImageClassification", "SwinHFForMaskedImageModeling"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors of a checkpoint say of it.
+
+    Attributes:
+        file: Path of the checkpoint below :data:`RELEASES`; None where the authors link another place.
+        trained_on: Data and resolution.
+        top1: ImageNet-1k validation accuracy in percent; None where the classes are others.
+        top5: The same within five guesses.
+        gflops: Multiply-accumulates of one image in 1e9, as they count them.
+        fps: Images per second on a V100, as they measured.
+        timm: Top-1 that timm measured with the same weights (short side resized, also at 384 pixels).
+        note: A sentence more.
+    """
+
+    file: str | None
+    trained_on: str
+    top1: float | None = None
+    top5: float | None = None
+    gflops: float | None = None
+    fps: int | None = None
+    timm: float | None = None
+    note: str | None = None
+
+
+IN1K, IN22K, BOTH = "ImageNet-1k", "ImageNet-22k", "ImageNet-22k, then fine-tuned on ImageNet-1k"
+
+PUBLISHED: dict[str, Published] = {
+    "swin_tiny_patch4_window7_224": Published(
+        "v1.0.0/swin_tiny_patch4_window7_224.pth", IN1K, 81.2, 95.5, 4.5, 755, 81.388
+    ),
+    "swin_tiny_patch4_window7_224_22k": Published("v1.0.8/swin_tiny_patch4_window7_224_22k.pth", IN22K, gflops=4.5),
+    "swin_tiny_patch4_window7_224_22kto1k": Published(
+        "v1.0.8/swin_tiny_patch4_window7_224_22kto1k_finetune.pth", BOTH, 80.9, 96.0, 4.5, 755
+    ),
+    "swin_tiny_c24_patch4_window8_256": Published(
+        "v1.0.5/swin_tiny_c24_patch4_window8_256.pth", IN1K, 81.6, 95.7, 5.9, 563, note="Heads of 24 channels."
+    ),
+    "swin_small_patch4_window7_224": Published(
+        "v1.0.0/swin_small_patch4_window7_224.pth", IN1K, 83.2, 96.2, 8.7, 437, 83.228
+    ),
+    "swin_small_patch4_window7_224_22k": Published("v1.0.8/swin_small_patch4_window7_224_22k.pth", IN22K, gflops=8.7),
+    "swin_small_patch4_window7_224_22kto1k": Published(
+        "v1.0.8/swin_small_patch4_window7_224_22kto1k_finetune.pth", BOTH, 83.2, 97.0, 8.7, 437
+    ),
+    "swin_base_patch4_window7_224": Published(
+        "v1.0.0/swin_base_patch4_window7_224.pth", IN1K, 83.5, 96.5, 15.4, 278, 83.604
+    ),
+    "swin_base_patch4_window12_384": Published(
+        "v1.0.0/swin_base_patch4_window12_384.pth", IN1K, 84.5, 97.0, 47.1, 85, 84.478
+    ),
+    "swin_base_patch4_window7_224_22k": Published("v1.0.0/swin_base_patch4_window7_224_22k.pth", IN22K, gflops=15.4),
+    "swin_base_patch4_window12_384_22k": Published("v1.0.0/swin_base_patch4_window12_384_22k.pth", IN22K, gflops=47.1),
+    "swin_base_patch4_window7_224_22kto1k": Published(
+        "v1.0.0/swin_base_patch4_window7_224_22kto1k.pth", BOTH, 85.2, 97.5, 15.4, 278, 85.276
+    ),
+    "swin_base_patch4_window12_384_22kto1k": Published(
+        "v1.0.0/swin_base_patch4_window12_384_22kto1k.pth", BOTH, 86.4, 98.0, 47.1, 85, 86.442
+    ),
+    "swin_large_patch4_window7_224_22k": Published("v1.0.0/swin_large_patch4_window7_224_22k.pth", IN22K, gflops=34.5),
+    "swin_large_patch4_window12_384_22k": Published(
+        "v1.0.0/swin_large_patch4_window12_384_22k.pth", IN22K, gflops=103.9
+    ),
+    "swin_large_patch4_window7_224_22kto1k": Published(
+        "v1.0.0/swin_large_patch4_window7_224_22kto1k.pth", BOTH, 86.3, 97.9, 34.5, 141, 86.320
+    ),
+    "swin_large_patch4_window12_384_22kto1k": Published(
+        "v1.0.0/swin_large_patch4_window12_384_22kto1k.pth", BOTH, 87.3, 98.2, 103.9, 42, 87.142
+    ),
+    "swin_base_patch4_window6_192_simmim": Published(
+        None,
+        "ImageNet-1k, without labels: SimMIM, 800 epochs",
+        note="A classifier fine-tuned from it at 224 pixels reaches 84.0 % top-1 (SimMIM's table).",
+    ),
+}
+
+
+def render_preset_card(name: str) -> str:
+    """Render the card of an architecture.
+
+    Raises:
+        ValueError: For an unknown name; the message gives the nearest.
+    """
+    config = SwinHFConfig.from_preset(name)
+    published = PUBLISHED.get(name)
+    architecture = SIMMIM if name.endswith("simmim") else CLASSIFIER
+    template = template_environment().get_template("preset_card.md.jinja")
+    text: str = template.render(
+        name=name,
+        config=config,
+        published=published,
+        url=f"{RELEASES}/{published.file}" if published and published.file else None,
+        file=published.file.split("/")[-1] if published and published.file else None,
+        architecture=architecture,
+        parameters=count_parameters(config, architecture),
+        macs=count_macs(config, architecture),
+        evaluation=evaluation_transform(config, published),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def render_all_presets() -> dict[str, str]:
+    """The card of every preset by name."""
+    return {name: render_preset_card(name) for name in list_presets()}
+
+
+def write_cards(folder: Path, check: bool = False) -> list[str]:
+    """Write the card of every preset into a folder, and remove those of presets that are gone.
+
+    Args:
+        folder: Where the cards lie, one ``NAME.md`` for each preset.
+        check: Only compare; nothing is written.
+
+    Returns:
+        Names of the files that were not as they should be.
+    """
+    cards = {f"{name}.md": text for name, text in render_all_presets().items()}
+    present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    outdated = sorted(name for name in cards.keys() | present.keys() if cards.get(name) != present.get(name))
+    if not check:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in outdated:
+            if name in cards:
+                (folder / name).write_text(cards[name], encoding="utf-8")
+            else:
+                (folder / name).unlink()
+    return outdated
+
+
+def evaluation_transform(config: SwinHFConfig, published: Published | None) -> dict[str, Any] | None:
+    """How Microsoft evaluates: resize the short side and crop, or squash; None for an architecture of our own."""
+    if published is None:
+        return None
+    height, width = config.image_hw
+    crop = height < 384
+    return {
+        "resize": f"short side to {int(256 / 224 * height)} pixels" if crop else f"squash to {height}x{width} pixels",
+        "crop": f"{height}x{width} from the centre" if crop else "none",
+    }
+
+
+if __name__ == "__main__":  # `make cards`
+    write_cards(Path(sys.argv[1]))
