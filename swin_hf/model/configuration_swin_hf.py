@@ -95,6 +95,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             "stage_names",
         ):
             kwargs.pop(derived, None)
+        if not type(self).__module__.startswith("transformers_modules."):
+            kwargs.pop("auto_map", None)  # the map of a repository's files, which this class would save without them
         self._refuse_near_misses(kwargs)
         if not self.num_heads:
             self.num_heads = _default_heads(self.embed_dim)
