@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
-from .module import SwinModule, count_parameters, freeze_stages
+from .module import SwinModule, count_parameters, freeze_stages, recompute_activations
 from .optim import Schedule
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
@@ -150,7 +150,7 @@ class SwinClassifier(SwinModule):
             image_size = image_size[0]
         fields: dict[str, Any] = dict(overrides or {})
         for name, value in (
-            ("num_labels", num_labels if id2label is None else None),
+            ("num_labels", num_labels if id2label is None else len(id2label)),
             ("image_size", image_size),
             ("num_channels", num_channels),
             ("window_size", window_size),
@@ -164,7 +164,7 @@ class SwinClassifier(SwinModule):
         self.starting_point = model
         network = build_classifier(preset, model, fields, attn_implementation)
         if gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(network)
         self.resting: list[nn.Module] = []  # frozen parts, kept in evaluation mode
         if linear_probe:
             network.swin.requires_grad_(False)

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,9 @@ def quieten() -> None:
         lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
     )
     disable_progress_bar()
+    # Lightning 2.6.6 asks torch 2.15 by an old name; going on in the run's own folder is what `last` means.
+    for message in (".*LeafSpec.*", "Checkpoint directory .* exists and is not empty", ".*log directory .* exists"):
+        warnings.filterwarnings("ignore", message)
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:

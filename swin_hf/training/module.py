@@ -203,6 +203,13 @@ def freeze_stages(swin: SwinHFModel, stages: int) -> list[nn.Module]:
     return frozen
 
 
+def recompute_activations(network: Any) -> None:
+    """Switch gradient checkpointing on, in the variant that works under DDP."""
+    # transformers renamed the method in 5.2x; the old name warns there, the new one is absent before.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Number of parameters, all and trainable."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]

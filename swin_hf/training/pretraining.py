@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForMaskedImageModeling
 
-from .module import SwinModule
+from .module import SwinModule, recompute_activations
 from .optim import Schedule
 
 
@@ -125,7 +125,7 @@ class SwinMaskedImageModeler(SwinModule):
         if mask_cell % patch[0] or mask_cell % patch[1] or mask_cell < 1:
             raise ValueError(f"mask_cell is {mask_cell} pixels; it must be a multiple of the patch, {patch}")
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(self.model)
         self.mask_cell = mask_cell
         self.mask_ratio = mask_ratio
         self.train_loss = MeanMetric()

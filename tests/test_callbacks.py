@@ -1,0 +1,247 @@
+"""What surrounds a run: averages, guards, checkpoints, facts."""
+
+import json
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch.utils.data import DataLoader
+from transformers import SwinConfig, SwinForImageClassification
+
+from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
+from swin_hf.training.callbacks import (
+    BestCheckpoint,
+    NonFiniteLossError,
+    class_scores,
+    command_line,
+    keep_worst,
+    public,
+    replace_folder,
+    report,
+)
+from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
+
+pytestmark = [
+    # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
+    # The data of these tests are tensors in memory.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    # Resuming in place is what is tested.
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+class Line(LightningModule):
+    """One weight and one integer buffer, trained to grow by exactly 1 a step; the loss can be poisoned."""
+
+    def __init__(self, bad_step=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+        self.register_buffer("index", torch.arange(169))
+        self.bad_step = bad_step
+
+    def training_step(self, batch, batch_idx):
+        loss = -self.weight.sum()
+        return loss * torch.nan if self.global_step == self.bad_step else loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_accuracy", self.weight.mean(), batch_size=1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def train_dataloader(self):
+        return DataLoader(torch.zeros(4, 1))
+
+    def val_dataloader(self):
+        return DataLoader(torch.zeros(1, 1))
+
+
+def trainer(folder, *callbacks, **options):
+    options = {
+        "max_epochs": 2,
+        "enable_checkpointing": any("Checkpoint" in type(c).__name__ for c in callbacks),
+    } | options
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_ema_never_touches_the_index_buffers_of_a_swin(tmp_path, decay):
+    # Silent failure 1: Lightning's default averages int64 buffers; 0.9999 moves 41 of 256 entries by one.
+    class Theirs(Line):
+        def __init__(self):
+            super().__init__()
+            config = SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
+            self.model = SwinForImageClassification(config)
+
+    module = Theirs()
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    assert "index" in before and any(value.dtype == torch.int64 and value.numel() > 1 for value in before.values())
+    trainer(tmp_path, EMA(decay)).fit(module)
+    for name, value in module.named_buffers():
+        assert torch.equal(value, before[name]), name
+
+
+def test_lightnings_own_default_fails_that_test(tmp_path):
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    module = Line()
+    trainer(tmp_path, EMAWeightAveraging(decay=0.9999)).fit(module)
+    assert not torch.equal(module.index, torch.arange(169))
+
+
+def test_ema_is_the_recursion_it_claims_to_be_and_is_what_is_validated_and_saved(tmp_path):
+    module = Line()
+    best = BestCheckpoint(str(tmp_path))
+    runner = trainer(tmp_path, EMA(0.8, warmup=True), best)
+    runner.fit(module)
+    average = weight = 1.0  # the first update copies
+    for step in range(1, 8):
+        weight += 1.0
+        average += (1 - min(0.8, (1 + step) / (10 + step))) * (weight - average)
+    torch.testing.assert_close(module.weight.detach(), torch.full((3,), average))
+    assert runner.callback_metrics["val_accuracy"].item() == pytest.approx(average)
+    saved = torch.load(best.best_model_path, weights_only=True)
+    torch.testing.assert_close(saved["state_dict"]["weight"], torch.full((3,), average))
+    torch.testing.assert_close(saved["current_model_state"]["weight"], torch.full((3,), weight))
+
+
+def test_ema_without_warmup_and_every_second_step(tmp_path):
+    module = Line()
+    trainer(tmp_path, EMA(0.5, warmup=False, every_n_steps=2)).fit(module)
+    average = 2.0
+    for weight in (4.0, 6.0, 8.0):
+        average += 0.5 * (weight - average)
+    torch.testing.assert_close(module.weight.detach(), torch.full((3,), average))
+
+
+def test_ema_survives_a_resume(tmp_path):
+    whole = Line()
+    trainer(tmp_path, EMA(0.9)).fit(whole)
+    trainer(tmp_path, EMA(0.9), LastCheckpoint(str(tmp_path)), max_epochs=1).fit(Line())
+    resumed = Line()
+    trainer(tmp_path, EMA(0.9), LastCheckpoint(str(tmp_path))).fit(resumed, ckpt_path="last")
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"decay": 1.0}, "decay is 1.0"), ({"every_n_steps": 0}, "every_n_steps is 0")]
+)
+def test_ema_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EMA(**options)
+
+
+@pytest.mark.parametrize("bad_step", [0, 2, 6])
+def test_nan_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_path, bad_step):
+    runner = trainer(tmp_path, NonFiniteGuard(), LastCheckpoint(str(tmp_path)), max_epochs=3)
+    with pytest.raises(NonFiniteLossError, match=f"the loss is not finite at step {bad_step + 1}"):
+        runner.fit(Line(bad_step))
+    if bad_step < 4:
+        assert not (tmp_path / "last.ckpt").exists()
+    else:
+        state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        assert state["global_step"] == 4 and state["state_dict"]["weight"].isfinite().all()
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    runner = trainer(tmp_path, LastCheckpoint(str(tmp_path)), max_epochs=1)
+    runner.fit(Line())
+    before = (tmp_path / "last.ckpt").read_bytes()
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a file that grows too far is an OSError
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="(?i)large|space"):
+            trainer(tmp_path, LastCheckpoint(str(tmp_path)), max_epochs=1).fit(Line())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_interruption_in_mid_epoch_is_saved(tmp_path):
+    # Silent failure 15: without save_on_exception, SIGTERM loses everything since the last epoch.
+    class Interrupted(Line):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 6:
+                signal.raise_signal(signal.SIGTERM)
+            return super().training_step(batch, batch_idx)
+
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    with pytest.raises(SIGTERMException):
+        trainer(tmp_path, LastCheckpoint(str(tmp_path)), max_epochs=4).fit(Interrupted())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
+def test_class_scores_equal_scikit_learn():
+    random = np.random.default_rng(0)
+    truth, guess = random.integers(0, 4, 200), random.integers(0, 3, 200)  # class 3 is never guessed
+    scores = class_scores(confusion_matrix(truth, guess, labels=range(5)), list("abcde"))  # class 4 never appears
+    expected = precision_recall_fscore_support(truth, guess, labels=range(5), zero_division=0)
+    ours = np.array([[s.precision, s.recall, s.f1, s.support] for s in scores]).T
+    np.testing.assert_allclose(ours, np.array(expected), atol=1e-12)
+    table = report({"test_accuracy": 0.25}, scores)
+    assert len(table.splitlines()) == 7 and table.endswith("test_accuracy 0.2500")
+
+
+def test_worst_pictures_are_the_highest_losses_without_padding():
+    parts = [
+        {"losses": torch.tensor([1.0, 5.0]), "labels": torch.tensor([1, 5])},
+        {"losses": torch.tensor([3.0, -torch.inf]), "labels": torch.tensor([3, 0])},
+    ]
+    assert keep_worst(parts, 2)["labels"].tolist() == [5, 3]
+    assert keep_worst(parts, 9)["labels"].tolist() == [5, 3, 1]
+
+
+def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [f"{tmp_path}/recipes/finetune.py", "fit", "--data.data_dir", "/home/ann/photos", "--hub.token", "hf_abc"]
+    words += ["--api_key=xyz", "--config=/etc/a.yaml", "--model.learning_rate", "1e-3"]
+    line = command_line(words)
+    expected = "python recipes/finetune.py fit --data.data_dir photos --hub.token *** --api_key=*** --config=a.yaml"
+    assert line == f"{expected} --model.learning_rate 1e-3"
+    assert command_line(["/somewhere/else/finetune.py"]) == "python finetune.py"
+    value = public({"a": ["/x/y/z", tmp_path, "~/w", "plain/name"], "n": 1, "o": torch.float16})
+    assert value == {"a": ["z", tmp_path.name, "w", "plain/name"], "n": 1, "o": "torch.float16"}
+    json.dumps(value)
+
+
+def test_model_folder_is_replaced_whole(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "which").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_figures_show_every_curve_count_and_picture():
+    curves = {"train_loss": [[1, 2.0], [2, 1.0]], "val_accuracy": [[2, 0.5]], "learning_rate": [[1, 1e-3], [2, 1e-4]]}
+    figure = draw_curves(curves)
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy", "learning rate"]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.0, 1.0]
+    counts = np.array([[5, 1], [0, 7]])
+    figure = draw_confusion(counts, ["cat", "dog"])
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "5", "7"]
+    assert not draw_confusion(np.eye(40, dtype=int), [str(i) for i in range(40)]).axes[0].texts
+    sheet = draw_pictures([np.zeros((4, 4, 3))] * 5, ["x"] * 5)
+    assert len(sheet.axes) == 5
+    pixels = to_pixels(sheet, dpi=20)
+    assert pixels.dtype == np.uint8 and pixels.shape[-1] == 3 and pixels.std() > 0
