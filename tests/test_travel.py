@@ -1,0 +1,189 @@
+"""Code that travels: what was pushed runs where swin_hf is not installed, and nothing of it dangles afterwards."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from hub_server import WRITER
+from safetensors.torch import load_file, save_file
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+
+import swin_hf
+from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling, push
+from swin_hf.hub.staging import AUTO_MAP, CORE
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
+MODEL = Path(swin_hf.__file__).parent / "model"
+
+# A finder that refuses the package stands in front of all others, as the editable installation brings a finder too.
+BLOCK = """
+import sys
+
+class NoSwinHF:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] == "swin_hf":
+            raise ModuleNotFoundError("swin_hf is not installed here", name=name)
+
+sys.meta_path.insert(0, NoSwinHF)
+try:
+    import swin_hf
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("the block does not work")
+"""
+
+
+def run_elsewhere(code: str, hub, tmp_path: Path, *arguments: str) -> str:
+    """Run code in an isolated interpreter without swin_hf, whose Hub is the loopback one and whose cache is empty."""
+    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "elsewhere")}
+    environment |= {"HF_TOKEN": WRITER, "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", BLOCK + code, *arguments]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "swin_hf is not installed" not in done.stderr
+    return done.stdout
+
+
+def test_core_is_closed():
+    """Every file of the core travels, and each needs nothing but torch, transformers and the standard library."""
+    reached = {Path(f).name for f in get_relative_import_files(str(MODEL / "modeling_swin_hf.py"))}
+    assert reached | {"modeling_swin_hf.py"} == set(CORE) == {p.name for p in MODEL.glob("[!_]*.py")}
+    for name in CORE:
+        assert set(get_imports(MODEL / name)) - set(sys.stdlib_module_names) <= {"torch", "transformers"}
+        for node in ast.walk(ast.parse((MODEL / name).read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level and not node.module), f"{name}: from . import x"
+            assert not (isinstance(node, ast.ImportFrom) and node.level > 1), name
+
+
+def test_auto_map_names_classes_that_exist():
+    for target in AUTO_MAP.values():
+        module, name = target.split(".")
+        assert f"{module}.py" in CORE and hasattr(find_module(module), name)
+
+
+def find_module(name):
+    from importlib import import_module
+
+    return import_module(f"swin_hf.model.{name}")
+
+
+def test_remote_code_gives_equal_outputs_without_the_package(hub, tiny_model, tmp_path):
+    """Every Auto class and the pipeline, in a process in which `import swin_hf` is an error."""
+    from PIL import Image
+
+    mim = SwinHFForMaskedImageModeling(deepcopy(tiny_model.config)).eval()
+    backbone = SwinHFBackbone(SwinHFConfig(**TINY, out_features=["stage1", "stage3"])).eval()
+    pixels = torch.randn(2, 3, 32, 48)
+    mask = torch.rand(2, 16 * 24) < 0.5
+    for repo, model in (("user/cls", tiny_model), ("user/mim", mim), ("user/backbone", backbone)):
+        push(model, repo, tag="v1", endpoint=hub.url)
+    # Loaded as everybody else loads: from the file, so that storage is aligned alike on both sides.
+    loaded = {
+        repo: type(model).from_pretrained(swin_hf.pull(repo, endpoint=hub.url).path).eval()
+        for repo, model in (("user/cls", tiny_model), ("user/mim", mim), ("user/backbone", backbone))
+    }
+    save_file({"pixels": pixels, "mask": mask}, tmp_path / "inputs.safetensors")
+    Image.effect_noise((60, 50), 90).convert("RGB").save(tmp_path / "image.png")
+    output = run_elsewhere(
+        """
+import json
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+                          AutoModelForMaskedImageModeling, pipeline)
+torch.set_num_threads(1)
+inputs = load_file("inputs.safetensors")
+pixels, mask = inputs["pixels"], inputs["mask"]
+trust = {"trust_remote_code": True, "revision": "v1"}
+config = AutoConfig.from_pretrained("user/cls", **trust)
+assert type(config).__module__.startswith("transformers_modules."), type(config).__module__
+classifier = AutoModelForImageClassification.from_pretrained("user/cls", **trust).eval()
+assert type(classifier).__module__.startswith("transformers_modules.")
+with torch.no_grad():
+    outputs = {
+        "logits": classifier(pixels).logits,
+        "hidden": AutoModel.from_pretrained("user/cls", **trust).eval()(pixels).last_hidden_state,
+        "pixels": AutoModelForMaskedImageModeling.from_pretrained("user/mim", **trust).eval()(pixels, mask)[1],
+    }
+    for n, x in enumerate(AutoBackbone.from_pretrained("user/backbone", **trust).eval()(pixels).feature_maps):
+        outputs[f"map{n}"] = x
+save_file({k: v.contiguous() for k, v in outputs.items()}, "outputs.safetensors")
+guess = pipeline("image-classification", model="user/cls", **trust)("image.png")
+processor = AutoImageProcessor.from_pretrained("user/cls", revision="v1")
+with torch.no_grad():
+    scores = classifier(**processor(Image.open("image.png"), return_tensors="pt")).logits.softmax(-1)[0]
+assert abs(guess[0]["score"] - scores.max().item()) < 1e-6
+classifier.save_pretrained("saved-again")
+AutoModelForImageClassification.from_pretrained("saved-again", trust_remote_code=True)
+import sys
+assert not [name for name in sys.modules if name.split(".")[0] == "swin_hf"]
+print("done")
+""",
+        hub,
+        tmp_path,
+    )
+    assert output.strip().endswith("done")
+    theirs = load_file(tmp_path / "outputs.safetensors")
+    with torch.no_grad():
+        ours = {
+            "logits": loaded["user/cls"](pixels).logits,
+            "hidden": loaded["user/cls"].swin(pixels).last_hidden_state,
+            "pixels": loaded["user/mim"](pixels, mask).reconstruction,
+        }
+        ours |= {f"map{n}": x for n, x in enumerate(loaded["user/backbone"](pixels).feature_maps)}
+    assert theirs.keys() == ours.keys()
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], rtol=0, atol=1e-6), name
+    assert torch.equal(ours["logits"], theirs["logits"])
+
+
+def test_installed_package_never_runs_code_of_a_repository(hub, tiny_model, tmp_path, monkeypatch):
+    """Even with trust_remote_code=True: the class of this package wins over a repository's hostile files."""
+    from transformers import AutoModelForImageClassification
+
+    push(tiny_model, "user/evil", endpoint=hub.url)
+    trap = b"import pathlib\npathlib.Path(%r).write_text('ran')\n" % str(tmp_path / "ran")
+    hub.put("user/evil", {name: trap + hub.files("user/evil")[name] for name in CORE})
+    pulled = swin_hf.pull("user/evil", endpoint=hub.url)
+    for trust in (False, True):
+        model = AutoModelForImageClassification.from_pretrained(pulled.path, trust_remote_code=trust)
+        assert type(model) is SwinHFForImageClassification
+    swin_hf.load_backbone("user/evil", endpoint=hub.url)
+    push(pulled.path, "user/again", endpoint=hub.url)
+    assert not (tmp_path / "ran").exists()
+    assert hub.files("user/again")["modeling_swin_hf.py"] == (MODEL / "modeling_swin_hf.py").read_bytes()
+
+
+def test_foreign_auto_map_is_not_passed_on(hub, tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "other/repo--modeling.Evil"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    push(tmp_path / "model", "user/clean", endpoint=hub.url)
+    assert json.loads(hub.files("user/clean")["config.json"])["auto_map"] == AUTO_MAP
+
+
+def test_saving_a_pulled_model_again_leaves_no_dangling_auto_map(hub, tiny_model, tmp_path):
+    push(tiny_model, "user/tiny", endpoint=hub.url)
+    pulled = swin_hf.pull("user/tiny", endpoint=hub.url)
+    SwinHFForImageClassification.from_pretrained(pulled.path).save_pretrained(tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    assert not list((tmp_path / "again").glob("*.py"))
+    # The pulled folder itself is whole: every file that its auto_map needs came along.
+    assert {path.name for path in pulled.path.glob("*.py")} == set(CORE)
+
+
+def test_swin_hf_is_importable_here():
+    """Else the tests above would prove nothing by its absence there."""
+    assert find_spec("swin_hf") is not None
