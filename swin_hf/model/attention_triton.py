@@ -578,17 +578,27 @@ class Launch(NamedTuple):
 
 
 def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, capability: Pair) -> Launch:
-    """The table of sizes.
+    """The table of sizes for ``kernel`` "forward" or "backward".
 
-    Chosen by compiling every kernel for compute capability 8.0 and 9.0: nothing spills in 16 bits, and the programs
-    per multiprocessor are what registers and shared memory leave room for. ``tests/test_attention_triton.py``
-    compiles them again.
+    Chosen by compiling every kernel for compute capability 8.0 and 9.0: no more than a few bytes of registers spill,
+    and no more programs are asked for than a multiprocessor holds at once, because a program that has to wait for
+    another to end would double the time. ``tests/test_attention_triton.py`` compiles them again. Not yet tuned by
+    time on a device.
     """
-    wide = dtype == torch.float32
-    if tokens <= 64:
-        block = max(16, triton.next_power_of_2(tokens))
-        return Launch(block, block, 4, 1 if wide else 2, 2)
-    return Launch(64, 32, 4, 1 if wide else 2, 2)
+    forward = kernel == "forward"
+    datacentre = capability[0] in (9, 10)  # Hopper and Blackwell: wgmma or its successor, 228 KB of shared memory
+    block = max(16, triton.next_power_of_2(tokens))
+    if dtype == torch.float32:
+        if tokens > 64 or head_dim == 64:
+            return Launch(32, 32, 8, 1, 2 if forward else 1)
+        return Launch(block, block, block // 8, 1, 2 if forward else 1)
+    if tokens > 64 or (block == 64 and head_dim == 64 and not forward and not datacentre):
+        return Launch(64, 32, 4, 2, 3 if forward and (datacentre or head_dim < 64) else 2)
+    if block < 64:
+        return Launch(block, block, block // 16, 2, 10 if block == 16 else 7 if forward else 4)
+    if forward:
+        return Launch(64, 64, 4, 2, 2 if head_dim == 64 else 4 if datacentre else 3)
+    return Launch(64, 64, 4, 2 if datacentre else 1, 2)
 
 
 class Problem:
