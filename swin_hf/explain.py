@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -237,7 +238,7 @@ class Explanation(NamedTuple):
 
     target: int  # class that grad_cam speaks for
     pixel: Pair  # row and column of the pixel that attention_from starts at
-    columns: list[str]  # name of each stage or block
+    names: list[str]  # of each stage or block
     grad_cam: list[Tensor]
     received: list[Tensor]  # attention that each token receives, mean of the heads; 1 is the average
     attention_from: list[Tensor]  # where the pixel's token looks, mean of the heads
@@ -258,7 +259,7 @@ def explain(
         pixel_values: One image, ``(1, channels, height, width)``, as the model takes it.
         target: Class number for Grad-CAM; by default the predicted class.
         stage: Show every block of this stage, from 0; by default the last block of every stage.
-        pixel: Row and column of the pixel that looks; by default where Grad-CAM of the last column is highest.
+        pixel: Row and column of the pixel that looks; by default where the last Grad-CAM is highest.
 
     Raises:
         ValueError: If there is more than one image, or no such class, stage or pixel.
@@ -269,17 +270,18 @@ def explain(
     stages = _stages(twin)
     if stage is None:
         blocks = [(number, len(layer.blocks) - 1) for number, layer in enumerate(stages)]
-        columns = [f"stage {number + 1}" for number, _ in blocks]
+        names = [f"stage {number + 1}" for number, _ in blocks]
     else:
         _check_stage(stage, len(stages))
         number = stage % len(stages)
         blocks = [(number, block) for block in range(len(stages[number].blocks))]
-        columns = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
+        names = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
     if target is None:
         with torch.no_grad():
             target = int(_logits(twin(pixel_values.to(next(twin.parameters()).device)), model).argmax())
     cams = [
-        grad_cam(twin, pixel_values, target, layer=stages[number].blocks[block].norm1)[0] for number, block in blocks
+        grad_cam(twin, pixel_values, target, layer=_attention_norm(stages[number], block))[0]
+        for number, block in blocks
     ]
     if pixel is None:
         peak = int(cams[-1].argmax())
@@ -289,7 +291,7 @@ def explain(
     return Explanation(
         target=target,
         pixel=pixel,
-        columns=columns,
+        names=names,
         grad_cam=cams,
         received=[entry.to_image(entry.received().mean(dim=1))[0] for entry in chosen],
         attention_from=[entry.to_image(entry.from_pixel(*pixel).mean(dim=1))[0] for entry in chosen],
@@ -306,43 +308,41 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
         class_name: Name of the class that Grad-CAM speaks for; by default its number.
     """
     height, width = picture.shape[-2:]
-    count = len(explanation.columns)
-    side = 2.3 * min(1.0, (height / width) ** 0.5)
-    figure = Figure(figsize=(2.9 * (count + 1), 3.0 * side + 1.4), layout="constrained")
-    grid = figure.add_gridspec(3, count + 1)
+    lines = len(explanation.names)
+    figure = Figure(figsize=(12.0, 0.5 + 2.6 * lines * min(1.5, height / width)), layout="constrained")
+    grid = figure.add_gridspec(lines, 4, width_ratios=(0.9, 1, 1, 1))
     pixels = picture.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()  # height, width, channels
     grey = pixels.mean(axis=-1)
     original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
     original.set_title(title, fontsize=11)
-    row, column = explanation.pixel
-    places = [(original, False)]
+    marked = [original]
     kinds = (
         (f"Grad-CAM for {class_name or f'class {explanation.target}'}", explanation.grad_cam, 1.0),
         ("attention received", explanation.received, None),
         ("attention from +", explanation.attention_from, None),
     )
-    for line, (kind, maps, top) in enumerate(kinds):
-        for position, (name, heat) in enumerate(zip(explanation.columns, maps, strict=True)):
-            ax = figure.add_subplot(grid[line, position + 1])
+    for place, (kind, maps, top) in enumerate(kinds, start=1):
+        for line, (name, heat) in enumerate(zip(explanation.names, maps, strict=True)):
+            ax = figure.add_subplot(grid[line, place])
             ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
             # The picture shines through where there is little to see.
             values = heat.cpu().numpy()
             share = (values / (top or values.max() or 1)).clip(0, 1)
             layer = ax.imshow(values, cmap="inferno", alpha=0.2 + 0.6 * share, vmin=0, vmax=top)
-            bar = figure.colorbar(layer, ax=ax, shrink=0.85, pad=0.02)
-            bar.solids.set_alpha(1)
-            bar.ax.tick_params(labelsize=7)
-            bar.locator = MaxNLocator(4)
-            ax.set_title(f"{kind}\n{name}", fontsize=9)
-            places.append((ax, True))
-    for ax, is_map in places:
+            scale = ScalarMappable(layer.norm, layer.cmap)  # the layer itself is transparent in places
+            bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), ticks=MaxNLocator(4))
+            bar.ax.tick_params(labelsize=8)
+            ax.set_title(f"{kind}, {name}", fontsize=10)
+            if maps is explanation.attention_from:
+                marked.append(ax)
+    row, column = explanation.pixel
+    for ax in marked:
+        ax.plot(column, row, marker="+", markersize=11, markeredgewidth=2.2, color="#00e5ff")
+    for ax in figure.axes:
         ax.set_xticks([0, width - 1])
         ax.set_yticks([0, height - 1])
-        ax.tick_params(labelsize=7)
-        is_source = not is_map or ax.get_title().startswith("attention from")
-        if is_source:
-            ax.plot(column, row, marker="+", markersize=11, markeredgewidth=2.2, color="#00e5ff")
+        ax.tick_params(labelsize=8)
     return figure
 
 
@@ -422,7 +422,12 @@ def _cell_of_grid(model: nn.Module, image: Pair, grid: Pair) -> Pair:
 def _cam_layer(model: nn.Module, stage: int) -> nn.Module:
     stages = _stages(model)
     _check_stage(stage, len(stages))
-    layer: nn.Module = stages[stage].blocks[-1].norm1
+    return _attention_norm(stages[stage], -1)
+
+
+def _attention_norm(stage: SwinHFStage, block: int) -> nn.Module:
+    """The map as a block's attention reads it: what Grad-CAM looks at."""
+    layer: nn.Module = stage.get_submodule(f"blocks.{block % len(stage.blocks)}.norm1")
     return layer
 
 
@@ -443,9 +448,9 @@ def _logits(outputs: Any, model: nn.Module) -> Tensor:
 
 
 def _name_of(layer: nn.Module, model: nn.Module) -> str:
-    for name, module in getattr(model, "_orig_mod", model).named_modules():
-        if module is layer:
-            return name
+    names: dict[nn.Module, str] = {module: name for name, module in getattr(model, "_orig_mod", model).named_modules()}
+    if layer in names:
+        return names[layer]
     raise ValueError(
         f"the layer {type(layer).__name__} is not a part of {type(model).__name__}; give one of its modules"
     )
@@ -469,7 +474,7 @@ def _targets(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Ten
 
 # Light tints that black text stays legible on; distinct for colour-blind readers too (after Okabe and Ito).
 TINTS = ("#f7d9a3", "#bfe3f5", "#a8dcc8", "#fbf3a0", "#b5cfe6", "#f3c0a0", "#e8c6dc", "#d9d9d9", "#c9c3ea")
-WINDOW_LINE = {"color": "#c1272d", "linewidth": 2.2}
+WINDOW_LINE: dict[str, Any] = {"color": "#c1272d", "linewidth": 2.2}
 
 LESSON_MAP = (8, 8)  # the map of the lesson, in tokens
 LESSON_WINDOW = (4, 4)  # and its window; both as in figures 2 and 4 of the paper
@@ -550,12 +555,13 @@ def draw_patch_partition(data: dict[str, Any]) -> Figure:
 
 
 def patch_merging_data() -> dict[str, Any]:
-    """A 4x4 map of one channel through the model's own patch merging, norm and projection left out."""
-    config = SwinHFConfig(embed_dim=1, num_heads=(1,), depths=(1,))
-    merging = SwinHFPatchMerging(config, dim=1)
-    merging.norm, merging.reduction = nn.Identity(), nn.Identity()
+    """A 4x4 map of one channel in the model's own patch merging, up to the norm."""
+    merging = SwinHFPatchMerging(SwinHFConfig(embed_dim=1, num_heads=(1,), depths=(1,)), dim=1)
+    concatenated: list[Tensor] = []
+    merging.norm.register_forward_pre_hook(lambda _, args: concatenated.append(args[0][0]))
     before = torch.arange(16.0).view(1, 4, 4, 1)
-    merged = merging(before)[0]  # 2, 2, 4
+    merging(before)
+    merged = concatenated[0]  # 2, 2, 4
     return {
         "before": before[0, ..., 0].int().tolist(),
         "slices": merged.permute(2, 0, 1).int().tolist(),
@@ -865,19 +871,22 @@ def measure_attention(image_sides: Sequence[int] = (56, 112, 224, 336, 448, 560,
 
     def globally(x: Tensor) -> Tensor:
         query, key, value = layer.qkv(x.flatten(1, 2)).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return layer.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2))
+        values = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        projected: Tensor = layer.proj(values.flatten(-2))
+        return projected
 
     def windowed(x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         geometry = window_geometry((height, width), window, shifted=True)
-        return layer(pad_to_windows(x, geometry), geometry)[0]
+        attended: Tensor = layer(pad_to_windows(x, geometry), geometry)[0]
+        return attended
 
     seconds: dict[str, list[float]] = {"global": [], "window": []}
     with torch.inference_mode():
         for side in image_sides:
             x = torch.randn(1, side // patch, side // patch, config.embed_dim)
-            seconds["global"].append(_best_time(lambda x=x: globally(x)))
-            seconds["window"].append(_best_time(lambda x=x: windowed(x)))
+            seconds["global"].append(_best_time(globally, x))
+            seconds["window"].append(_best_time(windowed, x))
     return {
         "image sides": list(image_sides),
         "channels": config.embed_dim,
@@ -892,12 +901,12 @@ def measure_attention(image_sides: Sequence[int] = (56, 112, 224, 336, 448, 560,
     }
 
 
-def _best_time(run: Callable[[], Any], repeats: int = 3) -> float:
-    run()
+def _best_time(run: Callable[[Tensor], Tensor], x: Tensor, repeats: int = 3) -> float:
+    run(x)
     times = []
     for _ in range(repeats):
         start = perf_counter()
-        run()
+        run(x)
         times.append(perf_counter() - start)
     return min(times)
 

@@ -20,8 +20,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +49,8 @@ class PictureError(OSError):
     """A picture that cannot be had or read; the message names it and says what to do."""
 
 
-class Guess(NamedTuple):
+@dataclass(frozen=True)
+class Guess:
     """One class for one picture."""
 
     index: int  # position in the classifier
@@ -194,7 +196,8 @@ def load_classifier(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    return model.to(on, wanted).eval(), processor
+    torch.nn.Module.to(model, on, wanted)
+    return model.eval(), processor
 
 
 def _model_path(source: str) -> Path:
@@ -262,7 +265,8 @@ def _saved_processor(folder: Path) -> BaseImageProcessor | None:
 
     if not (folder / "preprocessor_config.json").is_file():
         return None
-    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    return processor
 
 
 def _default_processor(model: SwinHFForImageClassification) -> BaseImageProcessor:
@@ -300,7 +304,12 @@ def _device(name: str) -> str:
 
 def has_names(model: SwinHFForImageClassification) -> bool:
     """Whether the classes of a model have names, rather than transformers' placeholders ``LABEL_0, LABEL_1, ...``."""
-    return any(name != f"LABEL_{index}" for index, name in model.config.id2label.items())
+    return any(name != f"LABEL_{index}" for index, name in class_names(model).items())
+
+
+def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
+    """Name of each class, by its number."""
+    return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
 
 
 def prepare(
@@ -339,7 +348,7 @@ def classify(
         logits = torch.cat([model(batch).logits.float() for batch in batches])  # B, num_labels
     scores = _scores(logits, model.config.problem_type)
     best = scores.topk(min(top_k, scores.shape[1]), dim=1)
-    names = model.config.id2label
+    names = class_names(model)
     return [
         [Guess(index, names[index], score) for index, score in zip(indices, row, strict=True)]
         for indices, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)

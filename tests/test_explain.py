@@ -331,10 +331,11 @@ def test_layer_without_a_stage_of_its_size_is_refused(tiny_model):
 def test_explanation_is_drawn_whole_or_not_at_all(tiny_model, tmp_path):
     images = torch.rand(1, 3, 30, 46)
     explanation = explain(tiny_model, images, stage=1, pixel=(29, 45))
-    assert explanation.columns == ["stage 2, block 1", "stage 2, block 2"]
+    assert explanation.names == ["stage 2, block 1", "stage 2, block 2"]
     assert all(heat.shape == (30, 46) for heats in explanation[3:] for heat in heats)
     figure = draw_explanation(explanation, images[0], "a title")
-    assert len(figure.axes) == 1 + 3 * 2 * 2  # the picture, and each map with its colour bar
+    assert len(figure.axes) == 1 + 3 * 2  # the picture, and the maps
+    assert all(len(ax.child_axes) == 1 for ax in figure.axes[1:])  # each with its colour bar
     path = save_figure(figure, tmp_path / "maps.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileNotFoundError):

@@ -251,6 +251,7 @@ def test_hub_id_is_pulled(run, model_folder, pictures, hub, monkeypatch):  # noq
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     hub.put("user/animals", {path.name: path.read_bytes() for path in model_folder.iterdir()})
     expected = run("predict", model_folder, pictures / "0.png", "--json")[1]
     code, out, err = run("predict", "user/animals", pictures / "0.png", "--json")

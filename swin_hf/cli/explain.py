@@ -1,6 +1,6 @@
 """Draw what a classifier looks at: attention and Grad-CAM maps over an image, as one PNG.
 
-Rows are Grad-CAM, the attention that each place receives, and the attention that one pixel pays; columns are the stages
+Columns are Grad-CAM, the attention that each place receives, and the attention that one pixel pays; rows are the stages
 of the model, or the blocks of one stage. The picture is drawn as the model sees it, after resizing.
 """
 
@@ -12,6 +12,7 @@ from swin_hf.predict import (
     DEVICES,
     DTYPES,
     PictureError,
+    class_names,
     classify,
     find_pictures,
     load_classifier,
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stage is not None and not 1 <= args.stage <= stages:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
     ((best, *_),) = classify(model, processor, [picture], top_k=1)
-    target = best.index if args.target is None else _class_number(args.target, model.config.id2label)
+    target = best.index if args.target is None else _class_number(args.target, class_names(model))
     (pixels,) = prepare(model, processor, [picture])
     explanation = explain(
         model,
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         stage=None if args.stage is None else args.stage - 1,
         pixel=None if args.pixel is None else tuple(args.pixel),
     )
-    shown = model.config.id2label[target]
+    shown = class_names(model)[target]
     save_figure(
         draw_explanation(explanation, _seen(pixels, processor), f"{best.label}: {best.score:.1%}", shown), output
     )

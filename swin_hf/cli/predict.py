@@ -9,6 +9,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from swin_hf.predict import DEVICES, DTYPES, Guess, PictureError, find_pictures, has_names, load_classifier, predict
 
@@ -112,7 +113,9 @@ def _print_json(results: Iterator[Result]) -> None:
     opening = "[\n"
     for source, guesses in results:
         print(
-            opening + json.dumps({"image": source, "predictions": [g._asdict() for g in guesses]}), end="", flush=True
+            opening + json.dumps({"image": source, "predictions": [asdict(guess) for guess in guesses]}),
+            end="",
+            flush=True,
         )
         opening = ",\n"
     print("[]" if opening == "[\n" else "\n]")
