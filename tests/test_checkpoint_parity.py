@@ -35,8 +35,17 @@ from swin_hf.checkpoints import open_checkpoint
 from swin_hf.checkpoints.translate import fold, unfold
 from swin_hf.checkpoints.verify import build_peer
 
-# fp32, two orders of summation.
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+# fp32, two orders of summation; of the largest activation.
+CLOSE = 1e-5
+
+
+def assert_equal(ours, theirs):
+    if isinstance(ours, tuple | list):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other)
+        return
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= CLOSE * max(1.0, float(theirs.abs().max()))
 
 
 def stage_outputs(module, stages, run):
@@ -60,8 +69,16 @@ def logits_of(module, pixel_values):
 def test_logits_equal_the_peers(name):
     theirs, state = peer(name)
     ours = load_checkpoint(state)
-    for size in ((32, 32), (48, 48)) if "timm" not in name and name not in ("microsoft", "openmmlab") else ((32, 32),):
-        torch.testing.assert_close(logits_of(ours, images(*size)), logits_of(theirs, images(*size)), **CLOSE)
+    assert_equal(logits_of(ours, images()), logits_of(theirs, images()))
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "transformers-memory"])
+def test_padded_maps_equal_the_peers(layout):
+    """At 48 pixels every map needs padding. A new peer: transformers' forgets its shift after a smaller image."""
+    state = peer("torchvision").state if layout == "torchvision" else peer(f"{layout} ForImageClassification").state
+    theirs = build_peer(layout, SwinHFConfig(**SQUARE))
+    theirs.load_state_dict(state)
+    assert_equal(logits_of(load_checkpoint(state), images(48, 44)), logits_of(theirs, images(48, 44)))
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
@@ -73,13 +90,13 @@ def test_rectangles_shift_as_they_do_at_home(library):
     ours = load_checkpoint(theirs.state_dict(), config=SwinHFConfig(**RECTANGLE))
 
     assert ours.config.shift_per_axis
-    torch.testing.assert_close(logits_of(ours, pixel_values), logits_of(theirs, pixel_values), **CLOSE)
+    assert_equal(logits_of(ours, pixel_values), logits_of(theirs, pixel_values))
     ours_stages = stage_outputs(ours, ours.swin.stages, lambda m: m(pixel_values))
     parts = theirs.layers if library == "timm" else theirs.features[1::2]
     for ours_map, their_map in zip(ours_stages, stage_outputs(theirs, parts, lambda m: m(pixel_values)), strict=True):
-        torch.testing.assert_close(ours_map, their_map, **CLOSE)
+        assert_equal(ours_map, their_map)
     wrong = load_checkpoint(export_checkpoint(ours, "swin_hf"), config=SwinHFConfig(**RECTANGLE))
-    assert not torch.allclose(logits_of(wrong, pixel_values), logits_of(theirs, pixel_values), **CLOSE)
+    assert (logits_of(wrong, pixel_values) - logits_of(theirs, pixel_values)).abs().max() > 1e-3
 
 
 def test_hidden_states_equal_transformers():
@@ -89,7 +106,7 @@ def test_hidden_states_equal_transformers():
         ours_output = ours(images(), output_hidden_states=True)
         their_output = theirs(images(), output_hidden_states=True)
     for ours_state, their_state in zip(ours_output.hidden_states, their_output.hidden_states, strict=True):
-        torch.testing.assert_close(ours_state, their_state, **CLOSE)
+        assert_equal(ours_state, their_state)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
@@ -99,7 +116,7 @@ def test_stage_outputs_equal_the_peers(library):
     parts = theirs.layers if library == "timm" else theirs.features[1::2]
     ours_stages = stage_outputs(ours, ours.swin.stages, lambda m: m(images()))
     for ours_map, their_map in zip(ours_stages, stage_outputs(theirs, parts, lambda m: m(images())), strict=True):
-        torch.testing.assert_close(ours_map, their_map, **CLOSE)
+        assert_equal(ours_map, their_map)
 
 
 @pytest.mark.parametrize("layout", ["timm", "torchvision", "transformers-memory"])
@@ -107,7 +124,7 @@ def test_ours_load_strictly_at_home(layout):
     ours = randomise(SwinHFForImageClassification(SwinHFConfig(**SQUARE)), seed=3)
     theirs = build_peer(layout, ours.config)
     theirs.load_state_dict(export_checkpoint(ours, layout), strict=True)
-    torch.testing.assert_close(logits_of(theirs, images()), logits_of(ours, images()), **CLOSE)
+    assert_equal(logits_of(theirs, images()), logits_of(ours, images()))
 
 
 @pytest.mark.parametrize(
@@ -132,19 +149,14 @@ def test_folders_load_without_a_word_in_transformers(model_class, name, layout, 
 
     theirs, report = getattr(transformers, name).from_pretrained(tmp_path / "theirs", output_loading_info=True)
 
-    unused = (
-        {"swin.layernorm.weight", "swin.layernorm.bias"}
-        if (name, layout) == ("SwinBackbone", "transformers-4")
-        else set()
-    )
-    assert report["missing_keys"] == unused
+    assert not report["missing_keys"]
     surplus = {key for key in report["unexpected_keys"] if not key.endswith("relative_position_index")}
     assert not surplus and not report["mismatched_keys"]
     with torch.inference_mode():
         one, other = ours(images()), theirs(images())
     for key in ("logits", "reconstruction", "last_hidden_state", "feature_maps"):
         if getattr(one, key, None) is not None:
-            torch.testing.assert_close(getattr(one, key), getattr(other, key), **CLOSE)
+            assert_equal(getattr(one, key), getattr(other, key))
 
 
 def test_timm_builds_our_folder(tmp_path):
@@ -156,7 +168,7 @@ def test_timm_builds_our_folder(tmp_path):
     ours.save_pretrained(tmp_path / "ours")
     convert_checkpoint(tmp_path / "ours", tmp_path / "theirs", to="timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'theirs'}", pretrained=True).eval()
-    torch.testing.assert_close(logits_of(theirs, images()), logits_of(ours, images()), **CLOSE)
+    assert_equal(logits_of(theirs, images()), logits_of(ours, images()))
     assert theirs.pretrained_cfg["input_size"] == (3, 32, 32)
 
 
@@ -166,7 +178,7 @@ def test_feature_maps_equal_the_peers(name):
     ours = load_checkpoint(state, model_class=SwinHFBackbone)
     with torch.inference_mode():
         for ours_map, their_map in zip(ours(images()).feature_maps, theirs(images()).feature_maps, strict=True):
-            torch.testing.assert_close(ours_map, their_map, **CLOSE)
+            assert_equal(ours_map, their_map)
 
 
 @pytest.mark.parametrize("layout", ["maskformer-swin", "transformers-memory"])
@@ -179,7 +191,7 @@ def test_our_backbone_loads_strictly_at_home(layout):
         theirs.load_state_dict(export_checkpoint(ours, layout), strict=True)
         with torch.inference_mode():
             for ours_map, their_map in zip(ours(images()).feature_maps, theirs(images()).feature_maps, strict=True):
-                torch.testing.assert_close(ours_map, their_map, **CLOSE)
+                assert_equal(ours_map, their_map)
     finally:
         theirs.load_state_dict(before)  # the peers are shared by all tests
 
@@ -201,8 +213,8 @@ def test_reconstruction_equals_transformers():
     mask = torch.arange(2 * 256).reshape(2, 256) % 3 == 0
     with torch.inference_mode():
         one, other = ours(images(), mask), theirs(images(), mask)
-    torch.testing.assert_close(one.reconstruction, other.reconstruction, **CLOSE)
-    torch.testing.assert_close(one.loss, other.loss, **CLOSE)
+    assert_equal(one.reconstruction, other.reconstruction)
+    assert_equal(one.loss, other.loss)
 
 
 def test_simmim_file_gives_decoder_and_classifier():
@@ -243,7 +255,12 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("preset", list_presets())
+QUICK = ("swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384_22k", "swin_digits_patch4_window4_32")
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in list_presets()]
+)
 def test_every_size_by_shape(preset):
     """On the meta device: strict at home in three libraries, and recognised from its shapes alone."""
     with torch.device("meta"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ _TOLD = (
     "label2id",
     "problem_type",
 )
+_TABLE = "swin.stages.{}.blocks.0.attention.relative_position_bias_table"
 _SWIN_TYPES = ("swin", "swin_hf", "maskformer-swin")
 
 
@@ -67,28 +69,17 @@ def fields_from_shapes(
         ValueError: If a weight is missing that shows a size, or the window of a stage cannot be told.
     """
     state = translation.state
-    try:
-        dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape
-        hidden = state["swin.stages.0.blocks.0.mlp.fc1.weight"].shape[0]
-        tables = [
-            state[f"swin.stages.{stage}.blocks.0.attention.relative_position_bias_table"]
-            for stage in range(len(depths))
-        ]
-    except KeyError as error:
-        raise ValueError(f"our {error.args[0]} has no counterpart in the file; it is incomplete") from error
+    basic = basic_fields(translation, depths)
+    channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape[1:]
+    tables = [state[_TABLE.format(stage)] for stage in range(len(depths))]
     windows = []
     for stage, table in enumerate(tables):
         buffers = translation.buffers.items()
         indices = [tensor for (buffer, i, _), tensor in buffers if buffer is not Buffer.MASK and i == stage]
         guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
         windows.append(window_of_table(table.shape[0], indices[0] if indices else None, guess, stage))
-    fields: dict[str, Any] = {
-        "embed_dim": dim,
-        "depths": list(depths),
-        "num_heads": [table.shape[1] for table in tables],
-        "patch_size": _short(patch),
-        "num_channels": channels,
-        "mlp_ratio": hidden / dim,
+    fields = {
+        **basic,
         "qkv_bias": "swin.stages.0.blocks.0.attention.qkv.bias" in state,
         "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
         "window_size": _short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows],
@@ -104,6 +95,29 @@ def fields_from_shapes(
         names = ["stem", *(f"stage{number}" for number in range(1, len(depths) + 1))]
         fields["out_features"] = [name for name in names if f"hidden_states_norms.{name}.weight" in state]
     return fields
+
+
+def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, Any]:
+    """The fields that follow from single shapes, whatever the windows are.
+
+    Raises:
+        ValueError: If a weight is missing that shows one.
+    """
+    state = translation.state
+    try:
+        dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape
+        hidden = state["swin.stages.0.blocks.0.mlp.fc1.weight"].shape[0]
+        heads = [state[_TABLE.format(stage)].shape[1] for stage in range(len(depths))]
+    except KeyError as error:
+        raise ValueError(f"our {error.args[0]} has no counterpart in the file; it is incomplete") from error
+    return {
+        "embed_dim": dim,
+        "depths": list(depths),
+        "num_heads": heads,
+        "patch_size": _short(patch),
+        "num_channels": channels,
+        "mlp_ratio": hidden / dim,
+    }
 
 
 def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: int) -> Pair:
@@ -221,14 +235,18 @@ def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def presets_like(fields: Mapping[str, Any]) -> list[str]:
     """Presets of the same architecture and windows; those with as many classes, if there are such."""
-    configs = {name: SwinHFConfig.from_preset(name) for name in PRESETS}
     likely = [
         name
-        for name, config in configs.items()
+        for name, config in _preset_configs().items()
         if all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
         and config.stage_windows == stage_windows(fields)
     ]
-    return [name for name in likely if configs[name].num_labels == fields.get("num_labels")] or likely
+    return [name for name in likely if _preset_configs()[name].num_labels == fields.get("num_labels")] or likely
+
+
+@cache
+def _preset_configs() -> dict[str, SwinHFConfig]:
+    return {name: SwinHFConfig.from_preset(name) for name in PRESETS}
 
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
@@ -254,6 +272,13 @@ def assumed_image(fields: Mapping[str, Any]) -> int | list[int]:
     patches = (patch, patch) if isinstance(patch, int) else patch
     shrink = 2 ** (len(fields["depths"]) - 1)
     return _short([window * side * shrink for window, side in zip(stage_windows(fields)[-1], patches, strict=True)])
+
+
+def total_stride(fields: Mapping[str, Any]) -> int:
+    """Pixels for each token of the last stage, along the height."""
+    patch = fields["patch_size"]
+    side: int = patch if isinstance(patch, int) else patch[0]
+    return side * int(2 ** (len(fields["depths"]) - 1))
 
 
 def class_names(config: SwinHFConfig) -> list[str]:

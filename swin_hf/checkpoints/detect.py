@@ -16,6 +16,7 @@ _MOST_BLOCKS = 64  # of a stage
 # Keys of other architectures, so that a refusal can name them. The first that matches is named.
 _STRANGERS = (
     (r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.|\.logit_scale$", "Swin Transformer V2"),
+    (r"\.lora_[AB]\.", "a network with LoRA adapters; the folder model/ of the run holds them merged"),
     (r"(^|\.)layer1\.0\.conv1\.weight$|(^|\.)encoder\.stages\.0\.layers\.0\.shortcut\.", "ResNet"),
     (r"(^|\.)stages\.\d\.(blocks\.)?\d\.(conv_dw|gamma)|\.dwconv\.weight$", "ConvNeXt"),
     (r"(^|\.)distillation_token$|(^|\.)dist_token$", "DeiT"),

@@ -124,7 +124,7 @@ def _open(
         notes.append(f"{len(translation.dropped)} tensors outside of the network left out")
 
     told = {**derive.told_by_training(source.training), **derive.told_by(source.beside)}
-    hint = asked or _config_or_none(told)
+    hint = asked or _config_or_none({**told, **derive.basic_fields(translation, depths)})
     fields = derive.fields_from_shapes(translation, depths, place.kind, hint)
     told = _keep_if_it_fits(told, fields, source, notes)
     if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
@@ -133,7 +133,8 @@ def _open(
 
     presets = [preset] if preset else derive.presets_like(fields)
     likely = {} if not presets else SwinHFConfig.from_preset(presets[0]).to_dict()
-    general = {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
+    general: dict[str, Any] = {"encoder_stride": derive.total_stride(fields)}
+    general |= {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
     if asked is not None:
         general.update({name: value for name, value in asked.to_dict().items() if name not in _NOT_CARRIED})
     values = {**general, **told, **fields}
@@ -154,8 +155,14 @@ def _open(
     changes.update({k: v for k, v in (("image_size", image_size), ("window_size", window_size)) if v is not None})
     target = SwinHFConfig(**{**_plain_fields(found), **changes})
     if target.stage_windows != found.stage_windows:
-        notes.append(f"bias tables resampled from window {found.window_size} to {target.window_size}")
+        change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
+        notes.append(f"bias tables resampled {change}")
     return Checkpoint(source, place, translation, found, target, presets, notes)
+
+
+def _resampling(kind: Kind) -> str:
+    """How Microsoft resamples bias tables: SimMIM's fine-tuning code in another way than the rest."""
+    return "geometric" if kind is Kind.MIM else "bicubic"
 
 
 # Sizes come from the weights; labels are settled in `_name_classes`.
@@ -177,9 +184,9 @@ def _plain_fields(config: SwinHFConfig) -> dict[str, Any]:
 
 
 def _config_or_none(told: Mapping[str, Any]) -> SwinHFConfig | None:
-    """A configuration of what lies beside the weights, as far as it makes one."""
+    """A configuration of these fields, as far as they make one."""
     try:
-        return SwinHFConfig(**told) if told else None
+        return SwinHFConfig(**told)
     except (ValueError, TypeError):
         return None
 
@@ -280,7 +287,8 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
     target = checkpoint.target
     if (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows):
         image: Any = target.image_size
-        model.resize_windows(image_size=image, window_size=target.window_size)
+        method = _resampling(checkpoint.place.kind)
+        model.resize_windows(image_size=image, window_size=target.window_size, method=method)
     model.eval()
     return model
 

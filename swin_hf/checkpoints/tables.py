@@ -138,7 +138,6 @@ SWIN_HF: dict[str, Target] = {
 _MICROSOFT_TRUNK: dict[str, Target] = {
     "{trunk}patch_embed.proj.*": "swin.embeddings.patch_embeddings.*",
     "{trunk}patch_embed.norm.*": "swin.embeddings.norm.*",
-    "{trunk}absolute_pos_embed": "swin.embeddings.position_embeddings",
     "{trunk}layers.{i}.blocks.{j}.norm1.*": _BLOCK + "norm1.*",
     "{trunk}layers.{i}.blocks.{j}.attn.relative_position_bias_table": _TABLE,
     "{trunk}layers.{i}.blocks.{j}.attn.qkv.*": _QKV,
@@ -155,6 +154,7 @@ _MICROSOFT_BUFFERS: dict[str, Target] = {
 MICROSOFT: dict[str, Target] = {
     **_MICROSOFT_TRUNK,
     **_MICROSOFT_BUFFERS,
+    "{trunk}absolute_pos_embed": "swin.embeddings.position_embeddings",
     "{trunk}mask_token": "swin.embeddings.mask_token",
     "{trunk}layers.{i}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
     "{trunk}layers.{i}.downsample.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
@@ -276,7 +276,9 @@ _DETECTORS = ("backbone.",)
 _TRANSFORMERS_HOSTS = (
     "backbone.",  # UperNet
     "backbone.swin.",
-    "model.pixel_level_module.encoder.",  # Mask2Former
+    "pixel_level_module.encoder.",  # Mask2Former
+    "pixel_level_module.encoder.swin.",
+    "model.pixel_level_module.encoder.",
     "model.pixel_level_module.encoder.swin.",
     "model.backbone.conv_encoder.model.",  # the DETR family
     "model.backbone.conv_encoder.model.swin.",

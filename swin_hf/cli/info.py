@@ -62,10 +62,8 @@ def read_header(repo_id: str, revision: str = "main") -> "Source":
         RuntimeError: If there is no such repository or the Hub cannot be reached.
     """
     import torch
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
-    from swin_hf.checkpoints.read import CONFIG_NAME, Source
+    from swin_hf.checkpoints.read import Source
     from swin_hf.hub.remote import attempt
 
     types = {
@@ -92,12 +90,22 @@ def read_header(repo_id: str, revision: str = "main") -> "Source":
         },
         is_folder=True,
     )
+    source.beside = attempt(lambda: _config_or_nothing(repo_id, revision), repo_id)
+    return source
+
+
+def _config_or_nothing(repo_id: str, revision: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from swin_hf.checkpoints.read import CONFIG_NAME
+
     try:
         path = hf_hub_download(repo_id, CONFIG_NAME, revision=revision)
-        source.beside = json.loads(Path(path).read_text(encoding="utf-8"))
     except EntryNotFoundError:
-        source.notes.append("no config.json")
-    return source
+        return {}
+    values = json.loads(Path(path).read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) else {}
 
 
 def _header_or_none(repo_id: str, revision: str) -> Any:
