@@ -167,7 +167,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
-        with pytest.raises(OSError, match="(?i)large|space"):
+        with pytest.raises(OSError, match=r"(?i)large|space"):
             trainer(tmp_path, LastCheckpoint(str(tmp_path)), max_epochs=1).fit(Line())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -265,8 +265,13 @@ def quieten() -> None:
         lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
     )
     disable_progress_bar()
-    # Lightning 2.6.6 asks torch 2.15 by an old name; going on in the run's own folder is what `last` means.
-    for message in (".*LeafSpec.*", "Checkpoint directory .* exists and is not empty", ".*log directory .* exists"):
+    for message in (
+        ".*LeafSpec",  # Lightning 2.6.6 calls torch 2.15 by an old name
+        "Checkpoint directory .* exists and is not empty",  # going on in the run's own folder is what `last` means
+        ".*there is no last checkpoint available",  # then it is the first start
+        "Be aware that when using `ckpt_path`",  # a test needs no callback that saves checkpoints
+        "The number of training batches .* is smaller than the logging interval",  # the epochs are logged anyway
+    ):
         warnings.filterwarnings("ignore", message)
 
 

@@ -3,6 +3,7 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ class AppendingCSVLogger(CSVLogger):
             aside = path.with_suffix(".earlier")
             if path.is_file():
                 path.replace(aside)
-            self._experiment = ExperimentWriter(log_dir=self.log_dir)
+            with warnings.catch_warnings():
+                # Lightning warns that it will delete the earlier log; it is out of reach.
+                warnings.filterwarnings("ignore", "Experiment logs directory .* exists")
+                self._experiment = ExperimentWriter(log_dir=self.log_dir)
             if aside.is_file():
                 aside.replace(path)
                 with path.open() as file:

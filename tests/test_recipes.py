@@ -1,0 +1,160 @@
+"""Every shipped YAML parses and has its header; every recipe takes a step; the scripts stay pages."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, run_recipe
+from swin_hf.training.command import RecipeCLI
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "recipes" / "configs"
+YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+OVERLAYS = {"ddp", "ema", "streaming", "wandb", "trackio", "smoke_cpu"}
+LOGGERS = {"wandb", "trackio"}  # their libraries are not dependencies
+REQUIRED = OVERLAYS | {
+    "digits",
+    "fashion_mnist",
+    "openclipart",
+    "imagenet1k_swin_tiny",
+    "imagenet1k_swin_small",
+    "imagenet1k_swin_base",
+    "imagenet22k_swin_base",
+    "finetune_384",
+    "finetune_imagefolder",
+    "linear_probe",
+    "lora",
+    "distill",
+    "simmim_pretrain",
+    "simmim_finetune",
+}
+
+pytestmark = [
+    # Lightning 2.6.6 calls jsonargparse 4.53 by a name that is going away.
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    # The digits are read in the main process on purpose.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # peft 0.21 asks transformers 5.23 by an old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+
+class ParserOnly(RecipeCLI):
+    """The real parser of a recipe; nothing is built or run."""
+
+    def __init__(self, module_class):
+        super().__init__(module_class, CONFIGS / "digits.yaml", ["fit"])
+
+    def instantiate_classes(self):
+        pass
+
+    def _run_subcommand(self, subcommand):
+        pass
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    return {"finetune": ParserOnly(SwinClassifier).parser, "pretrain": ParserOnly(SwinMaskedImageModeler).parser}
+
+
+def script_of(path):
+    return "pretrain" if path.stem in ("simmim_pretrain", "simmim_digits") else "finetune"
+
+
+def test_every_recipe_of_the_issue_is_there():
+    assert REQUIRED <= {path.stem for path in YAMLS}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_yaml_parses_on_the_real_parser(path, parsers, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["--config", str(path)]
+    if path.stem in OVERLAYS:
+        words = ["--config", str(CONFIGS / "digits.yaml"), *words]
+    if path.stem == "trackio":
+        pytest.importorskip("swin_hf.training.loggers")
+    if path.stem == "wandb":
+        pytest.importorskip("wandb", reason="an optional logger")
+    parsed = parsers[script_of(path)].parse_args(["fit", *words])
+    given = yaml.safe_load(path.read_text())
+    for section, values in given.items():
+        for key, value in values.items() if isinstance(values, dict) else []:
+            if not key.endswith("+") and not isinstance(value, dict | list):
+                assert str(parsed.fit[section][key]) in (str(value), str(float(value)) if _is_number(value) else ""), (
+                    key
+                )
+
+
+def _is_number(value):
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_yaml_has_a_header_that_says_how_to_run_it_and_what_to_expect(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert "recipes/finetune.py" in text or "recipes/pretrain.py" in text
+    if path.stem not in LOGGERS:
+        assert "Expect:" in text
+
+
+def test_an_unknown_key_is_refused_with_its_name(parsers, capsys):
+    with pytest.raises(SystemExit):
+        parsers["finetune"].parse_args(["fit", "--model.lerning_rate", "1"])
+    assert "lerning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["finetune.py", "pretrain.py"])
+def test_scripts_stay_pages(script):
+    assert len((ROOT / "recipes" / script).read_text().splitlines()) <= 40
+
+
+def local(tmp_path):
+    """The digits on every recipe, and a model that the recipes can start from."""
+    digits = ROOT / "recipes" / "data" / "digits"
+    words = ["--data.dataset", "parquet", "--data.data_dir", "null", "--data.num_channels", "3"]
+    files = {split: str(digits / f"{split}.parquet") for split in ("train", "test")}
+    words += [f"--data.data_files={files}", "--data.test_fraction", "0", "--data.limit_train", "32"]
+    return [*words, "--runs", str(tmp_path), "--trainer.fast_dev_run", "true"]
+
+
+# What each of these recipes starts from is a download; the union of their options runs on a random model.
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["imagenet1k_swin_tiny", "ema", "smoke_cpu"],
+        ["linear_probe", "smoke_cpu"],
+        ["lora", "smoke_cpu"],
+        ["simmim_finetune", "smoke_cpu"],
+        pytest.param(["imagenet1k_swin_base", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["imagenet1k_swin_small", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["imagenet22k_swin_base", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["finetune_384", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["finetune_imagefolder", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["openclipart", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["fashion_mnist", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["distill", "smoke_cpu"], marks=pytest.mark.slow),
+    ],
+    ids="+".join,
+)
+def test_recipe_takes_a_step(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if "lora" in names:
+        pytest.importorskip("peft")
+    words = [word for name in names for word in ("--config", str(CONFIGS / f"{name}.yaml"))]
+    words += ["--model.model", "null", "--model.distill_from", "null", "--model.window_size", "4"]
+    words += ["--model.overrides", "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}"]
+    assert run_recipe(SwinClassifier, CONFIGS / "digits.yaml", ["fit", *words, *local(tmp_path)]) == 0
+    assert not list(tmp_path.iterdir())  # fast_dev_run leaves nothing
+
+
+def test_pretraining_recipe_takes_a_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["--config", str(CONFIGS / "simmim_pretrain.yaml"), "--config", str(CONFIGS / "smoke_cpu.yaml")]
+    words += ["--model.mask_cell", "8", "--model.overrides", "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}"]
+    assert run_recipe(SwinMaskedImageModeler, CONFIGS / "digits.yaml", ["fit", *words, *local(tmp_path)]) == 0
