@@ -47,7 +47,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
-REPLACEMENTS = 10  # pictures tried in place of an unreadable one before giving up
+REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving up
 
 
 class PictureReader:
@@ -357,6 +357,8 @@ class ImageDataModule(LightningDataModule):
         self._announced = False
 
     def _channel_values(self, values: Any, imagenet: Sequence[float]) -> list[float] | Literal["dataset"]:
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels {self.num_channels} is neither 3 (RGB) nor 1 (grey)")
         if values == "dataset":
             return "dataset"
         if values is None:  # the grey of ImageNet is the mean of its colours
@@ -366,8 +368,6 @@ class ImageDataModule(LightningDataModule):
         return [float(value) for value in values]
 
     def _check_options(self) -> None:
-        if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels {self.num_channels} is neither 3 (RGB) nor 1 (grey)")
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not a positive number of pictures")
@@ -639,6 +639,7 @@ class ImageDataModule(LightningDataModule):
 
     def save_split(self, folder: str | Path) -> None:
         """Write ``split.json``: which rows of the stored training split were held out, and how to draw them again."""
+        self.load()
         if not self._held_out:
             return
         record = {
@@ -726,8 +727,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _dataset(self, name: str, transform: Callable[[Any], Tensor], training: bool) -> PictureDataset:
-        source = self._source
-        assert source is not None
+        source = self.load()
         stored = name if name in source.splits else "train"  # held out of the training split
         reader = PictureReader(source, stored, transform, self.num_channels, self.background, self.on_error)
         labels = self._labels[name] if source.label_column is not None else None

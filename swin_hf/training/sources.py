@@ -22,6 +22,7 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    Value,
     load_dataset,
     load_from_disk,
 )
@@ -180,9 +181,14 @@ def _load(
         stored = load_from_disk(str(folder))
         stored = stored if isinstance(stored, DatasetDict) else DatasetDict({"train": stored})
         return {name: split.to_iterable_dataset() for name, split in stored.items()} if streaming else stored
-    loaded: Mapping[str, Any] = load_dataset(
-        dataset, name=config_name, data_files=data_files, data_dir=data_dir, revision=revision, streaming=streaming
-    )
+    try:
+        loaded: Mapping[str, Any] = load_dataset(
+            dataset, name=config_name, data_files=data_files, data_dir=data_dir, revision=revision, streaming=streaming
+        )
+    except ValueError as error:
+        if "corresponds to no data" in str(error):  # datasets' words for a split without rows
+            raise ValueError(f"a split of {dataset!r} is empty: {error}") from error
+        raise
     return loaded
 
 
@@ -245,7 +251,12 @@ def is_integer(feature: Any) -> bool:
 
 def describe(features: Features) -> str:
     """Return ``name (type)`` of every column."""
-    return ", ".join(f"{name} ({getattr(f, 'dtype', None) or type(f).__name__})" for name, f in features.items())
+    return ", ".join(f"{name} ({kind(feature)})" for name, feature in features.items())
+
+
+def kind(feature: Any) -> str:
+    """Return the type of a column: that of its values, or the name of the feature."""
+    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
 
 
 def shorten(names: Sequence[Any], limit: int = 20) -> str:
@@ -261,12 +272,12 @@ def _name_classes(source: Source, features: Features, streaming: bool) -> None:
     else:
         if streaming:
             raise ValueError(
-                f"label column {source.label_column!r} holds {feature.dtype} values, and a stream does not tell which"
+                f"label column {source.label_column!r} holds {kind(feature)} values, and a stream does not tell which"
                 " classes will come; store it as a ClassLabel (datasets' class_encode_column), or do not stream"
             )
         if not (is_text(feature) or is_integer(feature)):
             raise ValueError(
-                f"label column {source.label_column!r} is of type {describe(Features({'it': feature}))[4:-1]}; class"
+                f"label column {source.label_column!r} is of type {kind(feature)}; class"
                 " labels are a ClassLabel, text or integers"
             )
         cells = set(source.splits["train"].select_columns([source.label_column])[:][source.label_column])

@@ -26,7 +26,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 # No resampling may be guessed from a number: these three exist with antialiasing in PIL, torchvision and transformers.
 INTERPOLATIONS = {
-    "nearest": v2.InterpolationMode.NEAREST,
+    "nearest": v2.InterpolationMode.NEAREST_EXACT,  # PIL's nearest, and what transformers makes of it
     "bilinear": v2.InterpolationMode.BILINEAR,
     "bicubic": v2.InterpolationMode.BICUBIC,
 }
