@@ -127,8 +127,8 @@ def backend_report(model: nn.Module) -> BackendReport:
     backends, objections = [], []
     for layer in layers:
         weight = layer.qkv.weight
-        head_dim, dropout = weight.shape[1] // layer.num_heads, layer.dropout if layer.training else 0.0
-        circumstances = weight.device, weight.dtype, head_dim, dropout, layer.window
+        dropout = layer.dropout if layer.training else 0.0
+        circumstances = weight.device, weight.dtype, layer.head_dim, dropout, layer.window
         backends.append(choose_backend(layer.config, *circumstances))
         objections += reasons_against_triton(*circumstances)
     requested = layers[0].config._attn_implementation or "sdpa"
@@ -156,7 +156,8 @@ class SwinHFAttention(nn.Module):
         self.config = config
         self.num_heads = num_heads
         self.window = window
-        self.scaling = (dim // num_heads) ** -0.5
+        self.head_dim = dim // num_heads
+        self.scaling = self.head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -177,11 +178,10 @@ class SwinHFAttention(nn.Module):
             The map ``(B, Hp, Wp, C)``, and probabilities ``(B * nW, h, N, N)`` or None.
         """
         dropout = self.dropout if self.training else 0.0
-        head_dim = x.shape[-1] // self.num_heads
         backend = (
             "eager"
             if output_attentions
-            else choose_backend(self.config, x.device, x.dtype, head_dim, dropout, geometry.window)
+            else choose_backend(self.config, x.device, x.dtype, self.head_dim, dropout, geometry.window)
         )
         if backend == "triton":
             x = triton_window_attention(

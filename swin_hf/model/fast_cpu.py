@@ -54,20 +54,25 @@ _ONEDNN = _find_onednn()
 
 def linear(layer: nn.Linear, x: Tensor, activation: nn.Module | None = None) -> Tensor:
     """Apply a linear layer and its activation, ``(..., C_in)`` to ``(..., C_out)``, the fastest way that is exact."""
-    gelu = type(activation) is GELUActivation
-    if _ONEDNN is not None and _is_bare(layer):
-        if torch.compiler.is_compiling():
-            if not _leaves_a_trace(x, layer.weight) and (gelu or activation is None):
-                return _compiled_linear(x, layer.weight, layer.bias, gelu)
-        elif _is_plain(x, layer.weight) and torch.backends.mkldnn.enabled:
-            if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
-                y = _Linear.apply(x, layer.weight, layer.bias)
-            elif gelu and _is_bare(activation):
-                return _ONEDNN(x, layer.weight, layer.bias, "gelu", [], "none")
-            else:
-                y = _ONEDNN(x, layer.weight, layer.bias, "none", [], "")
-            return y if activation is None else activation(y)
-    y = layer(x)
+    weight, bias = layer.weight, layer.bias
+    gelu = type(activation) is GELUActivation and _is_bare(activation)
+    y: Tensor
+    if _ONEDNN is None or not _is_bare(layer):
+        y = layer(x)
+    elif torch.compiler.is_compiling():
+        if _may_be_opaque(x, weight):
+            y = _compiled_linear(x, weight, bias, gelu)
+            return y if gelu or activation is None else activation(y)
+        y = layer(x)
+    elif not (_is_plain(x, weight) and torch.backends.mkldnn.enabled):
+        y = layer(x)
+    elif torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        y = _Linear.apply(x, weight, bias)
+    else:
+        y = _onednn_linear(x, weight, bias, gelu)
+        return y if gelu or activation is None else activation(y)
     return y if activation is None else activation(y)
 
 
@@ -83,7 +88,7 @@ def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
         module: What they go through.
     """
     batch, height, columns, _ = x.shape
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch._C._get_tracing_state() is not None:
         return batch
     fitting = max(1, CACHED_BYTES // (height * columns * width * x.element_size()))
     if batch <= fitting or type(x) is not Tensor or _has_any_global_hook() or any(map(_has_hooks, module.modules())):
@@ -133,7 +138,8 @@ class WindowAttention(Function):
         probabilities = torch.softmax(scores, -1, out=scores)
         ctx.save_for_backward(qkv, bias, mask, probabilities)
         ctx.scaling = scaling
-        return _by_token(torch.bmm(probabilities, value), qkv.shape[3])
+        out: Tensor = _by_token(torch.bmm(probabilities, value), qkv.shape[3])
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,7 +168,7 @@ class _Linear(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _ONEDNN(x, weight, bias, "none", [], "")
+        return _onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,17 +177,23 @@ class _Linear(Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: oneDNN's operator has none
             grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         else:
-            grad_x = _ONEDNN(rows, weight.t(), None, "none", [], "").view(x.shape) if ctx.needs_input_grad[0] else None
+            grad_x = _onednn_linear(rows, weight.t(), None).view(x.shape) if ctx.needs_input_grad[0] else None
         # Here the BLAS library is as fast, and its result lies as the parameter does.
         grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
         grad_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias
 
 
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """Multiply with oneDNN; GELU is the exact one, with erf."""
+    y: Tensor = _ONEDNN(x, weight, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
+    return y
+
+
 @torch.library.custom_op(f"{_NAMESPACE}::linear", mutates_args=())
 def _compiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     """What :func:`linear` computes without gradients, as one operator that a compiler calls and does not look into."""
-    return _ONEDNN(x, weight, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
+    return _onednn_linear(x, weight, bias, gelu)
 
 
 @_compiled_linear.register_fake
@@ -189,13 +201,14 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _leaves_a_trace(x: Tensor, weight: Tensor) -> bool:
-    """Whether a graph with our operator in it would be wrong: one for export, for autograd, or not for this."""
+def _may_be_opaque(x: Tensor, weight: Tensor) -> bool:
+    """Whether a graph with our operator in it is right: not one for export or for autograd, nor for other devices."""
     return (
-        torch.compiler.is_exporting()
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or not (x.device.type == weight.device.type == "cpu" and x.dtype == weight.dtype == torch.float32)
+        x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.compiler.is_exporting()
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -206,7 +219,7 @@ def _is_plain(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32
             return False
     return not (
         torch.is_autocast_enabled("cpu")
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None  # torch.jit.trace
         or torch._C._len_torch_dispatch_stack()  # fake tensors, proxies of an exporter, counters of operations
         or torch._C._are_functorch_transforms_active()
     )
@@ -243,4 +256,5 @@ def _define(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> T
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B * nW, h, N, d each
     if mask is not None:
         bias = (bias + mask).repeat(qkv.shape[0] // mask.shape[0], 1, 1, 1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling).transpose(1, 2)
+    out: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
+    return out.transpose(1, 2)

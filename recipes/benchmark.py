@@ -1,0 +1,682 @@
+"""Measure swin_hf beside transformers, timm and torchvision: same weights, same process, turn and turn about.
+
+    python recipes/benchmark.py                                    # the whole table on this machine, 15 minutes at most
+    python recipes/benchmark.py --sections models --modes inference --batch-sizes 1 8 --limit 120
+    python recipes/benchmark.py --devices cuda --dtypes bf16 amp --batch-sizes 128 256 --executions compiled eager
+    python recipes/benchmark.py --presets swin_base_patch4_window12_384 --devices cuda --dtypes bf16 --batch-sizes 64
+    python recipes/benchmark.py --render-only --readme README.md   # no measurement: the table from docs/speed.json
+
+A setting is a preset, a device, a dtype, a mode, an execution and a batch size. In each, the outputs of all peers are
+compared before any is timed, and one that computes something else is reported and left out. Then they take turns
+(A B C, A B C, ...), so that a machine that slows down slows all of them. A ratio above 1 means that we are faster; it
+divides the fastest rounds, which other programs disturb least. The limit is this machine's own large matrix product in
+the same run. Training is a whole step: forward, cross-entropy, backward, AdamW, without stochastic depth; in bf16 and
+amp it runs under autocast. Inference in bf16 has bf16 weights; amp is autocast. Settings that the time limit cuts off
+are listed.
+
+Results are merged into --json, setting by setting, each with hardware, versions and date.
+"""
+
+import argparse
+import contextlib
+import copy
+import datetime
+import functools
+import io
+import itertools
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is talkative
+
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from swin_hf import SwinHFConfig, SwinHFForImageClassification, export_checkpoint, list_presets
+
+PEERS = ("swin_hf", "transformers", "timm", "torchvision")
+SECTIONS = ("models", "attention", "pipeline", "start")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "amp": torch.float32}
+# Two libraries sum in different orders: 1e-6 in fp32 was seen; bf16 has 8 bits, over 12 blocks and more.
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1, "amp": 1e-1}
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+
+# What the project promises: (device, mode, execution, dtype, batch size) -> ours against which peers, at least.
+TARGETS = {
+    ("cpu", "inference", "eager", "fp32", 1): ("best", 1.15),
+    ("cpu", "inference", "eager", "fp32", 8): ("best", 1.2),
+    ("cpu", "inference", "eager", "fp32", 32): ("best", 1.3),
+    ("cpu", "training", "eager", "fp32", 8): ("best", 1.05),
+    ("cpu", "inference", "compiled", "fp32", 8): ("best", 1.05),
+    ("cuda", "inference", "compiled", "bf16", 128): ("timm", 1.3),
+    ("cuda", "inference", "compiled", "bf16", 256): ("timm", 1.3),
+    ("cuda", "training", "compiled", "bf16", 128): ("timm", 1.25),
+    ("cuda", "inference", "eager", "amp", 128): ("timm", 2.0),
+}
+
+
+class OutOfTime(Exception):
+    """The limit has passed; what is measured by then is kept."""
+
+
+# ---------------------------------------------------------------------------------------------------- the peers
+
+
+def build_ours(preset: str) -> SwinHFForImageClassification:
+    """Our model with random weights and 1000 classes, without stochastic depth, which would hide what is compared."""
+    config = SwinHFConfig.from_preset(preset, num_labels=1000, drop_path_rate=0.0)
+    config._attn_implementation = "auto"
+    return SwinHFForImageClassification(config)
+
+
+def build_peer(name: str, preset: str, ours: SwinHFForImageClassification) -> nn.Module:
+    """The same network of another library, with our weights.
+
+    Raises:
+        ImportError: If the library is not installed; the message says how to install it.
+        ValueError: If the library has no such network.
+    """
+    config = ours.config
+    state = export_checkpoint(ours, name)
+    if name == "transformers":
+        from transformers import SwinConfig, SwinForImageClassification
+
+        sizes = ("patch_size", "num_channels", "embed_dim", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_path_rate")
+        theirs = SwinConfig(
+            image_size=config.image_hw[0],
+            depths=list(config.depths),
+            num_heads=list(config.num_heads),
+            window_size=config.stage_windows[0][0],
+            num_labels=config.num_labels,
+            **{size: getattr(config, size) for size in sizes},
+        )
+        with tempfile.TemporaryDirectory() as folder:  # the names in its files are not those of its modules
+            theirs.save_pretrained(folder)
+            save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+            return SwinForImageClassification.from_pretrained(folder, attn_implementation="sdpa")
+    elif name == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError("timm is not installed; pip install 'swin-hf[bench]' adds it") from error
+        model = timm.create_model(preset, pretrained=False, num_classes=config.num_labels, drop_path_rate=0.0)
+    else:
+        from torchvision.models.swin_transformer import SwinTransformer
+
+        model = SwinTransformer(
+            patch_size=list(config.patch_hw),
+            embed_dim=config.embed_dim,
+            depths=list(config.depths),
+            num_heads=list(config.num_heads),
+            window_size=list(config.stage_windows[0]),
+            mlp_ratio=config.mlp_ratio,
+            stochastic_depth_prob=0.0,
+            num_classes=config.num_labels,
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def logits_of(output: Any) -> Tensor:
+    """Logits ``(B, classes)`` of whatever a library returns."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def disagreement(output: Tensor, reference: Tensor) -> float:
+    """Largest difference of two logits in units of the reference's largest value."""
+    return ((output.float() - reference).abs().max() / reference.abs().max()).item()
+
+
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(call: Callable[[], Any], device: str, repeats: int = 1) -> float:
+    """Seconds of one call, the mean of ``repeats`` in a row."""
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronise(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def take_turns(
+    calls: dict[str, Callable[[], Any]], device: str, seconds: float, least: int = 5
+) -> dict[str, list[float]]:
+    """Time calls in turn, after two rounds to warm up, for about ``seconds`` and at least ``least`` rounds."""
+    for call in calls.values():
+        seconds_of(call, device)
+    estimate = {name: seconds_of(call, device) for name, call in calls.items()}
+    repeats = {name: max(1, int(0.01 / value)) for name, value in estimate.items()}
+    rounds = max(least, int(seconds / sum(estimate[name] * repeats[name] for name in calls)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(min(rounds, 200)):
+        for name, call in calls.items():
+            times[name].append(seconds_of(call, device, repeats[name]))
+    return times
+
+
+def peak_memory(call: Callable[[], Any], device: str) -> float | None:
+    """MiB that a call needs on top of what is there before; None where nobody counts."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        synchronise(device)
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    level = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    return round(peak / 2**20, 1)
+
+
+def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """The machine's own limits: TFLOP/s of a large matrix product and GB/s of a copy, read and write counted."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    products = [lambda: a @ b]
+    if device == "cpu" and torch.backends.mkldnn.is_available():  # torch has two libraries; the limit is the better
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    source = torch.randn(2**28 if device == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    calls = {str(number): product for number, product in enumerate(products)}
+    times = take_turns({**calls, "copy": lambda: target.copy_(source)}, device, 2.0, least=5)
+    fastest = min(min(times[name]) for name in calls)
+    return {
+        "matmul_tflops": round(2 * side**3 / fastest / 1e12, 4),
+        "copy_gbs": round(2 * source.nbytes / min(times["copy"]) / 1e9, 1),
+    }
+
+
+def count_flops(model: SwinHFForImageClassification, size: tuple[int, int]) -> int:
+    """FLOPs of one image, counted by torch on the eager definition."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    backend = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randn(1, model.config.num_channels, *size, device=model.device, dtype=model.dtype))
+    model.set_attn_implementation(backend)
+    return counter.get_total_flops()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Hardware, versions and date of a measurement."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    for name in ("timm", "torchvision", "triton"):
+        with contextlib.suppress(ImportError):
+            versions[name] = __import__(name).__version__
+    if device == "cuda":
+        hardware = torch.cuda.get_device_name()
+    else:
+        hardware = f"{processor_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return {"hardware": hardware, "versions": versions, "date": datetime.date.today().isoformat()}
+
+
+def processor_name() -> str:
+    """Name of the processor as Linux knows it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------------------------------------- sections
+
+
+def model_call(model: nn.Module, setting: dict[str, Any], images: Tensor, labels: Tensor) -> Callable[[], Any]:
+    """One forward pass, or one training step, of a model as the setting says."""
+    device, execution = setting["device"], setting["execution"]
+    training = setting["mode"] == "training"
+    autocast = setting["dtype"] == "amp" or (training and setting["dtype"] == "bf16")
+    model = model.to(device, torch.float32 if autocast else DTYPES[setting["dtype"]]).train(training)
+    images = images.to(device, torch.float32 if autocast else DTYPES[setting["dtype"]])
+    labels = labels.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) if training else None
+    run = torch.compile(model) if execution == "compiled" else model
+
+    def context() -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(device, torch.bfloat16) if autocast else contextlib.nullcontext()
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), context():
+            return logits_of(run(images))
+
+    def train() -> None:
+        assert optimizer is not None
+        optimizer.zero_grad(set_to_none=True)
+        with context():
+            loss = F.cross_entropy(logits_of(run(images)).float(), labels)
+        loss.backward()
+        optimizer.step()
+
+    return train if training else infer
+
+
+def measure_models(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Compare and time all peers in one setting."""
+    torch.manual_seed(0)
+    ours = build_ours(setting["preset"])
+    config, batch = ours.config, setting["batch_size"]
+    images = torch.randn(batch, config.num_channels, *config.image_hw)
+    labels = torch.randint(config.num_labels, (batch,))
+    flops = count_flops(ours, config.image_hw) * (3 if setting["mode"] == "training" else 1) * batch
+    models: dict[str, nn.Module] = {"swin_hf": ours}
+    left_out = {}
+    for name in options.peers:
+        if name != "swin_hf":
+            try:
+                models[name] = build_peer(name, setting["preset"], ours)
+            except (ImportError, ValueError, RuntimeError) as error:
+                left_out[name] = str(error).splitlines()[0]
+
+    probe = images[: min(batch, 2)]
+    with torch.inference_mode():
+        reference = logits_of(ours.eval()(probe))
+    calls, differences = {}, {}
+    for name, model in models.items():
+        with torch.inference_mode():
+            difference = disagreement(logits_of(model.eval()(probe)), reference)
+        if difference > TOLERANCE["fp32"]:
+            left_out[name] = f"its outputs differ from ours by {difference:.1e}, with the same weights in fp32"
+            continue
+        call = model_call(model, setting, images, labels)
+        if setting["mode"] == "inference":
+            difference = disagreement(call()[: len(probe)].cpu(), reference)
+            if difference > TOLERANCE[setting["dtype"]]:
+                left_out[name] = f"its outputs differ from our fp32 ones by {difference:.1e} in this setting"
+                continue
+        calls[name], differences[name] = call, difference
+
+    limits = ceilings(setting["device"], torch.bfloat16 if setting["dtype"] == "amp" else DTYPES[setting["dtype"]])
+    times = take_turns(calls, setting["device"], options.seconds)
+    rows = []
+    for name, values in times.items():
+        fastest = min(values)
+        rows.append(
+            {
+                "name": name,
+                "median_ms": round(statistics.median(values) * 1e3, 3),
+                "min_ms": round(fastest * 1e3, 3),
+                "images_per_s": round(batch / fastest, 2),
+                "ours_is_faster_by": round(fastest / min(times["swin_hf"]), 3),
+                "share_of_matmul_limit": round(flops / fastest / 1e12 / limits["matmul_tflops"], 3),
+                "peak_memory_mib": peak_memory(calls[name], setting["device"]),
+                "difference": differences[name],
+                "rounds": len(values),
+            }
+        )
+    return {"gflops_per_call": round(flops / 1e9, 2), "ceilings": limits, "rows": rows, "left_out": left_out}
+
+
+def measure_attention(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Time window attention alone, without its linear layers, in the shapes of the first two stages."""
+    from swin_hf.model.attention import SwinHFAttention
+    from swin_hf.model.windows import window_geometry
+
+    device, dtype = setting["device"], DTYPES[setting["dtype"]]
+    config = SwinHFConfig.from_preset(setting["preset"], drop_path_rate=0.0)
+    limits = ceilings(device, dtype)
+    rows, left_out = [], {}
+    for stage, backward in itertools.product((0, 1), (False, True)):
+        dim, heads, window = config.stage_dims[stage], config.num_heads[stage], config.stage_windows[stage]
+        grid = (config.grid_hw[0] >> stage, config.grid_hw[1] >> stage)
+        geometry = window_geometry(grid, window, shifted=True)
+        x = torch.randn(setting["batch_size"], *geometry.padded, 3 * dim, device=device, dtype=dtype)
+        x.requires_grad_(backward)
+        calls = {}
+        for backend in ("eager", "sdpa", "triton"):
+            chosen = copy.deepcopy(config)
+            chosen._attn_implementation = backend
+            layer = SwinHFAttention(chosen, dim, heads, window).to(device, dtype)
+            nn.init.trunc_normal_(layer.relative_position_bias_table, std=0.02)
+            layer.qkv, layer.proj = nn.Identity(), nn.Identity()
+
+            call = functools.partial(attend, layer, x, geometry)
+            try:
+                call()
+            except NotImplementedError as error:
+                left_out[backend] = str(error)
+                continue
+            calls[backend] = call
+        # What must be read and written at least: qkv and the output; for training again, and their gradients.
+        moved = x.nbytes * 4 // 3 * (3 if backward else 1)
+        for name, values in take_turns(calls, device, options.seconds / 4).items():
+            rows.append(
+                {
+                    "name": f"{name}, stage {stage + 1}, {'forward and backward' if backward else 'forward'}",
+                    "median_ms": round(statistics.median(values) * 1e3, 3),
+                    "min_ms": round(min(values) * 1e3, 3),
+                    "share_of_copy_limit": round(moved / min(values) / 1e9 / limits["copy_gbs"], 3),
+                    "rounds": len(values),
+                }
+            )
+    return {"ceilings": limits, "rows": rows, "left_out": left_out}
+
+
+def attend(layer: nn.Module, x: Tensor, geometry: Any) -> None:
+    """Attend, and differentiate if ``x`` wants a gradient."""
+    with torch.set_grad_enabled(x.requires_grad):
+        y, _ = layer(x, geometry)
+        if x.requires_grad:
+            y.backward(y.detach())
+
+
+def measure_pipeline(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Images per second from JPEG files to training batches, and the time to the first batch."""
+    import torchvision
+    from torch.utils.data import DataLoader
+    from torchvision.transforms import v2
+
+    from swin_hf.training import ImageDataModule
+
+    workers = options.workers
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.pictures):
+            path = Path(folder) / "train" / f"class{number % 4}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = F.interpolate(torch.rand(1, 3, 47, 63) * 255, (375, 500), mode="bicubic")[0]
+            torchvision.io.write_jpeg(picture.clamp(0, 255).byte(), str(path), quality=90)
+
+        def ours() -> Any:
+            data = ImageDataModule(
+                "imagefolder", data_dir=folder, image_size=224, batch_size=32, num_workers=workers, seed=0,
+                validation_fraction=0.1,
+            )  # fmt: skip
+            data.prepare_data()
+            data.setup("fit")
+            return data.train_dataloader()
+
+        def torchvision_alone() -> Any:
+            steps = [v2.PILToTensor(), v2.RandomResizedCrop(224, (0.08, 1.0), antialias=True, interpolation=3)]
+            steps += [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+            steps += [v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+            pictures = torchvision.datasets.ImageFolder(Path(folder) / "train", v2.Compose(steps))
+            return DataLoader(pictures, batch_size=32, shuffle=True, num_workers=workers, drop_last=True)
+
+        rows = []
+        for name, make in (("swin_hf", ours), ("torchvision", torchvision_alone)):
+            best: dict[str, float] = {}
+            for _ in range(3):
+                with contextlib.redirect_stdout(io.StringIO()):  # the data module prints its classes
+                    start = time.perf_counter()
+                    batches = iter(make())
+                    next(batches)
+                    first = time.perf_counter() - start
+                    start, count = time.perf_counter(), 0
+                    for batch in batches:
+                        count += len(batch["pixel_values"] if isinstance(batch, dict) else batch[0])
+                rate = count / (time.perf_counter() - start)
+                best = {
+                    "images_per_s": round(max(rate, best.get("images_per_s", 0)), 1),
+                    "first_batch_s": round(min(first, best.get("first_batch_s", first)), 3),
+                }
+            rows.append({"name": name, **best})
+    return {"rows": rows, "left_out": {}, "pictures": "JPEG, 500x375, quality 90", "workers": workers}
+
+
+def measure_start(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of ``import swin_hf`` in a new process, and of ``from_pretrained`` of swin_base."""
+
+    def importing(statement: str) -> float:
+        code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(3)]
+        return round(min(float(run.stdout.split()[-1]) for run in runs), 3)
+
+    rows = [
+        {"name": "import swin_hf", "seconds": importing("import swin_hf")},
+        {
+            "name": "import torch, and AutoModel of transformers",
+            "seconds": importing("import torch; from transformers import AutoModelForImageClassification"),
+        },
+    ]
+    preset = "swin_base_patch4_window7_224"
+    ours = build_ours(preset)
+    ours.config._attn_implementation = "sdpa"
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"swin_hf": ours, "transformers": build_peer("transformers", preset, ours)}
+        for name, model in models.items():
+            model.save_pretrained(Path(folder) / name)
+        kinds = {name: type(model) for name, model in models.items()}
+        loads = {
+            name: (lambda name=name, kind=kind: kind.from_pretrained(Path(folder) / name))
+            for name, kind in kinds.items()
+        }
+        for name, values in take_turns(loads, "cpu", 5.0, least=3).items():
+            rows.append({"name": f"from_pretrained of swin_base, {name}", "seconds": round(min(values), 3)})
+    return {"rows": rows, "left_out": {}}
+
+
+MEASURE = {
+    "models": measure_models,
+    "attention": measure_attention,
+    "pipeline": measure_pipeline,
+    "start": measure_start,
+}
+
+
+def settings_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Everything that the options ask for, one setting after the other."""
+    for section in options.sections:
+        if section in ("pipeline", "start"):
+            yield {"section": section, "device": "cpu"}
+            continue
+        for device, preset, dtype in itertools.product(options.devices, options.presets, options.dtypes):
+            batches = options.batch_sizes or ([128] if device == "cuda" else [1, 8, 32])
+            place = {"section": section, "device": device, "preset": preset, "dtype": dtype}
+            if section == "attention":
+                if dtype != "amp":
+                    yield {**place, "batch_size": max(batches) if device == "cuda" else min(8, max(batches))}
+                continue
+            for mode, execution, batch in itertools.product(options.modes, options.executions, batches):
+                yield {**place, "mode": mode, "execution": execution, "batch_size": batch}
+
+
+# ---------------------------------------------------------------------------------------------------- reporting
+
+
+def title(setting: dict[str, Any]) -> str:
+    """One line that names a setting."""
+    if setting["section"] in ("pipeline", "start"):
+        return {"pipeline": "From JPEG to batch", "start": "Start"}[setting["section"]]
+    place = f"{setting['preset']}, {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}"
+    if setting["section"] == "attention":
+        return f"Attention alone: {place}"
+    return f"{setting['mode'].capitalize()}, {setting['execution']}: {place}"
+
+
+def merge(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results with those of the same setting on the same hardware replaced."""
+
+    def key(result: dict[str, Any]) -> str:
+        return json.dumps([result["setting"], result["environment"]["hardware"]], sort_keys=True)
+
+    replaced = {key(result) for result in new}
+    return [result for result in known if key(result) not in replaced] + new
+
+
+def verdict(result: dict[str, Any]) -> tuple[str, float, float] | None:
+    """Against whom, by how much at least and by how much we are faster; None where nothing is promised."""
+    setting = result["setting"]
+    keys = ("device", "mode", "execution", "dtype", "batch_size")
+    target = TARGETS.get(tuple(setting.get(key) for key in keys))  # type: ignore[call-overload]
+    ratios = {row["name"]: row.get("ours_is_faster_by") for row in result["rows"] if row["name"] != "swin_hf"}
+    if target is None or not ratios or (target[0] != "best" and target[0] not in ratios):
+        return None
+    best = min(ratios, key=lambda name: ratios[name]) if target[0] == "best" else target[0]
+    return best, target[1], ratios[best]
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """All results as Markdown."""
+    lines = ["# Speed", "", "Written by `recipes/benchmark.py`; its docstring says how things are measured.", ""]
+    for result in results:
+        facts = result["environment"]
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        lines += [f"## {title(result['setting'])}", "", f"{facts['hardware']}; {versions}; {facts['date']}."]
+        if "ceilings" in result:
+            limits = result["ceilings"]
+            lines.append(
+                f"Limits: {limits['matmul_tflops']} TFLOP/s (matrix product), {limits['copy_gbs']} GB/s (copy)."
+            )
+        if (judged := verdict(result)) is not None:
+            name, least, ratio = judged
+            lines.append(f"Promised {least}x of {name}: {ratio}x, {'kept' if ratio >= least else '**missed**'}.")
+        columns = [column for column in result["rows"][0] if column != "difference"] if result["rows"] else []
+        lines += ["", "| " + " | ".join(column.replace("_", " ") for column in columns) + " |"]
+        lines.append("|" + "---|" * len(columns))
+        lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in result["rows"]]
+        lines += [""] + [f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()]
+        lines += [""] if result["left_out"] else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """The README's table: images per second, and how many times faster we are than each peer."""
+    chosen = [result for result in results if result["setting"]["section"] == "models" and result["rows"]]
+    lines = []
+    for (hardware, date), group in itertools.groupby(
+        sorted(chosen, key=lambda result: (result["environment"]["hardware"], result["environment"]["date"])),
+        key=lambda result: (result["environment"]["hardware"], result["environment"]["date"]),
+    ):
+        results_here = list(group)
+        versions = ", ".join(f"{k} {v}" for k, v in results_here[0]["environment"]["versions"].items() if k != "python")
+        lines += [f"{hardware}; {versions}; {date}.", ""]
+        lines += [
+            "| Model, setting | ours, images/s | share of limit | " + " | ".join(f"vs {p}" for p in PEERS[1:]) + " |"
+        ]
+        lines += ["|---|---|---|" + "---|" * len(PEERS[1:])]
+        for result in results_here:
+            rows = {row["name"]: row for row in result["rows"]}
+            setting, ours = result["setting"], rows["swin_hf"]
+            name = setting["preset"].split("_patch")[0]
+            cells = [
+                f"{name}, {setting['mode']}, {setting['execution']}, {setting['dtype']}, batch {setting['batch_size']}"
+            ]
+            cells += [f"{ours['images_per_s']:g}", f"{ours['share_of_matmul_limit']:.0%}"]
+            cells += [f"{rows[p]['ours_is_faster_by']:.2f}x" if p in rows else "-" for p in PEERS[1:]]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def write_between(text: str, table: str) -> str:
+    """Put a table between the markers of a text.
+
+    Raises:
+        ValueError: If the markers are not there once, in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the table goes between {BEGIN} and {END}; put both into the file, once and in that order")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file under another name first, so that an interruption cannot leave half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    """Read the options; what a machine does not have is refused here."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = ["cuda"] if torch.cuda.is_available() else ["cpu"]
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
+    add("--presets", nargs="+", choices=list_presets(), default=["swin_tiny_patch4_window7_224"], metavar="PRESET")
+    add("--devices", nargs="+", choices=("cpu", "cuda"), default=here)
+    add("--dtypes", nargs="+", choices=tuple(DTYPES), default=["fp32"] if here == ["cpu"] else ["bf16", "amp"])
+    add("--modes", nargs="+", choices=("inference", "training"), default=["inference", "training"])
+    add("--executions", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    add("--batch-sizes", nargs="+", type=int, help="default: 1 8 32 on a CPU, 128 on a GPU")
+    add("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    add("--seconds", type=float, default=15.0, help="time for the rounds of one setting")
+    add("--limit", type=float, default=900.0, help="seconds after which the run ends and keeps what it has")
+    add("--workers", type=int, default=0, help="loader processes of the pipeline")
+    add("--pictures", type=int, default=320, help="JPEG files that the pipeline reads")
+    add("--json", type=Path, default=Path("docs/speed.json"), help="results, merged into those that are there")
+    add("--markdown", type=Path, default=Path("docs/speed.md"), help="the same as tables")
+    add("--readme", type=Path, help=f"file whose text between {BEGIN} and {END} becomes the table")
+    add("--render-only", action="store_true", help="measure nothing; write the tables from --json")
+    options = parser.parse_args(args)
+    if "cuda" in options.devices and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --devices cpu measures what is here")
+    if "swin_hf" not in options.peers:
+        parser.error("--peers must contain swin_hf, which the others are compared with")
+    return options
+
+
+def main(args: list[str] | None = None) -> int:
+    """Measure, print as it goes, and write the tables."""
+    options = parse(args)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*Online softmax is disabled.*")  # Inductor on a CPU says so every time
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    results = json.loads(options.json.read_text()) if options.json.is_file() else []
+    waiting = [] if options.render_only else list(settings_of(options))
+    if hasattr(signal, "setitimer"):  # not on Windows: there the limit is looked at between settings
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, options.limit)
+    deadline = time.monotonic() + options.limit
+    try:
+        while waiting and time.monotonic() < deadline:
+            setting = waiting[0]
+            measured = MEASURE[setting["section"]](setting, options)
+            result = {"setting": setting, "environment": environment(setting["device"]), **measured}
+            results = merge(results, [result])
+            replace_file(options.json, json.dumps(results, indent=1) + "\n")
+            print("\n".join(render([result]).splitlines()[4:]), flush=True)
+            waiting.pop(0)
+            torch.compiler.reset()
+    except OutOfTime:
+        pass
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    replace_file(options.markdown, render(results))
+    if options.readme is not None:
+        replace_file(options.readme, write_between(options.readme.read_text(), summary(results)))
+    for setting in waiting:
+        print(f"not measured, the limit of {options.limit:.0f} s had passed: {title(setting)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

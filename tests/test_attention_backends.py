@@ -1,0 +1,376 @@
+"""Every backend, and every shortcut that a CPU takes, computes what the definition computes, gradients included."""
+
+import contextlib
+import copy
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf.model.attention import BackendReport, SwinHFAttention, backend_report, choose_backend
+from swin_hf.model.fast_cpu import WindowAttention, images_at_once, linear
+from swin_hf.model.windows import shift_mask as make_shift_mask
+from swin_hf.model.windows import window_geometry, window_mask
+
+# fp32, two orders of summation. Outputs 1e-6 of a unit-scale activation, gradients ten times that.
+OUTPUTS = {"rtol": 1e-5, "atol": 2e-6}
+GRADIENTS = {"rtol": 1e-4, "atol": 1e-5}
+
+# Twelve images of 24x16 tokens with a hidden layer of 64: nothing divides anything, and a stage needs several parts.
+GEOMETRIES = {
+    "w7x7-shifted-padded": ((16, 23), (7, 7), True),
+    "w7x7-plain": ((14, 21), (7, 7), False),
+    "w4x3-shifted": ((8, 9), (4, 3), True),
+    "w12x12-shifted": ((24, 13), (12, 12), True),
+    "w7x7-grid-smaller": ((5, 9), (7, 7), True),
+}
+
+
+@contextlib.contextmanager
+def onednn_off():
+    with warnings.catch_warnings():
+        # flags() also sets what oneDNN does on Intel's GPUs, and then warns that there is none.
+        warnings.filterwarnings("ignore", message="TF32 acceleration")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    model(x).logits.square().sum().backward()
+    return {"x": x.grad, **{name: parameter.grad.clone() for name, parameter in model.named_parameters()}}
+
+
+def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    for name, gradient in theirs.items():
+        scale = gradient.abs().max().clamp(min=1e-3)  # that of a bias under a softmax is zero, up to rounding
+        torch.testing.assert_close(
+            ours[name] / scale, gradient / scale, **GRADIENTS, msg=lambda text, name=name: name + text
+        )
+
+
+@pytest.fixture
+def awkward_model(awkward_config: SwinHFConfig) -> SwinHFForImageClassification:
+    torch.manual_seed(0)
+    return SwinHFForImageClassification(awkward_config).eval()
+
+
+@pytest.fixture
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that only one or two tiny images fit."""
+    monkeypatch.setattr("swin_hf.model.fast_cpu.CACHED_BYTES", 2 * 16 * 24 * 64 * 4)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_sdpa_agrees_with_eager_in_outputs_and_gradients(name, dtype):
+    grid, window, shifted = GEOMETRIES[name]
+    geometry = window_geometry(grid, window, shifted)
+    config = SwinHFConfig(embed_dim=16, num_heads=(2, 2, 2, 2), window_size=window)
+    torch.manual_seed(0)
+    x = torch.randn(2, *geometry.padded, 16, dtype=dtype)
+    results = {}
+    state = None
+    for backend in ("eager", "sdpa"):
+        config = copy.deepcopy(config)
+        config._attn_implementation = backend
+        layer = SwinHFAttention(config, 16, 2, window).to(dtype)
+        nn.init.normal_(layer.relative_position_bias_table)
+        state = state or copy.deepcopy(layer.state_dict())
+        layer.load_state_dict(state)
+        with torch.no_grad():
+            without_graph = layer(x, geometry)[0]
+        y = x.clone().requires_grad_()
+        out = layer(y, geometry)[0]
+        (out * torch.arange(16)).sum().backward()
+        results[backend] = without_graph, out.detach(), {"x": y.grad} | {n: p.grad for n, p in layer.named_parameters()}
+    for ours, theirs in zip(results["sdpa"][:2], results["eager"][:2], strict=True):
+        torch.testing.assert_close(ours, theirs, **OUTPUTS)
+    assert_same_gradients(results["sdpa"][2], results["eager"][2])
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["plain", "shifted"])
+def test_window_attention_differentiates_what_it_computes(shifted):
+    geometry = window_geometry((4, 6), (2, 3), shifted)
+    torch.manual_seed(0)
+    qkv = torch.randn(4, 6, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 6, 6, dtype=torch.float64, requires_grad=True)
+    mask = make_shift_mask(geometry).double()[:, None] / 50 if shifted else None
+    assert torch.autograd.gradcheck(lambda q, b: WindowAttention.apply(q, b, mask, 0.5), (qkv, bias))
+    assert torch.autograd.gradgradcheck(lambda q, b: WindowAttention.apply(q, b, mask, 0.5), (qkv, bias))
+
+
+def test_linear_differentiates_what_it_computes_twice():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(5, 7), torch.randn(3, 4, 5, requires_grad=True)
+    penalty = {}
+    for name, compute in (("ours", lambda: linear(layer, x)), ("torch", lambda: F.linear(x, layer.weight, layer.bias))):
+        (gradient,) = torch.autograd.grad(compute().square().sum(), x, create_graph=True)
+        layer.zero_grad()
+        gradient.square().sum().backward()
+        penalty[name] = gradient.detach(), layer.weight.grad.clone()
+    for ours, theirs in zip(penalty["ours"], penalty["torch"], strict=True):
+        torch.testing.assert_close(ours, theirs, **GRADIENTS)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model", "awkward_model"])
+def test_cpu_shortcuts_change_neither_outputs_nor_gradients(fixture, request, small_cache):
+    model = request.getfixturevalue(fixture)
+    definition = copy.deepcopy(model).double()
+    definition.set_attn_implementation("eager")
+    x = torch.randn(5, 3, 37, 50)
+    with torch.no_grad():
+        fast = model(x).logits
+        with onednn_off():
+            slow = model(x).logits
+        exact = definition(x.double()).logits
+    torch.testing.assert_close(fast, exact.float(), **OUTPUTS)
+    torch.testing.assert_close(slow, exact.float(), **OUTPUTS)
+    model.train(), definition.train()
+    exact = {name: gradient.float() for name, gradient in gradients(definition, x.double()).items()}
+    assert_same_gradients(gradients(model, x), exact)
+
+
+def test_a_batch_is_its_images(tiny_model, small_cache):
+    x = torch.randn(7, 3, 32, 48)
+    with torch.no_grad():
+        together = tiny_model(x).logits
+        alone = torch.cat([tiny_model(image[None]).logits for image in x])
+    torch.testing.assert_close(together, alone, **OUTPUTS)
+
+
+def test_images_at_once_makes_equal_parts_and_at_least_one(monkeypatch):
+    stage, x = nn.Sequential(nn.Linear(2, 2)), torch.empty(32, 8, 8, 2)
+    for fitting, expected in ((1, 1), (5, 5), (12, 11), (31, 16), (32, 32), (1000, 32), (0, 1)):
+        monkeypatch.setattr("swin_hf.model.fast_cpu.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
+        assert images_at_once(x, 4, stage) == expected
+
+
+def test_a_hook_anywhere_sees_the_whole_batch(tiny_model, small_cache):
+    seen = []
+    tiny_model.swin.stages[0].blocks[0].mlp.fc1.register_forward_hook(lambda *args: seen.append(args[2].shape[0]))
+    with torch.no_grad():
+        tiny_model(torch.randn(5, 3, 32, 48))
+    assert seen == [5]
+
+
+def test_a_hook_on_an_activation_sees_it(tiny_model):
+    seen = []
+    tiny_model.swin.stages[0].blocks[0].mlp.act.register_forward_hook(lambda *args: seen.append(args[2].shape))
+    with torch.no_grad():
+        tiny_model(torch.randn(1, 3, 32, 48))
+    assert seen == [(1, 16, 24, 64)]
+
+
+def test_a_changed_forward_is_called(tiny_model):
+    x = torch.randn(1, 3, 32, 48)
+    fc2 = tiny_model.swin.stages[0].blocks[0].mlp.fc2
+    with torch.no_grad():
+        before = tiny_model(x).logits
+        fc2.forward = lambda hidden: F.linear(hidden, fc2.weight * 2, fc2.bias)  # as accelerate's hooks do
+        assert not torch.allclose(before, tiny_model(x).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=["fp64", "bf16", "fp16"])
+def test_other_dtypes_run_the_ordinary_way(tiny_model, dtype):
+    x = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        expected = tiny_model(x).logits
+        actual = tiny_model.to(dtype)(x.to(dtype)).logits
+    assert actual.dtype == dtype
+    # bf16 keeps 8 bits of each of some 40 results in a row.
+    torch.testing.assert_close(actual.float(), expected, rtol=0, atol={torch.bfloat16: 3e-2}.get(dtype, 4e-3))
+
+
+def test_autocast_computes_in_its_dtype(tiny_model):
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        layer = tiny_model.swin.stages[0].blocks[0].mlp.fc1
+        seen.append(linear(layer, torch.randn(2, 16)).dtype)
+    assert seen == [torch.bfloat16]
+
+
+def test_function_transforms_go_through(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    parameters = dict(tiny_model.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(tiny_model, parameters, (x,)).logits.square().sum()
+
+    ours = torch.func.grad(loss)(parameters)
+    expected = gradients(tiny_model, x)
+    assert_same_gradients(ours, {name: expected[name] for name in ours})
+
+
+def test_flops_are_counted(tiny_model):
+    layer = tiny_model.classifier
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        linear(layer, torch.randn(3, layer.in_features))
+    assert counter.get_total_flops() == 2 * 3 * layer.in_features * layer.out_features
+
+
+@pytest.mark.parametrize("write", ["in-place", "through .data", "a new parameter"])
+def test_a_cached_bias_is_never_stale(tiny_model, write):
+    x = torch.randn(2, 3, 32, 48)
+    layer = tiny_model.swin.stages[1].blocks[1].attention
+    with torch.no_grad():
+        before = tiny_model(x).logits
+        table = torch.randn_like(layer.relative_position_bias_table)
+        if write == "in-place":
+            layer.relative_position_bias_table.copy_(table)
+        elif write == "through .data":
+            layer.relative_position_bias_table.data.copy_(table)
+        else:
+            layer.relative_position_bias_table = nn.Parameter(table)
+        after = tiny_model(x).logits
+        tiny_model.set_attn_implementation("eager")
+        with torch.enable_grad():  # computes the bias afresh
+            expected = tiny_model(x).logits.detach()
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, expected, **OUTPUTS)
+
+
+def test_the_bias_cache_is_bounded(tiny_model, monkeypatch):
+    from swin_hf.model.attention import _BIASES
+
+    monkeypatch.setattr(_BIASES, "capacity", 40_000)
+    monkeypatch.setattr(_BIASES, "entries", {})
+    monkeypatch.setattr(_BIASES, "size", 0)
+    with torch.no_grad():
+        for side in (32, 40, 48, 56, 64):
+            tiny_model(torch.randn(1, 3, side, side))
+            held = sum(bias.nbytes for _, bias in _BIASES.entries.values())
+            assert held == _BIASES.size <= 40_000
+    assert _BIASES.entries
+
+
+def test_inference_mode_leaves_nothing_that_a_training_step_trips_over(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    with torch.inference_mode():
+        tiny_model(x)
+    with torch.no_grad():
+        tiny_model(x)
+    gradients(tiny_model.train(), x)
+
+
+def test_frozen_tables_train_the_rest(tiny_model):
+    for name, parameter in tiny_model.named_parameters():
+        parameter.requires_grad_("bias_table" not in name)
+    x = torch.randn(2, 3, 32, 48)
+    tiny_model(x).logits.square().sum().backward()
+    ours = {n: p.grad.clone() for n, p in tiny_model.named_parameters() if p.grad is not None}
+    tiny_model.set_attn_implementation("eager")
+    tiny_model.zero_grad()
+    with onednn_off():
+        tiny_model(x).logits.square().sum().backward()
+    assert_same_gradients(ours, {n: p.grad for n, p in tiny_model.named_parameters() if p.grad is not None})
+
+
+def test_masks_have_no_gradient_and_are_shared_between_calls():
+    geometry = window_geometry((8, 9), (4, 3), True)
+    like = torch.empty(0)
+    assert window_mask(like, geometry) is not None
+    assert window_mask(like, geometry).data_ptr() == window_mask(like, geometry).data_ptr()
+
+
+def test_asking_for_triton_where_it_cannot_run_says_why(tiny_model):
+    tiny_model.set_attn_implementation("triton")
+    with pytest.raises(NotImplementedError, match=r"cannot run here: .*(cpu|triton).*use 'sdpa', or 'auto'"):
+        tiny_model(torch.randn(1, 3, 32, 48))
+    with pytest.raises(NotImplementedError, match="cannot run here"):
+        backend_report(tiny_model)
+
+
+def test_auto_falls_back_to_sdpa_and_says_so_once(tiny_model, caplog, monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging.get_logger("swin_hf.model.attention"), "propagate", True)
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    tiny_model.set_attn_implementation("auto")
+    sdpa = copy.deepcopy(tiny_model)
+    sdpa.set_attn_implementation("sdpa")
+    x = torch.randn(1, 3, 32, 48)
+    logging.info_once.cache_clear()
+    with caplog.at_level("INFO", logger="swin_hf.model.attention"), torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(tiny_model(x).logits, sdpa(x).logits, rtol=0, atol=0)
+    said = [record.message for record in caplog.records if "not triton" in record.message]
+    # Heads of 8 channels are one objection, the device is another; stages with other heads may add one line.
+    assert said and len(said) == len(set(said))
+    assert all("attention backend sdpa (attn_implementation='auto')" in message for message in said)
+
+
+def test_report_names_the_backend_and_the_reasons(tiny_model):
+    report = backend_report(tiny_model)
+    assert isinstance(report, BackendReport)
+    assert (report.requested, report.backend) == ("sdpa", "sdpa")
+    assert report.reasons["triton"]
+    tiny_model.set_attn_implementation("eager")
+    report = backend_report(tiny_model)
+    assert report.backend == "eager" and set(report.reasons) == {"triton", "sdpa"}
+    assert "not sdpa: 'eager' was asked for" in str(report)
+    with pytest.raises(TypeError, match=r"Linear has no window attention.*swin_hf"):
+        backend_report(nn.Linear(2, 2))
+
+
+def test_an_unsupported_dtype_or_head_is_a_reason(tiny_config):
+    tiny_config._attn_implementation = "triton"
+    with pytest.raises(NotImplementedError, match="float64"):
+        choose_backend(tiny_config, torch.device("cpu"), torch.float64, 24, 0.0, (7, 7))
+    tiny_config._attn_implementation = "auto"
+    assert choose_backend(tiny_config, torch.device("cpu"), torch.float64, 24, 0.0, (7, 7)) == "sdpa"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_compiled_model_is_one_graph_and_agrees(tiny_model, training):
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 32, 48)
+    compiled = torch.compile(tiny_model, fullgraph=True)
+    if training:
+        ours = gradients(compiled.train(), x)
+        assert_same_gradients(
+            {name.removeprefix("_orig_mod."): gradient for name, gradient in ours.items()}, gradients(tiny_model, x)
+        )
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x).logits, tiny_model(x).logits, **OUTPUTS)
+
+
+@pytest.mark.slow
+def test_exported_graph_has_no_operator_of_ours(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        program = torch.export.export(tiny_model, (x,))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert targets and all(target.startswith(("aten.", "<built-in", "<function")) for target in targets), targets
+
+
+@pytest.mark.slow
+def test_processors_without_onednn_compute_the_same():
+    code = """
+import platform; platform.machine = lambda: "riscv64"
+import torch
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf.model import fast_cpu
+assert fast_cpu._ONEDNN is None
+torch.manual_seed(0)
+model = SwinHFForImageClassification(SwinHFConfig(image_size=32, patch_size=2, embed_dim=16, depths=(1, 2, 1),
+    num_heads=(2, 2, 4), window_size=(4, 3), encoder_stride=8)).eval()
+print(model(torch.ones(1, 3, 32, 48)).logits.sum().item())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    torch.manual_seed(0)
+    config = SwinHFConfig(
+        image_size=32, patch_size=2, embed_dim=16, depths=(1, 2, 1), num_heads=(2, 2, 4), window_size=(4, 3),
+        encoder_stride=8,
+    )  # fmt: skip
+    model = SwinHFForImageClassification(config).eval()
+    assert float(run.stdout) == pytest.approx(model(torch.ones(1, 3, 32, 48)).logits.sum().item(), abs=1e-5)
