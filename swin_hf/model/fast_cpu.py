@@ -1,6 +1,6 @@
 """The same arithmetic in less time on a CPU: nothing here changes a result by more than rounding.
 
-Three things that a profile shows, each with its answer (numbers in docs/speed.md):
+Three things that a profile shows, each with its answer (docs/speed.md has the result):
 
 - ``nn.Linear`` leaves float32 products to the BLAS library of the build. oneDNN, which comes with torch as well, is
   8 to 30 % faster at Swin's shapes and applies GELU on the way: :func:`linear`.
@@ -28,8 +28,8 @@ from torch.autograd import Function
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
-# Hidden layer of an MLP that is worth having at once, in bytes. Measured from 4 to 64 MiB: see docs/speed.md.
-CACHED_BYTES = 8 * 2**20
+# Hidden layer of an MLP that is worth having at once, in bytes: of 4, 8, 16 MiB and no limit, the fastest.
+CACHED_BYTES = 16 * 2**20
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
