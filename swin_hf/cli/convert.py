@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from swin_hf.checkpoints import Checkpoint
 
@@ -61,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
         window_size=_sides("--window-size", args.window_size),
     )
     print(checkpoint)
+    pixel_values = None if picture is None else _preprocess(checkpoint, picture)
     written = convert_checkpoint(checkpoint, args.destination, to=args.to, overwrite=args.overwrite)
     print(f"written: {written} ({args.to})")
-    return 0 if picture is None else _verify(checkpoint, written, args.to, picture)
+    return 0 if pixel_values is None else _verify(checkpoint, written, args.to, pixel_values)
 
 
 def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:
@@ -76,19 +78,24 @@ def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | Non
     return values[0], values[1]
 
 
-def _verify(checkpoint: "Checkpoint", written: Path, layout: str, picture: "Image") -> int:
-    from swin_hf.checkpoints.load import MODELS, build_model
+def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
     from swin_hf.checkpoints.preprocessing import evaluation_transform, image_processor
+
+    transform = evaluation_transform(checkpoint, checkpoint.target)
+    if transform is None:
+        raise ValueError(
+            f"--verify needs the normalisation of images of {checkpoint.target.num_channels} channels, which is not "
+            "known; put a preprocessor_config.json beside the source"
+        )
+    pixel_values: Tensor = image_processor(transform)(picture, return_tensors="pt")["pixel_values"]
+    return pixel_values
+
+
+def _verify(checkpoint: "Checkpoint", written: Path, layout: str, pixel_values: "Tensor") -> int:
+    from swin_hf.checkpoints.load import MODELS, build_model
     from swin_hf.checkpoints.verify import TOLERANCE, verify
 
     model = build_model(checkpoint, MODELS[checkpoint.place.kind])
-    transform = evaluation_transform(checkpoint, model.config)
-    if transform is None:
-        raise ValueError(
-            f"--verify needs the normalisation of images of {model.config.num_channels} channels, which is not known; "
-            "put a preprocessor_config.json beside the source"
-        )
-    pixel_values = image_processor(transform)(picture, return_tensors="pt")["pixel_values"]
     differences = verify(model, written, layout, pixel_values)
     for name, difference in differences.items():
         print(f"verified with {name}: largest difference {difference:.2e}")
