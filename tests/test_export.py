@@ -68,6 +68,7 @@ def test_exported_program_runs_at_any_batch_size(model, tmp_path):
         torch.testing.assert_close(program(images), logits(model, images), atol=FP32, rtol=0)
 
 
+@pytest.mark.slow
 def test_another_image_size_can_be_exported(model, tmp_path):
     report = export_torch(model, tmp_path / "model.pt2", image_size=(30, 46))
     images = torch.randn(2, 3, 30, 46)

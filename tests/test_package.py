@@ -140,7 +140,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     sources = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     assert sources <= set(names)
     assert "swin_hf/py.typed" in names
-    assert any(name.startswith("swin_hf/hub/") and name.endswith(".md") for name in names), (
+    assert any(name.startswith("swin_hf/hub/") and name.endswith(".md.jinja") for name in names), (
         "the card template is missing"
     )
     assert {name.split("/")[0] for name in names} == {"swin_hf", f"swin_hf-{swin_hf.__version__}.dist-info"}
