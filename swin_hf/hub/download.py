@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ def pull(
         if "cannot be reached" not in str(error) and "not well" not in str(error):
             raise
         return _from_cache(repo_id, revision, fetch, verify, str(error))
+    if local_dir is None:
+        with suppress(Exception):  # only so that the name of the revision is known offline too
+            api.resolve_revision(repo_id, revision=revision)
     present = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     _refuse_pickles(repo_id, present)
 
@@ -227,7 +231,9 @@ def _has_digest(path: Path, digest: str) -> bool:
 def _from_cache(repo_id: str, revision: str | None, fetch: Fetch, verify: bool, why: str) -> PullResult:
     """What an earlier pull left in the cache; the names of the cache's blobs are their hashes."""
     try:
-        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        # Without patterns the client would miss the files that a pull leaves on the Hub.
+        needed = [CONFIG, PROCESSOR, WEIGHTS, INDEX, FACTS_NAME, *CORE, "model-?????-of-?????.safetensors"]
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=needed, local_files_only=True))
     except Exception:
         raise HubError(
             f"{why}, and the cache does not hold {repo_id}{f' at {revision}' if revision else ''}; pull it once while "

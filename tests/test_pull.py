@@ -1,0 +1,319 @@
+"""Pull against the loopback Hub: one commit, verified, safetensors only, also without the Hub."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import FOR_EVER, READER, STRANGER, use_mode
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+from safetensors.torch import load_file, save_file
+
+from swin_hf import SwinHFBackbone, SwinHFForImageClassification, cli, load_backbone, pull, push
+from swin_hf.hub import HubError, TrainingFacts, download, remote
+from swin_hf.hub.staging import CORE
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
+
+REPO = "user/tiny"
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *CORE}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02))
+
+
+@pytest.fixture
+def pushed(hub, tiny_model):
+    """A model on the Hub; the requests that brought it there are forgotten."""
+    result = push(tiny_model, REPO, tag="v1", endpoint=hub.url)
+    hub.requests.clear()
+    return result
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def switch() -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        close_session()  # the client decides when it opens a session
+
+    yield switch
+    monkeypatch.undo()
+    close_session()
+
+
+def files(path: Path) -> set[str]:
+    return {file.name for file in path.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("mode", ["basic", "xet"])
+def test_pull_brings_what_loading_needs_and_says_which_commit(hub, tiny_model, monkeypatch, mode):
+    use_mode(hub, mode, monkeypatch)
+    pushed = push(tiny_model, REPO, facts=TrainingFacts(seed=1), endpoint=hub.url)
+    hub.put(REPO, {"notes.txt": b"x", "training_args.bin": b"\x80", "other.py": b"x = 1\n"})
+    pulled = pull(REPO, revision=pushed.commit, endpoint=hub.url)
+    assert pulled.commit == pushed.commit and files(pulled.path) == FILES | {"training_facts.json"}
+    assert files(pull(REPO, endpoint=hub.url).path) == FILES | {"training_facts.json"}
+
+
+def test_everything_comes_from_the_commit_that_the_revision_stood_for(hub, pushed):
+    pulled = pull(REPO, revision="v1", endpoint=hub.url)
+    assert pulled.commit == pushed.commit
+    assert all(pushed.commit in path for step, path, _ in hub.requests if step in ("resolve", "tree"))
+
+
+def test_second_pull_downloads_nothing(hub, pushed):
+    first = pull(REPO, endpoint=hub.url)
+    hub.requests.clear()
+    assert pull(REPO, endpoint=hub.url) == first and "cdn" not in hub.steps()
+
+
+def test_local_dir_holds_the_files(hub, pushed, tmp_path, tiny_model):
+    pulled = pull(REPO, local_dir=tmp_path / "here", endpoint=hub.url)
+    assert pulled.path == tmp_path / "here" and files(pulled.path) >= FILES
+    loaded = SwinHFForImageClassification.from_pretrained(pulled.path)
+    assert torch.equal(loaded.classifier.weight, tiny_model.classifier.weight)
+
+
+def test_corrupted_download_is_noticed_and_repaired(hub, pushed):
+    """The client checks the size only; the same size with one byte changed passes it."""
+    hub.fail("cdn", "corrupt")
+    pulled = pull(REPO, endpoint=hub.url)
+    assert (pulled.path / "model.safetensors").read_bytes() == hub.files(REPO)["model.safetensors"]
+    assert hub.steps().count("cdn") == 2
+
+
+def test_download_that_stays_corrupted_is_refused_and_removed(hub, pushed, tmp_path):
+    hub.fail("cdn", "corrupt", times=FOR_EVER)
+    with pytest.raises(HubError, match=r"model.safetensors of user/tiny did not arrive as the Hub has it, twice"):
+        pull(REPO, local_dir=tmp_path / "here", endpoint=hub.url)
+    assert not (tmp_path / "here" / "model.safetensors").exists()
+    with pytest.raises(HubError, match=r"did not arrive"):
+        pull(REPO, endpoint=hub.url)
+    hub.faults.clear()
+    assert (pull(REPO, endpoint=hub.url).path / "model.safetensors").is_file()
+
+
+def test_without_verify_the_corruption_stays(hub, pushed):
+    hub.fail("cdn", "corrupt")
+    pulled = pull(REPO, verify=False, endpoint=hub.url)
+    assert (pulled.path / "model.safetensors").read_bytes() != hub.files(REPO)["model.safetensors"]
+
+
+@pytest.mark.parametrize("step", ["repo_info", "tree", "resolve", "cdn"])
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 503}, {"kind": "cut"}, {"kind": "half"}], ids=str)
+def test_fault_that_passes_is_overcome(hub, pushed, step, fault):
+    fault = dict(fault)
+    hub.fail(step, fault.pop("kind"), **fault)
+    pulled = pull(REPO, endpoint=hub.url)
+    assert (pulled.path / "model.safetensors").read_bytes() == hub.files(REPO)["model.safetensors"]
+
+
+# -- without the Hub --------------------------------------------------------------------------------------------------
+
+
+def test_offline_the_cache_answers(hub, pushed, offline):
+    online = pull(REPO, revision="v1", endpoint=hub.url)
+    hub.requests.clear()
+    offline()
+    assert pull(REPO, revision="v1") == online
+    assert pull(REPO, revision=pushed.commit) == online
+    assert isinstance(load_backbone(REPO, revision="v1"), SwinHFBackbone) and hub.requests == []
+    with pytest.raises(HubError, match=r"offline mode is on .* the cache does not hold user/other"):
+        pull("user/other")
+    with pytest.raises(HubError, match=r"the cache does not hold user/tiny at v2"):
+        pull(REPO, revision="v2")
+
+
+def test_hub_that_is_down_leaves_the_cache(hub, pushed):
+    online = pull(REPO, endpoint=hub.url)
+    assert pull(REPO, endpoint="http://127.0.0.1:9") == online
+    hub.fail("repo_info", "status", status=503, times=FOR_EVER)
+    assert pull(REPO, endpoint=hub.url) == online
+    with pytest.raises(HubError, match=r"cannot be reached.*cache does not hold user/other"):
+        pull("user/other", endpoint="http://127.0.0.1:9")
+
+
+def test_damage_in_the_cache_is_noticed_offline(hub, pushed, offline):
+    weights = pull(REPO, endpoint=hub.url).path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.resolve().write_bytes(content)
+    offline()
+    with pytest.raises(HubError, match=r"model.safetensors of user/tiny is damaged in the cache; delete"):
+        pull(REPO)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_private_and_gated_repositories_are_sentences(hub, pushed, monkeypatch):
+    with pytest.raises(HubError, match=r"there is no repository user/missing.*check the name"):
+        pull("user/missing", endpoint=hub.url)
+    with pytest.raises(HubError, match="user/tiny has no such revision"):
+        pull(REPO, revision="v9", endpoint=hub.url)
+    hub.repos[REPO].private = True
+    assert pull(REPO, endpoint=hub.url)
+    monkeypatch.setenv("HF_TOKEN", STRANGER)
+    with pytest.raises(HubError, match="there is no repository user/tiny that can be seen from here"):
+        pull(REPO, endpoint=hub.url)
+    hub.repos[REPO].private, hub.repos[REPO].gated = False, True
+    hub.put(REPO, {"config.json": hub.files(REPO)["config.json"] + b"\n"})
+    with pytest.raises(HubError, match="access to user/tiny is restricted; ask for it"):
+        pull(REPO, endpoint=hub.url)
+    hub.repos[REPO].allowed.add("stranger")
+    assert pull(REPO, endpoint=hub.url)
+
+
+def test_reader_and_nobody_may_pull_what_is_public(hub, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert pull(REPO, endpoint=hub.url)
+    monkeypatch.delenv("HF_TOKEN")
+    assert pull(REPO, endpoint=hub.url)
+
+
+def test_pickle_only_repository_is_refused_before_a_download(hub):
+    hub.put(REPO, {"config.json": b"{}", "pytorch_model.bin": b"\x80\x04"})
+    with pytest.raises(ValueError, match=r"pickled weights only \(pytorch_model.bin\).*nothing was downloaded"):
+        pull(REPO, endpoint=hub.url)
+    assert not {"resolve", "cdn"} & set(hub.steps())
+
+
+def test_repository_without_a_model_is_refused(hub):
+    hub.put(REPO, {"notes.txt": b"x"})
+    with pytest.raises(ValueError, match=r"user/tiny holds no config.json"):
+        pull(REPO, endpoint=hub.url)
+    hub.put(REPO, {"config.json": b"{}"})
+    with pytest.raises(ValueError, match=r"user/tiny holds no model.safetensors"):
+        pull(REPO, endpoint=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embed_dim": -1}, "is not valid: .*embed_dim"),
+        ({"embed_dim": "wide"}, "is not valid"),
+        ({"depths": [1, 2]}, "is not valid: .*depths"),
+        ({"num_heads": [3, 2, 4]}, "is not valid: .*num_heads"),
+        ({"embed_dim": 2**20}, "the weights do not fit config.json"),
+        ({"depths": [1, 2 * 10**9, 1]}, "asks for 2000000002 blocks but the weights hold"),
+        ({"num_labels": 7}, "classifier.bias has shape .5,. where config.json asks for .7,."),
+        ({"architectures": ["Evil"]}, "names the architecture 'Evil'; it must be one of"),
+    ],
+    ids=str,
+)
+def test_hostile_configuration_is_refused_before_anything_is_allocated(hub, tiny_model, tmp_path, change, message):
+    """Also where from_pretrained would be told to ignore mismatched sizes, and would allocate what the file asks."""
+    tiny_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    if "num_labels" in change:
+        config.pop("id2label"), config.pop("label2id")
+    hub.put(REPO, {"config.json": json.dumps(config).encode()})
+    hub.put(REPO, {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()})
+    with pytest.raises(ValueError, match=message):
+        pull(REPO, endpoint=hub.url)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_backbone(tmp_path, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000], ids=["cut", "list", "binary", "deep"])
+def test_unreadable_configuration_is_a_sentence(hub, content):
+    hub.put(REPO, {"config.json": content, "model.safetensors": b"x"})
+    with pytest.raises(ValueError, match=r"config.json cannot be read .*save the model again"):
+        pull(REPO, endpoint=hub.url)
+
+
+def test_huge_configuration_is_refused_unread(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**26)
+    with pytest.raises(ValueError, match="it has more than 32 MiB"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..\\x.safetensors", "x.bin", 7], ids=str
+)
+def test_shard_that_leaves_the_folder_is_refused(hub, tiny_model, tmp_path, name):
+    tiny_model.save_pretrained(tmp_path / "model")
+    save_file(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "outside.safetensors", {"format": "pt"})
+    (tmp_path / "model" / "model.safetensors").unlink()
+    index = json.dumps({"metadata": {}, "weight_map": {"classifier.bias": name}})
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(index)
+    for refused in (lambda: load_backbone(tmp_path / "model"), lambda: push(tmp_path / "model", REPO, dry_run=True)):
+        with pytest.raises(ValueError, match=r"points to .*anything else is refused"):
+            refused()
+    config = (tmp_path / "model" / "config.json").read_bytes()
+    hub.put(REPO, {"config.json": config, "model.safetensors.index.json": index.encode()})
+    with pytest.raises(ValueError, match=r"points to .*anything else is refused"):
+        pull(REPO, endpoint=hub.url)
+
+
+def test_index_that_names_a_missing_shard_or_is_broken_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path, max_shard_size="100KB")
+    (tmp_path / "model-00001-of-00005.safetensors").unlink(missing_ok=True)
+    first = sorted(tmp_path.glob("model-0*.safetensors"))[0]
+    first.unlink()
+    with pytest.raises(ValueError, match=r"which is missing; copy or download the folder again"):
+        load_backbone(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index.json cannot be read"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x80\x04pickle", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"{", b"\0" * 64],
+    ids=["empty", "pickle", "huge-header", "cut", "zeros"],
+)
+def test_file_that_is_not_safetensors_is_refused(tiny_model, tmp_path, content):
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "..%2Fevil", "/abs.safetensors"])
+def test_file_names_of_a_hostile_hub_never_leave_the_folder(hub, pushed, tmp_path, name):
+    hub.put(REPO, {name: b"evil"})
+    pulled = pull(REPO, local_dir=tmp_path / "deep" / "here", endpoint=hub.url)
+    assert files(pulled.path) == FILES and {p.name for p in (tmp_path / "deep").iterdir()} == {"here"}
+
+
+def test_model_of_another_family_is_pulled_and_verified(hub, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    content = (tmp_path / "model.safetensors").read_bytes()
+    hub.put(REPO, {"config.json": b'{"model_type": "swin"}', "model.safetensors": content})
+    assert (pull(REPO, endpoint=hub.url).path / "model.safetensors").read_bytes() == content
+
+
+# -- backbones and the command line -----------------------------------------------------------------------------------
+
+
+def test_load_backbone_takes_folders_and_repositories(hub, pushed, tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    local = load_backbone(tmp_path / "model", out_features=["stage1", "stage3"]).eval()
+    remote_one = load_backbone(REPO, revision="v1", endpoint=hub.url, out_indices=[1, 3]).eval()
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, 32, 48)
+        maps = local(pixels).feature_maps
+        assert [tuple(m.shape) for m in maps] == [(1, 16, 16, 24), (1, 64, 4, 6)]
+        for ours, theirs in zip(maps, remote_one(pixels).feature_maps, strict=True):
+            assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"is a folder, which has no revision 'v1'"):
+        load_backbone(tmp_path / "model", revision="v1")
+    for missing in ("./nowhere", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
+            load_backbone(missing)
+
+
+def test_command_line_pulls(hub, pushed, tmp_path, capsys, monkeypatch):
+    # HF_ENDPOINT is read when the client is imported, so the address is handed over here.
+    monkeypatch.setattr(download, "client", lambda endpoint: remote.client(endpoint or hub.url))
+    assert cli.main(["pull", REPO, "--revision", "v1", "--local-dir", str(tmp_path / "x"), "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "x"), f"commit {pushed.commit}"]
+    assert cli.main(["pull", "user/missing", "--quiet"]) == 2
+    assert "swin-hf pull: there is no repository user/missing" in capsys.readouterr().err
