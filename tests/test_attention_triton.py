@@ -361,7 +361,7 @@ def test_calls_that_do_not_fit_say_what_would():
 def compile_kernel(
     name: str, window: int, head_dim: int, element: str, arch: int, mask_padding: bool = False
 ) -> list[int]:
-    """Compile for a GPU that need not be there: registers of a thread, bytes spilled, programs that fit and are asked."""
+    """Compile for a GPU that need not be there: registers of a thread, bytes spilled, programs that fit, and asked."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
