@@ -209,7 +209,7 @@ STEPS = {
     "multipart": (*API_STEPS, "lfs_batch", "lfs_part", "lfs_complete", "lfs_verify"),
     "xet": (*API_STEPS, "xet_write_token"),
 }
-PATIENT = ("preupload", "lfs_batch", "lfs_put", "lfs_part", "lfs_complete", "lfs_verify")
+PATIENT = ("preupload", "lfs_batch", "lfs_put", "lfs_part", "lfs_complete", "lfs_verify", "xet_write_token")
 TRANSIENT = {
     "500": {"kind": "status", "status": 500},
     "502": {"kind": "status", "status": 502},

@@ -157,11 +157,11 @@ def understand(error: BaseException, repo_id: str) -> Failure:
             return Failure(
                 "the disk is full; make room, or move the cache with HF_HOME and temporary files with TMPDIR"
             )
-        if isinstance(cause, TransportError | ConnectionError | TimeoutError | json.JSONDecodeError):
+        if isinstance(cause, TransportError | ConnectionError | json.JSONDecodeError):
             return Failure(
                 f"the Hub cannot be reached or broke off ({type(cause).__name__}); check the network and HF_ENDPOINT, "
                 "then run the command again",
-                transient=True,
+                transient=not isinstance(cause, ConnectionError),  # those come from hf_xet, which has tried long enough
             )
     first_line = next(iter(redact(str(error)).strip().splitlines()), "")
     return Failure(f"{type(error).__name__}: {first_line}")

@@ -140,7 +140,10 @@ def stage(
     paths[CONFIG] = _write_config(folder / CONFIG, values, include_code)
     paths[PROCESSOR] = _processor(saved, folder, processor, config)
     if include_code:
-        paths |= {name: Path(str(files("swin_hf.model") / name)) for name in CORE}
+        # Copies: an installation that changes while the push runs must not be sent half old and half new.
+        for name in CORE:
+            paths[name] = folder / name
+            paths[name].write_bytes((files("swin_hf.model") / name).read_bytes())
     facts = facts or _find_facts(saved)
     if facts:
         (folder / FACTS_NAME).write_text(redact(facts.to_json()), encoding="utf-8")
