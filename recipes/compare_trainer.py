@@ -3,8 +3,8 @@
     python recipes/compare_trainer.py                       # digits, offline
     python recipes/compare_trainer.py --epochs 12 --rounds 3
 
-Ours is ``SwinHFForImageClassification`` under Lightning with ``ImageDataModule``; theirs is transformers' own Swin under
-its Trainer with torchvision transforms in ``with_transform``, as in its image classification example. Both train the
+Ours is ``SwinHFForImageClassification`` under Lightning with ``ImageDataModule``; theirs is transformers' own Swin
+under its Trainer with torchvision transforms in ``with_transform``, as in its image classification example. Both train the
 same sizes from random weights on the same pictures with AdamW, the same schedule, augmentation, precision (fp32) and
 clipping, without logging or saving. The rounds alternate; the median time per epoch after the first is reported.
 """
@@ -76,7 +76,8 @@ def train_ours(epochs: int, batch: int, seed: int) -> tuple[list[float], float]:
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu", max_epochs=epochs, gradient_clip_val=5.0, callbacks=[clock], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, data)
     return clock.seconds, trainer.test(module, data, verbose=False)[0]["test_accuracy"]
@@ -90,7 +91,7 @@ def train_theirs(epochs: int, batch: int, seed: int) -> tuple[list[float], float
     augment = v2.Compose([v2.RGB(), resize, v2.RandomCrop(32, padding=2), *tail])
     plain = v2.Compose([v2.RGB(), resize, *tail])
 
-    def to_batch(transform: v2.Compose):  # noqa: ANN202 - a closure over the transform
+    def to_batch(transform: v2.Compose):
         return lambda rows: {"pixel_values": [transform(image) for image in rows["image"]], "labels": rows["label"]}
 
     data = load_dataset("parquet", data_files=FILES)
