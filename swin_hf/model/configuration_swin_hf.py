@@ -69,7 +69,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     embed_dim: int = 96
     depths: Sequence[int] = (2, 2, 6, 2)
     num_heads: Sequence[int] = ()
-    window_size: int | Sequence[int] | Sequence[Sequence[int]] = 7
+    window_size: int | Sequence[int | Sequence[int]] = 7
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     hidden_dropout_prob: float = 0.0
@@ -167,7 +167,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def stage_windows(self) -> tuple[Pair, ...]:
         """Window height and width in tokens, one pair for each stage."""
-        window = self.window_size
+        window: Any = self.window_size
         if isinstance(window, int):
             return ((window, window),) * self.num_layers
         if len(window) == 2 and all(isinstance(side, int) for side in window):
@@ -223,7 +223,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more")
 
     def _check_windows(self) -> None:
-        window = self.window_size
+        window: Any = self.window_size
         if isinstance(window, list) and any(isinstance(stage, list) for stage in window):
             per_stage = True
         else:

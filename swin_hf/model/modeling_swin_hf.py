@@ -26,8 +26,8 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, logging
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import BACKENDS, SwinHFAttention
 from .configuration_swin_hf import SwinHFConfig
@@ -65,9 +65,9 @@ class SwinHFModelOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
 
 
 @dataclass
@@ -84,9 +84,9 @@ class SwinHFImageClassifierOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
 
 
 @dataclass
@@ -103,9 +103,9 @@ class SwinHFMaskedImageModelingOutput(ModelOutput):
 
     loss: Tensor | None = None
     reconstruction: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
 
 
 class SwinHFEmbeddings(nn.Module):
@@ -134,14 +134,17 @@ class SwinHFEmbeddings(nn.Module):
 
         ``bool_masked_pos``, ``(B, L)`` or ``(B, H, W)``, is True where the mask token replaces a patch.
         """
-        x = self.patch_embeddings(self._pad_to_patches(pixel_values))  # B, C, H, W
+        x: Tensor = self.patch_embeddings(self._pad_to_patches(pixel_values))  # B, C, H, W
         x = self.norm(x.permute(0, 2, 3, 1))  # B, H, W, C
-        if bool_masked_pos is not None:
-            mask = _as_grid(bool_masked_pos, x.shape[:3]).to(x.dtype).unsqueeze(-1)  # B, H, W, 1
+        if bool_masked_pos is not None and self.mask_token is not None:
+            mask = (
+                _as_grid(bool_masked_pos, (x.shape[0], x.shape[1], x.shape[2])).to(x.dtype).unsqueeze(-1)
+            )  # B, H, W, 1
             x = x * (1 - mask) + self.mask_token.to(x.dtype) * mask
         if self.position_embeddings is not None:
             x = x + resize_position_embeddings(self.position_embeddings, self.grid, (x.shape[1], x.shape[2]))
-        return self.dropout(x)
+        x = self.dropout(x)
+        return x
 
     def _pad_to_patches(self, pixel_values: Tensor) -> Tensor:
         """Append rows and columns of zeros until whole patches fit."""
@@ -192,7 +195,8 @@ class SwinHFMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
         x = self.dropout(linear(self.fc1, x, self.act))  # ..., mlp_ratio * C
-        return self.dropout(linear(self.fc2, x))  # ..., C
+        x = self.dropout(linear(self.fc2, x))  # ..., C
+        return x
 
 
 class SwinHFBlock(GradientCheckpointingLayer):
@@ -300,7 +304,7 @@ class SwinHFPreTrainedModel(PreTrainedModel):
     config_class = SwinHFConfig
     base_model_prefix = "swin"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # as all vision models have it
     supports_gradient_checkpointing = True
     _input_embed_layer = "patch_embeddings"
     _no_split_modules = ["SwinHFEmbeddings", "SwinHFBlock", "SwinHFPatchMerging"]  # noqa: RUF012
@@ -374,9 +378,10 @@ class SwinHFPreTrainedModel(PreTrainedModel):
                 changes = {**differences, **changes}
         if "patch_size" in changes:
             kwargs.pop("encoder_stride", None)  # follows from the patch
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         model._check_loading(info, strict, pretrained_model_name_or_path)
         if any(value is not None for value in changes.values()):
             if any(parameter.is_meta for parameter in model.parameters()):
@@ -452,7 +457,7 @@ class SwinHFPreTrainedModel(PreTrainedModel):
                 f"image_size {target.image_size} is smaller than one patch of {target.patch_size}; "
                 "choose a larger image or resample the patches first"
             )
-        base = self.base_model
+        base: Any = self.base_model
         for stage, window in zip(base.stages, target.stage_windows, strict=False):
             for block in stage.blocks:
                 attention = block.attention
@@ -480,11 +485,10 @@ class SwinHFPreTrainedModel(PreTrainedModel):
         """
         target = _changed(self.config, patch_size=patch_size)
         target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
-        decoder = getattr(self, "decoder", None)
-        if decoder is not None:
+        if isinstance(self, SwinHFForMaskedImageModeling):
             _check_stride(target)
             self._resize_decoder(target.num_channels, target.encoder_stride)
-        embeddings = self.base_model.embeddings
+        embeddings: Any = self.base_model.embeddings
         convolution = embeddings.patch_embeddings
         convolution.weight = _like(convolution.weight, resample_patches(convolution.weight, target.patch_hw))
         convolution.kernel_size = convolution.stride = target.patch_hw
@@ -507,18 +511,18 @@ class SwinHFPreTrainedModel(PreTrainedModel):
             ValueError: If the number is not positive.
         """
         target = _changed(self.config, num_channels=num_channels)
-        convolution = self.base_model.embeddings.patch_embeddings
+        convolution: Any = self.get_input_embeddings()
         mix = channel_matrix(convolution.in_channels, num_channels).to(convolution.weight)
         convolution.weight = _like(convolution.weight, torch.einsum("oihw,ni->onhw", convolution.weight, mix))
         convolution.in_channels = num_channels
-        if getattr(self, "decoder", None) is not None:
+        if isinstance(self, SwinHFForMaskedImageModeling):
             self._resize_decoder(num_channels, target.encoder_stride)
         self.config.num_channels = num_channels
         return self
 
     def _move_to_grid(self, grid: Pair) -> None:
         """Interpolate absolute position embeddings, where there are any."""
-        embeddings = self.base_model.embeddings
+        embeddings: Any = self.base_model.embeddings
         if embeddings.position_embeddings is not None:
             positions = resize_position_embeddings(embeddings.position_embeddings, embeddings.grid, grid)
             embeddings.position_embeddings = _like(embeddings.position_embeddings, positions.flatten(1, 2))
@@ -549,7 +553,9 @@ class SwinHFModel(SwinHFPreTrainedModel):
         self.num_features = config.hidden_size
         self.add_pooling_layer = add_pooling_layer
         self.embeddings = SwinHFEmbeddings(config, use_mask_token)
-        self.stages = nn.ModuleList(SwinHFStage(config, stage, always_partition) for stage in range(config.num_layers))
+        self.stages: Any = nn.ModuleList(
+            SwinHFStage(config, stage, always_partition) for stage in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_final_norm else None
         self.post_init()
 
@@ -615,7 +621,9 @@ class SwinHFModel(SwinHFPreTrainedModel):
             raise ValueError(
                 "bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True"
             )
-        return self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.weight.dtype), bool_masked_pos)
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
+        x: Tensor = self.embeddings(pixel_values, bool_masked_pos)  # B, H, W, C
+        return x
 
 
 class SwinHFForImageClassification(SwinHFPreTrainedModel):
@@ -660,16 +668,18 @@ class SwinHFForImageClassification(SwinHFPreTrainedModel):
         Raises:
             ValueError: If a number is not a class of the model, or there is none.
         """
-        wrong = [row for row in rows if not 0 <= row < self.num_labels]
+        classes: Any = self.config.id2label
+        wrong = [row for row in rows if not 0 <= row < len(classes)]
         if wrong or not len(rows):
             raise ValueError(
                 f"rows {wrong[:5] if wrong else list(rows)} are no classes of the model; give numbers from 0 to "
-                f"{self.num_labels - 1}"
+                f"{len(classes) - 1}"
             )
-        old, index = self.classifier, torch.as_tensor(list(rows), device=self.classifier.weight.device)
-        old.weight, old.bias = _like(old.weight, old.weight[index]), _like(old.bias, old.bias[index])
-        names = [self.config.id2label[row] for row in rows]
-        self.num_labels = old.out_features = self.config.num_labels = len(rows)
+        head: Any = self.classifier
+        index = torch.as_tensor(list(rows), device=head.weight.device)
+        head.weight, head.bias = _like(head.weight, head.weight[index]), _like(head.bias, head.bias[index])
+        names = [classes[row] for row in rows]
+        self.num_labels = head.out_features = self.config.num_labels = len(rows)
         if len(set(names)) == len(names):
             self.config.id2label = dict(enumerate(names))
             self.config.label2id = {name: number for number, name in enumerate(names)}
@@ -729,7 +739,8 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
 
     def _resize_decoder(self, channels: int, stride: int) -> None:
         """Adapt the decoder, whose rows are the pixels of ``stride x stride`` squares, channel by channel."""
-        convolution, shuffle = self.decoder
+        decoder: Any = self.decoder
+        convolution, shuffle = decoder
         side = shuffle.upscale_factor
         rows = torch.cat([convolution.weight.flatten(1), convolution.bias[:, None]], dim=1).float()
         pixels = rows.T.unflatten(1, (-1, side, side))  # C + 1, channels, stride, stride
@@ -773,6 +784,7 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        assert pixel_values is not None  # the model above has refused None
         batch, _, height, width = pixel_values.shape
         merging, patch = 2 ** (self.config.num_layers - 1), self.config.patch_hw
         grid = (-(-height // patch[0]), -(-width // patch[1]))
@@ -867,8 +879,8 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
             if len(feature_maps) == len(self.out_features) and not everything:
                 break
         return BackboneOutput(
-            feature_maps=tuple(feature_maps.values()),
-            hidden_states=states.select(states.maps),
+            feature_maps=tuple(feature_maps.values()),  # type: ignore[arg-type]  # annotated there as of one map
+            hidden_states=states.select(states.maps),  # type: ignore[arg-type]  # None where a state was not asked for
             attentions=tuple(attentions) if output_attentions else None,
         )
 
@@ -909,7 +921,7 @@ def normalise_locally(pixels: Tensor, side: int) -> Tensor:
         pixels: ``(B, channels, height, width)``.
         side: Side of the neighbourhood in pixels, odd; what lies outside of the image does not count.
     """
-    pool = {"kernel_size": side, "stride": 1, "padding": side // 2}
+    pool: dict[str, Any] = {"kernel_size": side, "stride": 1, "padding": side // 2}
     mean = F.avg_pool2d(pixels, **pool, count_include_pad=False)
     square = F.avg_pool2d(pixels.square(), **pool, count_include_pad=False)
     count = F.avg_pool2d(torch.ones_like(pixels), **pool, count_include_pad=True) * side**2

@@ -331,12 +331,13 @@ def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     identity = torch.eye(count, dtype=torch.float64)
     linear = u[:, None] * identity[left] + v[:, None] * identity[right]
     bend = (u**3 - u)[:, None] * second[left] + (v**3 - v)[:, None] * second[right]
-    return linear + bend * (gap**2 / 6)[:, None]
+    weights: Tensor = linear + bend * (gap**2 / 6)[:, None]
+    return weights
 
 
 def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tensor:
     """Interpolate position embeddings ``(1, L, C)`` of one grid for another, bicubic; ``(1, H, W, C)``."""
-    maps = embeddings.unflatten(1, old)  # 1, H, W, C
+    maps: Tensor = embeddings.unflatten(1, old)  # 1, H, W, C
     if old == new:
         return maps
     resized = F.interpolate(maps.permute(0, 3, 1, 2).float(), size=new, mode="bicubic", align_corners=False)
@@ -354,8 +355,9 @@ def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
         return kernel
     pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
     enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
-    resampled = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
-    return resampled.unflatten(2, new).to(kernel.dtype)
+    resampled: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
+    resampled = resampled.unflatten(2, new)  # out, in, h', w'
+    return resampled.to(kernel.dtype)
 
 
 def channel_matrix(old: int, new: int) -> Tensor:
