@@ -24,6 +24,7 @@ from .weights import (
     PICKLES,
     PROCESSOR,
     WEIGHTS,
+    OtherFamilyError,
     check_weights,
     read_config,
     shard_names,
@@ -83,7 +84,7 @@ def pull(
         commit = str(attempt(lambda: api.model_info(repo_id, revision=revision), repo_id).sha)
         tree = attempt(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)), repo_id)
     except HubError as error:
-        if "cannot be reached" not in str(error) and "not well" not in str(error):
+        if not error.transient:
             raise
         return _from_cache(repo_id, revision, fetch, verify, str(error))
     if local_dir is None:
@@ -188,10 +189,8 @@ def _config(folder: Path) -> tuple[dict[str, Any], SwinHFConfig | None]:
     """The configuration, checked before the weights are downloaded; None for a model of another family."""
     try:
         return read_config(folder / CONFIG)
-    except ValueError as error:
-        if "model_type" in str(error) and "not valid" not in str(error):
-            return {}, None
-        raise
+    except OtherFamilyError:
+        return {}, None
 
 
 def _verify(repo_id: str, commit: str, folder: Path, expected: dict[str, RepoFile], fetch: Fetch) -> None:

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its stubs export nothing
 
 try:
     from httpx2 import TransportError  # what huggingface_hub 2 speaks HTTP with
@@ -41,7 +41,16 @@ Result = TypeVar("Result")
 
 
 class HubError(RuntimeError):
-    """What went wrong with the Hub, and the remedy, in a sentence."""
+    """What went wrong with the Hub, and the remedy, in a sentence.
+
+    Args:
+        sentence: The message.
+        transient: Whether the Hub was out of reach or unwell, rather than unwilling.
+    """
+
+    def __init__(self, sentence: str, transient: bool = False) -> None:
+        super().__init__(sentence)
+        self.transient = transient
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Failure:
 
     def error(self) -> HubError:
         """The exception to raise."""
-        return HubError(self.sentence)
+        return HubError(self.sentence, self.transient)
 
 
 def client(endpoint: str | None = None) -> HfApi:

@@ -28,6 +28,10 @@ ARCHITECTURES = {
 CONFIG_BYTES = 32 * 2**20  # 21,841 class names twice are 2 MB
 
 
+class OtherFamilyError(ValueError):
+    """A configuration of another model family."""
+
+
 def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
     """Read a ``config.json`` and check its ranges; nothing of the model is built.
 
@@ -37,7 +41,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         The values as they are in the file, and the configuration.
 
     Raises:
-        ValueError: When it cannot be read, belongs to another family, or holds a value out of range.
+        OtherFamilyError: When it belongs to another family.
+        ValueError: When it cannot be read, or holds a value out of range.
     """
     try:
         if path.stat().st_size > CONFIG_BYTES:
@@ -49,7 +54,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         raise ValueError(f"{CONFIG} cannot be read ({error}); save the model again with save_pretrained") from None
     values.pop("auto_map", None)
     if values.get("model_type") != SwinHFConfig.model_type:
-        raise ValueError(
+        raise OtherFamilyError(
             f"{CONFIG} has model_type {values.get('model_type')!r}, not {SwinHFConfig.model_type!r}; "
             "convert the checkpoint first: swin-hf convert SOURCE FOLDER --to swin_hf"
         )

@@ -1,0 +1,298 @@
+"""Model cards: a golden one, the numbers in them, foreign text, edits, and the cards of the presets."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import metadata_problems
+from huggingface_hub import ModelCard
+from PIL import Image
+from scipy.stats import binomtest
+
+import swin_hf
+from swin_hf import SwinHFConfig, cli, list_presets, push
+from swin_hf.hub import (
+    CardSource,
+    ClassScore,
+    ConfusionMatrix,
+    DataFacts,
+    Metric,
+    SplitFacts,
+    TrainingFacts,
+    is_edited,
+    publish,
+    remote,
+    render_card,
+)
+from swin_hf.hub.model_card import check_metadata, confidence_interval, count_macs, count_parameters
+from swin_hf.hub.pictures import draw_pictures
+from swin_hf.hub.preset_cards import PUBLISHED, render_preset_card, write_cards
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
+
+GOLDEN = Path(__file__).with_name("golden_card.md")
+CARDS = Path(__file__).parents[1] / "model_cards"
+NASTY = "a|b`c`\n<script>[x](y)*_\\"
+
+
+def facts() -> TrainingFacts:
+    return TrainingFacts(
+        data=DataFacts(
+            name="user/shapes",
+            fingerprint="0123456789abcdef0123456789abcdef01234567",
+            splits={
+                "train": SplitFacts(100, {"circle": 60, NASTY: 40}),
+                "test": SplitFacts(40, {"circle": 20, NASTY: 20}),
+            },
+            license="cc0-1.0",
+            is_hub_id=True,
+        ),
+        hyper_parameters={"learning_rate": 5e-4, "batch_size": 32, "mixup": True, "betas": [0.9, 0.999]},
+        metrics=[
+            Metric("accuracy", 0.9, "test", 40),
+            Metric("loss", 0.3, "test", 40),
+            Metric("f1_macro", 0.89, "test"),
+        ],
+        per_class=[ClassScore("circle", 0.95, 0.9, 0.924, 20), ClassScore(NASTY, 0.85, 0.9, 0.874, 20)],
+        confusion_matrix=ConfusionMatrix(["circle", NASTY], [[18, 2], [1, 19]], "test"),
+        curves={
+            "train_loss": [[1, 2.0], [2, 1.0]],
+            "val_loss": [[1, 1.5], [2, 0.3]],
+            "val_accuracy": [[1, 0.5], [2, 0.9]],
+        },
+        versions={"torch": "2.15.0", "transformers": "5.23.0"},
+        hardware={"device": "one CPU", "devices": 1, "precision": "32-true"},
+        speed={"train_images_per_s": 812.0},
+        duration_s=125.0,
+        command="python recipes/finetune.py fit --data.dataset user/shapes",
+        seed=7,
+        base_model="microsoft/swin-tiny-patch4-window7-224",
+        base_model_revision="0123456",
+        best_step=2,
+    )
+
+
+def source(tiny_config: SwinHFConfig, **changes) -> CardSource:
+    tiny_config.num_labels = 2
+    tiny_config.id2label = {0: "circle", 1: NASTY}
+    processor = {
+        "size": {"height": 32, "width": 48},
+        "resample": 3,
+        "image_mean": [0.5, 0.5, 0.5],
+        "do_convert_rgb": True,
+    }
+    values = {
+        "config": tiny_config,
+        "architecture": "SwinHFForImageClassification",
+        "processor": processor,
+        "facts": facts(),
+        "repo_id": "user/shapes-swin",
+        "tag": "v1.0",
+        "license": "apache-2.0",
+        "files": (("model.safetensors", 367_972, "ab" * 32),),
+    }
+    return CardSource(**{**values, **changes})
+
+
+def test_golden_card(tiny_config):
+    """A change of wording is seen in review; write the new file with UPDATE_GOLDEN=1."""
+    import os
+
+    card = render_card(source(tiny_config))
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(card, encoding="utf-8")
+    assert card == GOLDEN.read_text(encoding="utf-8") == render_card(source(tiny_config))
+
+
+def test_metadata_is_what_the_hub_reads(tiny_config):
+    card = render_card(source(tiny_config))
+    assert metadata_problems(card) == ([], [])
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag, data.license) == (
+        "transformers",
+        "image-classification",
+        "apache-2.0",
+    )
+    assert data.tags == ["swin", "swin_hf", "vision"] and data.datasets == ["user/shapes"]
+    assert data.base_model == "microsoft/swin-tiny-patch4-window7-224"
+    accuracy = next(result for result in data.eval_results if result.metric_type == "accuracy")
+    assert (accuracy.metric_value, accuracy.dataset_type, accuracy.dataset_split) == (0.9, "user/shapes", "test")
+
+
+def test_unknown_facts_become_comments_and_nothing_is_promised(tiny_config):
+    card = render_card(CardSource(config=tiny_config, architecture="SwinHFModel", processor={}))
+    assert "More Information Needed" not in card and "None" not in re.sub(r"<!--.*?-->", "", card)
+    for what in (
+        "accuracy: not measured",
+        "data: not recorded",
+        "command: not recorded",
+        "energy and CO2: not measured",
+    ):
+        assert f"<!-- {what}" in card
+    check_metadata(card)
+
+
+def test_foreign_text_cannot_break_the_card(tiny_config):
+    card = render_card(source(tiny_config))
+    assert "<script>" not in card and "[x](y)" not in card
+    for table in re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1, table
+    evil = facts()
+    evil.data.name = 'x"\n---\nlicense: evil'
+    check_metadata(card := render_card(source(tiny_config, facts=evil)))
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.9, 40), (0.0, 10), (1.0, 25), (0.972, 360)])
+def test_confidence_interval_is_wilsons(value, n):
+    low, high = confidence_interval(Metric("accuracy", value, "test", n))
+    expected = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    if math.isclose(round(value * n) / n, value, abs_tol=1e-9):
+        assert math.isclose(low, expected.low, abs_tol=1e-6) and math.isclose(high, expected.high, abs_tol=1e-6)
+    assert 0 <= low <= value <= high <= 1
+    assert confidence_interval(Metric("loss", value, "test", n)) is None
+
+
+def test_parameters_and_macs_are_the_published_ones():
+    config = SwinHFConfig.from_preset("swin_tiny_patch4_window7_224")
+    assert count_parameters(config, "SwinHFForImageClassification") == 28_288_354
+    for name in ("swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384"):
+        macs = count_macs(SwinHFConfig.from_preset(name), "SwinHFForImageClassification") / 1e9
+        assert abs(macs - PUBLISHED[name].gflops) < 0.06 * PUBLISHED[name].gflops / 4.5 + 0.05
+
+
+def test_pictures_are_the_same_bytes_for_the_same_facts(tmp_path):
+    first = {path.name: path.read_bytes() for path in draw_pictures(facts(), tmp_path / "a")}
+    second = {path.name: path.read_bytes() for path in draw_pictures(facts(), tmp_path / "b")}
+    assert first == second and set(first) == {"confusion_matrix.png", "learning_curves.png"}
+    for path in (tmp_path / "a").iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 200 and len(image.convert("L").getcolors(256)) > 10, "an empty picture"
+    assert draw_pictures(None, tmp_path / "c") == [] and draw_pictures(TrainingFacts(), tmp_path / "c") == []
+
+
+@pytest.mark.parametrize("edit", [lambda t: t + "x", lambda t: t.replace("v1.0", "v2.0"), lambda t: "# mine\n"])
+def test_edit_is_recognised(tiny_config, edit):
+    card = render_card(source(tiny_config))
+    assert not is_edited(card) and not is_edited(card.replace("\n", "\r\n"))
+    assert is_edited(edit(card))
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("text", "the card has no metadata"),
+        ("---\n: : :\n---\n", "is not YAML"),
+        ("---\n- a\n---\n", r"not a list of `name: value` lines"),
+        ("---\nlicense: [mit]\n---\n", r"has license: \['mit'\], which must be one string"),
+        ("---\ntags: swin\n---\n", "has tags: 'swin', which must be a list of strings"),
+    ],
+)
+def test_wrong_metadata_is_a_sentence_with_the_remedy(card, message):
+    with pytest.raises(ValueError, match=f"{message}.*"):
+        check_metadata(card)
+
+
+def test_snippets_of_a_pushed_card_run(hub, tiny_model, tmp_path, monkeypatch):
+    """Those for swin_hf here; those for transformers alone run in the same words without the package (test_travel)."""
+    push(tiny_model, "user/tiny", tag="v1", endpoint=hub.url)
+    blocks = re.findall(r"```python\n(.*?)```", hub.files("user/tiny")["README.md"].decode(), re.DOTALL)
+    ours = [block for block in blocks if "import swin_hf" in block]
+    assert len(ours) == 2 and len(blocks) == 4
+    monkeypatch.setattr(swin_hf.hub.download, "client", lambda endpoint: remote.client(endpoint or hub.url))
+    names: dict = {}
+    for block in ours:
+        exec(block, names)
+    assert names["model"].classifier.bias.equal(tiny_model.classifier.bias)
+    assert names["backbone"].out_features == ["stage1", "stage2", "stage3"]
+
+
+# -- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_facts_survive_the_file(tmp_path):
+    path = facts().save(tmp_path)
+    assert TrainingFacts.load(tmp_path) == TrainingFacts.load(path) == facts()
+    assert path.name == "training_facts.json" and not list(tmp_path.glob("*.tmp"))
+
+
+def test_facts_that_are_not_finite_are_unknown(tmp_path):
+    TrainingFacts(metrics=[Metric("loss", math.nan, "val")], duration_s=math.inf, seed=1).save(tmp_path)
+    assert TrainingFacts.load(tmp_path) == TrainingFacts(seed=1)
+    json.loads((tmp_path / "training_facts.json").read_text(), parse_constant=lambda x: pytest.fail(x))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "the top level is not an object"),
+        ('{"sed": 1}', "unknown field 'sed' of TrainingFacts; did you mean 'seed'"),
+        ('{"data": {"name": "x", "zzz": 1}}', "unknown field 'zzz' of DataFacts; the fields are name"),
+    ],
+)
+def test_facts_that_cannot_be_read_are_a_sentence(tmp_path, text, message):
+    (tmp_path / "training_facts.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        TrainingFacts.load(tmp_path)
+
+
+# -- presets ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_preset_has_its_card_and_every_card_its_preset():
+    assert {path.stem for path in CARDS.glob("*.md")} == set(list_presets())
+    assert set(PUBLISHED) <= set(list_presets())
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swin_digits_patch4_window4_32"])
+def test_preset_card_is_up_to_date(name):
+    card = render_preset_card(name)
+    assert card == (CARDS / f"{name}.md").read_text(encoding="utf-8"), "run `make cards`"
+    assert metadata_problems(card) == ([], [])
+
+
+@pytest.mark.slow
+def test_every_preset_card_is_up_to_date():
+    assert write_cards(CARDS, check=True) == []
+
+
+def test_unknown_preset_is_a_sentence():
+    with pytest.raises(ValueError, match="unknown preset 'swin_tny'"):
+        render_preset_card("swin_tny")
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def test_command_line_renders_writes_and_keeps(tiny_model, tmp_path, capsys):
+    tiny_model.save_pretrained(tmp_path / "run" / "model")
+    facts().save(tmp_path / "run")
+    assert cli.main(["card", str(tmp_path / "run"), "--repo-id", "user/x", "--license", "mit"]) == 0
+    card = capsys.readouterr().out
+    assert "**90.00 %** accuracy" in card and "license: mit" in card and not is_edited(card)
+    assert cli.main(["card", str(tmp_path / "run"), "--write"]) == 0
+    path = tmp_path / "run" / "model" / "README.md"
+    path.write_text(path.read_text() + "mine")
+    assert cli.main(["card", str(tmp_path / "run"), "--write"]) == 2
+    assert "was edited by hand and is kept; --replace-card overwrites it" in capsys.readouterr().err
+    assert path.read_text().endswith("mine")
+    assert publish.push(tmp_path / "run", "user/x", dry_run=True).card.endswith("mine")
+    assert cli.main(["card", str(tmp_path / "run"), "--write", "--replace-card"]) == 0
+    assert not is_edited(path.read_text())
+
+
+def test_command_line_renders_presets(tmp_path, capsys, monkeypatch):
+    assert cli.main(["card", "--preset", "swin_digits_patch4_window4_32"]) == 0
+    assert "# swin_digits_patch4_window4_32" in capsys.readouterr().out
+    monkeypatch.setattr("swin_hf.hub.preset_cards.list_presets", lambda: ["swin_digits_patch4_window4_32"])
+    assert cli.main(["card", "--all-presets", str(tmp_path), "--check"]) == 1
+    assert "is out of date; run `make cards`" in capsys.readouterr().out
+    (tmp_path / "gone.md").write_text("x")
+    assert cli.main(["card", "--all-presets", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["swin_digits_patch4_window4_32.md"]
+    assert cli.main(["card", "--all-presets", str(tmp_path), "--check"]) == 0
