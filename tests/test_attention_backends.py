@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.model.attention import BackendReport, SwinHFAttention, backend_report, choose_backend
 from swin_hf.model.fast_cpu import WindowAttention, images_at_once, linear
+from swin_hf.model.windows import cyclic_shift, window_geometry, window_mask, window_order, window_partition
 from swin_hf.model.windows import shift_mask as make_shift_mask
-from swin_hf.model.windows import window_geometry, window_mask
 
 # fp32, two orders of summation. Outputs 1e-6 of a unit-scale activation, gradients ten times that.
 OUTPUTS = {"rtol": 1e-5, "atol": 2e-6}
@@ -133,7 +133,7 @@ def test_cpu_shortcuts_change_neither_outputs_nor_gradients(fixture, request, sm
         exact = definition(x.double()).logits
     torch.testing.assert_close(fast, exact.float(), **OUTPUTS)
     torch.testing.assert_close(slow, exact.float(), **OUTPUTS)
-    model.train(), definition.train()
+    # Still in evaluation mode: stochastic depth would drop other branches in each.
     exact = {name: gradient.float() for name, gradient in gradients(definition, x.double()).items()}
     assert_same_gradients(gradients(model, x), exact)
 
@@ -335,7 +335,7 @@ def test_compiled_model_is_one_graph_and_agrees(tiny_model, training):
     x = torch.randn(3, 3, 32, 48)
     compiled = torch.compile(tiny_model, fullgraph=True)
     if training:
-        ours = gradients(compiled.train(), x)
+        ours = gradients(compiled, x)
         assert_same_gradients(
             {name.removeprefix("_orig_mod."): gradient for name, gradient in ours.items()}, gradients(tiny_model, x)
         )
@@ -374,3 +374,16 @@ print(model(torch.ones(1, 3, 32, 48)).logits.sum().item())
     )  # fmt: skip
     model = SwinHFForImageClassification(config).eval()
     assert float(run.stdout) == pytest.approx(model(torch.ones(1, 3, 32, 48)).logits.sum().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_one_gather_is_shift_and_partition_and_another_the_way_back(name):
+    grid, window, shifted = GEOMETRIES[name]
+    geometry = window_geometry(grid, window, shifted)
+    x = torch.randn(2, *geometry.padded, 3)
+    order, back = window_order(geometry, x.device)
+    windows = x.flatten(1, 2)[:, order]
+    assert torch.equal(
+        windows.view(-1, geometry.area, 3), window_partition(cyclic_shift(x, geometry.shift), geometry.window)
+    )
+    assert torch.equal(windows[:, back].view(x.shape), x)

@@ -18,13 +18,14 @@ from transformers.utils import logging
 
 from .attention_triton import reasons_against_triton, triton_window_attention
 from .configuration_swin_hf import SwinHFConfig
-from .fast_cpu import WindowAttention, attends_itself, linear, may_be_kept
+from .fast_cpu import WindowAttention, attends_itself, in_plain_evaluation, linear
 from .windows import (
     Pair,
     WindowGeometry,
     bias_index,
     cyclic_shift,
     window_mask,
+    window_order,
     window_partition,
     window_reverse,
 )
@@ -195,12 +196,20 @@ class SwinHFAttention(nn.Module):
             )
             return self.proj(x), None
 
-        windows = window_partition(cyclic_shift(x, geometry.shift), geometry.window)  # B * nW, N, C
+        gathers = geometry.is_shifted and in_plain_evaluation(x)  # else the gradient would be a scatter, which is slow
+        if gathers:
+            order, back = window_order(geometry, x.device)
+            windows = x.flatten(1, 2).index_select(1, order).view(-1, geometry.area, x.shape[-1])  # B * nW, N, C
+        else:
+            windows = window_partition(cyclic_shift(x, geometry.shift), geometry.window)  # B * nW, N, C
         qkv = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1))  # B * nW, N, 3, h, d
         windows, probabilities = self._attend(qkv, geometry, backend, dropout)  # B * nW, N, h, d
         windows = linear(self.proj, windows.flatten(-2))  # B * nW, N, C
-        x = window_reverse(windows, geometry.window, geometry.padded)  # B, Hp, Wp, C
-        x = cyclic_shift(x, (-geometry.shift[0], -geometry.shift[1]))
+        if gathers:
+            x = windows.view(x.shape[0], -1, x.shape[-1]).index_select(1, back).view(x.shape)  # B, Hp, Wp, C
+        else:
+            x = window_reverse(windows, geometry.window, geometry.padded)  # B, Hp, Wp, C
+            x = cyclic_shift(x, (-geometry.shift[0], -geometry.shift[1]))
         return x, probabilities if output_attentions else None
 
     def _attend(
@@ -227,7 +236,7 @@ class SwinHFAttention(nn.Module):
     def additive_mask(self, query: Tensor, geometry: WindowGeometry) -> Tensor:
         """Bias and mask together: ``(1, h, N, N)``, or ``(B * nW, h, N, N)`` where windows differ."""
         table = self.relative_position_bias_table
-        if may_be_kept(table):
+        if in_plain_evaluation(table):
             key = (table.data_ptr(), self.window, geometry, self.config.mask_padding, query.dtype)
             bias = _BIASES.look_up(key, table, lambda: self._bias_and_mask(query, geometry))
         else:

@@ -97,9 +97,9 @@ def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
     return -(-batch // parts)  # equal parts
 
 
-def may_be_kept(table: Tensor) -> bool:
-    """Whether a result computed from ``table`` may be kept for later calls, and comparing the table is cheap."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _is_plain(table, dtypes=FLOATS)
+def in_plain_evaluation(x: Tensor) -> bool:
+    """Whether ``x`` is an ordinary tensor on a CPU and what is computed from it has no gradient."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _is_plain(x, dtypes=FLOATS)
 
 
 def attends_itself(qkv: Tensor, bias: Tensor) -> bool:
@@ -215,7 +215,7 @@ def _may_be_opaque(x: Tensor, weight: Tensor) -> bool:
 def _is_plain(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
     """Whether these are ordinary dense tensors on a CPU, and nobody is watching what is done with them."""
     for tensor in tensors:
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or tensor.dtype not in dtypes:
+        if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.dtype not in dtypes:
             return False
     return not (
         torch.is_autocast_enabled("cpu")
@@ -236,8 +236,9 @@ def _is_bare(layer: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
+    own = module.__dict__  # nn.Module looks attributes up more slowly
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     )
 
 
@@ -249,7 +250,7 @@ def _by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _by_token(x: Tensor, heads: int) -> Tensor:
     """The way back, a view: ``(B * nW * h, N, d)`` to ``(B * nW, N, h, d)``."""
-    return x.unflatten(0, (-1, heads)).transpose(1, 2)
+    return x.view(-1, heads, *x.shape[1:]).transpose(1, 2)
 
 
 def _define(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -220,6 +220,21 @@ def _window_mask(geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtyp
     return mask
 
 
+@lru_cache(maxsize=64)
+def window_order(geometry: WindowGeometry, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Shift and partition as one gather: which token of a padded map stands where in its windows, and the way back.
+
+    Returns:
+        Two permutations of ``Hp * Wp``, int64: ``map.flatten(1, 2)[:, first]`` are the windows, one after the other;
+        ``[:, second]`` of that is the map.
+    """
+    (height, width), window = geometry.padded, geometry.window
+    with torch.inference_mode(False):  # an inference tensor could not serve a later training step
+        places = torch.arange(height * width, device=device).view(1, height, width, 1)
+        order = window_partition(cyclic_shift(places, geometry.shift), window).flatten()
+        return order, order.argsort()
+
+
 def bias_index(like: Tensor, window: Pair, table_window: Pair) -> Tensor:
     """:func:`relative_position_index` on the device of ``like``, computed once for each size and device."""
     if _is_plain(like):

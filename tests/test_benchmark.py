@@ -1,0 +1,194 @@
+"""The benchmark compares before it times, takes turns, ends in time, and writes tables that say what was measured."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "benchmark.py"
+SETTING = {
+    "section": "models",
+    "device": "cpu",
+    "preset": "swin_tiny_patch4_window7_224",
+    "dtype": "fp32",
+    "mode": "inference",
+    "execution": "eager",
+    "batch_size": 8,
+}
+ENVIRONMENT = {"hardware": "a CPU", "versions": {"python": "3.11", "torch": "2.15"}, "date": "2026-11-23"}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny(benchmark, monkeypatch):
+    """The real peers at a size that takes milliseconds."""
+
+    def build(preset: str) -> SwinHFForImageClassification:
+        config = SwinHFConfig(
+            image_size=32, patch_size=2, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4, num_labels=5,
+            encoder_stride=4, drop_path_rate=0.0,
+        )  # fmt: skip
+        config._attn_implementation = "auto"
+        return SwinHFForImageClassification(config)
+
+    monkeypatch.setattr(benchmark, "build_ours", build)
+    monkeypatch.setattr(benchmark, "ceilings", lambda *_: {"matmul_tflops": 0.2, "copy_gbs": 30.0})
+
+
+def result(*rows, setting=SETTING, **more):
+    names = [{"name": name, "ours_is_faster_by": ratio, "images_per_s": 12.5} for name, ratio in rows]
+    for row in names:
+        row["share_of_matmul_limit"] = 0.75
+    return {"setting": setting, "environment": ENVIRONMENT, "rows": names, "left_out": {}, **more}
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_peers_are_compared_and_timed(benchmark, tiny, mode):
+    options = benchmark.parse(["--peers", "swin_hf", "transformers", "torchvision", "--seconds", "0"])
+    measured = benchmark.measure_models({**SETTING, "mode": mode, "batch_size": 2}, options)
+    rows = {row["name"]: row for row in measured["rows"]}
+    assert set(rows) == {"swin_hf", "transformers", "torchvision"} and not measured["left_out"]
+    assert rows["swin_hf"]["ours_is_faster_by"] == 1
+    for row in rows.values():
+        assert row["difference"] < 1e-4 and row["rounds"] >= 5 and row["peak_memory_mib"] > 0
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert row["images_per_s"] == pytest.approx(2e3 / row["min_ms"], rel=0.05)
+
+
+def test_a_peer_that_computes_something_else_is_not_timed(benchmark, tiny, monkeypatch):
+    build_peer = benchmark.build_peer
+
+    def spoil(*args):
+        model = build_peer(*args)
+        model.swin.encoder.layers[0].blocks[1].attention.o_proj.weight.data *= -1
+        return model
+
+    monkeypatch.setattr(benchmark, "build_peer", spoil)
+    options = benchmark.parse(["--peers", "swin_hf", "transformers", "--seconds", "0"])
+    measured = benchmark.measure_models({**SETTING, "batch_size": 2}, options)
+    assert [row["name"] for row in measured["rows"]] == ["swin_hf"]
+    assert "differ from ours" in measured["left_out"]["transformers"]
+
+
+def test_without_timm_it_says_what_to_install_and_measures_the_rest(benchmark, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # importing it now raises ImportError
+    options = benchmark.parse(["--peers", "swin_hf", "timm", "torchvision", "--seconds", "0"])
+    measured = benchmark.measure_models({**SETTING, "batch_size": 1}, options)
+    assert [row["name"] for row in measured["rows"]] == ["swin_hf", "torchvision"]
+    assert "pip install 'swin-hf[bench]'" in measured["left_out"]["timm"]
+
+
+def test_calls_take_turns(benchmark):
+    order = []
+    benchmark.take_turns({name: lambda name=name: order.append(name) or time.sleep(0.02) for name in "abc"}, "cpu", 0)
+    assert order[6:] == list("abc") * 5  # two rounds to warm up
+
+
+def test_peak_memory_counts_what_is_held_at_once(benchmark):
+    def call():
+        for _ in range(3):
+            torch.ones(2**18) + torch.ones(2**18)  # three of 1 MiB at once, nothing of the round before
+
+    assert benchmark.peak_memory(call, "cpu") == pytest.approx(3, abs=0.1)
+
+
+def test_a_new_result_replaces_that_of_its_setting_only(benchmark):
+    other = {**SETTING, "batch_size": 1}
+    merged = benchmark.merge([result(("timm", 1.0)), result(("timm", 2.0), setting=other)], [result(("timm", 3.0))])
+    assert [(r["setting"]["batch_size"], r["rows"][0]["ours_is_faster_by"]) for r in merged] == [(1, 2.0), (8, 3.0)]
+
+
+def test_the_promise_is_held_against_the_best_peer(benchmark):
+    slow = result(("swin_hf", 1.0), ("timm", 1.4), ("transformers", 1.1))
+    assert benchmark.verdict(slow) == ("transformers", 1.2, 1.1)
+    assert benchmark.verdict(result(("swin_hf", 1.0))) is None
+    assert benchmark.verdict(result(("timm", 1.4), setting={**SETTING, "batch_size": 5})) is None
+    text = benchmark.render([{**slow, "ceilings": {"matmul_tflops": 0.2, "copy_gbs": 30.0}}])
+    assert "Promised 1.2x of transformers: 1.1x, **missed**." in text
+
+
+def test_summary_has_a_column_for_every_peer(benchmark):
+    text = benchmark.summary([result(("swin_hf", 1.0), ("timm", 1.4), ("transformers", 1.25))])
+    assert "| swin_tiny, inference, eager, fp32, batch 8 | 12.5 | 75% | 1.25x | 1.40x | - |" in text
+
+
+def test_the_table_goes_between_the_markers_and_nowhere_else(benchmark):
+    text = f"before\n{benchmark.BEGIN}\nold\n{benchmark.END}\nafter\n"
+    assert benchmark.write_between(text, "new") == text.replace("old", "new")
+    for broken in ("no markers", benchmark.BEGIN, benchmark.END + benchmark.BEGIN, text + text):
+        with pytest.raises(ValueError, match=r"put both into the file, once and in that order"):
+            benchmark.write_between(broken, "new")
+
+
+def test_render_only_writes_the_tables_from_the_results(benchmark, tmp_path):
+    stored, readme = tmp_path / "speed.json", tmp_path / "README.md"
+    stored.write_text(json.dumps([result(("swin_hf", 1.0), ("timm", 1.4))]))
+    readme.write_text(f"{benchmark.BEGIN}\n{benchmark.END}")
+    args = ["--render-only", "--json", str(stored), "--markdown", str(tmp_path / "speed.md"), "--readme", str(readme)]
+    assert benchmark.main(args) == 0
+    assert "1.40x" in readme.read_text() and "| swin_hf |" in (tmp_path / "speed.md").read_text()
+
+
+def test_the_limit_ends_a_run_and_names_what_was_not_measured(benchmark, tiny, tmp_path, capsys):
+    args = ["--sections", "models", "--executions", "eager", "--batch-sizes", "1", "2", "--peers", "swin_hf"]
+    args += [
+        "--seconds",
+        "100",
+        "--limit",
+        "1",
+        "--json",
+        str(tmp_path / "o.json"),
+        "--markdown",
+        str(tmp_path / "o.md"),
+    ]
+    start = time.monotonic()
+    assert benchmark.main(args) == 0
+    assert time.monotonic() - start < 30
+    assert "not measured, the limit of 1 s had passed: Training, eager" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--devices", "cuda"], "there is no CUDA device; --devices cpu"),
+        (["--peers", "timm"], "--peers must contain swin_hf"),
+        (["--presets", "swin_huge"], "invalid choice: 'swin_huge'"),
+    ],
+)
+def test_impossible_options_are_refused(benchmark, args, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        benchmark.parse(args)
+    assert message in capsys.readouterr().err
+
+
+def test_the_readme_has_the_table_of_the_stored_results(benchmark):
+    root = RECIPE.parent.parent
+    stored = root / "docs" / "speed.json"
+    results = json.loads(stored.read_text())
+    assert (root / "docs" / "speed.md").read_text() == benchmark.render(results)
+    readme = (root / "README.md").read_text()
+    assert benchmark.write_between(readme, benchmark.summary(results)) == readme
+
+
+@pytest.mark.slow
+def test_every_section_runs(benchmark, tmp_path, capsys):
+    args = ["--batch-sizes", "1", "--executions", "eager", "--seconds", "0", "--pictures", "80", "--limit", "280"]
+    assert benchmark.main([*args, "--json", str(tmp_path / "o.json"), "--markdown", str(tmp_path / "o.md")]) == 0
+    results = json.loads((tmp_path / "o.json").read_text())
+    assert {r["setting"]["section"] for r in results} == set(benchmark.SECTIONS)
+    assert all(row.get("images_per_s", 1) > 0 for r in results for row in r["rows"])
+    assert "not measured" not in capsys.readouterr().out
