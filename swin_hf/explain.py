@@ -315,10 +315,10 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     grey = pixels.mean(axis=-1)
     original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
-    original.set_title(title, fontsize=11)
+    original.set_title(title, fontsize=11, wrap=True)
     marked = [original]
     kinds = (
-        (f"Grad-CAM for {class_name or f'class {explanation.target}'}", explanation.grad_cam, 1.0),
+        (f"Grad-CAM for {_short(class_name or f'class {explanation.target}')}", explanation.grad_cam, 1.0),
         ("attention received", explanation.received, None),
         ("attention from +", explanation.attention_from, None),
     )
@@ -338,12 +338,18 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
                 marked.append(ax)
     row, column = explanation.pixel
     for ax in marked:
-        ax.plot(column, row, marker="+", markersize=11, markeredgewidth=2.2, color="#00e5ff")
+        ax.plot(column, row, marker="+", markersize=11, markeredgewidth=2.2, color="#00e5ff", clip_on=False)
     for ax in figure.axes:
         ax.set_xticks([0, width - 1])
         ax.set_yticks([0, height - 1])
         ax.tick_params(labelsize=8)
     return figure
+
+
+def _short(name: str, length: int = 14) -> str:
+    """A class name that fits over a map: WordNet's, of ImageNet, run to a hundred letters."""
+    name = name.partition(",")[0]
+    return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
 def reshape_transform(maps: Tensor) -> Tensor:

@@ -122,8 +122,16 @@ def test_backbone_and_wrapped_models_have_maps_too(tiny_config, tiny_model):
     backbone = SwinHFBackbone(tiny_config)
     maps = swin_hf.attention_maps(backbone, torch.randn(1, 3, 32, 48))
     assert [(entry.stage, entry.block) for entry in maps] == [(0, 0), (1, 0), (1, 1)]  # stage 3 does not run
-    wrapped = nn.Sequential(tiny_model)
-    assert len(swin_hf.attention_maps(wrapped, torch.randn(1, 3, 32, 48))) == 4
+    images = torch.randn(1, 3, 32, 48)
+    for wrapped in (nn.Sequential(tiny_model), torch.compile(tiny_model)):
+        assert len(swin_hf.attention_maps(wrapped, images)) == 4
+        torch.testing.assert_close(swin_hf.grad_cam(wrapped, images), swin_hf.grad_cam(tiny_model, images))
+
+
+def test_long_class_names_are_cut(tiny_model):
+    images = torch.rand(1, 3, 32, 48)
+    figure = draw_explanation(explain(tiny_model, images), images[0], "", "Chesapeake Bay retriever, Canis familiaris")
+    assert figure.axes[1].get_title() == "Grad-CAM for Chesapeake Ba\u2026, stage 1"
 
 
 @pytest.fixture(scope="module")

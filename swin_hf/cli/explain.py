@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     )
     shown = class_names(model)[target]
     save_figure(
-        draw_explanation(explanation, _seen(pixels, processor), f"{best.label}: {best.score:.1%}", shown), output
+        draw_explanation(explanation, _seen(pixels, processor), f"{best.label}\n{best.score:.1%}", shown), output
     )
     row, column = explanation.pixel
     print(
