@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -31,6 +31,7 @@ from .weights import ARCHITECTURES
 CARD_NAME = "README.md"
 FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) -->\s*\Z")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONG_TABLE = 20  # rows; longer tables are folded
 LOG_ROWS = 20
 WORST_CONFUSIONS = 10
@@ -88,6 +89,12 @@ def render_card(source: CardSource) -> str:
         ValueError: When the facts make metadata that the Hub would refuse.
     """
     facts, config = source.facts, source.config
+    if facts.data:
+        # A name is one line, and a link only where it can be the id of a repository.
+        name = " ".join(facts.data.name.split())
+        data = replace(facts.data, name=name, is_hub_id=facts.data.is_hub_id and bool(DATASET_ID.fullmatch(name)))
+        facts = replace(facts, data=data)
+        source = replace(source, facts=facts)
     headline = next((metric for metric in facts.metrics if metric.name == "accuracy"), None)
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
     text = _environment().get_template("card.md.jinja").render(
