@@ -1,0 +1,138 @@
+"""The dispatcher of the command line, and the verb ``export``; the other verbs have files of their own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from swin_hf.cli import VERBS, main
+
+
+def test_help_answers_without_loading_torch():
+    code = """
+import sys
+sys.argv = ["/usr/bin/swin-hf", "--help"]
+from swin_hf.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print(stop.code, "torch" in sys.modules, "transformers" in sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "0 False False"
+    for verb, summary in VERBS.items():
+        assert f"{verb} " in printed
+        assert summary in printed
+
+
+def test_the_family_is_registered_once_a_verb_is_known():
+    code = """
+import sys
+sys.argv = ["/usr/bin/swin-hf", "predict", "--help"]
+from swin_hf.cli import main
+try:
+    main()
+except SystemExit:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    print(CONFIG_MAPPING["swin_hf"].__name__)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "SwinHFConfig"
+
+
+def test_unknown_verb_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predcit"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "invalid choice: 'predcit'" in error
+    assert all(verb in error for verb in VERBS)
+
+
+def test_version_and_bare_call(capsys):
+    import swin_hf
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == swin_hf.__version__
+    assert main([]) == 0
+    assert "verbs:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_describes_itself(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: swin-hf {verb}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pictures(tiny_dataset, tmp_path):
+    """Labelled pictures: a folder with one sub-folder for each class."""
+    for index, row in enumerate(tiny_dataset):
+        place = tmp_path / "pictures" / tiny_dataset.features["label"].int2str(row["label"])
+        place.mkdir(parents=True, exist_ok=True)
+        row["image"].save(place / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def test_export_writes_compares_and_measures(folder, pictures, tmp_path, capsys):
+    output = tmp_path / "swin.pt2"
+    assert main(["export", str(folder), "--to", "torch", "--output", str(output), "--test", str(pictures)]) == 0
+    printed = capsys.readouterr().out
+    assert "torch.export fp32 for 32x48 images" in printed
+    assert "largest difference from the model" in printed
+    assert "accuracy on 24 pictures: model 0." in printed
+    assert output.exists()
+
+
+@pytest.mark.slow
+def test_export_calibrates_on_labelled_pictures(folder, pictures, tmp_path, capsys):
+    output = tmp_path / "swin.xml"
+    command = ["export", str(folder), "--to", "openvino", "--int8", "--output", str(output)]
+    assert main([*command, "--calibration", str(pictures), "--test", str(pictures)]) == 0
+    assert "OpenVINO int8 (calibrated)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "torch", "--int8"], "--int8 goes with --to onnx or --to openvino"),
+        (["--to", "openvino", "--int8"], "needs --calibration"),
+        (["--to", "torch", "--image-size", "32", "32", "32"], "has 3 sides; give one, or height and width"),
+        (["--to", "torch", "--images", "nowhere.png"], "nowhere.png"),
+        (["--to", "torch", "--output", "{exists}"], "exists; choose another name with --output"),
+        (["--to", "openvino", "--int8", "--calibration", "nowhere"], "nowhere: no such folder or file"),
+    ],
+)
+def test_export_refuses_in_one_sentence(arguments, message, folder, tmp_path, capsys):
+    exists = tmp_path / "exists.pt2"
+    exists.write_text("mine")
+    words = [word.format(exists=exists) for word in arguments]
+    if "--output" not in words:
+        words += ["--output", str(tmp_path / ("swin.xml" if "openvino" in words else "swin.pt2"))]
+    assert main(["export", str(folder), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("swin-hf export: ")
+    assert message in error
+    assert exists.read_text() == "mine"
+
+
+def test_export_of_an_unknown_model_says_so(capsys):
+    assert main(["export", "no-such-folder", "--to", "onnx"]) == 2
+    assert "no-such-folder" in capsys.readouterr().err
+
+
+def test_export_of_a_model_without_labels_says_so(folder, capsys, tmp_path):
+    values = json.loads((folder / "config.json").read_text())
+    values.update(architectures=["SwinHFModel"])
+    (folder / "config.json").write_text(json.dumps(values))
+    assert main(["export", str(folder), "--to", "torch", "--output", str(tmp_path / "swin.pt2")]) == 2
+    assert "names no classes" in capsys.readouterr().err
