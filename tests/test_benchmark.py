@@ -97,6 +97,19 @@ def test_calls_take_turns(benchmark):
     assert order[6:] == list("abc") * 5  # two rounds to warm up
 
 
+def test_rounds_that_the_limit_interrupts_are_kept_from_the_third_on(benchmark):
+    calls = iter(range(100))
+
+    def until(last):
+        if next(calls) == last:
+            raise benchmark.OutOfTime
+        time.sleep(0.02)
+
+    assert len(benchmark.take_turns({"a": lambda: until(5)}, "cpu", 0)["a"]) == 3
+    with pytest.raises(benchmark.OutOfTime):
+        benchmark.take_turns({"a": lambda: until(10)}, "cpu", 0)
+
+
 def test_peak_memory_counts_what_is_held_at_once(benchmark):
     def call():
         for _ in range(3):
