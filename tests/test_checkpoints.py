@@ -784,8 +784,9 @@ def test_info_command(weights_file, capsys):
 # huggingface_hub 2.4 hands its HTTP client raw bytes when it uploads.
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 def test_info_of_a_hub_id_reads_the_header_only(hub, capsys, tmp_path, monkeypatch):
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     api = HfApi(endpoint=hub.url)
     folder = convert_checkpoint(peer("timm").state, tmp_path / "timm", to="timm")
     for name in ("weights", "nothing"):

@@ -95,13 +95,13 @@ def read_header(repo_id: str, revision: str = "main") -> "Source":
 
 
 def _config_or_nothing(repo_id: str, revision: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     from swin_hf.checkpoints.read import CONFIG_NAME
+    from swin_hf.hub.remote import client
 
     try:
-        path = hf_hub_download(repo_id, CONFIG_NAME, revision=revision)
+        path = client().hf_hub_download(repo_id, CONFIG_NAME, revision=revision)
     except EntryNotFoundError:
         return {}
     values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -109,11 +109,12 @@ def _config_or_nothing(repo_id: str, revision: str) -> dict[str, Any]:
 
 
 def _header_or_none(repo_id: str, revision: str) -> Any:
-    from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import NotASafetensorsRepoError
 
+    from swin_hf.hub.remote import client
+
     try:
-        return get_safetensors_metadata(repo_id, revision=revision)
+        return client().get_safetensors_metadata(repo_id, revision=revision)
     except NotASafetensorsRepoError:
         return None
 
