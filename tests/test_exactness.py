@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
     # The digits are read in the main process on purpose.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # The length of a streaming loader is a number of steps that it keeps to with any number of workers.
+    pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),
 ]
 
 BATCHES = 8  # of an epoch, on one rank
