@@ -4,9 +4,9 @@
     python recipes/compare_trainer.py --epochs 12 --rounds 3
 
 Ours is ``SwinHFForImageClassification`` under Lightning with ``ImageDataModule``; theirs is transformers' own Swin
-under its Trainer with torchvision transforms in ``with_transform``, as in its image classification example. Both train the
-same sizes from random weights on the same pictures with AdamW, the same schedule, augmentation, precision (fp32) and
-clipping, without logging or saving. The rounds alternate; the median time per epoch after the first is reported.
+under its Trainer with torchvision transforms in ``with_transform``, as in its image classification example. Both train
+the same sizes from random weights on the same pictures with AdamW, the same schedule, augmentation, precision (fp32)
+and clipping, without logging or saving. The rounds alternate; the median epoch time, without the first, is reported.
 """
 
 import argparse

@@ -153,13 +153,15 @@ def test_options_that_contradict_the_checkpoint_are_refused_not_ignored(config, 
         fit(config, finished, "--config", str(config), "--ckpt_path", path, "--model.learning_rate", "0.5")
 
 
-def test_a_checkpoint_brings_the_configuration_of_its_run(finished, capsys):
+def test_a_checkpoint_brings_the_configuration_of_its_run(finished, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = finished / "tiny" / "checkpoints" / "best.ckpt"
     no_default = finished / "there-is-no-such.yaml"
     assert run_recipe(SwinClassifier, no_default, ["test", "--ckpt_path", str(path), "--runs", str(finished)]) == 0
     facts = swin_hf.hub.facts.TrainingFacts.load(finished / "tiny" / "model")
     accuracy = next(m.value for m in facts.metrics if (m.name, m.split) == ("accuracy", "test"))
     assert f"test_accuracy {accuracy:.4f}" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_checkpoint_is_an_error(config, tmp_path):

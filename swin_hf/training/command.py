@@ -152,6 +152,7 @@ class RecipeCLI(LightningCLI):
             kwargs["logger"] = False if given is False else [*run_loggers(folder), *extra]
         else:
             kwargs["logger"] = extra or False
+            self.save_config_callback = None  # without a run folder it would write into the working directory
         interactive = sys.stdout.isatty()
         kwargs["enable_progress_bar"] = trainer.enable_progress_bar is not False and interactive
         chosen = self._get(self.config_init, "trainer").callbacks or []
