@@ -249,7 +249,8 @@ def recipe(folder: Path, *options: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             sys.executable, str(ROOT / "recipes" / "finetune.py"), "fit", "--runs", str(folder), "--name", "t",
-            "--model.overrides", '{"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}', "--model.warmup_epochs", "0.5", *options,
+            "--model.overrides", '{"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}',
+            "--model.warmup_epochs", "0.5", *options,
         ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
