@@ -137,7 +137,8 @@ def main() -> None:
             times, accuracy = train(arguments.epochs, arguments.batch, seed)
             seconds[name] += times[1:]
             accuracies[name].append(accuracy)
-            print(f"round {seed + 1}, {name}: {statistics.median(times[1:]):.3f} s an epoch, accuracy {accuracy:.4f}", flush=True)
+            median = statistics.median(times[1:])
+            print(f"round {seed + 1}, {name}: {median:.3f} s an epoch, accuracy {accuracy:.4f}", flush=True)
     ours, theirs = (statistics.median(seconds[name]) for name in ("ours", "theirs"))
     print(f"ours   {ours:.3f} s an epoch, test accuracy {statistics.mean(accuracies['ours']):.4f}")
     print(f"theirs {theirs:.3f} s an epoch, test accuracy {statistics.mean(accuracies['theirs']):.4f}")
