@@ -69,9 +69,7 @@ def parameter_groups(
         ValueError: If ``layer_decay`` is out of range or nothing is trainable.
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(
-            f"layer_decay is {layer_decay}; it is a factor in (0, 1], 1 for the same rate everywhere"
-        )
+        raise ValueError(f"layer_decay is {layer_decay}; it is a factor in (0, 1], 1 for the same rate everywhere")
     last = sum(depths) + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
