@@ -230,7 +230,7 @@ class _Push:
     def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
         """Make the one commit, and return its id once it is known to be there."""
         for wait in (*remote.WAITS, None):
-            operations = [CommitOperationAdd(file.name, str(file.path)) for file in changed]
+            operations = [_add(file) for file in changed]
             deletions = [CommitOperationDelete(name) for name in stale]
             try:
                 return self.api.create_commit(
@@ -288,6 +288,15 @@ class _Push:
                 f"commit {commit[:12]} of {self.repo_id} is there, but somebody else has just put tag {self.tag} on "
                 "another; choose another tag and run the command again"
             )
+
+
+def _add(file: StagedFile) -> CommitOperationAdd:
+    """Ask for a file to be sent, with its hash: the client need not read it once more to know it."""
+    if file.path.stat().st_size != file.size:
+        raise HubError(f"{file.path} changed while it was being pushed; run the command again")
+    operation = CommitOperationAdd(file.name, str(file.path))
+    operation.upload_info.sha256 = bytes.fromhex(file.sha256)
+    return operation
 
 
 def _same(file: StagedFile, entry: RepoFile | None) -> bool:
