@@ -133,6 +133,19 @@ def test_the_promise_is_held_against_the_best_peer(benchmark):
     assert "Promised 1.2x of transformers: 1.1x, **missed**." in text
 
 
+def test_a_disturbed_result_is_marked_judged_by_nothing_and_not_published(benchmark):
+    quiet = result(("swin_hf", 1.0), ("timm", 1.4))
+    disturbed = result(("swin_hf", 1.0), ("timm", 1.4), setting={**SETTING, "batch_size": 1})
+    for row in quiet["rows"]:
+        row.update(median_ms=120.0, min_ms=100.0)
+    for row in disturbed["rows"]:
+        row.update(median_ms=140.0, min_ms=100.0)
+    assert benchmark.verdict(quiet) is not None and benchmark.verdict(disturbed) is None
+    assert "**Disturbed**" in benchmark.render([disturbed]) and "**Disturbed**" not in benchmark.render([quiet])
+    text = benchmark.summary([quiet, disturbed])
+    assert "batch 8" in text and "batch 1 " not in text
+
+
 def test_summary_has_a_column_for_every_peer(benchmark):
     text = benchmark.summary([result(("swin_hf", 1.0), ("timm", 1.4), ("transformers", 1.25))])
     assert "| swin_tiny, inference, eager, fp32, batch 8 | 12.5 | 75% | 1.25x | 1.40x | - |" in text
