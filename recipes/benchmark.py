@@ -11,9 +11,9 @@ compared before any is timed, and one that computes something else is reported a
 (A B C, A B C, ...), so that a machine that slows down slows all of them. A ratio above 1 means that we are faster; it
 divides the fastest rounds, which other programs disturb least. The limit is this machine's own large matrix product in
 the same run. A result whose median is far above its minimum was disturbed by other programs: it is marked, holds no
-promise and stays out of the README. Training is a whole step: forward, cross-entropy, backward, AdamW, without stochastic depth; in bf16 and
-amp it runs under autocast. Inference in bf16 has bf16 weights; amp is autocast. Settings that the time limit cuts off
-are listed.
+promise and stays out of the README. Training is a whole step: forward, cross-entropy, backward, AdamW, without
+stochastic depth; in bf16 and amp it runs under autocast. Inference in bf16 has bf16 weights; amp is autocast. Settings
+that the time limit cuts off are listed.
 
 Results are merged into --json, setting by setting, each with hardware, versions and date.
 """
