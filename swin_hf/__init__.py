@@ -118,15 +118,11 @@ def register_models() -> None:
     from swin_hf.model.configuration_swin_hf import SwinHFConfig
 
     AutoModel.register(SwinHFConfig, modeling.SwinHFModel, exist_ok=True)
-    AutoModelForImageClassification.register(
-        SwinHFConfig, modeling.SwinHFForImageClassification, exist_ok=True
-    )
-    AutoModelForMaskedImageModeling.register(
-        SwinHFConfig, modeling.SwinHFForMaskedImageModeling, exist_ok=True
-    )
+    AutoModelForImageClassification.register(SwinHFConfig, modeling.SwinHFForImageClassification, exist_ok=True)
+    AutoModelForMaskedImageModeling.register(SwinHFConfig, modeling.SwinHFForMaskedImageModeling, exist_ok=True)
     AutoBackbone.register(SwinHFConfig, modeling.SwinHFBackbone, exist_ok=True)
     # Both backends: with one of them, transformers would lose the other for every ViT checkpoint of the process.
-    processors = {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
+    processors: dict[str, type] = {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
     AutoImageProcessor.register(SwinHFConfig, image_processor_classes=processors, exist_ok=True)
 
 

@@ -13,8 +13,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
-from swin_hf.model.attention import BackendReport, SwinHFAttention, backend_report, choose_backend
-from swin_hf.model.fast_cpu import WindowAttention, images_at_once, linear
+from swin_hf.model.attention import (
+    BackendReport,
+    SwinHFAttention,
+    WindowAttention,
+    backend_report,
+    choose_backend,
+    images_at_once,
+    linear,
+)
 from swin_hf.model.windows import cyclic_shift, window_geometry, window_mask, window_order, window_partition
 from swin_hf.model.windows import shift_mask as make_shift_mask
 
@@ -65,7 +72,7 @@ def awkward_model(awkward_config: SwinHFConfig) -> SwinHFForImageClassification:
 @pytest.fixture
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that only one or two tiny images fit."""
-    monkeypatch.setattr("swin_hf.model.fast_cpu.CACHED_BYTES", 2 * 16 * 24 * 64 * 4)
+    monkeypatch.setattr("swin_hf.model.attention.CACHED_BYTES", 2 * 16 * 24 * 64 * 4)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -149,7 +156,7 @@ def test_a_batch_is_its_images(tiny_model, small_cache):
 def test_images_at_once_makes_equal_parts_and_at_least_one(monkeypatch):
     stage, x = nn.Sequential(nn.Linear(2, 2)), torch.empty(32, 8, 8, 2)
     for fitting, expected in ((1, 1), (5, 5), (12, 11), (31, 16), (32, 32), (1000, 32), (0, 1)):
-        monkeypatch.setattr("swin_hf.model.fast_cpu.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
+        monkeypatch.setattr("swin_hf.model.attention.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
         assert images_at_once(x, 4, stage) == expected
 
 
@@ -359,8 +366,8 @@ def test_processors_without_onednn_compute_the_same():
 import platform; platform.machine = lambda: "riscv64"
 import torch
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
-from swin_hf.model import fast_cpu
-assert fast_cpu._ONEDNN is None
+from swin_hf.model import attention
+assert attention._ONEDNN is None
 torch.manual_seed(0)
 model = SwinHFForImageClassification(SwinHFConfig(image_size=32, patch_size=2, embed_dim=16, depths=(1, 2, 1),
     num_heads=(2, 2, 4), window_size=(4, 3), encoder_stride=8)).eval()

@@ -28,7 +28,8 @@ def workspace(tmp_path, tiny_dataset):
     torch.manual_seed(0)
     config = SwinHFConfig.from_preset("swin_digits_patch4_window4_32", id2label={i: str(i) for i in range(10)})
     SwinHFForImageClassification(config).save_pretrained(tmp_path / "runs/digits/model")
-    ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True).save_pretrained(tmp_path / "runs/digits/model")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
+    processor.save_pretrained(tmp_path / "runs/digits/model")
     for index, row in enumerate(tiny_dataset):
         folder = tmp_path / "photos" / "train" / tiny_dataset.features["label"].int2str(row["label"])
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,9 +29,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .attention import BACKENDS, SwinHFAttention
+from .attention import BACKENDS, SwinHFAttention, images_at_once, linear
 from .configuration_swin_hf import SwinHFConfig
-from .fast_cpu import images_at_once, linear
 from .windows import (
     Pair,
     channel_matrix,
