@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import resource
+import subprocess
 import sys
 import types
 from contextlib import contextmanager
