@@ -114,11 +114,11 @@ def maskformer(config: SwinHFConfig) -> tuple[nn.Module, dict]:
     from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation
 
     decoder = DetrConfig(
-        d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, encoder_attention_heads=2,
+        d_model=32, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, encoder_attention_heads=2,
         decoder_ffn_dim=16, encoder_ffn_dim=16, num_queries=4,
     )  # fmt: skip
     head = MaskFormerConfig(
-        backbone_config=config, decoder_config=decoder, fpn_feature_size=16, mask_feature_size=16, num_labels=3
+        backbone_config=config, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=3
     )
     return MaskFormerForInstanceSegmentation(head), masks()
 
@@ -127,7 +127,7 @@ def mask2former(config: SwinHFConfig) -> tuple[nn.Module, dict]:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     head = Mask2FormerConfig(
-        backbone_config=config, feature_size=16, mask_feature_size=16, hidden_dim=16, encoder_feedforward_dim=16,
+        backbone_config=config, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
         encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=4, num_labels=3,
         train_num_points=64,
     )  # fmt: skip

@@ -620,6 +620,11 @@ class SwinHFModel(SwinHFPreTrainedModel):
             raise ValueError(
                 "bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True"
             )
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            # A range makes a symbolic side a number: one graph for each image size, in seconds, and any batch. With
+            # symbols, the rounding up to patches, windows and pairs costs torch minutes, size after size.
+            for side in pixel_values.shape[2:]:
+                range(side)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
         x: Tensor = self.embeddings(pixel_values, bool_masked_pos)  # B, H, W, C
         return x
