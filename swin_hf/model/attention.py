@@ -208,7 +208,7 @@ class SwinHFAttention(nn.Module):
             windows = window_partition(cyclic_shift(x, geometry.shift), geometry.window)  # B * nW, N, C
         qkv = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1))  # B * nW, N, 3, h, d
         windows, probabilities = self._attend(qkv, geometry, backend, dropout)  # B * nW, N, h, d
-        if torch.compiler.is_exporting():  # to ONNX, sdpa becomes products of another layout, which cannot be viewed flat
+        if torch.compiler.is_exporting():  # for ONNX, sdpa becomes products of another layout: no flat view
             windows = windows.clone(memory_format=torch.contiguous_format)
         windows = linear(self.proj, windows.flatten(-2))  # B * nW, N, C
         if gathers:
