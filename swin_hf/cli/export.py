@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="quantise: onnx on the fly, openvino calibrated")
     parser.add_argument("--calibration", metavar="DATA", help="labelled pictures to calibrate on: folder or parquet")
     parser.add_argument("--test", metavar="DATA", help="labelled pictures to measure the accuracy on, before and after")
-    parser.add_argument("--tolerance", type=float, help="largest difference of a logit (default: 1e-4; int8: half range)")
+    parser.add_argument("--tolerance", type=float, help="largest difference of a logit (1e-4; int8: half range)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
