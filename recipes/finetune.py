@@ -1,6 +1,6 @@
 """Train a Swin Transformer to classify images, from scratch or from any Swin checkpoint.
 
-    python recipes/finetune.py fit                                              # handwritten digits, offline, 2 minutes
+    python recipes/finetune.py fit                                              # handwritten digits, offline, a minute
     python recipes/finetune.py fit --config recipes/configs/finetune_imagefolder.yaml --data.data_dir photos
     python recipes/finetune.py test --ckpt_path runs/digits/checkpoints/best.ckpt
     python recipes/finetune.py fit --help                                       # every option
