@@ -327,6 +327,10 @@ def build_classifier(
         return _start_from(source, fields, backend)
     from swin_hf.checkpoints import load_checkpoint
 
+    if not Path(source).exists() and source.count("/") == 1:  # a Hub id, of another family
+        from swin_hf.hub import pull
+
+        source = str(pull(source).path)
     with tempfile.TemporaryDirectory() as folder:
         load_checkpoint(source).save_pretrained(folder)
         return _start_from(folder, fields, backend)
