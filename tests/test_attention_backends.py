@@ -265,6 +265,7 @@ def test_inference_mode_leaves_nothing_that_a_training_step_trips_over(tiny_mode
     with torch.no_grad():
         tiny_model(x)
     gradients(tiny_model.train(), x)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in tiny_model.parameters())
 
 
 def test_frozen_tables_train_the_rest(tiny_model):

@@ -238,6 +238,7 @@ def test_inference_mode_does_not_spoil_training(tiny_model):
     with torch.inference_mode():
         tiny_model(torch.randn(IMAGE))
     tiny_model.train()(torch.randn(IMAGE), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in tiny_model.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
