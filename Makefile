@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check style cards figures speed clean
+.PHONY: help demo test test-slow check style cards figures schema speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,10 @@ cards: $(VENV)/.installed-dev ## rewrite model_cards/
 
 figures: $(VENV)/.installed-dev ## redraw the figures of docs/swin.md
 	$(RUN) -m swin_hf.explain docs/figures
+
+schema: $(VENV)/.installed ## rewrite the JSON schemas beside the recipes' YAML files
+	$(RUN) recipes/finetune.py --print_schema > recipes/configs/finetune.schema.json
+	$(RUN) recipes/pretrain.py --print_schema > recipes/configs/pretrain.schema.json
 
 speed: $(VENV)/.installed-dev ## measure against transformers, timm and torchvision; rewrites the README's table
 	$(RUN) recipes/benchmark.py --readme README.md

@@ -4,6 +4,7 @@
     python recipes/finetune.py fit --config recipes/configs/finetune_imagefolder.yaml --data.data_dir photos
     python recipes/finetune.py test --ckpt_path runs/digits/checkpoints/best.ckpt
     python recipes/finetune.py fit --help                                       # every option
+    python recipes/finetune.py --print_schema                                   # the same for editors (JSON schema)
 
 Configurations are merged from left to right, and options win over those before them:
 

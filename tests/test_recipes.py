@@ -1,7 +1,10 @@
 """Every shipped YAML parses and has its header; every recipe takes a step; the scripts stay pages."""
 
+import json
+import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -64,6 +67,72 @@ def script_of(path):
 
 def test_every_recipe_of_the_issue_is_there():
     assert {path.stem for path in YAMLS} >= REQUIRED
+
+
+class EditorLoader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2, and so editors, do: 4e-3 is one."""
+
+
+EditorLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$"), list("-+.0123456789")
+)
+
+
+def complaints(schema, text):
+    validator = jsonschema.Draft202012Validator(schema)
+    return [error.message for error in validator.iter_errors(yaml.load(text, EditorLoader))]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_yaml_passes_in_an_editor(path):
+    name = f"{script_of(path)}.schema.json"
+    assert f"# yaml-language-server: $schema={name}\n" in path.read_text()
+    assert complaints(json.loads((CONFIGS / name).read_text()), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {learning_rat: 1}", "'learning_rat' was unexpected"),
+        ("model: {learning_rate: high}", "'high' is not of type 'number'"),
+        ("model: {schedule: step}", "'step' is not one of"),
+        ("data: {on_error: ignore}", "'ignore' is not one of"),
+        ("trainer: {callbacks: [3]}", "not valid"),
+        ("trainer: {max_epoch: 3}", "'max_epoch' was unexpected"),
+        ("epochs: 3", "'epochs' was unexpected"),
+    ],
+)
+def test_an_editor_marks_what_the_parser_refuses(text, said, parsers, tmp_path):
+    found = complaints(json.loads((CONFIGS / "finetune.schema.json").read_text()), text)
+    assert len(found) == 1 and said in found[0]
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parsers["finetune"].parse_args(
+            ["fit", "--config", str(CONFIGS / "digits.yaml"), "--config", str(tmp_path / "bad.yaml")]
+        )
+
+
+def test_an_editor_marks_what_the_data_decide():
+    schema = json.loads((CONFIGS / "finetune.schema.json").read_text())
+    assert complaints(schema, "model: {num_labels: 10}") == [
+        "Additional properties are not allowed ('num_labels' was unexpected)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "module_class"), [("finetune", SwinClassifier), ("pretrain", SwinMaskedImageModeler)]
+)
+def test_schema_is_what_the_command_prints(script, module_class, capsys):
+    """The Trainer's part may lag: it changes with Lightning."""
+    with pytest.raises(SystemExit) as end:
+        run_recipe(module_class, CONFIGS / "digits.yaml", ["--print_schema"])
+    assert end.value.code == 0
+    printed = json.loads(capsys.readouterr().out)["properties"]
+    stored = json.loads((CONFIGS / f"{script}.schema.json").read_text())["properties"]
+    assert printed.keys() == stored.keys(), "run `make schema`"
+    for part in set(printed) - {"trainer"}:
+        assert printed[part] == stored[part], "run `make schema`"
+    assert {"max_epochs", "callbacks+", "precision"} <= stored["trainer"]["properties"].keys()
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

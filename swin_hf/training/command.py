@@ -8,6 +8,8 @@ a requeue and a resume.
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
+import argparse
+import json
 import logging
 import os
 import re
@@ -41,12 +43,27 @@ from .data import ImageDataModule
 from .loggers import AppendingCSVLogger
 from .module import SwinModule
 from .sampling import check_launch
+from .schema import recipe_schema
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 RUN_FOLDER_VARIABLE = "SWIN_HF_RUN_FOLDER"  # how the first process tells those it starts where the run lives
 
 # Model options that may differ on resume, because they do not change what is computed.
 FREE_ON_RESUME = {"compile", "gradient_checkpointing", "attn_implementation"}
+
+
+class PrintSchema(argparse.Action):
+    """``--print_schema``: what a configuration file may say, for editors."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: type[SwinModule]) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, 0, const, argparse.SUPPRESS, help="Print the JSON schema of YAML files."
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print and leave."""
+        print(json.dumps(recipe_schema(self.const), indent=1))  # noqa: T201 - the result
+        parser.exit()
 
 
 class RecipeCLI(LightningCLI):
@@ -97,6 +114,7 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; without a configuration, the one of the checkpoint's run or the default is taken."""
+        parser.add_argument("--print_schema", action=PrintSchema, const=self._model_class)
         if isinstance(args, list) and args and args[0] in self.subcommands():
             config = self.implied_config(args[1:])
             if config is not None:
