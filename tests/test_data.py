@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from exact_run import DIGITS
+from exact_run import DIGITS, trainer
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
-from swin_hf.training import ImageDataModule
+from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
+from swin_hf.training.callbacks import RunRecord
 from swin_hf.training.data import collate
 from swin_hf.training.sources import load_source, natural_order, stratified_split
 from swin_hf.training.transforms import UnreadablePictureError
@@ -498,7 +499,39 @@ def test_only_unreadable_pictures_are_an_error(tmp_path):
     with pytest.raises(UnreadablePictureError, match="pictures tried in its place are all unreadable"):
         list(module.train_dataloader())
     with pytest.raises(UnreadablePictureError, match="no picture of a batch of 2 can be read: a"):
-        collate([{"unreadable": "a"}, {"unreadable": "b"}])
+        module.on_before_batch_transfer(collate([{"unreadable": "a"}, {"unreadable": "b"}]), 0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"
+)  # Lightning 2.6.6
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, batch_size):
+    """The metrics are those of the readable pictures, even where a batch has none."""
+    found = []
+    for name, bad in (("three bad", range(3)), ("good only", ())):
+        rows = [row for row in range(8) if bad or row > 2]
+        folder = tmp_path / name
+        (folder / "files").mkdir(parents=True)
+        for row in rows:
+            picture(COLOURS[sorted(COLOURS)[row % 3]], seed=row).save(folder / "files" / f"{row}.png")
+        for row in bad:
+            (folder / "files" / f"{row}.png").write_bytes(b"half a file")
+        features = Features({"image": Image(), "label": ClassLabel(names=sorted(COLOURS))})
+        files = [str(folder / "files" / f"{row}.png") for row in rows]
+        test = Dataset.from_dict({"image": files, "label": [row % 3 for row in rows]}, features=features)
+        DatasetDict(train=table(), test=test).save_to_disk(folder / "saved")
+        options = OPTIONS | {"image_size": 16, "on_error": "skip", "eval_batch_size": batch_size}
+        data = ImageDataModule(str(folder / "saved"), **options)
+        model = SwinClassifier("swin_digits_patch4_window4_32", image_size=16, num_labels=3)
+        model.load_state_dict(found[0][1].state_dict() if found else model.state_dict())
+        record = RunRecord()
+        found.append((trainer(tmp_path, record).test(model, data, verbose=False)[0], model))
+        assert len(record.worst[0]["losses"]) == 5
+        simmim = SwinMaskedImageModeler("swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
+        trainer(tmp_path).test(simmim, data, verbose=False)
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
 
 
 # Pixels.

@@ -174,12 +174,34 @@ def test_a_missing_checkpoint_is_an_error(config, tmp_path):
     [
         (["--data.data_files.test", "missing.parquet"], r"missing\.parquet"),
         (["--model.preset", "swin_huge"], "unknown preset 'swin_huge'"),
-        (["--model.warmup_epochs", "7", "--data.limit_train", "48"], "does not fit into a training"),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(config, tmp_path, words, message):
-    with pytest.raises((SystemExit, ValueError), match=message):
+    with pytest.raises(SystemExit, match=message):
         fit(config, tmp_path, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.warmup_epochs", "7"], "a warm-up of 21 steps does not fit into a training of 6 steps"),
+        (["--trainer.max_epochs", "-1"], "the end of the training is unknown; set trainer.max_epochs"),
+        (["--name", "a/b"], "the name of a run is 'a/b'"),
+    ],
+)
+def test_what_is_found_out_later_is_an_error_of_one_line_too(config, tmp_path, capsys, words, message):
+    assert fit(config, tmp_path, "--data.limit_train", "48", *words) == 1
+    errors = capsys.readouterr().err
+    assert f"error: {message}" in errors and "Traceback" not in errors
+
+
+def test_an_error_of_another_library_keeps_its_traceback(config, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("from elsewhere")
+
+    monkeypatch.setattr(SwinClassifier, "training_step", fail)
+    with pytest.raises(ValueError, match="from elsewhere"):
+        fit(config, tmp_path)
 
 
 def test_num_labels_cannot_contradict_the_data(config, tmp_path, capsys):
@@ -243,6 +265,40 @@ def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(config, tmp_pa
     words = ["--config", str(config), "--runs", str(tmp_path), "--ckpt_path", "last"]
     assert run_recipe(SwinClassifier, config, ["fit", *words, "--trainer.max_epochs", str(epochs)]) == 0
     assert torch.load(last, weights_only=True)["global_step"] == epochs * 10
+
+
+@pytest.mark.slow
+def test_unreadable_pictures_of_all_ranks_are_counted(config, tmp_path):
+    for number in range(48):
+        picture = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (number * 5, 80, 30)).save(picture)
+        if number in (3, 10, 20, 21, 31):
+            picture.write_bytes(b"half a file")
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(22000 + os.getpid() % 20000),
+    ]
+    words = ["--config", str(config), "--config", str(ROOT / "recipes/configs/ddp.yaml"), "--runs", str(tmp_path)]
+    words += ["--data.dataset", "imagefolder", "--data.data_files", "null", "--data.data_dir", str(tmp_path / "photos")]
+    words += ["--data.on_error", "skip", "--data.batch_size", "4", "--data.test_fraction", "0.2"]
+    words += ["--trainer.devices", "2", "--trainer.num_nodes", "1"]
+    done = subprocess.run(
+        [sys.executable, *command, str(ROOT / "recipes" / "finetune.py"), "fit", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "5 pictures could not be read (skip)" in done.stdout + done.stderr
+    facts = json.loads((tmp_path / "tiny" / "model" / "training_facts.json").read_text())
+    assert facts["data"]["unreadable"] == 5
 
 
 @pytest.mark.slow

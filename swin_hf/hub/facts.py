@@ -39,6 +39,7 @@ class DataFacts:
         license: SPDX-like identifier of the data's licence.
         config: Name of the data set's configuration, when it has several.
         is_hub_id: Whether ``name`` is a repository on the Hub (then the card links it).
+        unreadable: Pictures that could not be decoded, and were passed over as the run was told to.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DataFacts:
     license: str | None = None
     config: str | None = None
     is_hub_id: bool = False
+    unreadable: int = 0
 
 
 @dataclass

@@ -274,7 +274,8 @@ class RunRecord(Callback):
             self.add_points(trainer, "val_")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a point to the training curves."""
+        """Add a point to the training curves; validation is over by now, so all its pictures have been tried too."""
+        trainer.datamodule.share_unreadable()
         self.add_points(trainer, "train_")
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         self.curves.setdefault("learning_rate", []).append([trainer.global_step, rate])
@@ -352,14 +353,14 @@ class RunRecord(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the pictures of all processes."""
-        if not self.worst or trainer.world_size == 1:
+        trainer.datamodule.share_unreadable()
+        if trainer.world_size == 1:
             return
-        mine = self.worst[0]
-        missing = self.pictures - len(mine["losses"])  # every process sends the same number
-        padded = {name: torch.cat([value, value[:1].expand(missing, *value.shape[1:])]) for name, value in mine.items()}
-        padded["losses"][len(mine["losses"]) :] = -torch.inf
-        gathered = {name: torch.as_tensor(pl_module.all_gather(value)).flatten(0, 1) for name, value in padded.items()}
-        self.worst = [keep_worst([gathered], self.pictures)]
+        mine = [{name: value.cpu() for name, value in part.items()} for part in self.worst]
+        everyone: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        found = [part for parts in everyone for part in parts]
+        self.worst = [keep_worst(found, self.pictures)] if found else []
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the class table; add the test to the facts and draw its figures."""
@@ -374,7 +375,9 @@ class RunRecord(Callback):
         if self.folder is None or not (self.folder / "model").is_dir():
             return
         facts = TrainingFacts.load(self.folder / "model")
-        n = trainer.datamodule.split_sizes.get("test")
+        n = trainer.datamodule.split_sizes.get("test") if counts is None else int(counts.sum())
+        if facts.data is not None:
+            facts.data.unreadable = trainer.datamodule.facts()["unreadable"]
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
         facts.metrics += [Metric(name.removeprefix("test_"), value, "test", n) for name, value in metrics.items()]
         if counts is not None:
@@ -448,6 +451,8 @@ class Reconstructions(Callback):
         """Draw the first batch."""
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:
             return
+        if not outputs:  # all unreadable
+            return
         images = batch["pixel_values"][: self.pictures]
         mask = outputs["mask"][: self.pictures, None]  # B, 1, H, W in pixels, 1 where hidden
         rebuilt = outputs["reconstruction"][: self.pictures].float()
@@ -465,7 +470,6 @@ def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
     """The ``count`` entries with the highest ``losses``, highest first."""
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     order = joined["losses"].argsort(descending=True)[:count]
-    order = order[joined["losses"][order] > -torch.inf]
     return {name: value[order] for name, value in joined.items()}
 
 
@@ -548,6 +552,7 @@ def data_facts(datamodule: Any) -> DataFacts:
         splits=splits,
         config=facts["config_name"],
         is_hub_id=is_hub_id,
+        unreadable=facts["unreadable"],
     )
 
 

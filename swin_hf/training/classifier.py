@@ -269,22 +269,28 @@ class SwinClassifier(SwinModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Loss, accuracies and confusion counts of one batch."""
         outputs = self.evaluate(batch, self.test_metrics, self.test_loss, "test_loss")
-        if self.confusion is not None:
+        if self.confusion is not None and outputs:
             self.confusion.update(outputs["logits"], batch["labels"])
         return outputs
 
     def evaluate(
         self, batch: dict[str, Tensor], metrics: MetricCollection, mean_loss: MeanMetric, name: str
     ) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split; returns ``logits`` and the ``losses`` of the images."""
-        labels = batch["labels"]
-        logits = self(batch["pixel_values"])
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        mean_loss.update(losses)
-        metrics.update(logits, labels)
+        """Add a batch to the metrics of a split; returns ``logits`` and the ``losses`` of the images.
+
+        A batch of unreadable pictures is empty. It is logged all the same: ranks meet in every metric that is logged.
+        """
+        outputs = {}
+        if batch:
+            labels = batch["labels"]
+            logits = self(batch["pixel_values"])
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            mean_loss.update(losses)
+            metrics.update(logits, labels)
+            outputs = {"logits": logits, "losses": losses}
         self.log(name, mean_loss, on_step=False, on_epoch=True)
         self.log_dict(metrics, on_step=False, on_epoch=True)
-        return {"logits": logits, "losses": losses}
+        return outputs
 
     def on_test_epoch_end(self) -> None:
         """Keep the confusion counts of all processes."""

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from .loggers import AppendingCSVLogger
 from .module import SwinModule
 from .sampling import check_launch
 from .schema import recipe_schema
+from .transforms import UnreadablePictureError
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 RUN_FOLDER_VARIABLE = "SWIN_HF_RUN_FOLDER"  # how the first process tells those it starts where the run lives
@@ -304,13 +306,21 @@ def _value_of(flag: str, args: list[str]) -> str | None:
 
 
 def run_recipe(module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None) -> int:
-    """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 1 NaN loss."""
+    """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 1 an error."""
     quieten()
     try:
         RecipeCLI(module_class, default_config, args)
     except SIGTERMException:
         return EXIT_SIGTERM
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, ValueError, UnreadablePictureError) as error:
+        if not _raised_here(error):
+            raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the message
         return 1
     return 0
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a guard of this package found the error, so that its message says all; others keep their traceback."""
+    innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    return Path(innermost.f_code.co_filename).parent == Path(__file__).parent

@@ -234,19 +234,15 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
 def collate(samples: Sequence[Batch]) -> Batch:
     """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B,) int64}``.
 
-    Unreadable pictures are left out and named under ``unreadable``, for the main process to count.
-
-    Raises:
-        UnreadablePictureError: If no picture of the batch can be read.
+    Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
+    read, that is all there is in the batch.
     """
     unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
     readable = [sample for sample in samples if "pixel_values" in sample]
-    if not readable:
-        if not unreadable:
-            return {}  # counted, not decoded: see PictureStream
-        raise UnreadablePictureError(f"no picture of a batch of {len(samples)} can be read: {unreadable[0]}")
-    batch: Batch = {"pixel_values": torch.stack([sample["pixel_values"] for sample in readable])}
-    if "label" in readable[0]:
+    batch: Batch = {}
+    if readable:  # otherwise all are unreadable, or counted and not decoded: see PictureStream
+        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in readable])
+    if readable and "label" in readable[0]:
         batch["labels"] = torch.tensor([int(sample["label"]) for sample in readable])
     if unreadable:
         batch["unreadable"] = unreadable
@@ -764,9 +760,17 @@ class ImageDataModule(LightningDataModule):
         }
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Take the names of unreadable pictures out of the batch and remember them."""
-        for message in batch.pop("unreadable", ()):
+        """Take the names of unreadable pictures out of the batch and remember them.
+
+        Raises:
+            UnreadablePictureError: If no picture of the batch can be read, other than in validation and test.
+        """
+        unreadable = batch.pop("unreadable", ())
+        for message in unreadable:
             self._unreadable.setdefault(message.split(": ", 1)[0], message)
+        evaluating = self.trainer is not None and (self.trainer.evaluating or self.trainer.sanity_checking)
+        if unreadable and not batch and not evaluating:
+            raise UnreadablePictureError(f"no picture of a batch of {len(unreadable)} can be read: {unreadable[0]}")
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -775,8 +779,8 @@ class ImageDataModule(LightningDataModule):
         training = trainer is not None and trainer.training
         if trainer is not None and training:
             sampling.seed_batch(trainer, self.seed, "pixels")
-        pixels = batch["pixel_values"]
-        if pixels.dtype == torch.uint8:
+        pixels = batch.get("pixel_values")
+        if pixels is not None and pixels.dtype == torch.uint8:
             pixels = normalize(pixels, self.mean, self.std)  # type: ignore[arg-type]
             if training and self.erasing > 0:
                 erase = v2.RandomErasing(self.erasing, value="random", inplace=True)
@@ -787,12 +791,19 @@ class ImageDataModule(LightningDataModule):
             batch["pixel_values"] = pixels
         return batch
 
+    def share_unreadable(self) -> None:
+        """Tell every rank which pictures any of them could not read; all of them call it, at the end of an epoch."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            found: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(found, self._unreadable)
+            for part in found:
+                self._unreadable |= part
+
     def teardown(self, stage: str) -> None:
         """Say how many pictures could not be read."""
         if self._unreadable:
             examples = "\n  ".join(list(self._unreadable.values())[:10])
-            rank = f" on rank {self.trainer.global_rank}" if self.trainer and self.trainer.world_size > 1 else ""
-            rank_zero_info(f"{len(self._unreadable)} pictures could not be read{rank} ({self.on_error}):\n  {examples}")
+            rank_zero_info(f"{len(self._unreadable)} pictures could not be read ({self.on_error}):\n  {examples}")
 
     # Resuming.
 
@@ -828,7 +839,7 @@ class ImageDataModule(LightningDataModule):
             if before != now and (name != "global_batch" or inside_epoch):
                 raise ValueError(
                     f"the checkpoint was written with data {name} {before}, and this run has {now}; resume with the"
-                    " same data and options, or start a new run from the saved weights (--model.checkpoint)"
+                    " same data and options, or start a new run from the saved weights (--model.model)"
                 )
 
 

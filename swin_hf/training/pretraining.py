@@ -169,8 +169,12 @@ class SwinMaskedImageModeler(SwinModule):
         """Loss under one fixed mask for all images, so that epochs, ranks and runs can be compared.
 
         Returns:
-            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden.
+            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden; nothing for a
+            batch of unreadable pictures, which is logged all the same: ranks meet in every metric that is logged.
         """
+        if not batch:
+            self.log(name, mean_loss, on_step=False, on_epoch=True)
+            return {}
         images = batch["pixel_values"]
         height, width = images.shape[-2:]
         patch = self.model.config.patch_hw
