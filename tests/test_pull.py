@@ -1,13 +1,16 @@
 """Pull against the loopback Hub: one commit, verified, safetensors only, also without the Hub."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import FOR_EVER, READER, STRANGER, use_mode
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
@@ -317,3 +320,31 @@ def test_command_line_pulls(hub, pushed, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "x"), f"commit {pushed.commit}"]
     assert cli.main(["pull", "user/missing", "--quiet"]) == 2
     assert "swin-hf pull: there is no repository user/missing" in capsys.readouterr().err
+
+
+def test_a_repository_of_pickles_is_not_reported_to_a_conversion_service(hub, tiny_model, tmp_path):
+    """transformers would send its name and the token to a Space; ours refuses, whatever the environment says."""
+    tiny_model.config.save_pretrained(tmp_path / "bin")
+    torch.save(tiny_model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("user/bin")
+    api.upload_folder(repo_id="user/bin", folder_path=tmp_path / "bin")
+    code = """
+import sys, threading
+import swin_hf
+kind = getattr(sys.modules[sys.argv[1]], sys.argv[2])
+try:
+    kind.from_pretrained("user/bin")
+except OSError as error:
+    print("refused" if "does not appear to have a file named model.safetensors" in str(error) else error)
+print([thread.name for thread in threading.enumerate() if "conversion" in thread.name])
+"""
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environment.pop("DISABLE_SAFETENSORS_CONVERSION", None)
+    hub.requests.clear()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "swin_hf", type(tiny_model).__name__],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["refused", "[]"], done.stderr
+    assert not [path for _, path, _ in hub.requests if "discussions" in path or "pytorch_model.bin" in path]

@@ -9,13 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
 import swin_hf.hub
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.training import SwinClassifier, run_recipe
 from swin_hf.training.command import choose_run_folder
 
@@ -235,6 +238,49 @@ def test_a_failed_publication_says_how_to_try_again(config, tmp_path, monkeypatc
         words = ["--trainer.max_epochs", "1", "--data.limit_train", "48", "--push", "ann/digits"]
         fit(config, tmp_path, *words)
     assert (tmp_path / "tiny" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("family", ["swin_hf", pytest.param("swin", marks=pytest.mark.slow)])
+# huggingface_hub 2.4 hands its HTTP client raw bytes when it uploads.
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, family):
+    """--model.model takes a Hub id, --push publishes; between them, weights, facts and card."""
+    sizes = CONFIG["model"]["overrides"] | {"image_size": 16, "patch_size": 4, "window_size": 4}
+    if family == "swin":
+        SwinForImageClassification(SwinConfig(**sizes, num_labels=3)).save_pretrained(tmp_path / "start")
+    else:
+        fields = sizes | {"num_labels": 3}
+        network = SwinHFForImageClassification(SwinHFConfig.from_preset("swin_digits_patch4_window4_32", **fields))
+        network.save_pretrained(tmp_path / "start")
+    api = HfApi(endpoint=hub.url)
+    api.create_repo("user/start")
+    commit = api.upload_folder(repo_id="user/start", folder_path=tmp_path / "start").oid
+    words = ["--config", str(config), "--runs", str(tmp_path), "--model.model", "user/start"]
+    process = start(
+        *words,
+        "--push",
+        "user/result",
+        "--trainer.max_epochs",
+        "1",
+        HF_ENDPOINT=hub.url,
+        HF_HOME=str(tmp_path / "home"),
+    )
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert f"published: {hub.url}/user/result/tree/{hub.log('user/result')[0].id}" in output
+    there = hub.files("user/result")
+    for name in ("model.safetensors", "training_facts.json"):
+        assert there[name] == (tmp_path / "tiny" / "model" / name).read_bytes()
+    facts = json.loads(there["training_facts.json"])
+    assert (facts["base_model"], facts["base_model_revision"]) == ("user/start", commit)
+    assert "base_model: user/start" in there["README.md"].decode() and commit in there["README.md"].decode()
+
+
+def test_a_start_that_is_nowhere_is_an_error_of_one_line(config, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    message = "there is no path 'runs/model', and it cannot be pulled from the Hub: "
+    with pytest.raises(SystemExit, match=message):
+        fit(config, tmp_path, "--model.model", "runs/model")
 
 
 def start(*words, **environment):

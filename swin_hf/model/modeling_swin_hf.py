@@ -12,8 +12,10 @@ Shape legend:
 """
 
 import copy
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +50,18 @@ _HEADS = re.compile(r"(^|\.)(classifier|decoder|hidden_states_norms)\.|(^|\.)mas
 # Sizes that weights can be adapted to on load, and the keywords that say where a checkpoint is.
 _RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
 _LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Keep transformers from telling a conversion service the name and token of a repository without safetensors."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 @dataclass
@@ -363,7 +377,8 @@ class SwinHFPreTrainedModel(PreTrainedModel):
                 logged as an error.
             method: How bias tables are resampled, see :func:`~.windows.resize_bias_table`.
             kwargs: ``image_size``, ``window_size``, ``patch_size`` and ``num_channels`` adapt the weights, see
-                :meth:`resize_windows`, :meth:`resize_patches` and :meth:`resize_channels`.
+                :meth:`resize_windows`, :meth:`resize_patches` and :meth:`resize_channels`. ``use_safetensors`` is
+                True unless it is given.
 
         Raises:
             ValueError: If the checkpoint does not fit under ``strict``, all keys listed, or a size is out of range.
@@ -377,9 +392,11 @@ class SwinHFPreTrainedModel(PreTrainedModel):
                 changes = {**differences, **changes}
         if "patch_size" in changes:
             kwargs.pop("encoder_stride", None)  # follows from the patch
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
+        kwargs.setdefault("use_safetensors", True)
+        with _no_conversion():
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
         model, info = loaded
         model._check_loading(info, strict, pretrained_model_name_or_path)
         if any(value is not None for value in changes.values()):

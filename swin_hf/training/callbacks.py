@@ -423,6 +423,7 @@ class RunRecord(Callback):
             command=self.command,
             seed=getattr(trainer.datamodule, "seed", None),
             base_model=None if source is None else public(source),
+            base_model_revision=getattr(pl_module, "starting_commit", None),
             best_step=self.best_step,
         )
 

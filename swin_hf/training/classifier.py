@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
-from .module import SwinModule, count_parameters, freeze_stages, recompute_activations
+from .module import SwinModule, bring, count_parameters, freeze_stages, recompute_activations
 from .optim import Schedule
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
@@ -162,6 +162,8 @@ class SwinClassifier(SwinModule):
             fields["id2label"] = {int(number): name for number, name in id2label.items()}
             fields["label2id"] = {name: number for number, name in fields["id2label"].items()}
         self.starting_point = model
+        if model is not None:
+            model, self.starting_commit = bring(model)
         network = build_classifier(preset, model, fields, attn_implementation)
         if gradient_checkpointing:
             recompute_activations(network)
@@ -317,7 +319,7 @@ def build_classifier(
 
     Args:
         preset: Name of a preset, for a new model.
-        source: Folder, Hub id or foreign checkpoint file; ``None`` for a new model.
+        source: Folder or foreign checkpoint file; ``None`` for a new model.
         fields: Fields of ``SwinHFConfig`` to set.
         attn_implementation: Attention backend; ``None`` for the default.
 
@@ -333,10 +335,6 @@ def build_classifier(
         return _start_from(source, fields, backend)
     from swin_hf.checkpoints import load_checkpoint
 
-    if not Path(source).exists() and source.count("/") == 1:  # a Hub id, of another family
-        from swin_hf.hub import pull
-
-        source = str(pull(source).path)
     with tempfile.TemporaryDirectory() as folder:
         load_checkpoint(source).save_pretrained(folder)
         return _start_from(folder, fields, backend)
@@ -354,7 +352,7 @@ def _is_ours(source: str) -> bool:
 def _start_from(folder: str, fields: dict[str, Any], backend: dict[str, Any]) -> SwinHFForImageClassification:
     model: SwinHFForImageClassification
     model, report = SwinHFForImageClassification.from_pretrained(
-        folder, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
+        folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
     )
     missing = [name for name in report["missing_keys"] if not name.startswith("classifier.")]
     unfit = [str(name[0] if isinstance(name, tuple) else name) for name in report["mismatched_keys"]]
@@ -417,7 +415,7 @@ def load_teacher(source: str, classes: int) -> nn.Module:
     Raises:
         ValueError: If it has another number of classes.
     """
-    teacher: nn.Module = AutoModelForImageClassification.from_pretrained(source)
+    teacher: nn.Module = AutoModelForImageClassification.from_pretrained(bring(source)[0], use_safetensors=True)
     known = teacher.config.num_labels  # type: ignore[union-attr]  # Auto classes are untyped
     if known != classes:
         raise ValueError(

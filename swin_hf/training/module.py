@@ -3,6 +3,7 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ class SwinModule(LightningModule):
         monitor: Metric that chooses the best checkpoint.
         mode: ``max`` or ``min``, what is better.
         starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
+        starting_commit: Its commit, when it came from the Hub.
     """
 
     model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
     monitor: str
     mode: str
     starting_point: str | None
+    starting_commit: str | None = None
 
     def configure_training(
         self,
@@ -219,3 +222,22 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the highest logit is that of the label, ``(B,)`` booleans."""
     return logits.argmax(-1) == labels
+
+
+def bring(source: str) -> tuple[str, str | None]:
+    """Path of a checkpoint, and its commit where it had to be pulled from the Hub.
+
+    Nothing of the Hub is handed to ``from_pretrained``: :func:`swin_hf.pull` takes safetensors only and checks them.
+
+    Raises:
+        ValueError: If it is neither a path nor the id of a repository that can be pulled.
+    """
+    if Path(source).exists() or source.count("/") != 1:
+        return source, None
+    from swin_hf.hub import HubError, pull
+
+    try:
+        pulled = pull(source)
+    except HubError as error:
+        raise ValueError(f"there is no path {source!r}, and it cannot be pulled from the Hub: {error}") from error
+    return str(pulled.path), pulled.commit

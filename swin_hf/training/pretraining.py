@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForMaskedImageModeling
 
-from .module import SwinModule, recompute_activations
+from .module import SwinModule, bring, recompute_activations
 from .optim import Schedule
 
 
@@ -119,7 +119,9 @@ class SwinMaskedImageModeler(SwinModule):
             config = SwinHFConfig.from_preset(preset, **fields)
             self.model = SwinHFForMaskedImageModeling._from_config(config, **backend)
         else:
-            self.model = SwinHFForMaskedImageModeling.from_pretrained(model, **fields, **backend)
+            path, self.starting_commit = bring(model)
+            options = fields | backend
+            self.model = SwinHFForMaskedImageModeling.from_pretrained(path, use_safetensors=True, **options)
         config = self.model.config
         patch = config.patch_hw
         if mask_cell % patch[0] or mask_cell % patch[1] or mask_cell < 1:
