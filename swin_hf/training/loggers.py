@@ -83,6 +83,7 @@ class TrackioLogger(Logger):
                 resume="allow",
                 embed=False,
             )
+            self.run_name = self.run.name  # the test after the training goes on in the same run
         return self.run
 
     @rank_zero_only
