@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf.model import attention
 from swin_hf.model.attention import (
     BackendReport,
     SwinHFAttention,
@@ -112,6 +113,41 @@ def test_window_attention_differentiates_what_it_computes(shifted):
     mask = make_shift_mask(geometry).double()[:, None] / 50 if shifted else None
     assert torch.autograd.gradcheck(lambda q, b: WindowAttention.apply(q, b, mask, 0.5), (qkv, bias))
     assert torch.autograd.gradgradcheck(lambda q, b: WindowAttention.apply(q, b, mask, 0.5), (qkv, bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["autocast", "model"])
+def test_window_attention_of_16_bits_is_as_exact_as_sdpa(dtype, way, monkeypatch):
+    """Both attend in float32; against float64, ours is no further off than torch's own kernel and its backward."""
+    torch.manual_seed(0)
+    layer = SwinHFAttention(SwinHFConfig(embed_dim=16, num_heads=(2, 2, 2, 2)), 16, 2, (4, 3))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    geometry = window_geometry((8, 12), layer.window, True)
+    x = torch.randn(2, 8, 12, 16, dtype=torch.float64)
+    wanted = torch.randn(2, 8, 12, 16, dtype=torch.float64)
+
+    def train(kind, ours):
+        monkeypatch.setattr(attention, "attends_itself", itself if ours else lambda *_: False)
+        network = copy.deepcopy(layer).to(kind)
+        with torch.autocast("cpu", dtype, enabled=kind is torch.float32):
+            out = network(x.to(kind), geometry)[0]
+        (out * wanted.to(out.dtype)).sum().backward()
+        gradients = {name: parameter.grad.double() for name, parameter in network.named_parameters()}
+        return gradients | {"output": out.detach().double()}
+
+    itself = attention.attends_itself
+    used = []
+    monkeypatch.setattr(WindowAttention, "apply", lambda *a, apply=WindowAttention.apply: used.append(1) or apply(*a))
+    truth = train(torch.float64, ours=False)
+    kind = dtype if way == "model" else torch.float32
+    theirs = train(kind, ours=False)
+    assert not used
+    ours = train(kind, ours=True)
+    assert used
+    for name, value in truth.items():
+        error = (ours[name] - value).norm() / value.norm()
+        assert error <= 1.2 * (theirs[name] - value).norm() / value.norm() + 1e-4, name
 
 
 def test_linear_differentiates_what_it_computes_twice():

@@ -390,12 +390,15 @@ def attends_itself(qkv: Tensor, bias: Tensor) -> bool:
         torch.is_grad_enabled()
         and bias.requires_grad
         and not torch.compiler.is_compiling()
-        and _is_plain(qkv, bias, dtypes=(torch.float32, torch.float64))
+        and _is_plain(qkv, bias, dtypes=FLOATS, autocast=True)
     )
 
 
 class WindowAttention(Function):
-    """``SoftMax(Q K^T scaling + bias + mask) V`` with a backward of five passes over the scores instead of a dozen."""
+    """``SoftMax(Q K^T scaling + bias + mask) V`` with a backward of five passes over the scores instead of a dozen.
+
+    Queries and keys of 16 bits are attended with in float32, as ``scaled_dot_product_attention`` does.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -411,17 +414,17 @@ class WindowAttention(Function):
         Returns:
             ``(B * nW, N, h, d)``.
         """
-        query, key, value = _by_head(qkv)  # B * nW * h, N, d each
-        scores = torch.bmm(query.mul_(scaling), key.transpose(1, 2))  # B * nW * h, N, N
-        if mask is None:
-            scores.view(-1, *bias.shape).add_(bias)
-        else:
-            scores.view(-1, mask.shape[0], *bias.shape).add_(bias + mask)
-        probabilities = torch.softmax(scores, -1, out=scores)
-        ctx.save_for_backward(qkv, bias, mask, probabilities)
-        ctx.scaling = scaling
-        out: Tensor = _by_token(torch.bmm(probabilities, value), qkv.shape[3])
-        return out
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = _by_head(qkv)  # B * nW * h, N, d each
+            scores = torch.bmm(query.mul_(scaling), key.transpose(1, 2))  # B * nW * h, N, N
+            if mask is None:
+                scores.view(-1, *bias.shape).add_(bias)
+            else:
+                scores.view(-1, mask.shape[0], *bias.shape).add_(bias + mask)
+            probabilities = torch.softmax(scores, -1, out=scores)
+            ctx.save_for_backward(qkv, bias, mask, probabilities)
+            ctx.scaling = scaling
+            return _by_token(torch.bmm(probabilities, value), qkv)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -431,16 +434,16 @@ class WindowAttention(Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the definition
             out = _define(qkv, bias, mask, scaling)
             return (*torch.autograd.grad(out, (qkv, bias), grad, create_graph=True), None, None)
-        heads = qkv.shape[3]
-        query, key, value = _by_head(qkv)  # B * nW * h, N, d each
-        grad = grad.transpose(1, 2).reshape(value.shape)
-        grad_scores = torch.bmm(grad, value.transpose(1, 2))  # B * nW * h, N, N
-        grad_scores = torch.ops.aten._softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
-        grad_query = torch.bmm(grad_scores, key).mul_(scaling)
-        grad_key = torch.bmm(grad_scores.transpose(1, 2), query).mul_(scaling)
-        grad_value = torch.bmm(probabilities.transpose(1, 2), grad)
-        grad_qkv = torch.stack([_by_token(part, heads) for part in (grad_query, grad_key, grad_value)], dim=2)
-        return grad_qkv, grad_scores.view(-1, *bias.shape).sum(0), None, None
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = _by_head(qkv)  # B * nW * h, N, d each
+            grad = grad.transpose(1, 2).to(value.dtype, memory_format=torch.contiguous_format).reshape(value.shape)
+            grad_scores = torch.bmm(grad, value.transpose(1, 2))  # B * nW * h, N, N
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
+            grad_query = torch.bmm(grad_scores, key).mul_(scaling)
+            grad_key = torch.bmm(grad_scores.transpose(1, 2), query).mul_(scaling)
+            grad_value = torch.bmm(probabilities.transpose(1, 2), grad)
+            grad_qkv = torch.stack([_by_token(part, qkv) for part in (grad_query, grad_key, grad_value)], dim=2)
+            return grad_qkv, grad_scores.view(-1, *bias.shape).sum(0).to(bias.dtype), None, None
 
 
 class _Linear(Function):
@@ -494,13 +497,16 @@ def _may_be_opaque(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _is_plain(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
-    """Whether these are ordinary dense tensors on a CPU, and nobody is watching what is done with them."""
+def _is_plain(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,), autocast: bool = False) -> bool:
+    """Whether these are ordinary dense tensors on a CPU, and nobody is watching what is done with them.
+
+    With ``autocast``, the caller sees to the types under autocast itself.
+    """
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.dtype not in dtypes:
             return False
     return not (
-        torch.is_autocast_enabled("cpu")
+        (torch.is_autocast_enabled("cpu") and not autocast)
         or torch._C._get_tracing_state() is not None  # torch.jit.trace
         or torch._C._len_torch_dispatch_stack()  # fake tensors, proxies of an exporter, counters of operations
         or torch._C._are_functorch_transforms_active()
@@ -526,18 +532,20 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as matrices: ``(B * nW, N, 3, h, d)`` to three copies ``(B * nW * h, N, d)``."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind(0)
+    parts = qkv.permute(2, 0, 3, 1, 4)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    query, key, value = torch.empty(parts.shape, dtype=wide).copy_(parts).flatten(1, 2).unbind(0)
     return query, key, value
 
 
-def _by_token(x: Tensor, heads: int) -> Tensor:
-    """The way back, a view: ``(B * nW * h, N, d)`` to ``(B * nW, N, h, d)``."""
-    return x.view(-1, heads, *x.shape[1:]).transpose(1, 2)
+def _by_token(x: Tensor, qkv: Tensor) -> Tensor:
+    """The way back, a view where the type is the same: ``(B * nW * h, N, d)`` to ``(B * nW, N, h, d)``."""
+    return x.view(-1, qkv.shape[3], *x.shape[1:]).transpose(1, 2).to(qkv.dtype)
 
 
 def _define(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B * nW, h, N, d each
     if mask is not None:
         bias = (bias + mask).repeat(qkv.shape[0] // mask.shape[0], 1, 1, 1)
-    out: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
+    out: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(qkv.dtype), scale=scaling)
     return out.transpose(1, 2)
