@@ -14,7 +14,7 @@ from swin_hf.training.command import RecipeCLI
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
-OVERLAYS = {"ddp", "ema", "streaming", "wandb", "trackio", "smoke_cpu"}
+OVERLAYS = {"ddp", "early_stopping", "ema", "streaming", "wandb", "trackio", "smoke_cpu"}
 LOGGERS = {"wandb", "trackio"}  # their libraries are not dependencies
 REQUIRED = OVERLAYS | {
     "digits",
@@ -196,7 +196,7 @@ def local(tmp_path):
 @pytest.mark.parametrize(
     "names",
     [
-        ["imagenet1k_swin_tiny", "ema", "smoke_cpu"],
+        ["imagenet1k_swin_tiny", "ema", "early_stopping", "smoke_cpu"],
         ["linear_probe", "smoke_cpu"],
         ["lora", "smoke_cpu"],
         ["simmim_finetune", "smoke_cpu"],
