@@ -212,7 +212,7 @@ class SwinHFAttention(nn.Module):
             windows = windows.clone(memory_format=torch.contiguous_format)
         windows = linear(self.proj, windows.flatten(-2))  # B * nW, N, C
         if gathers:
-            x = windows.view(x.shape[0], -1, x.shape[-1]).index_select(1, back).view(x.shape)  # B, Hp, Wp, C
+            x = windows.view(x.shape[0], -1, windows.shape[-1]).index_select(1, back).view(*x.shape[:3], -1)  # as x
         else:
             x = window_reverse(windows, geometry.window, geometry.padded)  # B, Hp, Wp, C
             x = cyclic_shift(x, (-geometry.shift[0], -geometry.shift[1]))
@@ -312,6 +312,8 @@ _BIASES = _BiasCache(128 * 2**20)
 
 # Hidden layer of an MLP that is worth having at once, in bytes: of 4, 8, 16 MiB and no limit, the fastest.
 CACHED_BYTES = 16 * 2**20
+# Queries, keys and values that :class:`WindowAttention` takes at once: of 1, 2, 4, 8 MiB and no limit, the fastest.
+ATTENDED_BYTES = 2 * 2**20
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -336,12 +338,13 @@ _ONEDNN = _find_onednn()
 
 def linear(layer: nn.Linear, x: Tensor, activation: nn.Module | None = None) -> Tensor:
     """Apply a linear layer and its activation, ``(..., C_in)`` to ``(..., C_out)``, the fastest way that is exact."""
+    y: Tensor
+    if _ONEDNN is None or not _is_bare(layer):  # a wrapper or a quantised layer may have no weight
+        y = layer(x)
+        return y if activation is None else activation(y)
     weight, bias = layer.weight, layer.bias
     gelu = type(activation) is GELUActivation and _is_bare(activation)
-    y: Tensor
-    if _ONEDNN is None or not _is_bare(layer):
-        y = layer(x)
-    elif torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         if _may_be_opaque(x, weight):
             y = _compiled_linear(x, weight, bias, gelu)
             return y if gelu or activation is None else activation(y)
@@ -414,17 +417,22 @@ class WindowAttention(Function):
         Returns:
             ``(B * nW, N, h, d)``.
         """
+        (count, tokens, _, heads, dim), wide = qkv.shape, _wide(qkv)
+        added = bias if mask is None else bias + mask  # h, N, N, or nW, h, N, N
+        out = qkv.new_empty(count, tokens, heads, dim)
+        probabilities = torch.empty(count, heads, tokens, tokens, dtype=wide)
+        ctx.parts = _parts(qkv, mask)
         with torch.autocast("cpu", enabled=False):
-            query, key, value = _by_head(qkv)  # B * nW * h, N, d each
-            scores = torch.bmm(query.mul_(scaling), key.transpose(1, 2))  # B * nW * h, N, N
-            if mask is None:
-                scores.view(-1, *bias.shape).add_(bias)
-            else:
-                scores.view(-1, mask.shape[0], *bias.shape).add_(bias + mask)
-            probabilities = torch.softmax(scores, -1, out=scores)
-            ctx.save_for_backward(qkv, bias, mask, probabilities)
-            ctx.scaling = scaling
-            return _by_token(torch.bmm(probabilities, value), qkv)
+            for part in ctx.parts:
+                query, key, value = _by_head(qkv[part])  # B * nW * h, N, d each
+                scores = probabilities[part].flatten(0, 1)  # B * nW * h, N, N
+                torch.bmm(query.mul_(scaling), key.transpose(1, 2), out=scores)
+                scores.view(-1, *added.shape).add_(added)
+                torch.softmax(scores, -1, out=scores)
+                out[part] = _by_token(torch.bmm(scores, value), heads)
+        ctx.save_for_backward(qkv, bias, mask, probabilities)
+        ctx.scaling = scaling
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -434,16 +442,23 @@ class WindowAttention(Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the definition
             out = _define(qkv, bias, mask, scaling)
             return (*torch.autograd.grad(out, (qkv, bias), grad, create_graph=True), None, None)
+        heads = qkv.shape[3]
+        grad_qkv = torch.empty_like(qkv)
+        grad_bias = torch.zeros(bias.shape, dtype=probabilities.dtype)
         with torch.autocast("cpu", enabled=False):
-            query, key, value = _by_head(qkv)  # B * nW * h, N, d each
-            grad = grad.transpose(1, 2).to(value.dtype, memory_format=torch.contiguous_format).reshape(value.shape)
-            grad_scores = torch.bmm(grad, value.transpose(1, 2))  # B * nW * h, N, N
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
-            grad_query = torch.bmm(grad_scores, key).mul_(scaling)
-            grad_key = torch.bmm(grad_scores.transpose(1, 2), query).mul_(scaling)
-            grad_value = torch.bmm(probabilities.transpose(1, 2), grad)
-            grad_qkv = torch.stack([_by_token(part, qkv) for part in (grad_query, grad_key, grad_value)], dim=2)
-            return grad_qkv, grad_scores.view(-1, *bias.shape).sum(0).to(bias.dtype), None, None
+            for part in ctx.parts:
+                query, key, value = _by_head(qkv[part])  # B * nW * h, N, d each
+                shares = probabilities[part].flatten(0, 1)  # B * nW * h, N, N
+                grad_out = grad[part].transpose(1, 2).to(value.dtype, memory_format=torch.contiguous_format)
+                grad_out = grad_out.reshape(value.shape)
+                grad_scores = torch.bmm(grad_out, value.transpose(1, 2))
+                grad_scores = torch.ops.aten._softmax_backward_data(grad_scores, shares, -1, shares.dtype)
+                grad_part = grad_qkv[part].unbind(2)  # B * nW, N, h, d each
+                grad_part[0].copy_(_by_token(torch.bmm(grad_scores, key).mul_(scaling), heads))
+                grad_part[1].copy_(_by_token(torch.bmm(grad_scores.transpose(1, 2), query).mul_(scaling), heads))
+                grad_part[2].copy_(_by_token(torch.bmm(shares.transpose(1, 2), grad_out), heads))
+                grad_bias += grad_scores.view(-1, *bias.shape).sum(0)
+        return grad_qkv, grad_bias.to(bias.dtype), None, None
 
 
 class _Linear(Function):
@@ -530,17 +545,28 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """The type to attend in: at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _parts(qkv: Tensor, mask: Tensor | None) -> list[slice]:
+    """Whole images, or windows where there is no mask, whose queries, keys and values stay in the cache."""
+    together = 1 if mask is None else mask.shape[0]
+    step = max(1, ATTENDED_BYTES // (qkv[0].numel() * _wide(qkv).itemsize * together)) * together
+    return [slice(start, start + step) for start in range(0, qkv.shape[0], step)]
+
+
 def _by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as matrices: ``(B * nW, N, 3, h, d)`` to three copies ``(B * nW * h, N, d)``."""
     parts = qkv.permute(2, 0, 3, 1, 4)
-    wide = torch.promote_types(qkv.dtype, torch.float32)
-    query, key, value = torch.empty(parts.shape, dtype=wide).copy_(parts).flatten(1, 2).unbind(0)
+    query, key, value = torch.empty(parts.shape, dtype=_wide(qkv)).copy_(parts).flatten(1, 2).unbind(0)
     return query, key, value
 
 
-def _by_token(x: Tensor, qkv: Tensor) -> Tensor:
-    """The way back, a view where the type is the same: ``(B * nW * h, N, d)`` to ``(B * nW, N, h, d)``."""
-    return x.view(-1, qkv.shape[3], *x.shape[1:]).transpose(1, 2).to(qkv.dtype)
+def _by_token(x: Tensor, heads: int) -> Tensor:
+    """The way back, a view: ``(B * nW * h, N, d)`` to ``(B * nW, N, h, d)``."""
+    return x.view(-1, heads, *x.shape[1:]).transpose(1, 2)
 
 
 def _define(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
