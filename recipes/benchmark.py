@@ -416,7 +416,7 @@ def measure_pipeline(setting: dict[str, Any], options: argparse.Namespace) -> di
             path = Path(folder) / "train" / f"class{number % 4}" / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture = F.interpolate(torch.rand(1, 3, 47, 63) * 255, (375, 500), mode="bicubic")[0]
-            torchvision.io.write_jpeg(picture.clamp(0, 255).byte(), str(path), quality=90)
+            v2.functional.to_pil_image(picture.clamp(0, 255).byte()).save(path, quality=90)
 
         def ours() -> Any:
             data = ImageDataModule(

@@ -10,6 +10,7 @@ Shape legend:
 
 import platform
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -422,7 +423,7 @@ class WindowAttention(Function):
         out = qkv.new_empty(count, tokens, heads, dim)
         probabilities = torch.empty(count, heads, tokens, tokens, dtype=wide)
         ctx.parts = _parts(qkv, mask)
-        with torch.autocast("cpu", enabled=False):
+        with _without_autocast():
             for part in ctx.parts:
                 query, key, value = _by_head(qkv[part])  # B * nW * h, N, d each
                 scores = probabilities[part].flatten(0, 1)  # B * nW * h, N, N
@@ -445,7 +446,7 @@ class WindowAttention(Function):
         heads = qkv.shape[3]
         grad_qkv = torch.empty_like(qkv)
         grad_bias = torch.zeros(bias.shape, dtype=probabilities.dtype)
-        with torch.autocast("cpu", enabled=False):
+        with _without_autocast():
             for part in ctx.parts:
                 query, key, value = _by_head(qkv[part])  # B * nW * h, N, d each
                 shares = probabilities[part].flatten(0, 1)  # B * nW * h, N, N
@@ -543,6 +544,10 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(
         own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     )
+
+
+def _without_autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _wide(x: Tensor) -> torch.dtype:
