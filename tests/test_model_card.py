@@ -97,6 +97,14 @@ def source(tiny_config: SwinHFConfig, **changes) -> CardSource:
     return CardSource(**{**values, **changes})
 
 
+def test_unreadable_pictures_are_told(tiny_config):
+    told = facts()
+    told.data.unreadable = 3
+    card = render_card(source(tiny_config, facts=told))
+    assert "3 pictures could not be decoded and were passed over." in card
+    assert "could not be decoded" not in render_card(source(tiny_config))
+
+
 def test_golden_card(tiny_config):
     """A change of wording is seen in review; write the new file with UPDATE_GOLDEN=1."""
     import os
