@@ -1,5 +1,6 @@
 """The benchmark compares before it times, takes turns, ends in time, and writes tables that say what was measured."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -168,6 +169,43 @@ def test_render_only_writes_the_tables_from_the_results(benchmark, tmp_path):
     assert "1.40x" in readme.read_text() and "| swin_hf |" in (tmp_path / "speed.md").read_text()
 
 
+def test_the_trainer_section_trains_both_sides_and_is_judged_on_fashion_mnist(benchmark, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPE.parent)
+    import compare_trainer
+
+    digits = dataclasses.replace(compare_trainer.RECIPES["digits"], limit=64)
+    monkeypatch.setitem(compare_trainer.RECIPES, "digits", digits)
+    (setting,) = benchmark.settings_of(benchmark.parse(["--sections", "trainer", "--trainer-epochs", "2"]))
+    measured = benchmark.measure_trainer({**setting, "rounds": 1}, None)
+    ours, theirs = measured["rows"]
+    assert [ours["name"], theirs["name"]] == ["swin_hf", "transformers"] and ours["ours_is_faster_by"] == 1
+    assert theirs["ours_is_faster_by"] == pytest.approx(theirs["min_epoch_s"] / ours["min_epoch_s"], rel=0.05)
+    assert all(
+        0 < row["min_epoch_s"] <= row["median_epoch_s"] and 0 < row["test_accuracy"] < 1 for row in (ours, theirs)
+    )
+    measured["rows"] = [
+        {**ours, "median_epoch_s": ours["min_epoch_s"]},
+        {**theirs, "median_epoch_s": theirs["min_epoch_s"]},
+    ]
+    judged = {"environment": ENVIRONMENT, **measured}
+    assert benchmark.verdict({"setting": setting, **judged}) is None
+    fashion = {"setting": {**setting, "recipe": "fashion_mnist"}, **judged}
+    assert benchmark.verdict(fashion) == ("transformers", 1.11, theirs["ours_is_faster_by"])
+    assert "## An epoch beside transformers' Trainer: fashion_mnist, 2 epochs, 2 rounds" in benchmark.render([fashion])
+    assert f"An epoch of fashion_mnist takes {ours['min_epoch_s']} s" in benchmark.summary([fashion])
+
+
+def test_a_section_whose_library_is_missing_is_named_and_the_rest_measured(
+    benchmark, tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "compare_trainer", None)  # importing it now raises ImportError
+    args = ["--sections", "trainer", "models", "--modes", "inference", "--executions", "eager", "--batch-sizes", "1"]
+    args += ["--peers", "swin_hf", "--seconds", "0", "--json", str(tmp_path / "o.json")]
+    assert benchmark.main([*args, "--markdown", str(tmp_path / "o.md")]) == 0
+    assert "not measured, import of compare_trainer halted" in capsys.readouterr().out
+    assert [result["setting"]["section"] for result in json.loads((tmp_path / "o.json").read_text())] == ["models"]
+
+
 def test_the_limit_ends_a_run_and_names_what_was_not_measured(benchmark, tiny, tmp_path, capsys):
     args = ["--sections", "models", "--executions", "eager", "--batch-sizes", "1", "2", "--peers", "swin_hf"]
     args += [
@@ -213,6 +251,7 @@ def test_the_readme_has_the_table_of_the_stored_results(benchmark):
 @pytest.mark.slow
 def test_every_section_runs(benchmark, tmp_path, capsys):
     args = ["--batch-sizes", "1", "--executions", "eager", "--seconds", "0", "--pictures", "80", "--limit", "280"]
+    args += ["--trainer-epochs", "1", "--trainer-rounds", "1"]
     assert benchmark.main([*args, "--json", str(tmp_path / "o.json"), "--markdown", str(tmp_path / "o.md")]) == 0
     results = json.loads((tmp_path / "o.json").read_text())
     assert {r["setting"]["section"] for r in results} == set(benchmark.SECTIONS)

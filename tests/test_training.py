@@ -211,6 +211,10 @@ def test_num_labels_cannot_contradict_the_data(config, tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit(config, tmp_path, "--model.num_labels", "3")
     assert "num_labels" in capsys.readouterr().err
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {num_labels: 3, image_size: 8, learning_rate: 1.0}")
+    with pytest.raises(SystemExit, match=r"overlay\.yaml sets model\.image_size, model\.num_labels; the data decide"):
+        fit(config, tmp_path, "--config", str(config), "--config", str(overlay))
 
 
 def test_torchrun_with_too_few_devices_is_refused(config, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ from .data import ImageDataModule
 from .loggers import AppendingCSVLogger
 from .module import SwinModule
 from .sampling import check_launch
-from .schema import recipe_schema
+from .schema import LINKED, recipe_schema
 from .transforms import UnreadablePictureError
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
@@ -122,6 +122,8 @@ class RecipeCLI(LightningCLI):
             if config is not None:
                 args = [args[0], "--config", str(config), *args[1:]]
         self.config = parser.parse_args(args)
+        for path in self.config.get(self.config.get("subcommand"), {}).get("config") or []:
+            refuse_linked(yaml.safe_load(path.get_content()), str(path))
 
     def implied_config(self, args: list[str]) -> Path | None:
         """The configuration that the arguments imply, if they do not name one."""
@@ -278,6 +280,22 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
             f"error: the options differ from those of {path}:\n" + "\n".join(conflicts) + "\n"
             "resume with the options of the run, or start a new run from its weights: --model.model runs/<name>/model"
         )
+
+
+def refuse_linked(values: Any, path: str) -> None:
+    """Refuse model options that the data decide; the parser drops them from a file without a word.
+
+    Args:
+        values: What a configuration file says.
+        path: The file, for the message.
+
+    Raises:
+        SystemExit: If the file says any.
+    """
+    model = values.get("model") if isinstance(values, dict) else None
+    linked = sorted(LINKED & set(model)) if isinstance(model, dict) else []
+    if linked:
+        sys.exit(f"error: {path} sets {', '.join(f'model.{name}' for name in linked)}; the data decide this: remove it")
 
 
 def quieten() -> None:

@@ -30,7 +30,7 @@ OBJECTS: dict[str, Any] = {
     "plugins": list[str | ClassSpec] | str | ClassSpec | None,
     "profiler": str | ClassSpec | None,
 }
-# The data decide these; the parser drops what a file says of them, so an editor had better mark it.
+# The data decide these options of the model.
 LINKED = {"image_size", "num_channels", "num_labels", "id2label"}
 
 
