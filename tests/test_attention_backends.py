@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
-from swin_hf.model import attention
+from swin_hf.model import attention, windows
 from swin_hf.model.attention import (
     BackendReport,
     SwinHFAttention,
@@ -252,6 +254,139 @@ def test_function_transforms_go_through(tiny_model):
     assert_same_gradients(ours, {name: expected[name] for name in ours})
 
 
+def through_both_backends(model, function):
+    """What a function of the model returns with ``sdpa`` and with ``eager`` without shortcuts."""
+    results = []
+    for backend, shortcuts in (("sdpa", contextlib.nullcontext()), ("eager", onednn_off())):
+        model.set_attn_implementation(backend)
+        with shortcuts:
+            results.append(function(model))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own forward mode uses it
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_forward_mode_keeps_its_tangents(tiny_model, grad):
+    x, direction = torch.randn(2, 2, 3, 32, 48)
+
+    def tangent(model):
+        with torch.set_grad_enabled(grad), forward_ad.dual_level():
+            return forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction)).logits).tangent.detach()
+
+    through_both_backends(tiny_model, tangent)
+
+
+def test_many_gradients_at_once(tiny_model):
+    x = torch.randn(1, 3, 32, 48, requires_grad=True)
+
+    def jacobian(model):
+        logits = model(x).logits[0]
+        return torch.autograd.grad(logits, x, torch.eye(len(logits)), is_grads_batched=True)[0]
+
+    through_both_backends(tiny_model, jacobian)
+
+
+def test_second_derivatives_of_the_tables_alone(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    tables = [p.requires_grad_("bias_table" in n) for n, p in tiny_model.named_parameters() if "bias_table" in n]
+    for parameter in set(tiny_model.parameters()) - set(tables):
+        parameter.requires_grad_(False)
+
+    def twice(model):
+        first = torch.autograd.grad(model(x).logits.square().sum(), tables, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), tables)
+
+    through_both_backends(tiny_model, twice)
+
+
+def test_an_ensemble_goes_through_vmap(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01)
+
+    def logits(model):
+        model.requires_grad_()
+        stacked, buffers = torch.func.stack_module_state([model, other])
+
+        def call(parameters, buffers):
+            return torch.func.functional_call(model, (parameters, buffers), (x,)).logits
+
+        return torch.func.vmap(call)(stacked, buffers).detach()
+
+    through_both_backends(tiny_model, logits)
+
+
+def test_functionalize_leaves_nothing_behind(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    for cached in (windows._cached_index, windows._cached_mask, windows.window_order):
+        cached.cache_clear()
+    with torch.no_grad():
+        functional = torch.func.functionalize(lambda x: tiny_model(x).logits)(x)
+        torch.testing.assert_close(tiny_model(x).logits, functional, **OUTPUTS)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_an_empty_batch_has_empty_logits(tiny_model, backend, grad):
+    tiny_model.set_attn_implementation(backend)
+    with torch.set_grad_enabled(grad):
+        logits = tiny_model(torch.randn(0, 3, 32, 48)).logits
+    assert logits.shape == (0, tiny_model.config.num_labels)
+    if grad:
+        logits.sum().backward()
+        assert all(not p.grad.any() for p in tiny_model.parameters() if p.grad is not None)
+
+
+def test_the_default_device_does_not_matter(tiny_model):
+    x = torch.randn(2, 3, 32, 48)
+    torch.set_default_device("meta")
+    try:
+        tiny_model(x).logits.square().sum().backward()
+    finally:
+        torch.set_default_device(None)
+    assert all(p.grad.device.type == "cpu" for p in tiny_model.parameters() if p.grad is not None)
+
+
+def test_a_frozen_layer_keeps_no_activations():
+    layer = nn.Linear(6, 4).requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        y = linear(layer, torch.randn(2, 6, requires_grad=True))
+    assert y.requires_grad and kept == [(4, 6)]
+
+
+def test_a_function_that_writes_into_its_mask_spoils_nothing(tiny_model):
+    def careless(module, query, key, value, mask, scaling, dropout=0.0, **_):
+        mask[..., 0] += 3
+        return attention.eager_attention(module, query, key, value, mask, scaling, dropout)
+
+    x = torch.randn(2, 3, 32, 48)
+    ALL_ATTENTION_FUNCTIONS.register("careless", careless)
+    try:
+        with torch.no_grad():
+            before = tiny_model(x).logits
+            tiny_model.set_attn_implementation("careless")
+            assert not torch.allclose(tiny_model(x).logits, before)
+            tiny_model.set_attn_implementation("sdpa")
+            torch.testing.assert_close(tiny_model(x).logits, before, rtol=0, atol=0)
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop("careless")
+
+
+@pytest.mark.parametrize("distinct", [False, True], ids=["one bias", "a bias for each"])
+def test_windows_in_parts_are_all_windows(distinct):
+    query, key, value = torch.randn(3, 10, 2, 12, 8)
+    bias = torch.randn(10 if distinct else 1, 2, 12, 12)
+    layer = SwinHFAttention(SwinHFConfig(), 16, 2, (4, 3)).eval()
+    sdpa = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None)
+    whole = attention.eager_attention(layer, query, key, value, bias, layer.scaling)[0]
+    for size in (3, 5, 10):
+        parts = attention.attend_in_parts(sdpa, layer, query, key, value, bias, size)
+        torch.testing.assert_close(parts, whole, **OUTPUTS)
+
+
 def test_flops_are_counted(tiny_model):
     layer = tiny_model.classifier
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -351,6 +486,25 @@ def test_auto_falls_back_to_sdpa_and_says_so_once(tiny_model, caplog, monkeypatc
     assert all("attention backend sdpa (attn_implementation='auto')" in message for message in said)
 
 
+def test_the_default_says_once_that_a_gpu_could_run_the_kernel(tiny_config, caplog, monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging.get_logger("swin_hf.model.attention"), "propagate", True)
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    monkeypatch.setattr(attention, "reasons_against_triton", lambda *_: [])
+    attention._point_at_triton.cache_clear()
+    logging.warning_once.cache_clear()
+    tiny_config._attn_implementation = "sdpa"
+    for _ in range(3):
+        assert choose_backend(tiny_config, torch.device("cuda"), torch.bfloat16, 32, 0.0, (7, 7)) == "sdpa"
+    assert choose_backend(tiny_config, torch.device("cpu"), torch.bfloat16, 32, 0.0, (7, 7)) == "sdpa"
+    assert [record.message for record in caplog.records if "triton" in record.message] == [
+        "attention backend sdpa (attn_implementation='sdpa'); not triton: attn_implementation is 'sdpa'; "
+        "'auto' would take it"
+    ]
+    attention._point_at_triton.cache_clear()
+
+
 def test_report_names_the_backend_and_the_reasons(tiny_model):
     report = backend_report(tiny_model)
     assert isinstance(report, BackendReport)
@@ -386,6 +540,17 @@ def test_compiled_model_is_one_graph_and_agrees(tiny_model, training):
         return
     with torch.no_grad():
         torch.testing.assert_close(compiled(x).logits, tiny_model(x).logits, **OUTPUTS)
+
+
+def test_a_compiled_graph_calls_onednn_and_an_exported_one_does_not(tiny_model):
+    # Dynamo of torch 2.11 took torch.compiler.is_exporting() to be true everywhere.
+    x, graphs = torch.randn(2, 3, 32, 48), []
+    with torch.no_grad():
+        torch.compile(tiny_model, backend=lambda graph, _: graphs.append(graph.code) or graph, fullgraph=True)(x)
+        with onednn_off():
+            torch.compiler.reset()
+            torch.compile(tiny_model, backend=lambda graph, _: graphs.append(graph.code) or graph, fullgraph=True)(x)
+    assert ["attention.linear" in graph for graph in graphs] == [attention._ONEDNN is not None, False]
 
 
 @pytest.mark.slow

@@ -330,6 +330,25 @@ def test_reasons_know_the_gpu(capability, hip, reasons, monkeypatch):
     assert reasons_against_triton(torch.device("cuda"), torch.float16, 32, 0.0) == reasons
 
 
+def test_without_a_c_compiler_auto_does_not_try(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention_triton, "C_COMPILER", False)
+    (reason,) = reasons_against_triton(torch.device("cuda"), torch.float16, 32, 0.0)
+    assert reason == "there is no C compiler, with which Triton builds its launcher; install gcc, or set CC"
+
+
+def test_a_transform_that_differentiates_is_a_reason(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    seen = []
+
+    def look(x):
+        seen.extend(reasons_against_triton(torch.device("cuda"), torch.float16, 32, 0.0))
+        return x.sum()
+
+    torch.func.grad(look)(torch.ones(2))
+    assert seen == ["a transform of torch.func is active, which cannot differentiate the kernels"]
+
+
 @without_interpreter
 def test_a_copy_without_triton_imports_and_says_what_is_missing(monkeypatch):
     # Also what happens when a checkpoint from the Hub brings its own copy of this module.

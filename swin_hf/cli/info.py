@@ -133,13 +133,14 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         model: Any = MODELS[kind](config)
         model.eval().to(checkpoint.dtype)
         image = torch.empty(1, config.num_channels, *config.image_hw, dtype=checkpoint.dtype)
+    default = config._attn_implementation or "sdpa"
     model.set_attn_implementation("eager")  # every product is counted as the paper writes it down
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     flops = counter.get_total_flops()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.set_attn_implementation("auto")
+    model.set_attn_implementation(default)
     has_head = "classifier.weight" in checkpoint.translation.state
     labels = class_names(config) if has_head else []
     return {

@@ -11,12 +11,13 @@ Shape legend:
 import platform
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -36,6 +37,9 @@ from .windows import (
 )
 
 BACKENDS = ("eager", "sdpa", "triton", "auto")  # slowest first
+UNASKED = "attn_implementation is {!r}; 'auto' would take it"
+# Windows that torch's fused attention takes in one call on a GPU: a limit of the launch (pytorch#142228).
+SDPA_WINDOWS = 65_535
 
 logger = logging.get_logger(__name__)
 
@@ -102,6 +106,8 @@ def choose_backend(
     """
     wanted = config._attn_implementation or "sdpa"
     if wanted not in ("triton", "auto"):
+        if wanted == "sdpa" and device.type == "cuda" and not torch.compiler.is_compiling():
+            _point_at_triton(device, dtype, head_dim, dropout, window)
         return wanted
     reasons = reasons_against_triton(device, dtype, head_dim, dropout, window)
     if not reasons:
@@ -115,6 +121,13 @@ def choose_backend(
     raise NotImplementedError(
         f"attn_implementation='triton' cannot run here: {'; '.join(reasons)}; use 'sdpa', or 'auto' to let it choose"
     )
+
+
+@lru_cache(maxsize=64)
+def _point_at_triton(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float, window: Pair) -> None:
+    """Say once that the default leaves the kernel unused on a GPU that could run it."""
+    if not reasons_against_triton(device, dtype, head_dim, dropout, window):
+        logger.warning_once(str(BackendReport("sdpa", "sdpa", {"triton": [UNASKED.format("sdpa")]})))
 
 
 def backend_report(model: nn.Module) -> BackendReport:
@@ -141,7 +154,7 @@ def backend_report(model: nn.Module) -> BackendReport:
     backend = min(backends, key=lambda name: BACKENDS.index(name) if name in BACKENDS else -1)
     reasons = {}
     if backend != "triton":
-        reasons["triton"] = list(dict.fromkeys(objections)) or [f"{requested!r} was asked for; 'auto' would take it"]
+        reasons["triton"] = list(dict.fromkeys(objections)) or [UNASKED.format(requested)]
     if backend == "eager":
         reasons["sdpa"] = [f"{requested!r} was asked for"]
     return BackendReport(requested, backend, reasons)
@@ -201,7 +214,8 @@ class SwinHFAttention(nn.Module):
             )
             return self.proj(x), None
 
-        gathers = geometry.is_shifted and in_plain_evaluation(x)  # else the gradient would be a scatter, which is slow
+        # With a gradient, its way back would be a scatter, which is slow.
+        gathers = geometry.is_shifted and in_plain_evaluation(x) and x.numel() > 0
         if gathers:
             order, back = window_order(geometry, x.device)
             windows = x.flatten(1, 2).index_select(1, order).view(-1, geometry.area, x.shape[-1])  # B * nW, N, C
@@ -209,7 +223,7 @@ class SwinHFAttention(nn.Module):
             windows = window_partition(cyclic_shift(x, geometry.shift), geometry.window)  # B * nW, N, C
         qkv = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1))  # B * nW, N, 3, h, d
         windows, probabilities = self._attend(qkv, geometry, backend, dropout)  # B * nW, N, h, d
-        if torch.compiler.is_exporting():  # for ONNX, sdpa becomes products of another layout: no flat view
+        if is_exporting():  # for ONNX, sdpa becomes products of another layout: no flat view
             windows = windows.clone(memory_format=torch.contiguous_format)
         windows = linear(self.proj, windows.flatten(-2))  # B * nW, N, C
         if gathers:
@@ -228,10 +242,15 @@ class SwinHFAttention(nn.Module):
             mask = window_mask(qkv, geometry, self.config.mask_padding)  # nW, 1, N, N
             return WindowAttention.apply(qkv, bias, mask, self.scaling), None
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B * nW, h, N, d each
+        if backend == "sdpa" and fails_in_sdpa(query):
+            backend = "eager"
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             backend, eager_attention
         )
-        bias = self.additive_mask(query, geometry)
+        # A function that somebody registered may write into its mask.
+        bias = self.additive_mask(query, geometry, may_keep=backend in BACKENDS)
+        if backend == "sdpa" and query.is_cuda and query.shape[0] > SDPA_WINDOWS:
+            return attend_in_parts(attend, self, query, key, value, bias, SDPA_WINDOWS, dropout), None
         return attend(self, query, key, value, bias, scaling=self.scaling, dropout=dropout)
 
     def relative_position_bias(self, window: Pair) -> Tensor:
@@ -240,10 +259,10 @@ class SwinHFAttention(nn.Module):
         index = bias_index(table, window, self.window)
         return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).unsqueeze(0)
 
-    def additive_mask(self, query: Tensor, geometry: WindowGeometry) -> Tensor:
+    def additive_mask(self, query: Tensor, geometry: WindowGeometry, may_keep: bool = True) -> Tensor:
         """Bias and mask together: ``(1, h, N, N)``, or ``(B * nW, h, N, N)`` where windows differ."""
         table = self.relative_position_bias_table
-        if in_plain_evaluation(table):
+        if may_keep and in_plain_evaluation(table):
             key = (table.data_ptr(), self.window, geometry, self.config.mask_padding, query.dtype)
             bias = _BIASES.look_up(key, table, lambda: self._bias_and_mask(query, geometry))
         else:
@@ -350,7 +369,7 @@ def linear(layer: nn.Linear, x: Tensor, activation: nn.Module | None = None) -> 
             y = _compiled_linear(x, weight, bias, gelu)
             return y if gelu or activation is None else activation(y)
         y = layer(x)
-    elif not (_is_plain(x, weight) and torch.backends.mkldnn.enabled):
+    elif not (_is_plain(x, weight, *(() if bias is None else (bias,))) and torch.backends.mkldnn.enabled):
         y = layer(x)
     elif torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -383,6 +402,11 @@ def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
     return -(-batch // parts)  # equal parts
 
 
+def is_exporting() -> bool:
+    """``torch.compiler.is_exporting()``, which Dynamo of torch 2.11 takes to be true in every compilation."""
+    return bool(torch.compiler._is_exporting_flag)
+
+
 def in_plain_evaluation(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary tensor on a CPU and what is computed from it has no gradient."""
     return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _is_plain(x, dtypes=FLOATS)
@@ -396,6 +420,38 @@ def attends_itself(qkv: Tensor, bias: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and _is_plain(qkv, bias, dtypes=FLOATS, autocast=True)
     )
+
+
+def fails_in_sdpa(query: Tensor) -> bool:
+    """Whether ``scaled_dot_product_attention`` cannot do what the definition can.
+
+    It refuses empty batches, has no forward-mode derivative, and under ``torch.func`` does not see that the bias
+    learns, so that it takes a kernel that cannot be differentiated.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    transformed = torch.is_grad_enabled() and torch._C._are_functorch_transforms_active()
+    return query.numel() == 0 or transformed or forward_ad._current_level >= 0
+
+
+def attend_in_parts(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    module: SwinHFAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    size: int,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend for ``size`` windows at a time; arguments and result as of :func:`eager_attention`."""
+    parts = []
+    for start in range(0, query.shape[0], size):
+        part = slice(start, start + size)
+        added = bias if bias.shape[0] == 1 else bias[part]
+        tensors = (query[part], key[part], value[part], added)
+        parts.append(attend(module, *tensors, scaling=module.scaling, dropout=dropout)[0])
+    return torch.cat(parts)
 
 
 class WindowAttention(Function):
@@ -421,7 +477,7 @@ class WindowAttention(Function):
         (count, tokens, _, heads, dim), wide = qkv.shape, _wide(qkv)
         added = bias if mask is None else bias + mask  # h, N, N, or nW, h, N, N
         out = qkv.new_empty(count, tokens, heads, dim)
-        probabilities = torch.empty(count, heads, tokens, tokens, dtype=wide)
+        probabilities = qkv.new_empty(count, heads, tokens, tokens, dtype=wide)
         ctx.parts = _parts(qkv, mask)
         with _without_autocast():
             for part in ctx.parts:
@@ -440,12 +496,17 @@ class WindowAttention(Function):
         """Differentiate with respect to ``qkv`` and ``bias``."""
         qkv, bias, mask, probabilities = ctx.saved_tensors
         scaling = ctx.scaling
-        if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the definition
-            out = _define(qkv, bias, mask, scaling)
-            return (*torch.autograd.grad(out, (qkv, bias), grad, create_graph=True), None, None)
+        # A second derivative is wanted, or vmap holds many gradients at once: differentiate the definition.
+        again = torch.is_grad_enabled()
+        if again or _is_batched(grad):
+            wanted = [tensor for tensor, needed in zip((qkv, bias), ctx.needs_input_grad, strict=False) if needed]
+            with torch.enable_grad():
+                out = _define(qkv, bias, mask, scaling)
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=again))
+            return (*(next(grads) if needed else None for needed in ctx.needs_input_grad[:2]), None, None)
         heads = qkv.shape[3]
         grad_qkv = torch.empty_like(qkv)
-        grad_bias = torch.zeros(bias.shape, dtype=probabilities.dtype)
+        grad_bias = bias.new_zeros(bias.shape, dtype=probabilities.dtype)
         with _without_autocast():
             for part in ctx.parts:
                 query, key, value = _by_head(qkv[part])  # B * nW * h, N, d each
@@ -467,8 +528,9 @@ class _Linear(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        # As nn.Linear, keep what a gradient needs: a frozen layer keeps no activations.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape, ctx.has_bias = x.shape, bias is not None
         return _onednn_linear(x, weight, bias)
 
     @staticmethod
@@ -478,7 +540,7 @@ class _Linear(Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: oneDNN's operator has none
             grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         else:
-            grad_x = _onednn_linear(rows, weight.t(), None).view(x.shape) if ctx.needs_input_grad[0] else None
+            grad_x = _onednn_linear(rows, weight.t(), None).view(ctx.shape) if ctx.needs_input_grad[0] else None
         # Here the BLAS library is as fast, and its result lies as the parameter does.
         grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
         grad_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
@@ -507,9 +569,10 @@ def _may_be_opaque(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
@@ -526,6 +589,7 @@ def _is_plain(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32
         or torch._C._get_tracing_state() is not None  # torch.jit.trace
         or torch._C._len_torch_dispatch_stack()  # fake tensors, proxies of an exporter, counters of operations
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # dual numbers: our operators would drop the tangents
     )
 
 
@@ -546,6 +610,11 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
+def _is_batched(grad: Tensor) -> bool:
+    """Whether vmap holds many gradients at once: that of ``torch.func``, or the older one of ``torch.autograd``."""
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def _without_autocast() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
@@ -558,14 +627,14 @@ def _wide(x: Tensor) -> torch.dtype:
 def _parts(qkv: Tensor, mask: Tensor | None) -> list[slice]:
     """Whole images, or windows where there is no mask, whose queries, keys and values stay in the cache."""
     together = 1 if mask is None else mask.shape[0]
-    step = max(1, ATTENDED_BYTES // (qkv[0].numel() * _wide(qkv).itemsize * together)) * together
+    step = max(1, ATTENDED_BYTES // (qkv.shape[1:].numel() * _wide(qkv).itemsize * together)) * together
     return [slice(start, start + step) for start in range(0, qkv.shape[0], step)]
 
 
 def _by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as matrices: ``(B * nW, N, 3, h, d)`` to three copies ``(B * nW * h, N, d)``."""
     parts = qkv.permute(2, 0, 3, 1, 4)
-    query, key, value = torch.empty(parts.shape, dtype=_wide(qkv)).copy_(parts).flatten(1, 2).unbind(0)
+    query, key, value = qkv.new_empty(parts.shape, dtype=_wide(qkv)).copy_(parts).flatten(1, 2).unbind(0)
     return query, key, value
 
 

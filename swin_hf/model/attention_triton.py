@@ -25,6 +25,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -49,6 +51,7 @@ except ImportError as error:  # no wheels for this platform, or a CPU build of t
     triton = None
     TRITON_MISSING = f"triton cannot be imported ({error}); install the triton that your torch release names"
 
+C_COMPILER = os.name != "posix" or os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # What a kernel takes at run time, and must not compile again for: a batch of 1, a map of 16.
@@ -728,12 +731,16 @@ def reasons_against_triton(
             reasons.append("the device is an AMD GPU; the kernels are built and tested for NVIDIA")
         elif torch.cuda.get_device_capability(device) < (8, 0):
             reasons.append("the GPU is older than Ampere (compute capability 8.0)")
+        if not C_COMPILER:
+            reasons.append("there is no C compiler, with which Triton builds its launcher; install gcc, or set CC")
     elif device.type != "cpu" or not _interpreted():
         reasons.append(f"the device is {device.type}; the kernels need CUDA")
     if dtype not in DTYPES:
         reasons.append(f"the dtype is {dtype}; the kernels take float16, bfloat16 and float32")
     elif dtype == torch.bfloat16 and _interpreted():
         reasons.append("the dtype is torch.bfloat16, which Triton's interpreter does not know")
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+        reasons.append("a transform of torch.func is active, which cannot differentiate the kernels")
     if head_dim not in HEAD_DIMS:
         reasons.append(f"a head has {head_dim} channels; the kernels take 16, 32 and 64")
     if dropout > 0:
@@ -773,7 +780,7 @@ def triton_window_attention(
         ValueError: If the map or the table does not have the size that the geometry says.
         NotImplementedError: If the kernels cannot run here; the message gives every reason.
     """
-    if torch.is_autocast_enabled(qkv.device.type):
+    if qkv.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(qkv.device.type):
         qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
     (height, width), (table_height, table_width) = geometry.padded, table_window
     if qkv.ndim != 4 or qkv.shape[1:3] != geometry.padded or qkv.shape[3] % (3 * num_heads):

@@ -31,7 +31,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .attention import BACKENDS, SwinHFAttention, images_at_once, linear
+from .attention import BACKENDS, SwinHFAttention, images_at_once, is_exporting, linear
 from .configuration_swin_hf import SwinHFConfig
 from .windows import (
     Pair,
@@ -637,7 +637,7 @@ class SwinHFModel(SwinHFPreTrainedModel):
             raise ValueError(
                 "bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True"
             )
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling() and not is_exporting():
             # A range makes a symbolic side a number: one graph for each image size, in seconds, and any batch. With
             # symbols, the rounding up to patches, windows and pairs costs torch minutes, size after size.
             for side in pixel_values.shape[2:]:

@@ -257,8 +257,13 @@ def window_mask(like: Tensor, geometry: WindowGeometry, mask_padding: bool = Fal
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a result for ``x`` may be kept: not while a compiler or exporter looks on with tensors of its own."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    """Whether a result for ``x`` may be kept: not where somebody looks on with tensors or a memory of his own."""
+    return type(x) in (Tensor, torch.nn.Parameter) and not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # fake tensors, an exporter's proxies
+        or torch._C._are_functorch_transforms_active()
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())  # CUDA graphs reuse what they allocate
+    )
 
 
 def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubic") -> Tensor:
