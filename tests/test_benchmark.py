@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf.model import attention
+from swin_hf.model.attention import eager_attention
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "benchmark.py"
 SETTING = {
@@ -43,7 +46,7 @@ def tiny(benchmark, monkeypatch):
             encoder_stride=4, drop_path_rate=0.0,
         )  # fmt: skip
         config._attn_implementation = "auto"
-        return SwinHFForImageClassification(config)
+        return benchmark.sharpen(SwinHFForImageClassification(config))
 
     monkeypatch.setattr(benchmark, "build_ours", build)
     monkeypatch.setattr(benchmark, "ceilings", lambda *_: {"matmul_tflops": 0.2, "copy_gbs": 30.0})
@@ -82,6 +85,134 @@ def test_a_peer_that_computes_something_else_is_not_timed(benchmark, tiny, monke
     measured = benchmark.measure_models({**SETTING, "batch_size": 2}, options)
     assert [row["name"] for row in measured["rows"]] == ["swin_hf"]
     assert "differ from ours" in measured["left_out"]["transformers"]
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("lost", ["bias", "mask", "scale"])
+def test_our_own_attention_is_held_against_the_definition(benchmark, tiny, monkeypatch, mode, lost):
+    def careless(module, query, key, value, mask, scaling, dropout=0.0, **_):
+        bias = module.relative_position_bias(module.window)
+        mask = {"bias": mask - bias.detach(), "mask": bias, "scale": mask}[lost]
+        return eager_attention(module, query, key, value, mask, 1.0 if lost == "scale" else scaling, dropout)
+
+    ours = benchmark.build_ours("")
+    ours.config._attn_implementation = "careless"
+    monkeypatch.setattr(benchmark, "build_ours", lambda _: ours)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "careless", careless)
+    options = benchmark.parse(["--peers", "swin_hf", "--seconds", "0"])
+    with pytest.raises(RuntimeError, match="swin_hf: it"):
+        benchmark.measure_models({**SETTING, "mode": mode, "dtype": "amp", "batch_size": 2}, options)
+
+
+def test_wrong_gradients_are_not_timed(benchmark, tiny, monkeypatch):
+    build_peer = benchmark.build_peer
+
+    def spoil(*args):
+        model = build_peer(*args)
+        for name, parameter in model.named_parameters():
+            if "position_bias_table" in name:
+                parameter.register_hook(lambda grad: grad.flip(0))
+        return model
+
+    monkeypatch.setattr(benchmark, "build_peer", spoil)
+    options = benchmark.parse(["--peers", "swin_hf", "transformers", "--seconds", "0"])
+    measured = benchmark.measure_models({**SETTING, "mode": "training", "batch_size": 2}, options)
+    assert [row["name"] for row in measured["rows"]] == ["swin_hf"]
+    assert "differs from our fp32 definition" in measured["left_out"]["transformers"]
+
+
+def test_a_peer_that_fails_is_left_out_and_a_setting_that_fails_is_named(
+    benchmark, tiny, monkeypatch, tmp_path, capsys
+):
+    model_call = benchmark.model_call
+
+    def fail(model, *args):
+        if not isinstance(model, SwinHFForImageClassification):
+            raise torch.OutOfMemoryError("no memory left\nwith a long story")
+        return model_call(model, *args)
+
+    monkeypatch.setattr(benchmark, "model_call", fail)
+    options = benchmark.parse(["--peers", "swin_hf", "transformers", "--seconds", "0"])
+    measured = benchmark.measure_models({**SETTING, "batch_size": 2}, options)
+    assert measured["left_out"] == {"transformers": "OutOfMemoryError: no memory left"}
+
+    monkeypatch.setattr(benchmark, "model_call", lambda *_: 1 / 0)
+    args = ["--sections", "models", "--modes", "inference", "--executions", "eager", "--batch-sizes", "1", "8"]
+    args += ["--peers", "swin_hf", "--json", str(tmp_path / "o.json"), "--markdown", str(tmp_path / "o.md")]
+    assert benchmark.main(args) == 0
+    assert (
+        capsys.readouterr().out.count("not measured, RuntimeError: swin_hf: ZeroDivisionError: division by zero") == 2
+    )
+    assert (tmp_path / "o.md").is_file()
+
+
+def test_attention_alone_is_compared_before_it_is_timed(benchmark, tiny, monkeypatch):
+    config = SwinHFConfig(image_size=32, patch_size=2, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4)
+    monkeypatch.setattr(benchmark.SwinHFConfig, "from_preset", lambda *_, **__: config)
+    setting = {"device": "cpu", "dtype": "fp32", "preset": "", "batch_size": 2}
+    options = benchmark.parse(["--seconds", "0"])
+    names = [
+        f"{name}, stage {stage}, {way}"
+        for stage in (1, 2)
+        for way in ("forward", "backward")
+        for name in ("eager", "sdpa")
+    ]
+    assert [row["name"] for row in benchmark.measure_attention(setting, options)["rows"]] == names
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "attends_itself", lambda *_: False)
+        patch.setitem(
+            ALL_ATTENTION_FUNCTIONS._global_mapping,
+            "sdpa",
+            lambda *args, **kw: [2 * eager_attention(*args, **kw)[0], None],
+        )
+        measured = benchmark.measure_attention(setting, options)
+    assert "it differs from eager" in measured["left_out"]["sdpa"]
+
+
+def test_the_limit_gets_through_a_compiler(benchmark):
+    def compiler(graph, inputs):
+        raise benchmark.OutOfTime
+
+    with pytest.raises(benchmark.OutOfTime):
+        torch.compile(lambda x: x + 1, backend=compiler)(torch.ones(1))
+
+
+def test_what_is_promised_is_measured_first(benchmark, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(
+        benchmark.MEASURE, "models", lambda setting, _: seen.append(setting) or {"rows": [], "left_out": {}}
+    )
+    args = ["--sections", "models", "--modes", "training", "inference", "--batch-sizes", "4", "8"]
+    benchmark.main([*args, "--json", str(tmp_path / "o.json"), "--markdown", str(tmp_path / "o.md")])
+    promised = [benchmark.promise_of(setting) is not None for setting in seen]
+    assert len(seen) == 8 and promised == [True] * 3 + [False] * 5
+
+
+def test_every_promise_is_judged(benchmark):
+    setting = {
+        **SETTING,
+        "device": "cuda",
+        "mode": "training",
+        "execution": "compiled",
+        "dtype": "bf16",
+        "batch_size": 128,
+    }
+    rows = result(("swin_hf", 1.0), ("timm", 1.3), setting=setting)
+    for row, memory in zip(rows["rows"], (90.0, 100.0), strict=True):
+        row["peak_memory_mib"] = memory
+    assert list(benchmark.judge(rows)) == [
+        "Promised 1.25x of timm: 1.3x, kept.",
+        "Promised at most the peak memory of timm: 0.90x, kept.",
+    ]
+    base = {**setting, "preset": benchmark.BASE_384}
+    assert "Promised 1.2x of timm: 1.1x, **missed**." in list(
+        benchmark.judge(result(("swin_hf", 1.0), ("timm", 1.1), setting=base))
+    )
+    kernel = {"name": "triton, stage 1, backward", "share_of_copy_limit": 0.5}
+    alone = {"setting": {**SETTING, "section": "attention", "mode": None}, "rows": [kernel]}
+    assert list(benchmark.judge(alone)) == [
+        "Promised 0.55 of the copy bandwidth, triton, stage 1, backward: 0.5, **missed**."
+    ]
 
 
 def test_without_timm_it_says_what_to_install_and_measures_the_rest(benchmark, tiny, monkeypatch):
@@ -202,7 +333,7 @@ def test_a_section_whose_library_is_missing_is_named_and_the_rest_measured(
     args = ["--sections", "trainer", "models", "--modes", "inference", "--executions", "eager", "--batch-sizes", "1"]
     args += ["--peers", "swin_hf", "--seconds", "0", "--json", str(tmp_path / "o.json")]
     assert benchmark.main([*args, "--markdown", str(tmp_path / "o.md")]) == 0
-    assert "not measured, import of compare_trainer halted" in capsys.readouterr().out
+    assert "not measured, ModuleNotFoundError: import of compare_trainer halted" in capsys.readouterr().out
     assert [result["setting"]["section"] for result in json.loads((tmp_path / "o.json").read_text())] == ["models"]
 
 
