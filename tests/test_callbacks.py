@@ -3,11 +3,13 @@
 import json
 import resource
 import signal
+import tempfile
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch.utils.data import DataLoader
 from transformers import SwinConfig, SwinForImageClassification
@@ -139,6 +141,73 @@ def test_ema_survives_a_resume(tmp_path):
     assert torch.equal(resumed.weight, whole.weight)
 
 
+def test_what_is_tested_after_the_training_is_the_average_of_the_best(tmp_path):
+    class Tested(Line):
+        def test_step(self, batch, batch_idx):
+            self.log("test_weight", self.weight.mean(), batch_size=1)
+
+        def test_dataloader(self):
+            return DataLoader(torch.zeros(1, 1))
+
+    best = BestCheckpoint(str(tmp_path))
+    module = Tested()
+    runner = trainer(tmp_path, EMA(0.9), best)
+    runner.fit(module)
+    average = torch.load(best.best_model_path, weights_only=True)["state_dict"]["weight"]
+    tested = runner.test(module, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]["test_weight"]
+    assert tested == average.mean().item() != module.weight.mean().item() + 1
+    assert torch.equal(module.weight, average)
+
+
+class Validated(Line):
+    """Validates in three batches; asks itself to end in a chosen one."""
+
+    def __init__(self, end_at=None, last_batch=False):
+        super().__init__()
+        self.end_at, self.last_batch, self.validated = end_at, last_batch, []
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.last_batch and self.current_epoch == self.end_at and batch_idx == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.validated.append((self.current_epoch, batch_idx))
+        if not self.last_batch and self.current_epoch == self.end_at and batch_idx == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    def val_dataloader(self):
+        return DataLoader(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("last_batch", [False, True], ids=["in validation", "on the last training batch"])
+@pytest.mark.parametrize("average", [False, True], ids=["plain", "ema"])
+def test_a_validation_that_was_interrupted_is_done_again(tmp_path, epoch, last_batch, average):
+    # Lightning leaves the swap of an average half done, and takes an interrupted validation for complete.
+    def run(folder, module, **options):
+        best = BestCheckpoint(str(folder))
+        callbacks = [*([EMA(0.9)] if average else []), best, LastCheckpoint(str(folder))]
+        trainer(folder, *callbacks).fit(module, **options)
+        return best, torch.load(folder / "last.ckpt", weights_only=True)
+
+    whole, state = run(tmp_path / "whole", Validated())
+    with pytest.raises(SIGTERMException):
+        run(tmp_path, Validated(epoch, last_batch))
+    resumed = Validated()
+    best, again = run(tmp_path, resumed, ckpt_path="last")
+    assert resumed.validated == [(e, batch) for e in range(epoch, 2) for batch in range(3)]
+    assert best.best_model_score == whole.best_model_score
+    for key in ("state_dict", *(["current_model_state"] if average else [])):
+        assert torch.equal(again[key]["weight"], state[key]["weight"]), key
+    assert again["global_step"] == state["global_step"] == 8
+
+
+def test_ema_of_16_bit_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"bf16-true\) never moves.*use trainer\.precision bf16-mixed"):
+        trainer(tmp_path, EMA(), precision="bf16-true").fit(Line())
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"decay": 1.0}, "decay is 1.0"), ({"every_n_steps": 0}, "every_n_steps is 0")]
 )
@@ -157,6 +226,48 @@ def test_nan_stops_with_its_step_and_keeps_the_last_good_checkpoint(tmp_path, ba
     else:
         state = torch.load(tmp_path / "last.ckpt", weights_only=True)
         assert state["global_step"] == 4 and state["state_dict"]["weight"].isfinite().all()
+
+
+def test_weights_that_the_last_step_spoilt_are_not_saved(tmp_path):
+    class Spoilt(Line):
+        def on_before_optimizer_step(self, optimizer):
+            if self.global_step == 7:  # the last of the second epoch; its loss was finite
+                self.weight.grad.fill_(torch.inf)
+
+    runner = trainer(tmp_path, NonFiniteGuard(), BestCheckpoint(str(tmp_path)), LastCheckpoint(str(tmp_path)))
+    with pytest.raises(
+        NonFiniteLossError, match=r"the weights are not finite after step 8; the last good state is .*last"
+    ):
+        runner.fit(Spoilt())
+    for name in ("last.ckpt", "best.ckpt"):
+        state = torch.load(tmp_path / name, weights_only=True)
+        assert state["global_step"] == 4 and state["state_dict"]["weight"].isfinite().all()
+
+
+def test_checkpoints_are_written_beside_their_place(tmp_path, monkeypatch):
+    # From the folder of temporary files they would be copied over the previous one, which a full disk leaves half done.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    trainer(tmp_path, BestCheckpoint(str(tmp_path)), LastCheckpoint(str(tmp_path))).fit(Line())
+    assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_every_epoch_is_kept_also_without_a_validation(tmp_path):
+    runner = trainer(tmp_path, LastCheckpoint(str(tmp_path)), max_epochs=3, check_val_every_n_epoch=2)
+    runner.fit(Line())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["another run", "a moved run"])
+def test_the_best_so_far_is_remembered_in_another_folder(tmp_path, moved):
+    first, second = tmp_path / "first", tmp_path / "second"
+    trainer(first, BestCheckpoint(str(first), mode="min"), LastCheckpoint(str(first))).fit(Line())
+    if moved:
+        first.rename(second)
+    best = BestCheckpoint(str(second), mode="min")  # the weight grows: the first epoch stays the best
+    source = (second if moved else first) / "last.ckpt"
+    trainer(second, best, LastCheckpoint(str(second)), max_epochs=3).fit(Line(), ckpt_path=source)
+    assert best.best_model_path == str(second / "best.ckpt") and best.best_model_score == 4
+    assert torch.load(second / "best.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
@@ -182,8 +293,6 @@ def test_interruption_in_mid_epoch_is_saved(tmp_path):
             if self.global_step == 6:
                 signal.raise_signal(signal.SIGTERM)
             return super().training_step(batch, batch_idx)
-
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     with pytest.raises(SIGTERMException):
         trainer(tmp_path, LastCheckpoint(str(tmp_path)), max_epochs=4).fit(Interrupted())
@@ -215,7 +324,7 @@ def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
     words = [f"{tmp_path}/recipes/finetune.py", "fit", "--data.data_dir", "/home/ann/photos", "--hub.token", "hf_abc"]
     words += ["--api_key=xyz", "--config=/etc/a.yaml", "--model.learning_rate", "1e-3"]
     line = command_line(words)
-    expected = "python recipes/finetune.py fit --data.data_dir photos --hub.token *** --api_key=*** --config=a.yaml"
+    expected = "python recipes/finetune.py fit --data.data_dir photos --hub.token '***' '--api_key=***' --config=a.yaml"
     assert line == f"{expected} --model.learning_rate 1e-3"
     assert command_line(["/somewhere/else/finetune.py"]) == "python finetune.py"
     value = public({"a": ["/x/y/z", tmp_path, "~/w", "plain/name"], "n": 1, "o": torch.float16})

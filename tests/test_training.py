@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,31 @@ def test_a_checkpoint_brings_the_configuration_of_its_run(finished, capsys, tmp_
     accuracy = next(m.value for m in facts.metrics if (m.name, m.split) == ("accuracy", "test"))
     assert f"test_accuracy {accuracy:.4f}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_last_is_what_is_tested_and_nothing_else(config, finished, tmp_path, capsys):
+    words = ["--config", str(config), "--ckpt_path"]
+    shutil.copytree(finished / "tiny", tmp_path / "runs" / "tiny")
+    assert fit(config, finished, *words, str(finished / "tiny/checkpoints/last.ckpt"), verb="test") == 0
+    expected = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test_loss")]
+    assert fit(config, tmp_path / "runs", *words, "last", verb="test") == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("test_loss")] == expected != []
+    with pytest.raises(SystemExit, match=r"there is no checkpoint .*last\.ckpt"):
+        fit(config, tmp_path, *words, "last", verb="test")
+
+
+@pytest.mark.parametrize("kind", ["text", "weights", "half"])
+def test_a_file_that_is_no_checkpoint_is_an_error_of_one_line(config, finished, tmp_path, kind):
+    path, run = tmp_path / "some.ckpt", finished / "tiny"
+    if kind == "text":
+        path.write_text("# A title\n")
+    elif kind == "weights":
+        torch.save({"weight": torch.zeros(3)}, path)
+    else:
+        whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit, match=r"some\.ckpt is not a whole checkpoint of a training run"):
+        fit(config, tmp_path, "--config", str(config), "--ckpt_path", str(path))
 
 
 def test_a_missing_checkpoint_is_an_error(config, tmp_path):

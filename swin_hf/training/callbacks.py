@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -54,7 +56,35 @@ class EMA(WeightAveraging):
         self.decay = decay
         self.warmup = warmup
         self.every_n_steps = every_n_steps
+        self.swapped = False  # whether the module has the average and the average model the current weights
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make room for the average.
+
+        Raises:
+            ValueError: If weights have 16 bits, in which an average of many steps never moves.
+        """
+        if stage == "fit" and trainer.precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"EMA of 16-bit weights (trainer.precision {trainer.precision}) never moves: a step of it is smaller "
+                "than they can hold; use trainer.precision bf16-mixed, whose weights are float32"
+            )
+        super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both sets of weights to go on training; what is tested is the average, which is loaded already."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Undo the swap of an interrupted validation, before the state is saved."""
+        if self.swapped:
+            self._swap_models(pl_module)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self.swapped = not self.swapped
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every ``every_n_steps``-th optimiser step."""
@@ -72,7 +102,43 @@ class EMA(WeightAveraging):
         torch._foreach_add_(averages, steps)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it when it is complete and on the disk.
+
+    Lightning's own goes through the folder of temporary files. From another file system than the run's, the last step
+    is a copy, which a full disk or a kill leaves half done in place of the previous checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file, or leave everything as it was.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class AtomicCheckpoint(ModelCheckpoint):
+    """A checkpoint whose file is replaced when its successor is complete."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write through :class:`AtomicCheckpointIO`, unless the strategy has a way of its own."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+class LastCheckpoint(AtomicCheckpoint):
     """Keeps ``last.ckpt``, the whole state of the run, at every epoch and when the run is interrupted.
 
     A file is replaced when its successor is complete; a full disk leaves the old one. After a loss that is not finite
@@ -90,6 +156,7 @@ class LastCheckpoint(ModelCheckpoint):
             monitor=None,
             save_top_k=1,
             save_on_exception=True,
+            save_on_train_epoch_end=None if every_n_train_steps else True,
             every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,
         )
@@ -99,8 +166,22 @@ class LastCheckpoint(ModelCheckpoint):
         if not isinstance(exception, NonFiniteLossError | OSError):
             super().on_exception(trainer, pl_module, exception)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in this folder; in another, there is nothing to go on with."""
+        if str(self.dirpath) == str(state_dict["dirpath"]):
+            super().load_state_dict(state_dict)
 
-class BestCheckpoint(ModelCheckpoint):
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have a validation that was interrupted done again; Lightning takes it for complete."""
+        if trainer.state.fn != "fit":
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        if progress["total"]["ready"] > 0 and not progress["is_last_batch"]:
+            for tracker in ("total", "current"):  # in the middle of its first batch
+                progress[tracker].update(ready=1, started=1, processed=0, completed=0)
+
+
+class BestCheckpoint(AtomicCheckpoint):
     """Keeps ``best.ckpt``, the state with the best validation metric.
 
     Args:
@@ -119,11 +200,34 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best so far, also in another folder: that of another run, or this one after it was moved."""
+        score, there = state_dict["best_model_score"], Path(state_dict["best_model_path"] or "nothing")
+        if score is not None and self.dirpath is not None and str(self.dirpath) != str(state_dict["dirpath"]):
+            here = Path(self.dirpath) / "best.ckpt"
+            if not here.is_file() and there.is_file():
+                copy_file(there, here)
+            if here.is_file() or there.is_file():
+                kept = str(here)
+                moved = {"dirpath": self.dirpath, "best_model_path": kept, "kth_best_model_path": kept}
+                state_dict = {**state_dict, **moved, "best_k_models": {kept: score}}
+        super().load_state_dict(state_dict)
+
+
+@rank_zero_only
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
 
 class NonFiniteGuard(Callback):
-    """Stops a run whose loss is NaN or infinite, and keeps such weights out of every checkpoint.
+    """Stops a run whose loss or weights are NaN or infinite, and keeps such weights out of every checkpoint.
 
-    The loss stays on the device; it is looked at every ``every_n_steps`` batches and before anything is saved.
+    The loss stays on the device; it is looked at every ``every_n_steps`` batches and before anything is saved, when the
+    weights are looked at too: the last step before it may have spoilt them after a loss that was finite.
 
     Args:
         every_n_steps: Batches between two looks; each waits for the device.
@@ -151,32 +255,38 @@ class NonFiniteGuard(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the metrics can choose these weights."""
-        self.look(trainer)
+        self.look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the epoch's checkpoint."""
-        self.look(trainer)
+        self.look(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look before anything is written."""
-        self.look(trainer)
+        self.look(trainer, pl_module)
 
-    def look(self, trainer: Trainer) -> None:
-        """Raise on every process when any of them has met a bad loss.
+    def look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
+        """Raise on every process when any of them has met a bad loss, or has bad weights in a module that is given.
 
         Raises:
             NonFiniteLossError: Names the step, and the checkpoint to go back to.
         """
         if self.first_bad is None:
             return
-        step = int(trainer.strategy.reduce(self.first_bad.clone(), reduce_op="max"))
+        what, first_bad = "loss is not finite at", self.first_bad.clone()
+        step = int(trainer.strategy.reduce(first_bad, reduce_op="max"))
+        if step < 0 and pl_module is not None:
+            what = "weights are not finite after"
+            norms = torch.stack(torch._foreach_norm([p.detach().float() for p in pl_module.parameters()]))
+            first_bad = torch.where(torch.isfinite(norms).all(), first_bad, trainer.global_step)
+            step = int(trainer.strategy.reduce(first_bad, reduce_op="max"))
         if step < 0:
             return
         self.first_bad = None
         kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.best_model_path]
         back = f"; the last good state is {kept[0].best_model_path}" if kept else ""
         raise NonFiniteLossError(
-            f"the loss is not finite at step {step}{back}; lower learning_rate, lengthen the warm-up, "
+            f"the {what} step {step}{back}; lower learning_rate, lengthen the warm-up, "
             "or use trainer.precision bf16-mixed instead of 16-mixed"
         )
 
@@ -409,7 +519,7 @@ class RunRecord(Callback):
 
     def facts(self, trainer: Trainer, pl_module: LightningModule) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
-        source = getattr(pl_module, "starting_point", None)
+        source, commit = getattr(pl_module, "starting_point", None), getattr(pl_module, "starting_commit", None)
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
         hidden = ("train_images_per_s",)
         return TrainingFacts(
@@ -422,8 +532,8 @@ class RunRecord(Callback):
             duration_s=round(self.elapsed(), 1),
             command=self.command,
             seed=getattr(trainer.datamodule, "seed", None),
-            base_model=None if source is None else public(source),
-            base_model_revision=getattr(pl_module, "starting_commit", None),
+            base_model=Path(source).name if source and commit is None else source,
+            base_model_revision=commit,
             best_step=self.best_step,
         )
 
@@ -596,10 +706,15 @@ def public(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
-        return Path(value).name if Path(value).is_absolute() or value.startswith("~") else value
+        if Path(value).is_absolute() or value.startswith("~"):
+            return Path(value).name
+        return _ABSOLUTE.sub(r"\1", _CREDENTIALS.sub("://", value))
     return value if isinstance(value, int | float | bool | type(None)) else str(value)
 
 
+# A path from the root or from somebody's home, wherever it stands in a text but not in an address; its end is kept.
+_ABSOLUTE = re.compile(r"""(?<![\w.:/~-])(?:~|/)[^\s"',;{}\[\]()]*?([^\s"',;{}\[\]()/]*)/*(?=$|[\s"',;{}\[\]()])""")
+_CREDENTIALS = re.compile(r"://[^/\s@]+@")
 _SECRET = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
 
 
@@ -623,7 +738,7 @@ def command_line(argv: list[str] | None = None) -> str:
         else:
             words.append(f"{name}={public(value)}" if equals else str(public(word)))
         hide_next = bool(_SECRET.search(name)) and not equals
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,9 @@ import argparse
 import json
 import logging
 import os
+import pickle
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -143,13 +145,16 @@ class RecipeCLI(LightningCLI):
         if self.config.subcommand == "fit":
             self.run_folder = choose_run_folder(Path(self.options.runs), self.options.name, self.options.ckpt_path)
         path = self.options.ckpt_path
-        if path == "last" and self.run_folder is not None:
-            path = self.run_folder / "checkpoints" / "last.ckpt"
+        if path == "last":
+            folder = self.run_folder or choose_run_folder(Path(self.options.runs), self.options.name, "last")
+            path = folder / "checkpoints" / "last.ckpt"
+            if self.config.subcommand != "fit":  # Lightning would test random weights where it finds none
+                self.options.ckpt_path = str(path)
         if path is None or not Path(path).is_file():
             if path is not None and self.options.ckpt_path != "last":
                 sys.exit(f"error: there is no checkpoint {path}; give a file, or 'last' for the newest of the run")
             return
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_checkpoint(Path(path))
         given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
         refuse_conflicts(given, checkpoint.get("hyper_parameters", {}), str(path))
 
@@ -228,7 +233,7 @@ class RecipeCLI(LightningCLI):
         except Exception as error:
             sys.exit(
                 f"error: the training is complete but it could not be published: {error}\n"
-                f"try again with: swin-hf push {self.run_folder} {self.options.push}"
+                f"try again with: {shlex.join(['swin-hf', 'push', str(self.run_folder), self.options.push])}"
             )
         print(f"published: {result.url}")  # noqa: T201 - the result
 
@@ -262,6 +267,25 @@ def choose_run_folder(runs: Path, name: str, ckpt_path: str | None) -> Path:
     if ckpt_path == "last" and len(folders) > 1:
         return folders[-2]
     return folders[-1]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a training run.
+
+    Raises:
+        SystemExit: If the file is something else, or not whole.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        checkpoint = str(error).splitlines()[0]
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
+        reason = f" ({checkpoint})" if isinstance(checkpoint, str) else ""
+        sys.exit(
+            f"error: {path} is not a whole checkpoint of a training run{reason}; resume from another, such as "
+            "best.ckpt beside it, or start anew from weights: --model.model PATH"
+        )
+    return checkpoint
 
 
 def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) -> None:

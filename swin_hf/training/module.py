@@ -115,10 +115,19 @@ class SwinModule(LightningModule):
         return steps, min(totals)
 
     def lr_scale(self) -> float:
-        """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``."""
+        """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``.
+
+        Raises:
+            ValueError: If the batch is unknown.
+        """
         if not self.lr_scaling:
             return 1.0
-        batch = self.trainer.datamodule.batch_size
+        batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if batch is None:
+            raise ValueError(
+                "the batch size is unknown without an ImageDataModule; set lr_scaling to False and give the learning "
+                "rate of your batch"
+            )
         return scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
