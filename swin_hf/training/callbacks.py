@@ -323,7 +323,8 @@ class EpochReport(Callback):
         """Report."""
         seconds = max(self.ended - self.started, 1e-9)
         speed = self.images * trainer.world_size / seconds
-        pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
+        if self.images:  # none where the run was interrupted after them
+            pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self.enabled and trainer.is_global_zero:
             print(self.line(trainer, metrics, speed, seconds), flush=True)  # noqa: T201 - the report
@@ -334,10 +335,8 @@ class EpochReport(Callback):
             f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics
         ]
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
-        return (
-            f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {'  '.join(shown)}  "
-            f"lr {rate:.2e}  {speed:,.0f} images/s  {seconds:.1f} s"
-        )
+        pace = f"  {speed:,.0f} images/s  {seconds:.1f} s" if self.images else ""
+        return f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {'  '.join(shown)}  lr {rate:.2e}{pace}"
 
 
 class RunRecord(Callback):
