@@ -1,6 +1,8 @@
 """The classification module: losses against their formulas, what is trained, and where weights come from."""
 
 import copy
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from transformers import SwinConfig, SwinForImageClassification
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
 from swin_hf.training.classifier import build_classifier, load_teacher, mixing
-from swin_hf.training.transforms import TrainTransform
+from swin_hf.training.transforms import TrainTransform, normalize
 
 SMALL = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
+NAMES = {0: "bee", 1: "cat", 2: "cow", 3: "dog"}
 PRESET = "swin_digits_patch4_window4_32"
 # The same fp32 arithmetic in another order.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -120,6 +123,14 @@ def test_frozen_stages_rest_and_the_others_learn():
         make(freeze_stages=3)
 
 
+@pytest.mark.parametrize(
+    ("option", "name"), [({"linear_probe": True}, "linear_probe"), ({"freeze_stages": 1}, "freeze_stages 1")], ids=str
+)
+def test_lora_beside_another_way_of_freezing_is_refused(option, name):
+    with pytest.raises(ValueError, match=f"lora_rank 2 trains adapters in all stages, which contradicts {name}; leave"):
+        make(lora_rank=2, **option)
+
+
 # peft 0.21 asks transformers 5.23 by the old name: https://github.com/huggingface/peft
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_trains_adapters_and_head_and_exports_merged_weights():
@@ -145,16 +156,92 @@ def test_distillation_adds_the_softened_divergence_and_keeps_the_teacher_out_of_
     SwinHFForImageClassification(config).save_pretrained(tmp_path)
     module, data = make(distill_from=str(tmp_path), distill_weight=0.25, temperature=3.0, label_smoothing=0.0), batch()
     names = set(module.state_dict())
-    module.teacher = [load_teacher(str(tmp_path), 4)]
+    module.teacher = [load_teacher(str(tmp_path), NAMES, 3)]
     assert set(module.state_dict()) == names and not module.teacher[0].training
     images = data["pixel_values"]
-    student, teacher = module(images), module.teacher[0](pixel_values=images).logits
+    student, teacher = module(images), module.teacher[0].network(pixel_values=images).logits
     p, q = (teacher / 3).softmax(-1), (student / 3).softmax(-1)
     divergence = (p * (p.log() - q.log())).sum(-1).mean() * 9
     by_hand = 0.75 * F.cross_entropy(student, data["labels"]) + 0.25 * divergence
     torch.testing.assert_close(loss_of(module, data), by_hand, **CLOSE)
     with pytest.raises(ValueError, match="knows 4 classes but the data has 5"):
-        load_teacher(str(tmp_path), 5)
+        load_teacher(str(tmp_path), NAMES | {4: "ant"}, 3)
+
+
+def save_teacher(folder, mean=None, std=None, **options):
+    """A small Swin of transformers; with ``mean`` and ``std``, its image processor too."""
+    options = (
+        {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4}
+        | {"num_labels": 4}
+        | options
+    )
+    torch.manual_seed(3)
+    network = SwinForImageClassification(SwinConfig(**options)).eval()
+    network.save_pretrained(folder)
+    if mean is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))
+    return network
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_teacher_sees_pixels_in_its_own_normalisation(tmp_path, channels):
+    """Raw pixels through either side's processor; a grey student's channel is repeated."""
+    theirs = {"mean": [0.4, 0.5, 0.6], "std": [0.5, 0.25, 0.2]}
+    ours = {"mean": [0.1, 0.2, 0.3][:channels], "std": [0.3, 0.2, 0.1][:channels]}
+    network = save_teacher(tmp_path, **theirs)
+    raw = torch.randint(0, 256, (5, channels, 16, 16), dtype=torch.uint8)
+    module = make(distill_from=str(tmp_path), num_channels=channels)
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(num_classes=4, id2label=NAMES, **ours))
+    module.setup("fit")
+    wanted = network(pixel_values=normalize(raw.expand(5, 3, 16, 16), **theirs)).logits
+    torch.testing.assert_close(module.teacher[0](normalize(raw, **ours)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_equal_normalisation_leaves_the_pixels_alone(tmp_path):
+    network, images = save_teacher(tmp_path, [0.4, 0.5, 0.6], [0.5, 0.25, 0.2]), batch()["pixel_values"]
+    teacher = load_teacher(str(tmp_path), NAMES, 3, ([0.4, 0.5, 0.6], [0.5, 0.25, 0.2]))
+    assert torch.equal(teacher(images), network(pixel_values=images).logits)
+    (tmp_path / "preprocessor_config.json").unlink()
+    teacher = load_teacher(str(tmp_path), NAMES, 3, ([0.1, 0.1, 0.1], [0.2, 0.2, 0.2]))
+    assert torch.equal(teacher(images), network(pixel_values=images).logits)
+
+
+def test_the_answers_of_the_teacher_are_brought_into_the_order_of_the_classes(tmp_path):
+    network, images = save_teacher(tmp_path, id2label={0: "dog", 1: "bee", 2: "cat", 3: "cow"}), batch()["pixel_values"]
+    logits = network(pixel_values=images).logits
+    teacher = load_teacher(str(tmp_path), NAMES, 3)  # bee, cat, cow, dog
+    assert torch.equal(teacher(images), logits[:, [1, 2, 3, 0]])
+    for names in ("0123", ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]):  # nothing to go by
+        assert torch.equal(load_teacher(str(tmp_path), dict(enumerate(names)), 3)(images), logits)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    save_teacher(tmp_path, id2label={0: "dog", 1: "bee", 2: "cat", 3: "emu"})
+    with pytest.raises(
+        ValueError, match="names its classes dog, bee, cat, emu, but those of the data are bee, cat, cow"
+    ):
+        load_teacher(str(tmp_path), NAMES, 3)
+
+
+def test_a_teacher_of_other_channels_is_refused(tmp_path):
+    save_teacher(tmp_path, num_channels=1)
+    with pytest.raises(ValueError, match="takes images of 1 channels but the student's have 3; choose a teacher"):
+        load_teacher(str(tmp_path), NAMES, 3)
+
+
+@pytest.mark.parametrize("name", ["runs/nothing/model", "nothing"])
+def test_a_missing_teacher_is_named(name):
+    with pytest.raises(ValueError, match=f"there is no teacher '{name}'; give the folder"):
+        load_teacher(name, NAMES, 3)
+
+
+def test_a_folder_without_an_image_classifier_is_no_teacher(tmp_path):
+    with pytest.raises(ValueError, match="is no image classifier of transformers: "):
+        load_teacher(str(tmp_path), NAMES, 3)
+    save_teacher(tmp_path, [0.5], [0.5])
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config.json is no valid JSON"):
+        load_teacher(str(tmp_path), NAMES, 3)
 
 
 def test_teacher_of_another_image_size_sees_resized_images(tmp_path):
@@ -163,9 +250,9 @@ def test_teacher_of_another_image_size_sees_resized_images(tmp_path):
     )
     SwinForImageClassification(config).save_pretrained(tmp_path)
     module = make(distill_from=str(tmp_path))
-    module.teacher = [load_teacher(str(tmp_path), 4)]
+    module.teacher = [load_teacher(str(tmp_path), NAMES, 3)]
     seen = []
-    module.teacher[0].register_forward_pre_hook(
+    module.teacher[0].network.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["pixel_values"].shape), with_kwargs=True
     )
     loss_of(module, batch())
@@ -201,6 +288,15 @@ def test_checkpoint_that_lacks_more_than_the_head_is_refused(tmp_path):
     make().model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"do(es)? not fit|shape|size"):
         build_classifier(PRESET, str(tmp_path), {"embed_dim": 32, "num_labels": 4}, None)
+
+
+def test_weights_that_are_not_those_of_the_configuration_are_refused_before_anything_is_built(tmp_path, monkeypatch):
+    make().model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"embed_dim": 4096}))
+    monkeypatch.setattr(SwinHFForImageClassification, "from_pretrained", None)
+    with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
+        make(model=str(tmp_path))
 
 
 def test_gradient_checkpointing_changes_memory_not_gradients():

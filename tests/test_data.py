@@ -1,6 +1,7 @@
 """ImageDataModule: every kind of source, columns by type, splits, policies and clear errors."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageMod
 from swin_hf.training.callbacks import RunRecord
 from swin_hf.training.data import collate
 from swin_hf.training.sources import load_source, natural_order, stratified_split
-from swin_hf.training.transforms import UnreadablePictureError
+from swin_hf.training.transforms import EvalTransform, UnreadablePictureError
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 
@@ -150,6 +151,46 @@ def test_csv_with_relative_paths_and_text_labels(tmp_path):
     check_batches(ImageDataModule("csv", data_files={"train": str(tmp_path / "train.csv")}, **OPTIONS))
 
 
+def write_paths(folder, kind="csv", labels=("blue", "green", "red"), rows=24, shift=0):
+    """A table beside its pictures: row ``i`` is ``i.png``, of colour ``i + shift``, with label ``i``."""
+    folder.mkdir(exist_ok=True)
+    colours = [COLOURS[key] for key in sorted(COLOURS)]
+    for index in range(rows):
+        picture(colours[(index + shift) % 3], seed=index).save(folder / f"{index}.png")
+    values = [(f"{index}.png", labels[index % len(labels)]) for index in range(rows)]
+    if kind == "csv":
+        lines = ["path,label", *(f"{path},{label}" for path, label in values)]
+    else:
+        lines = [json.dumps({"path": path, "label": label}) for path, label in values]
+    (folder / f"train.{kind}").write_text("\n".join(lines) + "\n")
+    return str(folder / f"train.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_relative_paths_start_from_the_folder_of_their_own_split(tmp_path, kind):
+    """Both splits name their pictures alike; those of the test split have other colours."""
+    files = {"train": write_paths(tmp_path / "a", kind), "test": write_paths(tmp_path / "b", kind, shift=1)}
+    options = OPTIONS | ({"streaming": True, "class_names": sorted(COLOURS)} if kind == "json" else {})
+    module = ImageDataModule(kind, data_files=files, **options)
+    batch = next(iter(module.test_dataloader()))
+    colours = 2 - batch["pixel_values"].float().mean((2, 3)).argmax(1)  # blue is class 0 and the last channel
+    assert batch["labels"].tolist() == [0, 1, 2, 0]
+    assert colours.tolist() == [1, 2, 0, 1]
+
+
+def test_relative_paths_of_a_split_in_several_folders_are_refused(tmp_path):
+    write_paths(tmp_path / "a"), write_paths(tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"files of split 'train' lie in 2 folders .*path '0.png' starts; give data_dir"
+    ):
+        ImageDataModule("csv", data_files=str(tmp_path / "*" / "train.csv")).load()
+    for name in "ab":
+        table = tmp_path / name / "train.csv"
+        header, *lines = table.read_text().splitlines()
+        table.write_text("\n".join([header, *(f"{tmp_path}/{name}/{line}" for line in lines)]))
+    check_batches(ImageDataModule("csv", data_files=str(tmp_path / "*" / "train.csv"), **OPTIONS))
+
+
 def test_hub_id_is_resolved_by_datasets(tmp_path, monkeypatch):
     """What is asked of ``datasets`` for a Hub id; the download itself is theirs."""
     asked = {}
@@ -224,6 +265,62 @@ def test_a_label_column_of_another_type_is_refused(tmp_path):
     data.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"label column 'score' is of type float64"):
         ImageDataModule("parquet", data_files=str(tmp_path / "train.parquet"), label_column="score").load()
+
+
+def test_a_missing_integer_label_is_pointed_out(tmp_path):
+    path = write_paths(tmp_path / "a", labels=[0, 1, 2, "", *range(3)])
+    with pytest.raises(
+        ValueError, match=r"'label' is of type float64, because row 3 of 'train' has no value \(write -1"
+    ):
+        ImageDataModule("csv", data_files=path).load()
+    path = write_paths(tmp_path / "a", labels=[0.5, 1])
+    with pytest.raises(ValueError, match=r"'label' is of type float64; class labels are"):
+        ImageDataModule("csv", data_files=path).load()
+
+
+@pytest.mark.parametrize("names", [None, ["no", "yes"]])
+def test_true_and_false_are_classes(tmp_path, names):
+    path = write_paths(tmp_path / "a", labels=["True", "False"])
+    module = ImageDataModule("csv", data_files=path, class_names=names, **OPTIONS)
+    assert list(module.id2label.values()) == (names or ["False", "True"])
+    assert module.load().labels("train")[:3].tolist() == [1, 0, 1]
+
+
+def test_class_names_of_integer_labels(tmp_path):
+    path = write_paths(tmp_path / "a", labels=[0, 2])
+    module = ImageDataModule("csv", data_files=path, class_names=["a", "b", "c"], **OPTIONS)
+    assert module.class_counts == {"a": 9, "b": 0, "c": 9}
+    with pytest.raises(ValueError, match=r"label 2 of column 'label' is none of the 2 classes 0, 1.*name all classes"):
+        ImageDataModule("csv", data_files=path, class_names=2).load()
+
+
+def test_class_names_that_contradict_the_data_are_refused(tmp_path):
+    path = write_table(tmp_path)
+    assert ImageDataModule("parquet", data_files=path, class_names=sorted(COLOURS)).num_classes == 3
+    with pytest.raises(ValueError, match="class_names says 0, 1, but label column 'label' declares blue, green, red"):
+        ImageDataModule("parquet", data_files=path, class_names=2).load()
+
+
+def test_a_stream_is_told_its_classes(tmp_path):
+    files = {
+        "train": write_paths(tmp_path / "a", "json", range(3)),
+        "test": write_paths(tmp_path / "b", "json", [0, 7]),
+    }
+    module = ImageDataModule("json", data_files=files, streaming=True, class_names=3, **OPTIONS)
+    assert module.id2label == {0: "0", 1: "1", 2: "2"}
+    stream = module._stream("train", EvalTransform((8, 8)), 0, 1)
+    assert sorted({int(sample["label"]) for sample, _ in zip(stream, range(24), strict=False)}) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"label 7 of column 'label' is none of the 3 classes 0, 1, 2"):
+        list(module.test_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # datasets leaves csv streams open
+def test_a_stream_of_a_format_that_declares_no_columns(tmp_path):
+    path = write_paths(tmp_path / "a", labels=range(3))
+    module = ImageDataModule("csv", data_files=path, streaming=True, class_names=3, **OPTIONS)
+    assert module.num_classes == 3
+    assert module.load().image_column == "path"
+    gc.collect()
 
 
 def test_texts_that_are_numbers_come_in_numeric_order():
@@ -314,6 +411,18 @@ def test_a_folder_of_one_class_says_how_labels_are_made(tmp_path):
     write_folder(tmp_path / "p", names={"only": 0})
     with pytest.raises(ValueError, match=r"no label column among image \(Image\).*TRAIN/CLASS/PICTURE.*at least two"):
         ImageDataModule("imagefolder", data_dir=str(tmp_path / "p")).load()
+
+
+def test_a_flat_test_split_beside_class_folders_is_named(tmp_path):
+    folder = write_folder(tmp_path / "p")
+    (folder / "test").mkdir()
+    for number in range(3):
+        picture((1, 2, 3)).save(folder / "test" / f"{number}.png")
+    with pytest.raises(
+        ValueError, match=r"pictures of split 'test' lie in one folder without classes; .*leave that split"
+    ):
+        ImageDataModule("imagefolder", data_dir=str(folder)).load()
+    check_batches(ImageDataModule("imagefolder", data_files={"train": f"{folder}/train/**"}, **OPTIONS))
 
 
 def test_the_class_table_shows_ids_names_and_counts(tmp_path, caplog):
@@ -418,6 +527,75 @@ def test_held_out_rows_are_recorded(tmp_path):
     assert str(tmp_path) not in json.dumps(record)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"
+)  # Lightning 2.6.6
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("place", ["run", "."])
+def test_held_out_rows_are_recorded_without_a_logger_where_the_run_has_a_folder(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    data = ImageDataModule("parquet", data_files=write_table(tmp_path), **(OPTIONS | {"image_size": 16}))
+    model = SwinClassifier("swin_digits_patch4_window4_32", image_size=16, num_labels=3, warmup_epochs=0)
+    trainer(place, max_epochs=1, limit_train_batches=1, limit_val_batches=1).fit(model, data)
+    assert (tmp_path / place / "split.json").is_file() == (place == "run")
+
+
+def state_after(tmp_path, **options):
+    """Checkpoint and data of one epoch with batches of 4, two of which make a step."""
+    trained = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2)
+    data = ImageDataModule("parquet", data_files=write_table(tmp_path), **(OPTIONS | {"image_size": 16}))
+    trained.fit(small_classifier(**options), data)
+    trained.save_checkpoint(tmp_path / "end.ckpt")
+    return tmp_path / "end.ckpt"
+
+
+def small_classifier(**options):
+    options = {"image_size": 16, "num_labels": 3, "warmup_epochs": 0, "drop_path_rate": 0.0} | options
+    return SwinClassifier("swin_digits_patch4_window4_32", **options)
+
+
+def go_on(tmp_path, checkpoint, batch_size, accumulate, **options):
+    data = ImageDataModule(
+        "parquet",
+        data_files=write_table(tmp_path),
+        **(OPTIONS | {"image_size": 16, "batch_size": batch_size}),
+    )
+    resumed = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=accumulate)
+    try:
+        resumed.fit(small_classifier(**options), data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        resumed.save_checkpoint(tmp_path / "after.ckpt")  # as a run's last.ckpt, whatever happened
+    return tmp_path / "after.ckpt"
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"
+)  # Lightning 2.6.6
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_resume_with_other_images_a_step_is_refused_where_the_rate_follows_them(tmp_path):
+    checkpoint = state_after(tmp_path)
+    go_on(tmp_path, checkpoint, batch_size=8, accumulate=1)
+    for batch_size, accumulate in ((4, 1), (8, 2)):
+        with pytest.raises(ValueError, match=r"trained with 8 images a step, and this run has \d+ \(batch_size"):
+            go_on(tmp_path, checkpoint, batch_size, accumulate)
+        with pytest.raises(ValueError, match="trained with 8 images a step"):  # trying again does not help
+            go_on(tmp_path, tmp_path / "after.ckpt", batch_size, accumulate)
+    old = torch.load(checkpoint, weights_only=True)
+    del old["ImageDataModule"]["images_per_step"]  # as it was written before there was such an entry
+    torch.save(old, tmp_path / "old.ckpt")
+    after = go_on(tmp_path, tmp_path / "old.ckpt", batch_size=8, accumulate=2)
+    assert torch.load(after, weights_only=True)["ImageDataModule"]["images_per_step"] == 16
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"
+)  # Lightning 2.6.6
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_resume_with_other_images_a_step_is_accepted_where_the_rate_is_given(tmp_path):
+    checkpoint = state_after(tmp_path, lr_scaling=False)
+    go_on(tmp_path, checkpoint, batch_size=8, accumulate=2, lr_scaling=False)
+
+
 def test_stratified_split_keeps_proportions_and_one_of_each():
     labels = np.repeat([0, 1, 2, 3], [1, 100, 40, 9])
     kept, held = stratified_split(labels, 30, seed=0)
@@ -432,6 +610,8 @@ def test_limit_train_is_exact_and_stratified():
     module = digits(limit_train=100)
     assert module.train_size == 100
     assert set(module.class_counts.values()) <= {9, 10, 11}
+    module = digits(limit_train=1290)  # of 1294: more than the classes can spare if each keeps one
+    assert module.train_size == 1290 == len(set(module._rows["train"]))
 
 
 def test_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
@@ -680,6 +860,10 @@ def test_the_seed_is_that_of_seed_everything(monkeypatch):
         ({"resize_mode": "pad"}, "resize_mode 'pad' is neither"),
         ({"auto_augment": "rand-m9"}, "auto_augment 'rand-m9' is neither"),
         ({"on_error": "ignore"}, "on_error 'ignore' is none of"),
+        ({"limit_train": 0}, "limit_train 0 is not a positive number"),
+        ({"class_names": ["a", "b", "a"]}, "class_names a, b, a names a class twice"),
+        ({"std": [0.5, 0.0, 0.5]}, r"std \[0.5, 0.0, 0.5\] holds a value that is not positive"),
+        ({"background": (300, -1, 0)}, r"background \(300, -1, 0\) is not a red, green and blue in 0..255"),
         ({"mean": [0.5]}, r"1 values \[0.5\] in mean or std for 3 channels"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

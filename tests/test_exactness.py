@@ -136,8 +136,10 @@ def test_another_batch_size_is_refused_inside_an_epoch_and_accepted_between_two(
     folder, *_ = unbroken
     with pytest.raises(ValueError, match="data global_batch 8, and this run has 16"):
         fit(folder, resume="middle", data_options={"batch_size": 16})
-    resumed, *_ = fit(folder, resume="epoch-end", data_options={"batch_size": 16})
-    assert sorted(resumed.batches) == [(1, index) for index in range(4)]
+    with pytest.raises(ValueError, match="trained with 8 images a step, and this run has 16"):  # they scale the rate
+        fit(folder, resume="epoch-end", data_options={"batch_size": 16})
+    resumed, *_ = fit(folder, resume="epoch-end", data_options={"batch_size": 4}, accumulate_grad_batches=2)
+    assert sorted(resumed.batches) == [(1, index) for index in range(16)]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """SimMIM: masks against the rule of the reference's generator, the loss, and the way to fine-tuning."""
 
+import json
 import math
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_pretraining_goes_on_from_its_own_result(tmp_path):
     assert second.model.config.norm_targets == 3 and second.starting_point == str(tmp_path)
     for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_start_that_is_not_there_or_not_whole_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder 'some/where/model'; give that of a saved model"):
+        make(model="some/where/model")
+    make().exportable().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"embed_dim": config["embed_dim"] * 2}))
+    with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
+        make(model=str(tmp_path), overrides=None)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])

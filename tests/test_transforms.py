@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -102,6 +104,26 @@ def test_transparent_grey_level_shows_the_background():
     picture.putpixel((1, 0), 90)
     ours = pixels(decode_picture(stored(picture, transparency=7), num_channels=1))
     assert ours[0].tolist() == [255, 90]
+
+
+def test_transparent_16_bit_grey_level_shows_the_background():
+    cell = stored(Image.fromarray(np.array([[32768, 65535, 0]], np.uint16)), transparency=32768)
+    ours = pixels(decode_picture(cell, background=(10, 20, 30)))
+    assert ours[0].tolist() == [[10, 20, 30], [255] * 3, [0] * 3]
+
+
+def test_transparent_16_bit_colour_shows_the_background():
+    """Pillow keeps the transparent colour in 16 bits and the pixels in 8; it cannot write such a file."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    hidden, shown = struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC), struct.pack(">HHH", 0xFFFF, 0, 0)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" + hidden + shown)
+    parts = ((b"IHDR", header), (b"tRNS", hidden), (b"IDAT", rows), (b"IEND", b""))
+    ours = pixels(decode_picture(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts), background=(1, 2, 3)))
+    assert ours[0].tolist() == [[1, 2, 3], [255, 0, 0]]
 
 
 def test_alpha_with_a_white_background_agrees_with_transformers():

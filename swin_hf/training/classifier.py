@@ -1,7 +1,9 @@
 """Supervised training: cross-entropy on hard or soft targets, everything else is regularisation."""
 
 import copy
+import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
 from .module import SwinModule, bring, count_parameters, freeze_stages, recompute_activations
 from .optim import Schedule
+from .sources import shorten
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
@@ -67,7 +70,8 @@ class SwinClassifier(SwinModule):
         lora_rank: Rank of LoRA adapters (needs peft); 0 is off. Only they and the classifier are trained.
         lora_alpha: Scale of the adapters; twice the rank when it is not given.
         lora_targets: Linear layers that get an adapter.
-        distill_from: Teacher: folder or Hub id of any image classifier of transformers with the same classes.
+        distill_from: Teacher: folder or Hub id of any image classifier of transformers with the same classes, in any
+            order. It sees the pixels as its preprocessor_config.json has them.
         distill_weight: Share of the teacher's loss, in [0, 1].
         temperature: Softening of both distributions in that loss.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third slower.
@@ -129,6 +133,11 @@ class SwinClassifier(SwinModule):
         ):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; it is a share in [0, 1]")
+        if lora_rank and (linear_probe or freeze_stages):
+            other = "linear_probe" if linear_probe else f"freeze_stages {freeze_stages}"
+            raise ValueError(
+                f"lora_rank {lora_rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
+            )
         if num_labels is not None and id2label is not None and num_labels != len(id2label):
             raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
         self.configure_training(
@@ -204,10 +213,10 @@ class SwinClassifier(SwinModule):
         self.confusion_counts: Tensor | None = None  # (classes, classes), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data.
+        """Check the model against the data, and load the teacher.
 
         Raises:
-            ValueError: If the data has another number of classes.
+            ValueError: If the data has another number of classes, or the teacher does not fit.
         """
         super().setup(stage)
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
@@ -216,6 +225,11 @@ class SwinClassifier(SwinModule):
                 f"num_labels is {self.model.config.num_labels} but the data has {classes} classes; "
                 "leave num_labels out, it comes from the data"
             )
+        if stage == "fit" and self.distill_from is not None and not self.teacher:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            names = getattr(data, "id2label", None) or self.model.config.id2label
+            normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
+            self.teacher = [load_teacher(self.distill_from, names, self.model.config.num_channels, normalization)]
 
     def train(self, mode: bool = True) -> "SwinClassifier":
         """Keep frozen parts in evaluation mode, without stochastic depth."""
@@ -230,11 +244,11 @@ class SwinClassifier(SwinModule):
         return logits
 
     def on_fit_start(self) -> None:
-        """Load the teacher, and say what is trained."""
+        """Bring the teacher to the device, and say what is trained."""
         total, trainable = count_parameters(self.model)
         rank_zero_info(f"{trainable:,} of {total:,} parameters are trained")
-        if self.distill_from is not None and not self.teacher:
-            self.teacher = [load_teacher(self.distill_from, self.model.config.num_labels).to(self.device)]
+        for teacher in self.teacher:
+            teacher.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, after mixing."""
@@ -253,14 +267,8 @@ class SwinClassifier(SwinModule):
 
     def imitation_loss(self, logits: Tensor, images: Tensor) -> Tensor:
         """Kullback-Leibler divergence from the teacher, softened; scaled so that gradients keep their size."""
-        teacher = self.teacher[0]
         with torch.no_grad():
-            size = getattr(teacher.config, "image_size", None)
-            if size is not None:
-                sides = (size, size) if isinstance(size, int) else tuple(size)
-                if sides != tuple(images.shape[-2:]):
-                    images = F.interpolate(images, sides, mode="bicubic", antialias=True)
-            wanted = F.log_softmax(teacher(pixel_values=images).logits / self.temperature, -1)
+            wanted = F.log_softmax(self.teacher[0](images) / self.temperature, -1)
         given = F.log_softmax(logits / self.temperature, -1)
         return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.temperature**2
 
@@ -324,7 +332,7 @@ def build_classifier(
         attn_implementation: Attention backend; ``None`` for the default.
 
     Raises:
-        ValueError: If the checkpoint lacks more than a classifier.
+        ValueError: If the checkpoint lacks more than a classifier, or its weights are not those of its configuration.
     """
     backend: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if source is None:
@@ -332,6 +340,9 @@ def build_classifier(
         network: SwinHFForImageClassification = SwinHFForImageClassification._from_config(config, **backend)
         return network
     if _is_ours(source):
+        from swin_hf.hub.weights import check_folder
+
+        check_folder(Path(source))
         return _start_from(source, fields, backend)
     from swin_hf.checkpoints import load_checkpoint
 
@@ -341,7 +352,7 @@ def build_classifier(
 
 
 def _is_ours(source: str) -> bool:
-    if Path(source).is_file():
+    if not Path(source).is_dir():
         return False
     try:
         return bool(AutoConfig.from_pretrained(source).model_type == SwinHFConfig.model_type)
@@ -409,17 +420,125 @@ def mixing(mixup: float, cutmix: float, probability: float, classes: int) -> v2.
     return mix if probability == 1 else v2.RandomApply([mix], p=probability)
 
 
-def load_teacher(source: str, classes: int) -> nn.Module:
-    """A frozen image classifier of transformers.
+class Teacher(nn.Module):
+    """A frozen image classifier that takes the student's pixels and answers with the student's classes.
+
+    Args:
+        network: Image classifier of transformers.
+        order: The network's number of each class of the student.
+        scale: Factor on the student's normalised pixels, for each channel of the network.
+        shift: What is added then.
+    """
+
+    order: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, order: Sequence[int], scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, num_labels)`` of images ``(B, C, H, W)``; grey ones are repeated where colours are wanted."""
+        network: Any = self.network
+        images = (images * self.scale + self.shift).to(network.dtype)
+        size = getattr(network.config, "image_size", None)
+        if size is not None:
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            if sides != tuple(images.shape[-2:]):
+                images = F.interpolate(images, sides, mode="bicubic", antialias=True)
+        logits: Tensor = network(pixel_values=images).logits
+        return logits[:, self.order]
+
+
+def load_teacher(
+    source: str,
+    id2label: Mapping[int, str],
+    num_channels: int,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Teacher:
+    """A frozen image classifier of transformers, adapted to its student.
+
+    Args:
+        source: Folder or Hub id.
+        id2label: Class number to name, of the student.
+        num_channels: Channels of the student's images.
+        normalization: Mean and standard deviation of each channel that the student's images are normalised with;
+            ``None`` where they are unknown, and taken for the teacher's.
 
     Raises:
-        ValueError: If it has another number of classes.
+        ValueError: If it is missing, knows other classes or takes images of other channels.
     """
-    teacher: nn.Module = AutoModelForImageClassification.from_pretrained(bring(source)[0], use_safetensors=True)
-    known = teacher.config.num_labels  # type: ignore[union-attr]  # Auto classes are untyped
-    if known != classes:
+    if not Path(source).exists() and source.count("/") != 1:
         raise ValueError(
-            f"the teacher {source!r} knows {known} classes but the data has {classes}; "
+            f"there is no teacher {source!r}; give the folder of an image classifier, or a Hub id user/name"
+        )
+    folder = Path(bring(source)[0])
+    try:
+        network: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the teacher {source!r} is no image classifier of transformers: {reason}") from error
+    order = match_classes(source, network.config, id2label)
+    channels = getattr(network.config, "num_channels", 3)
+    if channels != num_channels and (num_channels, channels) != (1, 3):
+        raise ValueError(
+            f"the teacher {source!r} takes images of {channels} channels but the student's have {num_channels}; choose"
+            " a teacher of as many channels (data.num_channels)"
+        )
+    scale, shift = torch.ones(channels), torch.zeros(channels)
+    theirs = processor_normalization(folder)
+    if normalization is not None and theirs is not None:
+        (mean, std), (their_mean, their_std) = (map(torch.tensor, pair) for pair in (normalization, theirs))
+        scale, shift = scale * std / their_std, shift + (mean - their_mean) / their_std
+    return Teacher(network, order, scale, shift)
+
+
+def match_classes(source: str, config: Any, id2label: Mapping[int, str]) -> list[int]:
+    """The teacher's number of each class of the student: by name, or as they come where one side has no names.
+
+    Raises:
+        ValueError: If the number of classes differs, or both have names and they differ.
+    """
+    classes = len(id2label)
+    if config.num_labels != classes:
+        raise ValueError(
+            f"the teacher {source!r} knows {config.num_labels} classes but the data has {classes}; "
             "choose a teacher trained on the same classes"
         )
-    return teacher.requires_grad_(False).eval()
+    ours = [str(id2label[number]) for number in range(classes)]
+    theirs = [str(config.id2label[number]) for number in range(classes)]
+    if len(set(ours)) == classes and set(ours) == set(theirs):
+        return [theirs.index(name) for name in ours]
+    unnamed = [[f"LABEL_{number}" for number in range(classes)], [str(number) for number in range(classes)]]
+    if ours != theirs and ours not in unnamed and theirs not in unnamed:
+        raise ValueError(
+            f"the teacher {source!r} names its classes {shorten(theirs, 5)}, but those of the data are"
+            f" {shorten(ours, 5)}; choose a teacher trained on the same classes, or give them the same names (id2label"
+            " in its config.json)"
+        )
+    return list(range(classes))
+
+
+def processor_normalization(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation that an image processor normalises with; ``None`` where the folder does not say.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}); save the image processor again") from error
+    if values.get("do_normalize") is False:
+        return [0.0], [1.0]
+    if "image_mean" not in values or "image_std" not in values:
+        return None
+    return values["image_mean"], values["image_std"]

@@ -55,7 +55,7 @@ class PictureReader:
 
     Args:
         source: Where pictures and labels are.
-        split: Name of the split, for messages.
+        split: Name of the stored split.
         transform: From a decoded PIL image to ``(C, H, W)`` of ``uint8``.
         num_channels: 3 or 1.
         background: Colour behind transparent pixels.
@@ -72,7 +72,7 @@ class PictureReader:
         on_error: OnError,
     ) -> None:
         self.image_column, self.label_column = source.image_column, source.label_column
-        self.encode, self.root = source.encode, source.root
+        self.encode, self.root = source.encode, source.roots.get(split)
         self.split, self.transform = split, transform
         self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
 
@@ -259,13 +259,16 @@ class ImageDataModule(LightningDataModule):
         dataset: Hub id, local folder, a folder written by save_to_disk, or a format: imagefolder, parquet,
             webdataset, arrow, csv, json.
         data_files: Files of the format: a pattern, a list, or one of them for each of train, validation and test.
-        data_dir: Folder of the format.
+            Relative paths of pictures start from the folder of the split's files.
+        data_dir: Folder of the format; data_files and the paths of pictures are relative to it.
         config_name: Configuration of a Hub dataset.
         revision: Branch, tag or commit of a Hub dataset.
         streaming: Read while training, without a local copy; needs trainer.limit_train_batches.
         image_column: Image column; found by type when there is only one.
         label_column: Label column; found by type when there is only one.
         labelled: False for pictures without labels, as in pre-training.
+        class_names: Names of the classes, or their number, where the data do not declare them as a ClassLabel; a stream
+            of such data needs it. Integer labels count from 0.
         image_size: Height and width in pixels, or one number for both.
         num_channels: 3 (RGB) or 1 (grey).
         batch_size: Training pictures per step on each device.
@@ -302,6 +305,7 @@ class ImageDataModule(LightningDataModule):
         image_column: str | None = None,
         label_column: str | None = None,
         labelled: bool = True,
+        class_names: list[str] | int | None = None,
         image_size: int | tuple[int, int] = 32,
         num_channels: int = 3,
         batch_size: int = 32,
@@ -330,6 +334,7 @@ class ImageDataModule(LightningDataModule):
         self.dataset, self.data_files, self.data_dir = dataset, data_files, data_dir
         self.config_name, self.revision, self.streaming = config_name, revision, streaming
         self.image_column, self.label_column, self.labelled = image_column, label_column, labelled
+        self.class_names = class_names
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.num_channels = num_channels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -367,6 +372,16 @@ class ImageDataModule(LightningDataModule):
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not a positive number of pictures")
+        if self.limit_train is not None and self.limit_train < 1:
+            raise ValueError(
+                f"limit_train {self.limit_train} is not a positive number of pictures; leave it out for all"
+            )
+        if isinstance(self.class_names, list) and len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class_names {sources.shorten(self.class_names)} names a class twice")
+        if self.std != "dataset" and not all(value > 0 for value in self.std):
+            raise ValueError(f"std {self.std} holds a value that is not positive; pixels are divided by it")
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background {self.background} is not a red, green and blue in 0..255")
         if min(self.image_size) < 1:
             raise ValueError(f"image_size {self.image_size} is not a positive height and width in pixels")
         for name in ("validation_fraction", "test_fraction"):
@@ -401,6 +416,7 @@ class ImageDataModule(LightningDataModule):
                 image_column=self.image_column,
                 label_column=self.label_column,
                 labelled=self.labelled,
+                class_names=self.class_names,
             )
             if not self.streaming:
                 self._divide(source)
@@ -440,8 +456,7 @@ class ImageDataModule(LightningDataModule):
                 self._take("train", kept)
                 self._held_out.append(name)
         if self.limit_train is not None and self.limit_train < len(self._rows["train"]):
-            chosen = sources.stratified_split(self._labels["train"], self.limit_train, self.split_seed)[1]
-            self._take("train", chosen)
+            self._take("train", sources.stratified_draw(self._labels["train"], self.limit_train, self.split_seed))
         if source.label_column is not None and len(np.unique(self._labels["train"])) < 2:
             raise ValueError(
                 f"all training pictures are of one class, {source.class_names[self._labels['train'][0]]!r}; a"
@@ -628,8 +643,12 @@ class ImageDataModule(LightningDataModule):
             }
             sources.announce_classes(source.class_names, counts)
             self._announced = True
-        if trainer is not None and trainer.logger is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = trainer.log_dir  # asked for by every rank: Lightning broadcasts it
+        if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # Asked for by every rank: Lightning broadcasts it. Without a logger it is default_root_dir, which is the
+            # working directory where nobody gave one.
+            folder = trainer.log_dir
+            if trainer.logger is None and folder is not None and Path(folder).resolve() == Path.cwd():
+                folder = None
             if folder is not None and trainer.is_global_zero:
                 self.save_split(folder)
 
@@ -808,14 +827,25 @@ class ImageDataModule(LightningDataModule):
     # Resuming.
 
     def state_dict(self) -> dict[str, Any]:
-        """What must not change between an interruption and its resumption."""
-        world_size = self.trainer.world_size if self.trainer is not None else 1
+        """What must not change between an interruption and its resumption.
+
+        Until a restored state has been compared with this run's, it is passed on as it is: a run that is refused saves
+        its state like any other that fails, and must not be accepted the next time.
+        """
+        return self._state() if self._restored is None else self._restored
+
+    def _state(self) -> dict[str, Any]:
+        trainer = self.trainer
+        world_size, accumulate = (
+            (trainer.world_size, trainer.accumulate_grad_batches) if trainer is not None else (1, 1)
+        )
         return {
             "fingerprint": self.fingerprint,
             "train_size": self.split_sizes.get("train"),
             "split_seed": self.split_seed,
             "seed": self.seed,
             "global_batch": self.batch_size * world_size,
+            "images_per_step": self.batch_size * world_size * accumulate,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -826,21 +856,34 @@ class ImageDataModule(LightningDataModule):
         """Refuse to resume on other data or in another order, rather than train on something unintended.
 
         Raises:
-            ValueError: If a value differs; a different global batch is accepted at the start of an epoch.
+            ValueError: If a value differs. At the start of an epoch another global batch is accepted, with as many
+                images a step as before where the learning rate is scaled by them: the optimiser keeps its rate.
         """
-        restored, self._restored = self._restored, None
+        restored = self._restored
         if restored is None:
             return
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         inside_epoch = progress.current.processed > 0 and not progress.is_last_batch
-        for name, now in self.state_dict().items():
+        state = self._state()
+        images = state.pop("images_per_step")
+        for name, now in state.items():
             before = restored.get(name, now)
             if before != now and (name != "global_batch" or inside_epoch):
                 raise ValueError(
                     f"the checkpoint was written with data {name} {before}, and this run has {now}; resume with the"
                     " same data and options, or start a new run from the saved weights (--model.model)"
                 )
+        before = restored.get("images_per_step", images)
+        if before != images and getattr(self.trainer.lightning_module, "lr_scaling", False):
+            raise ValueError(
+                f"the checkpoint was trained with {before} images a step, and this run has {images} (batch_size"
+                f" {self.batch_size} x {self.trainer.world_size} ranks x {self.trainer.accumulate_grad_batches} batches"
+                " accumulated); with lr_scaling the learning rate follows them, but a restored optimiser keeps its own:"
+                f" resume with batch_size, ranks and --trainer.accumulate_grad_batches that make {before}, or start a"
+                " new run from the saved weights (--model.model)"
+            )
+        self._restored = None
 
 
 def _shareable(value: Any) -> Any:

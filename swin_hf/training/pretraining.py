@@ -1,12 +1,14 @@
 """Self-supervised training: SimMIM, which predicts the pixels of masked patches (https://arxiv.org/abs/2111.09886)."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from swin_hf.hub.weights import check_folder
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForMaskedImageModeling
 
@@ -120,6 +122,9 @@ class SwinMaskedImageModeler(SwinModule):
             self.model = SwinHFForMaskedImageModeling._from_config(config, **backend)
         else:
             path, self.starting_commit = bring(model)
+            if not Path(path).is_dir():
+                raise ValueError(f"there is no folder {model!r}; give that of a saved model, or user/name on the Hub")
+            check_folder(Path(path))
             options = fields | backend
             self.model = SwinHFForMaskedImageModeling.from_pretrained(path, use_safetensors=True, **options)
         config = self.model.config

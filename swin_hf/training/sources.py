@@ -6,11 +6,12 @@ labels that are not yet, and refuses what would otherwise go wrong much later, o
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Source:
         label_column: Name of the label column; None for pictures without labels.
         class_names: Name of each class id, in order; empty without labels.
         encode: From a stored label to its class id where they differ (labels that were text or arbitrary integers).
-        root: Folder that relative image paths start from.
+        roots: Folder that relative image paths of a split start from, where there is one.
         num_shards: Shards of the training stream; 1 unless streaming.
     """
 
@@ -59,7 +60,7 @@ class Source:
     label_column: str | None
     class_names: list[str]
     encode: dict[Any, int] | None = None
-    root: str | None = None
+    roots: dict[str, str | None] = field(default_factory=dict)
     num_shards: int = 1
 
     def labels(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -71,7 +72,7 @@ class Source:
         """Class id of a stored label.
 
         Raises:
-            ValueError: If the label does not occur in the training split.
+            ValueError: If the label is none of the classes.
         """
         if cell is None:
             return UNLABELLED
@@ -79,8 +80,9 @@ class Source:
             return int(cell)
         if cell not in self.encode:
             raise ValueError(
-                f"label {cell!r} of column {self.label_column!r} does not occur in the training split, which has"
-                f" {shorten(self.class_names)}"
+                f"label {cell!r} of column {self.label_column!r} is none of the {len(self.class_names)} classes"
+                f" {shorten(self.class_names)}, those of the training split, or of class_names where it is given;"
+                " correct the label, or name all classes with class_names"
             )
         return self.encode[cell]
 
@@ -96,20 +98,23 @@ def load_source(
     image_column: str | None = None,
     label_column: str | None = None,
     labelled: bool = True,
+    class_names: list[str] | int | None = None,
 ) -> Source:
     """Load a dataset and find its pictures and labels.
 
     Args:
         dataset: Hub id, local folder, a folder written by ``save_to_disk``, or a format: ``imagefolder``, ``parquet``,
             ``webdataset``, ``arrow``, ``csv``, ``json``.
-        data_files: Files of the format: one pattern, a list, or one or the other for each split.
-        data_dir: Folder of the format; ``data_files`` are relative to it.
+        data_files: Files of the format: one pattern, a list, or one or the other for each split. Relative paths of
+            pictures start from the folder of the split's files.
+        data_dir: Folder of the format; ``data_files`` and the paths of pictures are relative to it.
         config_name: Configuration of a Hub dataset.
         revision: Branch, tag or commit of a Hub dataset.
         streaming: Read while training, without a local copy.
         image_column: Name of the image column; found by type when there is only one.
         label_column: Name of the label column; found by type when there is only one.
         labelled: False for pictures without labels (pre-training).
+        class_names: Names of the classes, or their number, of a source that does not declare them as a ClassLabel.
 
     Raises:
         FileNotFoundError: If a local file or folder is missing.
@@ -118,15 +123,13 @@ def load_source(
     check_files(data_files, data_dir)
     raw = _load(dataset, data_files, data_dir, config_name, revision, streaming)
     splits = _name_splits(raw)
-    root = data_dir or _folder_of_first(data_files)
+    if streaming:  # formats such as csv declare their columns by their first rows
+        splits = {name: split._resolve_features() for name, split in splits.items()}
     features = splits["train"].features
-    if features is None:  # a stream of a format that does not declare its columns
-        features = next(iter(splits["train"].take(1)), {}).keys()
-        raise ValueError(f"the stream does not declare its features (columns {sorted(features)}); use parquet instead")
     image = _find_image(features, image_column)
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
-    label = _find_label(features, label_column, dataset) if labelled else None
-    source = Source(splits, image, label, class_names=[], root=root)
+    label = _find_label(splits, image, label_column, dataset) if labelled else None
+    source = Source(splits, image, label, class_names=[])
     if streaming:
         source.num_shards = splits["train"].num_shards
     else:
@@ -134,10 +137,11 @@ def load_source(
             if len(split) == 0:
                 raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row")
     if label is not None:
-        _name_classes(source, features, streaming)
+        _name_classes(source, features, streaming, class_names)
         _check_same_classes(source, label)
         if not streaming:
             _check_nesting(source, dataset)
+    source.roots = {name: _root(source, name, data_files, data_dir) for name in splits}
     return source
 
 
@@ -163,9 +167,31 @@ def flat(data_files: DataFiles | None) -> list[str]:
     return list(data_files)
 
 
-def _folder_of_first(data_files: DataFiles | None) -> str | None:
-    files = flat(data_files)
-    return os.path.dirname(files[0]) if files and "://" not in files[0] else None
+def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
+    """Folder that relative image paths of a split start from.
+
+    Raises:
+        ValueError: If there are such paths, and the files of the split lie in several folders.
+    """
+    if data_dir is not None:
+        return data_dir
+    names = SPLIT_NAMES.get(split, (split,))
+    if isinstance(data_files, Mapping) and any(name in data_files for name in names):
+        data_files = [file for name in names for file in flat(data_files.get(name))]
+    patterns = [file for file in flat(data_files) if "://" not in file]
+    files = [file for pattern in patterns for file in glob.glob(pattern, recursive=True) or [pattern]]
+    folders = sorted({os.path.dirname(file) for file in files})
+    if len(folders) < 2:
+        return folders[0] if folders else None
+    first: dict[str, Any] = next(iter(source.splits[split]), {})
+    cell = first.get(source.image_column) or {}
+    path = cell.get("path")
+    if path and cell.get("bytes") is None and "://" not in path and not os.path.isabs(path):
+        raise ValueError(
+            f"the files of split {split!r} lie in {len(folders)} folders ({shorten(folders, 3)}), so it is unclear"
+            f" where the relative path {path!r} starts; give data_dir (paths start there), or write absolute paths"
+        )
+    return None
 
 
 def _load(
@@ -215,26 +241,44 @@ def _find_image(features: Features, wanted: str | None) -> str:
     raise ValueError(f"{problem} among {describe(features)}; name one with image_column")
 
 
-def _find_label(features: Features, wanted: str | None, dataset: str) -> str:
+def _find_label(splits: Mapping[str, Any], image: str, wanted: str | None, dataset: str) -> str:
+    features = splits["train"].features
     if wanted is not None:
         if wanted not in features:
             raise ValueError(f"label_column {wanted!r} does not exist; the columns are {describe(features)}")
         return wanted
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not labels:
-        labels = [name for name, f in features.items() if name in LABEL_NAMES and (is_text(f) or is_integer(f))]
+        labels = [name for name, feature in features.items() if name in LABEL_NAMES and is_label(feature)]
+    if not labels:  # whole numbers with gaps come as fractions: _name_classes says so
+        labels = [name for name, feature in features.items() if name in LABEL_NAMES and is_fraction(feature)]
     if len(labels) > 1 and len(usual := [name for name in labels if name in LABEL_NAMES]) == 1:
         labels = usual
     if len(labels) == 1:
         return str(labels[0])
     problem = f"{len(labels)} label columns {labels}" if labels else "no label column"
-    hint = (
-        "; imagefolder makes labels of the folders that hold the pictures, TRAIN/CLASS/PICTURE, and of at least two"
-        " of them"
-        if dataset == "imagefolder" and not labels
-        else ""
+    remedy = "name one with label_column"
+    if dataset == "imagefolder" and not labels:
+        remedy = _missing_classes(splits, image)
+    raise ValueError(f"{problem} among {describe(features)}; {remedy}")
+
+
+def _missing_classes(splits: Mapping[str, Any], image: str) -> str:
+    """Why imagefolder made no labels: it makes them for all splits or for none."""
+    rule = "imagefolder makes labels of the folders that hold the pictures, TRAIN/CLASS/PICTURE"
+    flat_splits = []
+    for name, split in splits.items():
+        if isinstance(split, Dataset):
+            cells = split.select_columns([image])[:][image]
+            if len({os.path.dirname(cell["path"]) for cell in cells if cell["path"]}) < 2:
+                flat_splits.append(name)
+    if "train" in flat_splits or not flat_splits:
+        return f"{rule}, and of at least two of them"
+    given = "data_files: {train: FOLDER/train/**}"
+    return (
+        f"{rule}, but the pictures of split {flat_splits[0]!r} lie in one folder without classes; sort them into"
+        f" folders too, or leave that split out: {given} in place of data_dir"
     )
-    raise ValueError(f"{problem} among {describe(features)}; name one with label_column{hint}")
 
 
 def is_text(feature: Any) -> bool:
@@ -247,6 +291,16 @@ def is_text(feature: Any) -> bool:
 def is_integer(feature: Any) -> bool:
     """Whether a feature holds integers that are not yet class ids."""
     return "int" in str(getattr(feature, "dtype", "")) and not isinstance(feature, ClassLabel)
+
+
+def is_fraction(feature: Any) -> bool:
+    """Whether a feature holds floating-point numbers."""
+    return isinstance(feature, Value) and "float" in feature.dtype
+
+
+def is_label(feature: Any) -> bool:
+    """Whether a feature holds values that stand for classes: text, integers or true and false."""
+    return is_text(feature) or is_integer(feature) or getattr(feature, "dtype", None) == "bool"
 
 
 def describe(features: Features) -> str:
@@ -265,29 +319,50 @@ def shorten(names: Sequence[Any], limit: int = 20) -> str:
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
 
 
-def _name_classes(source: Source, features: Features, streaming: bool) -> None:
-    feature = features[source.label_column]
+def _name_classes(source: Source, features: Features, streaming: bool, class_names: list[str] | int | None) -> None:
+    column = source.label_column
+    feature = features[column]
+    declared = [str(n) for n in range(class_names)] if isinstance(class_names, int) else list(class_names or [])
     if isinstance(feature, ClassLabel):
         source.class_names = list(feature.names)
-    else:
-        if streaming:
+        if class_names is not None and declared != source.class_names:
             raise ValueError(
-                f"label column {source.label_column!r} holds {kind(feature)} values, and a stream does not tell which"
-                " classes will come; store it as a ClassLabel (datasets' class_encode_column), or do not stream"
+                f"class_names says {shorten(declared)}, but label column {column!r} declares"
+                f" {shorten(source.class_names)}; leave class_names out"
             )
-        if not (is_text(feature) or is_integer(feature)):
-            raise ValueError(
-                f"label column {source.label_column!r} is of type {kind(feature)}; class"
-                " labels are a ClassLabel, text or integers"
-            )
-        cells = set(source.splits["train"].select_columns([source.label_column])[:][source.label_column])
-        values = natural_order(cells - {None, UNLABELLED})
-        source.encode = {value: index for index, value in enumerate(values)} | {UNLABELLED: UNLABELLED}
-        source.class_names = [str(value) for value in values]
-    if len(source.class_names) < 2:
+    elif not is_label(feature):
         raise ValueError(
-            f"label column {source.label_column!r} has a single class, {source.class_names}; a classifier needs two"
+            f"label column {column!r} is of type {kind(feature)}{_gap(source, feature, streaming)}; class labels are a"
+            " ClassLabel, text, integers or true and false"
         )
+    elif class_names is not None:
+        values = declared if is_text(feature) else [False, True] if feature.dtype == "bool" else range(len(declared))
+        source.encode = dict(zip(values, range(len(declared)), strict=False)) | {UNLABELLED: UNLABELLED}
+        source.class_names = declared
+    elif streaming:
+        raise ValueError(
+            f"label column {column!r} holds {kind(feature)} values, and a stream does not tell which"
+            " classes will come; say it with class_names (their names, or their number), or do not stream"
+        )
+    else:
+        cells = set(source.splits["train"].select_columns([column])[:][column])
+        known = natural_order(cells - {None, UNLABELLED})
+        source.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
+        source.class_names = [str(value) for value in known]
+    if len(source.class_names) < 2:
+        raise ValueError(f"label column {column!r} has a single class, {source.class_names}; a classifier needs two")
+
+
+def _gap(source: Source, feature: Any, streaming: bool) -> str:
+    """Where a column of whole numbers has no value: tables hold such a column as fractions."""
+    if streaming or not is_fraction(feature):
+        return ""
+    column = source.label_column
+    cells = np.array(source.splits["train"].select_columns([column])[:][column], dtype=np.float64)
+    missing = np.flatnonzero(np.isnan(cells))
+    if len(missing) == 0 or np.any(cells[~np.isnan(cells)] % 1):
+        return ""
+    return f", because row {missing[0]} of 'train' has no value (write {UNLABELLED} for a picture without a label)"
 
 
 def natural_order(values: Iterable[Any]) -> list[Any]:
@@ -360,6 +435,17 @@ def announce_classes(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, 
         rank_zero_warn(f"{len(missing)} classes have no training picture: {shorten(missing)}")
 
 
+def stratified_draw(
+    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Draw ``count`` rows with the classes in proportion: those that :func:`stratified_split` would hold out.
+
+    Where the classes cannot spare so many, some of the rows that it keeps come in too.
+    """
+    kept, held = stratified_split(labels, count, seed)
+    return np.sort(np.concatenate([held, kept[: count - len(held)]]))
+
+
 def stratified_split(
     labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
@@ -400,7 +486,7 @@ def fingerprint(source: Source) -> str:
             digest.update(source.labels("train").tobytes())
         for row in np.linspace(0, len(train) - 1, num=min(64, len(train)), dtype=int):
             cell = train[int(row)][source.image_column]
-            digest.update(_stored_bytes(cell, source.root))
+            digest.update(_stored_bytes(cell, source.roots.get("train")))
     return digest.hexdigest()[:16]
 
 

@@ -47,8 +47,8 @@ def decode_picture(
     * The EXIF orientation is applied; of an animation, the first frame is taken.
     * 16-bit grey is scaled by 255/65535; PIL's own conversion would saturate it to white.
     * Floating-point grey is taken as 0..1, or as 0..255 when its largest value exceeds 1; any other range is an error.
-    * Transparent pixels (an alpha channel, or a transparent palette entry) are blended with ``background``; PIL's own
-      conversion would show whatever colour hides under them.
+    * Transparent pixels (an alpha channel, or a transparent colour or palette entry) are blended with ``background``;
+      PIL's own conversion would show whatever colour hides under them.
     * Palette, CMYK, YCbCr and bilevel pictures are converted.
 
     Args:
@@ -95,8 +95,14 @@ def _describe(cell: Any) -> str:
 
 
 def _to_8_bits(picture: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
+    transparent = picture.info.get("transparency")
     if picture.mode == "F" or picture.mode.startswith("I"):
-        picture = Image.fromarray(_scale_grey(np.asarray(picture)))
+        values = np.asarray(picture)
+        picture = Image.fromarray(_scale_grey(values))
+        if isinstance(transparent, int):
+            picture.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    elif isinstance(transparent, tuple) and max(transparent) > 255:  # 16 bits a channel, of which Pillow keeps 8
+        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         canvas = Image.new("RGBA", picture.size, (*background, 255))
         picture = Image.alpha_composite(canvas, picture.convert("RGBA"))
