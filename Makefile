@@ -33,6 +33,7 @@ check: $(VENV)/.installed-dev ## report: ruff, mypy, generated files
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m swin_hf.cli card --all-presets model_cards --check
 
 style: $(VENV)/.installed-dev ## repair what ruff can
 	$(RUN) -m ruff check --fix .

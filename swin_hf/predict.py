@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import glob
 import io
-import json
 import re
 import sys
 import urllib.error
@@ -222,19 +221,24 @@ def _model_path(source: str) -> Path:
 
 def _is_ours(path: Path) -> bool:
     """Whether this is a folder that ``save_pretrained`` wrote for a model of this family."""
-    config = path / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == "swin_hf"
+    from swin_hf.hub.weights import CONFIG, OtherFamilyError, read_config
+
+    try:
+        return (path / CONFIG).is_file() and bool(read_config(path / CONFIG))
+    except OtherFamilyError:
+        return False
 
 
 def _load_ours(path: Path, source: str) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
     import swin_hf
+    from swin_hf.hub.weights import ARCHITECTURES, CONFIG, check_folder, read_config
 
-    values = json.loads((path / "config.json").read_text())
-    architecture = (values.get("architectures") or ["SwinHFForImageClassification"])[0]
-    if architecture != "SwinHFForImageClassification":
+    named = read_config(path / CONFIG)[0].get("architectures")
+    if named in [[name] for name in ARCHITECTURES if name != "SwinHFForImageClassification"]:
         raise ValueError(
-            f"{source} is a {architecture}, which names no classes; fine-tune it first: recipes/finetune.py fit"
+            f"{source} is a {named[0]}, which names no classes; fine-tune it first: recipes/finetune.py fit"
         )
+    check_folder(path)
     model = swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)
     return model, _saved_processor(path) or _default_processor(model)
 

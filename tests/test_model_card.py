@@ -26,6 +26,7 @@ from swin_hf.hub import (
     publish,
     remote,
     render_card,
+    staging,
 )
 from swin_hf.hub.model_card import check_metadata, confidence_interval, count_macs, count_parameters
 from swin_hf.hub.pictures import draw_pictures
@@ -103,6 +104,49 @@ def test_unreadable_pictures_are_told(tiny_config):
     card = render_card(source(tiny_config, facts=told))
     assert "3 pictures could not be decoded and were passed over." in card
     assert "could not be decoded" not in render_card(source(tiny_config))
+
+
+def test_headline_is_of_the_test_split_where_there_is_one(tiny_config):
+    told = facts()
+    told.metrics = [Metric("accuracy", 0.99, "validation", 100), Metric("accuracy", 0.8, "test", 1000)]
+    card = render_card(source(tiny_config, facts=told))
+    assert "reaches **80.00 %** accuracy (95 % confidence interval 77.4–82.4 %, n = 1000) on the `test` split" in card
+    assert "drawing 1000 images of the `test` split" in card and "flatters" not in card
+    told.metrics.pop()
+    card = render_card(source(tiny_config, facts=told))
+    assert "**99.00 %** accuracy" in card and "on the `validation` split" in card
+    assert "The weights were chosen on the `validation` split, so the figure flatters them; no test split" in card
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors", ".ckpt"])
+def test_file_that_the_weights_came_from_is_not_a_model_of_the_hub(tiny_config, suffix):
+    told = facts()
+    told.base_model = f"weights/swin_tiny{suffix}"
+    card = render_card(source(tiny_config, facts=told))
+    assert f"Started from `weights/swin_tiny{suffix}`" in card and "base_model:" not in card
+
+
+def test_command_cannot_leave_its_code_block(tiny_config):
+    told = facts()
+    told.command = "python x ````\n# Not a heading\n```bash"
+    card = render_card(source(tiny_config, facts=told))
+    assert f"`````bash\n{told.command}\n`````\n" in card
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_snippet_fits_the_channels_of_the_model(tiny_config, tmp_path, monkeypatch, channels):
+    """It runs as it stands: the names lead to a folder, so that no Hub is needed."""
+    tiny_config.num_channels = channels
+    swin_hf.SwinHFForImageClassification(tiny_config).save_pretrained(tmp_path / "user" / "x")
+    staging.default_processor(tiny_config).save_pretrained(tmp_path / "user" / "x")
+    Image.effect_noise((60, 50), 90).convert("RGB").save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    card = render_card(CardSource(tiny_config, "SwinHFForImageClassification", {}, repo_id="user/x"))
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "import swin_hf" not in block]
+    assert [block for block in blocks if "pipeline(" in block] == blocks[: int(channels == 3)]
+    names: dict = {}
+    exec(blocks[-1], names)
+    assert names["inputs"]["pixel_values"].shape == (1, channels, 32, 48) and names["logits"].shape == (1, 5)
 
 
 def test_golden_card(tiny_config):
@@ -235,6 +279,45 @@ def test_facts_that_are_not_finite_are_unknown(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hyper_parameters": ["a"]}, r"hyper_parameters is .*; it must be an object"),
+        ({"metrics": [{"name": "accuracy", "value": "x", "split": "t"}]}, r"metrics\[0\].value is 'x'; .* a number"),
+        ({"metrics": [{"name": "accuracy", "value": 0.9}]}, r"metrics\[0\] has no split"),
+        ({"metrics": "x"}, "metrics is 'x'; it must be a list"),
+        ({"curves": {"val_loss": [1, 2]}}, r"curves.val_loss\[0\] is '1'; it must be a list"),
+        ({"curves": {"val_loss": [[1], [2]]}}, r"curves.val_loss is not a list of \[step, value\] points"),
+        (
+            {"confusion_matrix": {"labels": ["a"], "counts": [[1, 2]], "split": "t"}},
+            "confusion_matrix.counts is not a table of 1 x 1",
+        ),
+        ({"data": {"name": 5}}, "data.name is '5'; it must be text"),
+        ({"data": {"name": "x", "is_hub_id": "yes"}}, "data.is_hub_id is 'yes'; it must be true or false"),
+        ({"data": {"name": "x", "splits": {"test": {"n": True}}}}, "data.splits.test.n is 'True'; .* an integer"),
+        ({"duration_s": "x"}, "duration_s is 'x'; it must be a number"),
+        ({"command": ["a"]}, "command is .*; it must be text"),
+        (
+            {"per_class": [{"label": "a", "precision": None, "recall": 1, "f1": 1, "support": 1}]},
+            r"per_class\[0\].precision is 'None'; it must be a number",
+        ),
+    ],
+    ids=str,
+)
+def test_facts_of_a_wrong_type_name_the_field(tmp_path, values, message):
+    (tmp_path / "training_facts.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"training_facts.json cannot be read \({message}.*delete it or train again"):
+        TrainingFacts.load(tmp_path)
+
+
+def test_points_that_are_not_finite_leave_a_gap(tiny_config, tmp_path):
+    told = TrainingFacts(curves={"val_loss": [[1, math.nan], [2, 1.0]]}, speed={"images_per_s": math.inf})
+    told.save(tmp_path)
+    read = TrainingFacts.load(tmp_path)
+    assert read.curves == {"val_loss": [[1, None], [2, 1.0]]} and draw_pictures(read, tmp_path)
+    assert "images per s" not in render_card(source(tiny_config, facts=read))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "cannot be read"),
@@ -269,6 +352,13 @@ def test_every_preset_card_is_up_to_date():
     assert write_cards(CARDS, check=True) == []
 
 
+def test_continuous_integration_compares_every_preset_card_before_the_tests():
+    command = "-m swin_hf.cli card --all-presets model_cards --check"
+    root = CARDS.parent
+    assert f"python {command}\npython -m pytest" in (root / ".ci" / "run").read_text(encoding="utf-8")
+    assert f"$(RUN) {command}" in (root / "Makefile").read_text(encoding="utf-8").split("check:")[1].split("\n\n")[0]
+
+
 def test_unknown_preset_is_a_sentence():
     with pytest.raises(ValueError, match="unknown preset 'swin_tny'"):
         render_preset_card("swin_tny")
@@ -292,6 +382,9 @@ def test_command_line_renders_writes_and_keeps(tiny_model, tmp_path, capsys):
     assert publish.push(tmp_path / "run", "user/x", dry_run=True).card.endswith("mine")
     assert cli.main(["card", str(tmp_path / "run"), "--write", "--replace-card"]) == 0
     assert not is_edited(path.read_text())
+    for wrong, sentence in (("--repo-id", "'bad id' is not a repository id"), ("--tag", "'bad id' cannot name a tag")):
+        assert cli.main(["card", str(tmp_path / "run"), wrong, "bad id"]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_command_line_renders_presets(tmp_path, capsys, monkeypatch):

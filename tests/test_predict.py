@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -47,6 +48,30 @@ def model_folder(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": 24, "width": 32}).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embed_dim": 1024}, "the weights do not fit config.json"),
+        ({"hidden_act": "nope"}, "hidden_act is 'nope'; it must be an activation of transformers"),
+        ({"architectures": [["x"]]}, r"names the architecture \['x'\]; it must be one of"),
+        (None, "model.safetensors.index.json points to '../outside.safetensors'"),
+    ],
+    ids=str,
+)
+def test_folder_is_checked_before_the_model_is_built(model_folder, tmp_path, monkeypatch, change, message):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    if change:
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    else:
+        (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+        index = {"metadata": {}, "weight_map": {"classifier.bias": "../outside.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(SwinHFForImageClassification, "from_pretrained", lambda *a, **k: pytest.fail("it was built"))
+    with pytest.raises(ValueError, match=message):
+        load_classifier(str(folder))
 
 
 @pytest.fixture

@@ -81,6 +81,57 @@ def test_local_dir_holds_the_files(hub, pushed, tmp_path, tiny_model):
     assert torch.equal(loaded.classifier.weight, tiny_model.classifier.weight)
 
 
+@pytest.fixture
+def versions(hub, tiny_model, tmp_path):
+    """v1 in one file with facts of its training, v2 in shards without; their biases differ."""
+    first = push(tiny_model, REPO, facts=TrainingFacts(seed=1), tag="v1", endpoint=hub.url)
+    tiny_model.classifier.bias.data += 1
+    tiny_model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    second = push(tmp_path / "shards", REPO, tag="v2", include_code=False, endpoint=hub.url)
+    hub.requests.clear()
+    return first.commit, second.commit
+
+
+def bias(folder: Path) -> torch.Tensor:
+    return SwinHFForImageClassification.from_pretrained(folder).classifier.bias
+
+
+def test_local_dir_holds_one_version_only(hub, versions, tmp_path, tiny_model):
+    """from_pretrained prefers a single file to shards: that of another version must not stay."""
+    here = tmp_path / "here"
+    pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
+    (here / "notes.txt").write_text("mine")
+    pull(REPO, revision="v2", local_dir=here, endpoint=hub.url)
+    assert not {"model.safetensors", "training_facts.json", *CORE} & files(here)
+    assert torch.equal(bias(here), tiny_model.classifier.bias) and (here / "notes.txt").is_file()
+    pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
+    assert files(here) == FILES | {"training_facts.json", "notes.txt"}
+    assert torch.equal(bias(here), tiny_model.classifier.bias - 1)
+
+
+def test_failed_pull_removes_nothing_from_local_dir(hub, versions, tmp_path):
+    pull(REPO, revision="v1", local_dir=tmp_path / "here", endpoint=hub.url)
+    hub.fail("cdn", "status", status=403, times=FOR_EVER)
+    with pytest.raises(HubError):
+        pull(REPO, revision="v2", local_dir=tmp_path / "here", endpoint=hub.url)
+    assert "model.safetensors" in files(tmp_path / "here")
+
+
+@pytest.mark.parametrize("pulled_before", [False, True], ids=["own", "changed"])
+def test_local_dir_with_a_model_of_somebody_is_refused_before_a_download(hub, versions, tmp_path, pulled_before):
+    here = tmp_path / "here"
+    here.mkdir()
+    if pulled_before:
+        pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
+    (here / "model.safetensors").write_bytes(b"mine")
+    hub.requests.clear()
+    with pytest.raises(
+        ValueError, match=r"here holds model.safetensors, which user/tiny does not have.*another folder"
+    ):
+        pull(REPO, revision="v2", local_dir=here, endpoint=hub.url)
+    assert not {"resolve", "cdn"} & set(hub.steps()) and (here / "model.safetensors").read_bytes() == b"mine"
+
+
 def test_corrupted_download_is_noticed_and_repaired(hub, pushed):
     """The client checks the size only; the same size with one byte changed passes it."""
     hub.fail("cdn", "corrupt")
@@ -140,6 +191,89 @@ def test_hub_that_is_down_leaves_the_cache(hub, pushed):
         pull("user/other", endpoint="http://127.0.0.1:9")
 
 
+def test_pull_that_fails_leaves_the_model_before_it_to_be_found(hub, versions, tmp_path, offline):
+    """The name of the branch leads to the new commit only when all of it is there."""
+    first, second = versions
+    hub.repos[REPO].branches["main"] = first
+    assert pull(REPO, endpoint=hub.url).commit == first
+    hub.repos[REPO].branches["main"] = second
+    hub.fail("cdn", "status", status=403, times=FOR_EVER)
+    with pytest.raises(HubError):
+        pull(REPO, endpoint=hub.url)
+    hub.faults.clear()
+    assert pull(REPO, endpoint="http://127.0.0.1:9").commit == first
+    assert pull(REPO, endpoint=hub.url).commit == second
+    assert pull(REPO, revision="v1", endpoint=hub.url).commit == first
+    assert hub.steps().count("repo_info") == 4, "one look-up for each pull"
+    offline()
+    assert (pull(REPO).commit, pull(REPO, revision="v1").commit) == (second, first)
+    code = """
+import swin_hf, sys
+for revision in (None, "v1"):
+    model = swin_hf.SwinHFForImageClassification.from_pretrained("user/tiny", revision=revision)
+    print(model.classifier.bias.mean().item() > 0.5)
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_name_of_a_revision_never_leads_out_of_the_cache(tmp_path):
+    download._write_ref(tmp_path / "cache", "../../outside", "0" * 40)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_local_dir_answers(hub, versions, tmp_path, offline):
+    first, here = versions[0], tmp_path / "here"
+    online = pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
+    assert pull(REPO, local_dir=here, endpoint="http://127.0.0.1:9") == online
+    offline()
+    assert pull(REPO, local_dir=here) == pull(REPO, revision="v1", local_dir=here) == online
+    assert pull(REPO, revision=first, local_dir=here) == online
+    for other in ({"repo_id": REPO, "revision": "v2"}, {"repo_id": "user/other"}):
+        with pytest.raises(HubError, match=r"offline mode is on .* the cache does not hold"):
+            pull(**other, local_dir=here)
+    (here / "config.json").write_bytes((here / "config.json").read_bytes() + b"\n")
+    with pytest.raises(HubError, match=r"config.json of user/tiny is damaged in .*here; delete .* and pull again"):
+        pull(REPO, local_dir=here)
+    (here / "config.json").unlink()
+    with pytest.raises(HubError, match="the cache does not hold user/tiny"):
+        pull(REPO, local_dir=here)
+
+
+def test_offline_local_dir_with_files_of_two_versions_does_not_answer(hub, versions, tmp_path, offline):
+    here = tmp_path / "here"
+    pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
+    hub.fail("cdn", "status", status=403, times=FOR_EVER)
+    with pytest.raises(HubError):
+        pull(REPO, revision="v2", local_dir=here, endpoint=hub.url)
+    offline()
+    with pytest.raises(HubError, match="the cache does not hold user/tiny"):
+        pull(REPO, local_dir=here)
+
+
+def test_offline_the_cache_is_copied_to_local_dir(hub, versions, tmp_path, offline):
+    first, second = versions
+    here = tmp_path / "here"
+    pull(REPO, revision="v1", endpoint=hub.url), pull(REPO, revision="v2", endpoint=hub.url)
+    offline()
+    assert pull(REPO, revision="v1", local_dir=here) == download.PullResult(here, first)
+    assert files(here) == FILES | {"training_facts.json"} and not (here / "model.safetensors").is_symlink()
+    assert pull(REPO, revision="v2", local_dir=here) == download.PullResult(here, second)
+    assert not {"model.safetensors", "training_facts.json", *CORE} & files(here)
+    assert pull(REPO, local_dir=here).commit == second
+
+
+def test_copy_from_the_cache_is_known_to_the_client(hub, versions, tmp_path):
+    pull(REPO, revision="v1", endpoint=hub.url)
+    pull(REPO, revision="v1", local_dir=tmp_path / "here", endpoint="http://127.0.0.1:9")
+    hub.requests.clear()
+    pull(REPO, revision="v1", local_dir=tmp_path / "here", endpoint=hub.url)
+    assert not {"resolve", "cdn"} & set(hub.steps())
+    pull(REPO, revision="v2", local_dir=tmp_path / "here", endpoint=hub.url)
+    assert "model.safetensors" not in files(tmp_path / "here")
+
+
 def test_damage_in_the_cache_is_noticed_offline(hub, pushed, offline):
     weights = pull(REPO, endpoint=hub.url).path / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -169,6 +303,14 @@ def test_missing_private_and_gated_repositories_are_sentences(hub, pushed, monke
         pull(REPO, endpoint=hub.url)
     hub.repos[REPO].allowed.add("stranger")
     assert pull(REPO, endpoint=hub.url)
+
+
+@pytest.mark.parametrize(("status", "never"), [(403, "may not write"), (500, "sent twice")])
+def test_refusal_of_a_pull_does_not_speak_of_writing(hub, pushed, status, never):
+    hub.fail("repo_info", "status", status=status, times=FOR_EVER)
+    with pytest.raises(HubError) as caught:
+        pull(REPO, endpoint=hub.url)
+    assert never not in str(caught.value) and "user/tiny" in str(caught.value)
 
 
 def test_reader_and_nobody_may_pull_what_is_public(hub, pushed, monkeypatch):
@@ -202,7 +344,19 @@ def test_repository_without_a_model_is_refused(hub):
         ({"depths": [1, 2]}, "is not valid: .*depths"),
         ({"num_heads": [3, 2, 4]}, "is not valid: .*num_heads"),
         ({"embed_dim": 2**20}, "the weights do not fit config.json"),
-        ({"depths": [1, 2 * 10**9, 1]}, "asks for 2000000002 blocks but the weights hold"),
+        ({"depths": [1, 2 * 10**9, 1]}, "is not valid: depths of stage 2 is 2000000000; it must be at most 1000"),
+        ({"depths": [1, 900, 1]}, "asks for 902 blocks but the weights hold"),
+        ({"depths": [1] * 10**5, "num_heads": [1] * 10**5}, "is not valid: depths has 100000 stages"),
+        ({"num_labels": 2 * 10**9}, "is not valid: num_labels is 2000000000; more than 1,000,000 need a name each"),
+        ({"mlp_ratio": 1e300}, "cannot be built: [a-z]"),
+        ({"hidden_act": "nope"}, "hidden_act is 'nope'; it must be an activation of transformers, such as 'gelu'"),
+        ({"architectures": "SwinHFModel"}, "names the architecture None; it must be one of"),
+        ({"architectures": [["x"]]}, "names the architecture .'x'.; it must be one of"),
+        (
+            {"transformers_weights": "other.safetensors"},
+            "has transformers_weights .*rename the weights to model.safete",
+        ),
+        ({"quantization_config": {"load_in_8bit": True}}, "has quantization_config .*; save the model without quanti"),
         ({"num_labels": 7}, "classifier.bias has shape .5,. where config.json asks for .7,."),
         ({"architectures": ["Evil"]}, "names the architecture 'Evil'; it must be one of"),
     ],

@@ -1,6 +1,7 @@
 """Push against the loopback Hub: what is on the server afterwards, whatever went wrong on the way."""
 
 import errno
+import json
 import logging
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import swin_hf
 from swin_hf import SwinHFForImageClassification, cli, push
-from swin_hf.hub import HubError, TrainingFacts, remote
+from swin_hf.hub import ConfusionMatrix, HubError, TrainingFacts, remote
 from swin_hf.hub.staging import AUTO_MAP, CORE
 
 # huggingface_hub 2.4 passes file objects to httpx2 as `data=`, which httpx2 deprecates; not ours to change.
@@ -112,8 +113,6 @@ def test_push_pull_load_gives_bit_equal_outputs(hub, tiny_config, monkeypatch, m
 
 
 def test_config_on_the_hub_has_every_auto_class_and_no_trace_of_this_machine(hub, tiny_model, tmp_path):
-    import json
-
     tiny_model.save_pretrained(tmp_path / "a")
     model = SwinHFForImageClassification.from_pretrained(tmp_path / "a")
     push(model, REPO, endpoint=hub.url)
@@ -169,6 +168,69 @@ def test_dry_run_lists_files_and_card_without_the_network(hub, folder, monkeypat
     assert hub.requests == []
 
 
+def test_facts_and_pictures_of_an_earlier_push_do_not_stay_beside_other_weights(hub, folder):
+    measured = TrainingFacts(
+        curves={"val_loss": [[1, 2.0], [2, 1.0]]},
+        confusion_matrix=ConfusionMatrix(["a", "b"], [[1, 2], [3, 4]], "test"),
+    )
+    push(folder, REPO, facts=measured, endpoint=hub.url)
+    of_the_run = {"training_facts.json", "assets/confusion_matrix.png", "assets/learning_curves.png"}
+    assert set(hub.files(REPO)) == BASE | of_the_run
+    hub.put(REPO, {"assets/mine.png": b"\x89PNG"})
+    push(folder, REPO, endpoint=hub.url)
+    assert set(hub.files(REPO)) == BASE | {"assets/mine.png"} and pushes(hub) == 2
+
+
+# -- image processors -------------------------------------------------------------------------------------------------
+
+
+def write_processor(folder: Path, **changes) -> bytes:
+    values = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 48}} | changes
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def test_processor_is_sent_without_the_code_of_other_repositories(hub, folder):
+    clean = write_processor(folder)
+    write_processor(folder, auto_map={"AutoImageProcessor": "other/repo--evil.Evil"}, _name_or_path=str(folder))
+    push(folder, REPO, endpoint=hub.url)
+    assert hub.files(REPO)["preprocessor_config.json"] == clean
+    assert not push(folder, REPO, endpoint=hub.url).created
+    assert not push(swin_hf.pull(REPO, endpoint=hub.url).path, REPO, endpoint=hub.url).created
+
+
+def test_given_processor_is_cleaned_too(hub, folder):
+    from transformers import ViTImageProcessor
+
+    given = ViTImageProcessor(size={"height": 32, "width": 48})
+    given.auto_map = {"AutoImageProcessor": "other/repo--evil.Evil"}
+    push(folder, REPO, processor=given, endpoint=hub.url)
+    assert b"evil" not in hub.files(REPO)["preprocessor_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_processor_type": "EvilProcessor"}, "names the image processor 'EvilProcessor'; it must be a class of"),
+        ({"image_processor_type": "pipeline"}, "names the image processor 'pipeline'; it must be a class of"),
+        ({"image_processor_type": None}, "names the image processor None"),
+        ({"image_processor_type": ["x"]}, "names the image processor .*; it must be a class of transformers"),
+    ],
+    ids=str,
+)
+def test_processor_that_is_not_one_of_transformers_is_refused(folder, change, message):
+    write_processor(folder, **change)
+    with pytest.raises(ValueError, match=f"{message}.*"):
+        push(folder, REPO, dry_run=True)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000], ids=["list", "cut", "binary", "deep"])
+def test_processor_that_cannot_be_read_is_refused(folder, content):
+    (folder / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"preprocessor_config.json cannot be read \(.*save the image processor again"):
+        push(folder, REPO, dry_run=True)
+
+
 def test_private_repository_is_made_private(hub, folder):
     push(folder, REPO, private=True, endpoint=hub.url)
     assert hub.repos[REPO].private
@@ -183,6 +245,7 @@ def test_card_edited_on_the_hub_is_kept_unless_replaced(hub, folder):
     hub.put(REPO, {"README.md": edited})
     result = push(folder, REPO, license="apache-2.0", endpoint=hub.url)
     assert hub.files(REPO)["README.md"] == edited and "--replace-card" in result.notes[0]
+    assert {file.name for file in result.files} == BASE - {"README.md"}, "the card was not sent"
     push(folder, REPO, license="apache-2.0", replace_card=True, endpoint=hub.url)
     assert (
         b"My own words" not in hub.files(REPO)["README.md"] and b"license: apache-2.0" in hub.files(REPO)["README.md"]
@@ -362,8 +425,8 @@ def test_no_token_is_a_sentence(hub, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("token", "sentence"),
     [
-        (READER, "the token may not write to user/tiny"),
-        (STRANGER, "the token may not write to user/tiny"),
+        (READER, "the token does not give access to user/tiny .*, to push use a token that may write to user"),
+        (STRANGER, "the token does not give access to user/tiny .*, to push use a token that may write to user"),
         ("hf_nobodyTOKENnobodyTOKEN", "the Hub does not accept the token"),
     ],
     ids=["read-only", "another user", "unknown"],
@@ -488,6 +551,21 @@ def test_folder_without_a_model_is_refused(tmp_path, folder):
 def test_missing_card_file_is_refused(folder):
     with pytest.raises(ValueError, match="there is no card"):
         push(folder, REPO, card="no/such/card.md", dry_run=True)
+
+
+def test_card_that_is_no_text_is_refused(folder, tmp_path):
+    (tmp_path / "card.md").write_bytes(b"\xff\xfe---")
+    with pytest.raises(ValueError, match=r"the card .*card.md is not UTF-8 text \(.*save it in that encoding"):
+        push(folder, REPO, card=tmp_path / "card.md", dry_run=True)
+    (folder / "README.md").write_bytes(b"\xff\xfe---")
+    with pytest.raises(ValueError, match=r"the card .*README.md is not UTF-8 text"):
+        push(folder, REPO, dry_run=True)
+
+
+@pytest.mark.parametrize("thing", [5, None, torch.nn.Linear(1, 1)], ids=["5", "None", "Linear"])
+def test_what_is_no_model_is_refused(thing):
+    with pytest.raises(ValueError, match=f"{type(thing).__name__} cannot be pushed; give a model of this family"):
+        push(thing, REPO, dry_run=True)
 
 
 def test_model_of_another_family_is_refused(tmp_path):

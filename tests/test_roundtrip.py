@@ -1,6 +1,7 @@
 """What is read and written again is bit for bit what it was: every layout, every kind, every pair."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -190,3 +191,23 @@ class Saver(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 3:
             trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..\\x.safetensors", ".."]
+)
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json"])
+def test_index_that_leads_out_of_the_folder_is_refused_by_from_pretrained(tiny_model, tmp_path, name, index):
+    """transformers joins the name to the folder, and reads whatever is there."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    names = dict.fromkeys(tiny_model.state_dict(), name)
+    (tmp_path / "model" / index).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(ValueError, match=r"points to .*anything else is refused: download the folder again"):
+        SwinHFForImageClassification.from_pretrained(tmp_path / "model", variant="fp16" if "fp16" in index else None)
+
+
+def test_shards_of_the_folder_itself_are_loaded(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path, max_shard_size="100KB")
+    loaded = SwinHFForImageClassification.from_pretrained(str(tmp_path))
+    assert torch.equal(loaded.classifier.weight, tiny_model.classifier.weight)

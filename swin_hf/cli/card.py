@@ -32,8 +32,14 @@ def run(args: argparse.Namespace) -> int:
         print(render_preset_card(args.preset), end="")
         return 0
     from swin_hf.hub import CARD_NAME, is_edited
+    from swin_hf.hub.model_card import read_card
+    from swin_hf.hub.remote import checked_ref, checked_repo_id
     from swin_hf.hub.staging import model_folder, render_folder_card
 
+    if args.repo_id:
+        checked_repo_id(args.repo_id)
+    if args.tag:
+        checked_ref(args.tag, "tag")
     folder = model_folder(Path(args.folder).expanduser())
     name = folder.parent.name if folder.name == "model" else folder.name
     card = render_folder_card(folder, args.repo_id or f"user/{name}", args.tag, args.license)
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print(card, end="")
         return 0
     path = folder / CARD_NAME
-    if path.is_file() and is_edited(path.read_text(encoding="utf-8")) and not args.replace_card:
+    if path.is_file() and is_edited(read_card(path)) and not args.replace_card:
         raise ValueError(f"{path} was edited by hand and is kept; --replace-card overwrites it")
     path.write_text(card, encoding="utf-8")
     print(path)

@@ -1,10 +1,12 @@
 """Pull: one revision, only what loading needs, safetensors only, every byte compared with the Hub's hashes."""
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from swin_hf.model.modeling_swin_hf import SwinHFBackbone
 
 from .facts import FACTS_NAME
 from .remote import HubError, attempt, checked_repo_id, client
-from .staging import CORE
+from .staging import CORE, is_ours
 from .weights import (
     CONFIG,
     INDEX,
@@ -25,6 +27,7 @@ from .weights import (
     PROCESSOR,
     WEIGHTS,
     OtherFamilyError,
+    check_folder,
     check_weights,
     read_config,
     shard_names,
@@ -32,6 +35,9 @@ from .weights import (
 )
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# Where the client notes the commit and the hash of each file of a local_dir, and where we note what a pull left there.
+NOTES, SOURCE = Path(".cache/huggingface/download"), Path(".cache/huggingface/swin_hf.json")
 
 
 @dataclass(frozen=True)
@@ -65,33 +71,33 @@ def pull(
     Args:
         repo_id: ``user/name``.
         revision: Branch, tag or commit id; ``main`` by default.
-        local_dir: A folder for the files, instead of the shared cache.
+        local_dir: A folder for the files, instead of the shared cache. Files of another version that a pull left there
+            are removed, because loading would prefer them; somebody's own files of these names are refused.
         verify: Whether every file is hashed and compared.
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
 
     Raises:
         ValueError: When the repository id is malformed, or the model is not one that can be loaded: only pickles, a
-            configuration out of range, weights that do not fit it.
-        HubError: When the Hub refuses, cannot be reached while the cache has nothing, or sent something else than it
-            has.
+            configuration out of range, weights that do not fit it; or ``local_dir`` holds other files of a model.
+        HubError: When the Hub refuses, cannot be reached while neither the cache nor ``local_dir`` has the model, or
+            sent something else than it has.
     """
     repo_id = checked_repo_id(repo_id)
     api = client(endpoint)
-    fetch = _fetcher(api, repo_id, Path(local_dir).expanduser() if local_dir is not None else None)
+    here = Path(local_dir).expanduser() if local_dir is not None else None
+    fetch = _fetcher(api, repo_id, here)
     if constants.is_offline_mode():
-        return _from_cache(repo_id, revision, fetch, verify, "offline mode is on (HF_HUB_OFFLINE)")
+        return _offline(repo_id, revision, here, verify, "offline mode is on (HF_HUB_OFFLINE)")
     try:
         commit = str(attempt(lambda: api.model_info(repo_id, revision=revision), repo_id).sha)
         tree = attempt(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)), repo_id)
     except HubError as error:
         if not error.transient:
             raise
-        return _from_cache(repo_id, revision, fetch, verify, str(error))
-    if local_dir is None:
-        with suppress(Exception):  # only so that the name of the revision is known offline too
-            api.resolve_revision(repo_id, revision=revision)
+        return _offline(repo_id, revision, here, verify, str(error))
     present = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     _refuse_pickles(repo_id, present)
+    stale = _stale_files(here, present, repo_id) if here is not None else []
 
     small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, INDEX, *CORE) if name in present]
     folder = fetch(commit, small, False)
@@ -105,6 +111,10 @@ def pull(
         _verify(repo_id, commit, folder, {name: present[name] for name in (*small, *names)}, fetch)
     if config is not None:
         check_weights([folder / name for name in names], values, config)
+    if here is None:
+        _write_ref(folder.parent.parent, revision or "main", commit)
+    else:
+        _settle(here, repo_id, revision, commit, stale)
     return PullResult(folder, commit)
 
 
@@ -136,8 +146,7 @@ def load_backbone(
         folder = pull(str(source), revision=revision, endpoint=endpoint).path
     elif revision is not None:
         raise ValueError(f"{source} is a folder, which has no revision {revision!r}; leave it out or give user/name")
-    values, config = read_config(folder / CONFIG)
-    check_weights(weight_files(folder), values, config)
+    check_folder(folder)
     backbone: SwinHFBackbone = SwinHFBackbone.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **overrides
     )
@@ -227,8 +236,86 @@ def _has_digest(path: Path, digest: str) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
 
 
-def _from_cache(repo_id: str, revision: str | None, fetch: Fetch, verify: bool, why: str) -> PullResult:
-    """What an earlier pull left in the cache; the names of the cache's blobs are their hashes."""
+def _write_ref(cache: Path, revision: str, commit: str) -> None:
+    """Note in the cache which commit a branch or tag is. Last of all: until then, the name leads to the model before.
+
+    The client would do so when it looks a revision up, before the files are there, and ``from_pretrained`` would find
+    half a model offline.
+    """
+    path = cache / "refs" / revision
+    if COMMIT.fullmatch(revision) or (cache / "refs").resolve() not in path.resolve().parents:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_text(commit, encoding="utf-8")
+    partial.replace(path)
+
+
+# -- local_dir --------------------------------------------------------------------------------------------------------
+
+
+def _owned_files(folder: Path) -> list[str]:
+    """The files of a folder that a pull may have brought, by their names; loading looks at each of them."""
+    names = (path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted(name for name in names if is_ours(name) or name in (CONFIG, PROCESSOR))
+
+
+def _note(folder: Path, name: str) -> tuple[str, str] | None:
+    """Commit and hash of a file of a ``local_dir`` as the client noted them; None if it did not bring the file."""
+    path = folder / NOTES / f"{name}.metadata"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return (lines[0], lines[1]) if len(lines) >= 2 else None
+
+
+def _stale_files(folder: Path, present: Collection[str], repo_id: str) -> list[str]:
+    """What a pull of another version left in a folder, and this one does not have.
+
+    Raises:
+        ValueError: When such a file was put there, or changed, by somebody else.
+    """
+    stale = [name for name in _owned_files(folder) if name not in present]
+    notes = {name: _note(folder, name) for name in stale}
+    foreign = [name for name, note in notes.items() if note is None or not _has_digest(folder / name, note[1])]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign[:5])}, which {repo_id} does not have and which no pull left in this "
+            "state; loading would mix them with the model, so nothing was downloaded: give another folder, or move them"
+        )
+    return stale
+
+
+def _settle(folder: Path, repo_id: str, revision: str | None, commit: str, stale: list[str]) -> None:
+    """Remove what another version left, and note what lies here now, for a pull without the Hub."""
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+        (folder / NOTES / f"{name}.metadata").unlink(missing_ok=True)
+    (folder / SOURCE).parent.mkdir(parents=True, exist_ok=True)
+    source = {"repo_id": repo_id, "revision": revision or "main", "commit": commit}
+    (folder / SOURCE).write_text(json.dumps(source) + "\n", encoding="utf-8")
+
+
+def _pulled_commit(folder: Path, repo_id: str, revision: str | None) -> str | None:
+    """The commit that an earlier pull left in a folder, if it is the one asked for and every file is of it."""
+    try:
+        source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+        commit = str(source["commit"])
+        asked_for = source["repo_id"] == repo_id and revision in (None, source["revision"], commit)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    noted = [path.name.removesuffix(".metadata") for path in (folder / NOTES).glob("*.metadata")]
+    brought = {name for name in noted if (note := _note(folder, name)) and note[0] == commit}
+    whole = brought.issuperset(_owned_files(folder)) and all((folder / name).is_file() for name in brought)
+    return commit if asked_for and whole else None
+
+
+# -- without the Hub --------------------------------------------------------------------------------------------------
+
+
+def _offline(repo_id: str, revision: str | None, here: Path | None, verify: bool, why: str) -> PullResult:
+    """What an earlier pull left: in ``local_dir``, or in the cache, from where it is then copied."""
+    if here is not None and (commit := _pulled_commit(here, repo_id, revision)):
+        hashes = {name: note[1] for name in _owned_files(here) if (note := _note(here, name))}
+        return _checked(repo_id, here, str(here), commit, hashes if verify else {})
     try:
         # Without patterns the client would miss the files that a pull leaves on the Hub.
         needed = [CONFIG, PROCESSOR, WEIGHTS, INDEX, FACTS_NAME, *CORE, "model-?????-of-?????.safetensors"]
@@ -238,15 +325,34 @@ def _from_cache(repo_id: str, revision: str | None, fetch: Fetch, verify: bool, 
             f"{why}, and the cache does not hold {repo_id}{f' at {revision}' if revision else ''}; pull it once while "
             "the Hub can be reached"
         ) from None
+    # The names of the cache's blobs are their hashes.
+    hashes = {path.name: path.resolve().name for path in sorted(folder.iterdir())}
+    pulled = _checked(repo_id, folder, "the cache", folder.name, hashes if verify else {})
+    return pulled if here is None else _copy(pulled, here, repo_id, revision)
+
+
+def _checked(repo_id: str, folder: Path, where: str, commit: str, hashes: dict[str, str]) -> PullResult:
+    """A model on this machine, compared with the hashes that were noted when it came, and with its configuration."""
     values, config = _config(folder)
     weights = weight_files(folder)
-    if verify:
-        for path in sorted(folder.iterdir()):
-            name = path.resolve().name
-            if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) and not _has_digest(path, name):
-                raise HubError(
-                    f"{path.name} of {repo_id} is damaged in the cache; delete {path.resolve()} and pull again"
-                )
+    for name, digest in hashes.items():
+        if DIGEST.fullmatch(digest) and not _has_digest(folder / name, digest):
+            path = (folder / name).resolve()
+            raise HubError(f"{name} of {repo_id} is damaged in {where}; delete {path} and pull again")
     if config is not None:
         check_weights(weights, values, config)
-    return PullResult(folder, folder.name)
+    return PullResult(folder, commit)
+
+
+def _copy(pulled: PullResult, here: Path, repo_id: str, revision: str | None) -> PullResult:
+    """Copy a model out of the cache, with the notes that the client would have left."""
+    names = _owned_files(pulled.path)
+    stale = _stale_files(here, names, repo_id)
+    (here / NOTES).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(pulled.path / name, here / name)
+        digest = (pulled.path / name).resolve().name
+        note = f"{pulled.commit}\n{digest}\n{time.time()}\n"
+        (here / NOTES / f"{name}.metadata").write_text(note, encoding="utf-8")
+    _settle(here, repo_id, revision, pulled.commit, stale)
+    return PullResult(here, pulled.commit)

@@ -7,10 +7,11 @@ Every field may stay unknown (``None`` or empty): an unknown fact becomes a comm
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 FACTS_NAME = "training_facts.json"
 
@@ -143,18 +144,22 @@ class TrainingFacts:
         """Build from parsed JSON.
 
         Raises:
-            TypeError: For an unknown field; the message names the nearest known one.
+            TypeError: For an unknown field, the message names the nearest known one; and for a value of another type
+                than its field has, the message names the field.
+            ValueError: When points or counts do not fit together.
         """
-        known = dict(_known(cls, values))
-        if known.get("data"):
-            data = _known(DataFacts, known["data"])
-            data["splits"] = {k: SplitFacts(**_known(SplitFacts, v)) for k, v in data.get("splits", {}).items()}
-            known["data"] = DataFacts(**data)
-        known["metrics"] = [Metric(**_known(Metric, m)) for m in known.get("metrics", []) if m.get("value") is not None]
-        known["per_class"] = [ClassScore(**_known(ClassScore, s)) for s in known.get("per_class", [])]
-        if known.get("confusion_matrix"):
-            known["confusion_matrix"] = ConfusionMatrix(**_known(ConfusionMatrix, known["confusion_matrix"]))
-        return cls(**known)
+        metrics = values.get("metrics")
+        if isinstance(metrics, list):  # a value that was not finite is unknown
+            known = [m for m in metrics if not (isinstance(m, dict) and m.get("value", 0) is None)]
+            values = {**values, "metrics": known}
+        facts: Self = _typed(cls, values, "")
+        for name, points in facts.curves.items():
+            if any(len(point) != 2 or point[0] is None for point in points):
+                raise ValueError(f"curves.{name} is not a list of [step, value] points")
+        matrix = facts.confusion_matrix
+        if matrix and {len(matrix.counts), *map(len, matrix.counts)} - {len(matrix.labels)}:
+            raise ValueError(f"confusion_matrix.counts is not a table of {len(matrix.labels)} x {len(matrix.labels)}")
+        return facts
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -171,18 +176,54 @@ class TrainingFacts:
             if not isinstance(values, dict):
                 raise TypeError("the top level is not an object")
             return cls.from_dict(values)
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path.name} cannot be read ({error}); delete it or train again") from error
 
 
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type of its field; ``where`` is the way to it, such as ``metrics[0].value``."""
+    if kind is Any:
+        return value
+    if get_origin(kind) is UnionType:  # X | None
+        return None if value is None else _typed(get_args(kind)[0], value, where)
+    if is_dataclass(kind):
+        _require(isinstance(value, dict), "an object", value, where)
+        return _object(kind, value, where)
+    if get_origin(kind) is list:
+        _require(isinstance(value, list), "a list", value, where)
+        return [_entry(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if get_origin(kind) is dict:
+        _require(isinstance(value, dict), "an object", value, where)
+        return {name: _entry(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
+    accepted, what = {float: ((int, float), "a number"), int: (int, "an integer"), str: (str, "text")}.get(
+        kind, (kind, "true or false")
+    )
+    _require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), what, value, where)
+    return value
+
+
+def _entry(kind: Any, value: Any, where: str) -> Any:
+    """Like :func:`_typed`, for an entry of a list or table: there ``null`` stands for a number that is not finite."""
+    return None if kind is float and value is None else _typed(kind, value, where)
+
+
+def _object(kind: Any, values: dict[str, Any], where: str) -> Any:
     names = [f.name for f in fields(kind)]
     for name in values:
         if name not in names:
             near = get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(names)}"
             raise TypeError(f"unknown field {name!r} of {kind.__name__}; {hint}")
-    return dict(values)
+    for f in fields(kind):
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise TypeError(f"{where} has no {f.name}")
+    hints = get_type_hints(kind)
+    return kind(**{n: _typed(hints[n], item, f"{where}.{n}".removeprefix(".")) for n, item in values.items()})
+
+
+def _require(holds: bool, what: str, value: Any, where: str) -> None:
+    if not holds:
+        raise TypeError(f"{where} is {str(value)[:60]!r}; it must be {what}")
 
 
 def _finite(value: Any) -> Any:

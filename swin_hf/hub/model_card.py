@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from .weights import ARCHITECTURES
 CARD_NAME = "README.md"
 FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) -->\s*\Z")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONG_TABLE = 20  # rows; longer tables are folded
 LOG_ROWS = 20
@@ -95,7 +97,8 @@ def render_card(source: CardSource) -> str:
         data = replace(facts.data, name=name, is_hub_id=facts.data.is_hub_id and bool(DATASET_ID.fullmatch(name)))
         facts = replace(facts, data=data)
         source = replace(source, facts=facts)
-    headline = next((metric for metric in facts.metrics if metric.name == "accuracy"), None)
+    accuracies = [metric for metric in facts.metrics if metric.name == "accuracy"]
+    headline = next((metric for metric in accuracies if metric.split == "test"), next(iter(accuracies), None))
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
     text = _environment().get_template("card.md.jinja").render(
         metadata=_metadata(source),
@@ -114,6 +117,7 @@ def render_card(source: CardSource) -> str:
         long_table=LONG_TABLE,
         revision=source.tag or "main",
         command=redact(facts.command) if facts.command else None,
+        fence=_fence(facts.command or ""),
     )  # fmt: skip
     return signed(re.sub(r"\n{3,}", "\n\n", text))
 
@@ -122,6 +126,18 @@ def signed(text: str) -> str:
     """Close a rendered card with its fingerprint."""
     text = text.rstrip() + "\n"
     return f"{text}\n<!-- rendered by swin_hf, fingerprint {_fingerprint(text)} -->\n"
+
+
+def read_card(path: Path) -> str:
+    """The text of a card.
+
+    Raises:
+        ValueError: When it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the card {path} is not UTF-8 text ({error}); save it in that encoding") from None
 
 
 def is_edited(text: str) -> bool:
@@ -174,7 +190,8 @@ def _metadata(source: CardSource) -> str:
         known["license"] = source.license
     if dataset and dataset.is_hub_id:
         known["datasets"] = [dataset.name]
-    if facts.base_model and HUB_ID.fullmatch(facts.base_model):
+    # A checkpoint is a file on somebody's disk, also where its path reads like an id.
+    if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(CHECKPOINT_SUFFIXES):
         known["base_model"] = facts.base_model
     if facts.metrics and dataset:
         known["metrics"] = sorted({HUB_METRICS[m.name] for m in facts.metrics if m.name in HUB_METRICS})
@@ -269,6 +286,11 @@ def _escaped(value: Any) -> str:
 def _code(value: Any) -> str:
     """Text for a code span: one line, no backtick, no table bar."""
     return re.sub(r"\s+", " ", str(value)).replace("`", "'").replace("|", "¦").strip()
+
+
+def _fence(text: str) -> str:
+    """Backticks around a code block: more of them than the text has anywhere in a row."""
+    return "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
 def _percent(value: float) -> str:

@@ -6,7 +6,6 @@ at; an answer that is lost is settled by looking again; and the tag is put on th
 """
 
 import os
-import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,12 +20,9 @@ from transformers import PreTrainedModel
 
 from . import remote
 from .facts import TrainingFacts
-from .model_card import CARD_NAME, is_edited
-from .remote import HubError, attempt, checked_repo_id, client, require_token, understand
+from .model_card import CARD_NAME, is_edited, read_card
+from .remote import HubError, attempt, checked_ref, checked_repo_id, client, require_token, understand
 from .staging import Stage, StagedFile, is_ours, stage
-
-REF = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9][A-Za-z0-9._/-]*(?<![./])")
-COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,8 @@ class PushResult:
         commit: Id of the commit that holds the files; None for a dry run.
         url: Address of that commit's tree.
         tag: The tag on the commit, if one was asked for.
-        files: Every file of the model, sent or already there.
-        card: Text of the card.
+        files: Every file of the model, sent or already there; without the card when that on the Hub was kept.
+        card: Text of the card of this push; that on the Hub is another one when it was kept.
         created: Whether a commit was made; False when everything was there already.
         notes: What the user should know, such as a card of theirs that was kept.
     """
@@ -104,10 +100,14 @@ def push(
         HubError: When the Hub refused or could not be reached. The commit is then there as a whole or not at all.
     """
     repo_id = checked_repo_id(repo_id)
-    branch = revision or "main"
-    for name, what in ((tag, "tag"), (branch, "branch")):
-        if name is not None and (not REF.fullmatch(name) or COMMIT_ID.fullmatch(name)):
-            raise ValueError(f"{name!r} cannot name a {what}; use letters, digits, '.', '-', '_' and '/', such as v1.0")
+    branch = checked_ref(revision or "main", "branch")
+    if tag is not None:
+        checked_ref(tag, "tag")
+    if not isinstance(model_or_folder, PreTrainedModel | str | os.PathLike):
+        raise ValueError(
+            f"{type(model_or_folder).__name__} cannot be pushed; give a model of this family, the folder of a saved "
+            "one, or the folder of a training run"
+        )
     source = model_or_folder if isinstance(model_or_folder, PreTrainedModel) else Path(model_or_folder).expanduser()
     with tempfile.TemporaryDirectory(prefix="swin-hf-push-") as folder:
         try:
@@ -166,7 +166,8 @@ class _Push:
             self._compare(commit, files)
         if self.tag is not None and tag_target is None:
             self._put_tag(commit)
-        return _result(self.api, self.repo_id, commit, self.tag, staged, created, tuple(notes))
+        sent = Stage(files, staged.card)
+        return _result(self.api, self.repo_id, commit, self.tag, sent, created, tuple(notes))
 
     def _repository(self) -> None:
         """Find the repository, or make it; its visibility must be what was asked for."""
@@ -312,7 +313,7 @@ def _card_text(card: str | os.PathLike[str] | None) -> str | None:
     path = Path(card).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no card {path}; give the path or the text of a Markdown file")
-    return path.read_text(encoding="utf-8")
+    return read_card(path)
 
 
 def _result(

@@ -35,6 +35,8 @@ WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, ... try
 LONGEST_WAIT = 300.0  # seconds; the longest that a Hub may ask us to wait
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+REF = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9][A-Za-z0-9._/-]*(?<![./])")
+COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 Result = TypeVar("Result")
@@ -96,6 +98,21 @@ def checked_repo_id(repo_id: str) -> str:
             "'-', '_' and '.', at most 96 characters"
         )
     return repo_id
+
+
+def checked_ref(name: str, what: str) -> str:
+    """Return a name that a tag or a branch can have.
+
+    Args:
+        name: The name.
+        what: ``tag`` or ``branch``, for the message.
+
+    Raises:
+        ValueError: When it cannot be one, or looks like the id of a commit.
+    """
+    if not isinstance(name, str) or not REF.fullmatch(name) or COMMIT_ID.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a {what}; use letters, digits, '.', '-', '_' and '/', such as v1.0")
+    return name
 
 
 def require_token() -> None:
@@ -189,7 +206,10 @@ def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failur
     if status == 401:
         sentence = f"the Hub does not accept the token; it is wrong or has expired: {LOG_IN}"
     elif status == 403:
-        sentence = f"the token may not write to {repo_id} ({said}); use one with write access to {owner}"
+        sentence = (
+            f"the token does not give access to {repo_id} ({said}); to read it ask {owner} for access, to push use a "
+            f"token that may write to {owner}"
+        )
     elif status == 404:
         sentence = (
             f"the Hub did not find what was asked of {repo_id} ({said}); check the repository id and the revision"
@@ -203,7 +223,7 @@ def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failur
     elif status == 429:
         sentence = f"the Hub's rate limit is reached ({said}); wait some minutes and run the command again"
     elif status in TRANSIENT:
-        sentence = f"the Hub is not well (HTTP {status}); run the command again later, nothing is sent twice"
+        sentence = f"the Hub is not well (HTTP {status}); run the command again later"
     else:
         sentence = f"the Hub refused (HTTP {status}): {said}"
     return Failure(sentence, status in TRANSIENT, _asked_to_wait(error), status)

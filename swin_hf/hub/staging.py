@@ -14,13 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ViTImageProcessor
+import transformers
+from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 
 from .facts import FACTS_NAME, TrainingFacts
-from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, render_card
-from .pictures import draw_pictures
+from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
+from .pictures import CURVES, MATRIX, draw_pictures
 from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
@@ -33,6 +34,7 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": "modeling_swin_hf.SwinHFForMaskedImageModeling",
     "AutoBackbone": "modeling_swin_hf.SwinHFBackbone",
 }
+PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Keys that say where a model was loaded from on this machine, or which code loads it; neither is the reader's business.
@@ -71,7 +73,7 @@ class Stage:
 
 def is_ours(name: str) -> bool:
     """Whether a push owns a file name of a repository: it writes it, and removes it when it has become stale."""
-    return name in (WEIGHTS, INDEX, *CORE) or bool(SHARD.fullmatch(name))
+    return name in (WEIGHTS, INDEX, FACTS_NAME, *PICTURES, *CORE) or bool(SHARD.fullmatch(name))
 
 
 def model_folder(folder: Path) -> Path:
@@ -138,7 +140,7 @@ def stage(
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
     paths[CONFIG] = _write_config(folder / CONFIG, values, include_code)
-    paths[PROCESSOR] = _processor(saved, folder, processor, config)
+    paths[PROCESSOR] = _write_processor(saved, folder, processor, config)
     if include_code:
         # Copies: an installation that changes while the push runs must not be sent half old and half new.
         for name in CORE:
@@ -156,7 +158,7 @@ def stage(
 
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
     if card is None and keep_card and (saved / CARD_NAME).is_file():
-        written = (saved / CARD_NAME).read_text(encoding="utf-8")
+        written = read_card(saved / CARD_NAME)
         card = written if is_edited(written) else None
     if card is None:
         card = render_card(
@@ -194,12 +196,41 @@ def _write_config(path: Path, values: dict[str, Any], include_code: bool) -> Pat
     return path
 
 
-def _processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig) -> Path:
+def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig) -> Path:
+    """Write the values of the image processor, without what would load code or tells of this machine.
+
+    Raises:
+        ValueError: When the file is not a JSON object, or its class is not one of transformers.
+    """
+    path = folder / PROCESSOR
+    remedy = "save the image processor again, or remove the file for the one of the published models"
     if given is None and (saved / PROCESSOR).is_file():
-        return saved / PROCESSOR
-    processor = given if given is not None else default_processor(config)
-    processor.save_pretrained(folder)
-    return folder / PROCESSOR
+        path.write_bytes((saved / PROCESSOR).read_bytes())
+    else:
+        (given if given is not None else default_processor(config)).save_pretrained(folder)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("the top level is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{PROCESSOR} cannot be read ({error}); {remedy}") from None
+    name = values.get("image_processor_type") or values.get("feature_extractor_type")
+    if not _is_image_processor(name):
+        raise ValueError(
+            f"{PROCESSOR} names the image processor {name!r}; it must be a class of transformers, because no code "
+            f"travels with it: {remedy}"
+        )
+    values = {key: value for key, value in values.items() if key != "auto_map" and not key.startswith("_")}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+def _is_image_processor(name: Any) -> bool:
+    """Whether transformers has an image processor of this name, or of its successor's where it is an old name."""
+    if not isinstance(name, str):
+        return False
+    kind = getattr(transformers, name.replace("FeatureExtractor", "ImageProcessor"), None)
+    return isinstance(kind, type) and issubclass(kind, BaseImageProcessor)
 
 
 def default_processor(config: SwinHFConfig) -> ViTImageProcessor:

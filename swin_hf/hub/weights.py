@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.activations import ACT2FN
 
 from swin_hf.model import modeling_swin_hf as modeling
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -26,6 +27,12 @@ ARCHITECTURES = {
     )
 }
 CONFIG_BYTES = 32 * 2**20  # 21,841 class names twice are 2 MB
+MOST_LABELS = 1_000_000  # without names; transformers makes a name for each of them
+# Keys with which transformers would load other weights than those that are checked here, or replace layers.
+FOREIGN_KEYS = {
+    "transformers_weights": f"rename the weights to {WEIGHTS} and remove the key",
+    "quantization_config": "save the model without quantization",
+}
 
 
 class OtherFamilyError(ValueError):
@@ -58,10 +65,23 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
             f"{CONFIG} has model_type {values.get('model_type')!r}, not {SwinHFConfig.model_type!r}; "
             "convert the checkpoint first: swin-hf convert SOURCE FOLDER --to swin_hf"
         )
+    for key, remedy in FOREIGN_KEYS.items():
+        if values.get(key) is not None:
+            raise ValueError(f"{CONFIG} has {key} {str(values[key])[:80]!r}, which this family does not take; {remedy}")
+    labels, names = values.get("num_labels"), values.get("id2label")
+    if isinstance(labels, int) and labels > MOST_LABELS and not (isinstance(names, dict) and len(names) == labels):
+        raise ValueError(
+            f"{CONFIG} is not valid: num_labels is {labels}; more than {MOST_LABELS:,} need a name each in id2label"
+        )
     try:
         config = SwinHFConfig.from_dict(dict(values))
     except Exception as error:  # whatever a hostile file provokes in the strict dataclass
-        raise ValueError(f"{CONFIG} is not valid: {str(error).strip()}") from None
+        raise ValueError(f"{CONFIG} is not valid: {str(error).strip() or type(error).__name__}") from None
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(
+            f"{CONFIG} is not valid: hidden_act is {config.hidden_act!r}; it must be an activation of transformers, "
+            "such as 'gelu'"
+        )
     return values, config
 
 
@@ -134,8 +154,9 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
     Raises:
         ValueError: When the architecture is unknown, or tensors are missing, left over or of another shape.
     """
-    architecture = next(iter(values.get("architectures") or []), None)
-    if architecture not in ARCHITECTURES:
+    named = values.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}: "
             "save the model again with save_pretrained"
@@ -149,8 +170,9 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
     try:
         with torch.device("meta"):
             expected = {k: tuple(v.shape) for k, v in ARCHITECTURES[architecture](config).state_dict().items()}
-    except (RuntimeError, OverflowError, ValueError, TypeError) as error:
-        raise ValueError(f"{CONFIG} cannot be built: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever sizes that no machine has provoke in torch
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"{CONFIG} cannot be built: {reason}") from None
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
     problems += [
@@ -164,3 +186,17 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
             f"the weights do not fit {CONFIG}: {'; '.join(problems[:5])}{more}; save both again with save_pretrained"
         )
     return str(architecture)
+
+
+def check_folder(folder: Path) -> str:
+    """Check a folder of this family before anything of it is loaded: configuration, names of files, headers of weights.
+
+    Returns:
+        The name of the architecture, one of :data:`ARCHITECTURES`.
+
+    Raises:
+        OtherFamilyError: When it belongs to another family.
+        ValueError: As :func:`read_config`, :func:`weight_files` and :func:`check_weights` do.
+    """
+    values, config = read_config(folder / CONFIG)
+    return check_weights(weight_files(folder), values, config)

@@ -6,6 +6,7 @@ transformers' own ``SwinConfig``: the dictionary of one can be handed to the oth
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -17,6 +18,8 @@ Pair = tuple[int, int]
 _SEQUENCES = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
 # Near one of our fields, but the right name in another family of transformers, whose tools set it on any configuration.
 _OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
+# Far beyond any real model, and small enough that nothing which follows from them fills the memory.
+_MOST_STAGES, _MOST_BLOCKS, _MOST_CHANNELS, _LONGEST_SIDE = 16, 1000, 2**20, 2**20
 
 
 class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -98,6 +101,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         if not type(self).__module__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)  # the map of a repository's files, which this class would save without them
         self._refuse_near_misses(kwargs)
+        _check_weights_name(kwargs.get("transformers_weights"))
         if not self.num_heads:
             self.num_heads = _default_heads(self.embed_dim)
         self.check_sizes()
@@ -192,13 +196,15 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         for name in ("image_size", "patch_size"):
             _check_sides(name, getattr(self, name))
-        for name in ("num_channels", "embed_dim", "encoder_stride"):
-            _check_positive(name, getattr(self, name))
+        for name, most in (("num_channels", None), ("embed_dim", _MOST_CHANNELS), ("encoder_stride", None)):
+            _check_positive(name, getattr(self, name), most)
         for name in ("depths", "num_heads"):
             if not isinstance(getattr(self, name), list) or not getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a list with one integer for each stage")
+            if len(getattr(self, name)) > _MOST_STAGES:
+                raise ValueError(f"{name} has {len(getattr(self, name))} stages; a model has at most {_MOST_STAGES}")
             for stage, value in enumerate(getattr(self, name), start=1):
-                _check_positive(f"{name} of stage {stage}", value)
+                _check_positive(f"{name} of stage {stage}", value, _MOST_BLOCKS if name == "depths" else None)
         if len(self.depths) != len(self.num_heads):
             raise ValueError(
                 f"depths {self.depths} has {len(self.depths)} stages but num_heads {self.num_heads} has "
@@ -258,7 +264,7 @@ def _as_lists(value: Any) -> Any:
 
 def _default_heads(embed_dim: Any) -> list[int]:
     """Heads of four stages: the largest divisor of ``embed_dim`` that leaves a head 32 channels or more, doubling."""
-    _check_positive("embed_dim", embed_dim)
+    _check_positive("embed_dim", embed_dim, _MOST_CHANNELS)
     first = max(heads for heads in range(1, max(embed_dim // 32, 1) + 1) if embed_dim % heads == 0)
     return [first * 2**stage for stage in range(4)]
 
@@ -270,16 +276,26 @@ def _as_pair(value: int | Iterable[int]) -> Pair:
     return height, width
 
 
-def _check_positive(name: str, value: Any) -> None:
+def _check_positive(name: str, value: Any, most: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+    if most is not None and value > most:
+        raise ValueError(f"{name} is {value}; it must be at most {most}")
+
+
+def _check_weights_name(name: Any) -> None:
+    """Refuse a weights file of another folder, which transformers would load in place of the model's own."""
+    if name is not None and (not isinstance(name, str) or re.search(r"[/\\]", name)):
+        raise ValueError(
+            f"transformers_weights is {name!r}; give the name of a file beside config.json, or leave it out"
+        )
 
 
 def _check_sides(name: str, value: Any) -> None:
     if isinstance(value, list) and len(value) != 2:
         raise ValueError(f"{name} is {value!r}; give one integer or (height, width)")
     for side in value if isinstance(value, list) else [value]:
-        _check_positive(name, side)
+        _check_positive(name, side, _LONGEST_SIDE)
 
 
 # Table 7 of the paper and Microsoft's model zoo (https://github.com/microsoft/Swin-Transformer/blob/main/MODELHUB.md);

@@ -12,11 +12,13 @@ Shape legend:
 """
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -381,8 +383,10 @@ class SwinHFPreTrainedModel(PreTrainedModel):
                 True unless it is given.
 
         Raises:
-            ValueError: If the checkpoint does not fit under ``strict``, all keys listed, or a size is out of range.
+            ValueError: If the checkpoint does not fit under ``strict``, all keys listed, a size is out of range, or the
+                index of a folder names a file outside of it.
         """
+        _check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
         output_loading_info = kwargs.pop("output_loading_info", False)
         changes = {name: kwargs.pop(name) for name in _RESIZABLE if name in kwargs}
         if isinstance(config, SwinHFConfig) and pretrained_model_name_or_path is not None:
@@ -1004,6 +1008,23 @@ def _back_to(config: SwinHFConfig, stored: SwinHFConfig) -> tuple[SwinHFConfig, 
     if "patch_size" in names:
         config.encoder_stride = stored.encoder_stride
     return config, differences
+
+
+def _check_indices(source: Any, subfolder: str | None) -> None:
+    """Refuse a folder whose index of shards names a file that is not in it; transformers would follow any path."""
+    if source is None or not (folder := Path(source, subfolder or "")).is_dir():
+        return
+    for index in sorted(folder.glob("*.index*.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # transformers cannot read it either, and says so
+        for name in sorted(names, key=str):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+                raise ValueError(
+                    f"{index.name} points to {name!r}; a shard lies beside its index and has a plain name, anything "
+                    "else is refused: download the folder again, or save the model again"
+                )
 
 
 def _check_stride(config: SwinHFConfig) -> None:
