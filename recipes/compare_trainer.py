@@ -11,12 +11,13 @@ and clipping, without logging or saving, on the CPU. ``recipes/benchmark.py --se
 """
 
 import argparse
+import contextlib
 import logging
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,20 @@ def train_theirs(recipe: Recipe, seed: int) -> tuple[list[float], float]:
 SIDES = {"swin_hf": train_ours, "transformers": train_theirs}
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and notices of either trainer."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def compare(recipe: Recipe, rounds: int, names: Sequence[str] = tuple(SIDES)) -> list[dict[str, Any]]:
     """Alternate the sides, one seed a round, and summarise each; the first epoch of a round warms up.
 
@@ -198,13 +213,11 @@ def compare(recipe: Recipe, rounds: int, names: Sequence[str] = tuple(SIDES)) ->
     Returns:
         One row for each side; ``ours_is_faster_by`` divides the fastest epochs.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     accuracies: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(rounds):
         for name in names:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 times, accuracy = SIDES[name](recipe, seed)
             seconds[name] += times[1:] or times
             accuracies[name].append(accuracy)
