@@ -18,11 +18,12 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
+from swin_hf.processing import UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
 from swin_hf.training.callbacks import RunRecord
 from swin_hf.training.data import collate
 from swin_hf.training.sources import load_source, natural_order, stratified_split
-from swin_hf.training.transforms import EvalTransform, UnreadablePictureError
+from swin_hf.training.transforms import EvalTransform
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 

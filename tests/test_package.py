@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "swin_hf"
 
 # An import may go to a lower number, or stay in its room.
-LAYERS = {"model": 0, "checkpoints": 1, "hub": 1, "explain": 1, "export": 1, "training": 2, "predict": 2, "cli": 3}
+LAYERS = {
+    "model": 0,
+    "files": 1,
+    "processing": 2,
+    "checkpoints": 4,
+    "hub": 5,
+    "explain": 7,
+    "export": 7,
+    "predict": 7,
+    "training": 8,
+    "cli": 9,
+}
 
 PUBLIC_NAMES = [
     "SwinHFBackbone",

@@ -180,8 +180,8 @@ def test_nothing_but_unreadable_pictures_gives_an_empty_list(run, model_folder, 
 
 
 def test_odd_modes_become_what_training_makes_of_them(tmp_path):
-    """The same rules, written down twice; see swin_hf.training.transforms.decode_picture."""
-    from swin_hf.training.transforms import decode_picture
+    """The same rules, written down twice; see swin_hf.processing.decode_picture."""
+    from swin_hf.processing import decode_picture
 
     random = np.random.default_rng(0)
     deep = Image.fromarray(random.integers(0, 65536, (9, 7), dtype=np.uint16))

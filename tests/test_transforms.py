@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from swin_hf.processing import UnreadablePictureError, decode_picture
 from swin_hf.training.transforms import (
     EvalTransform,
     TrainTransform,
-    UnreadablePictureError,
-    decode_picture,
     normalize,
     shortest_edge,
 )

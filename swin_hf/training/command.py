@@ -31,6 +31,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
+from swin_hf.processing import UnreadablePictureError
+
 from .callbacks import (
     BestCheckpoint,
     EpochReport,
@@ -47,7 +49,6 @@ from .loggers import AppendingCSVLogger
 from .module import SwinModule
 from .sampling import check_launch
 from .schema import LINKED, recipe_schema
-from .transforms import UnreadablePictureError
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 RUN_FOLDER_VARIABLE = "SWIN_HF_RUN_FOLDER"  # how the first process tells those it starts where the run lives

@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, BitImageProcessor, ViTImageProcessor
 
+from swin_hf.processing import UnreadablePictureError, decode_picture
+
 from . import sampling, sources
 from .transforms import (
     INTERPOLATIONS,
@@ -34,8 +36,6 @@ from .transforms import (
     Interpolation,
     ResizeMode,
     TrainTransform,
-    UnreadablePictureError,
-    decode_picture,
     normalize,
     shortest_edge,
 )
