@@ -43,7 +43,7 @@ cards: $(VENV)/.installed-dev ## rewrite model_cards/
 	$(RUN) -m swin_hf.hub.preset_cards model_cards
 
 figures: $(VENV)/.installed-dev ## redraw the figures of docs/swin.md
-	$(RUN) -m swin_hf.explain docs/figures
+	$(RUN) docs/figures.py docs/figures
 
 schema: $(VENV)/.installed ## rewrite the JSON schemas beside the recipes' YAML files
 	$(RUN) recipes/finetune.py --print_schema > recipes/configs/finetune.schema.json

@@ -1,5 +1,6 @@
 """The lesson in docs/: its figures draw what the model computes, its code runs, its two languages say the same."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,30 +10,33 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swin_hf import SwinHFConfig, SwinHFForImageClassification, explain
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.model import attention, modeling_swin_hf, windows
 
 DOCS = Path(__file__).parents[1] / "docs"
+spec = importlib.util.spec_from_file_location("docs_figures", DOCS / "figures.py")
+lesson_figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lesson_figures)
 FIGURES = DOCS / "figures"
 LESSONS = [DOCS / "swin.md", DOCS / "swin.zh-CN.md"]
 # Of a trained model, not of the architecture: a picture, and what `swin-hf explain` draws of it.
 EXAMPLES = {"three.png", "prediction.png"}
-DRAWN = {f"{name}.png" for name in [*explain.FIGURES, "attention_cost"]}
+DRAWN = {f"{name}.png" for name in [*lesson_figures.FIGURES, "attention_cost"]}
 
 
 def checked_in(name):
     return json.loads((FIGURES / name).read_text())
 
 
-@pytest.mark.parametrize("name", explain.FIGURES)
+@pytest.mark.parametrize("name", lesson_figures.FIGURES)
 def test_figures_show_what_the_model_computes_today(name):
-    assert explain.figure_data()[name] == checked_in("figures.json")[name], (
+    assert lesson_figures.figure_data()[name] == checked_in("figures.json")[name], (
         "run `make figures` and look at the pictures"
     )
 
 
 def test_no_figure_is_forgotten():
-    assert set(checked_in("figures.json")) == set(explain.FIGURES)
+    assert set(checked_in("figures.json")) == set(lesson_figures.FIGURES)
     assert {path.name for path in FIGURES.glob("*.png")} - EXAMPLES == DRAWN
 
 
@@ -65,7 +69,7 @@ def test_model_runs_the_functions_that_the_figures_draw(monkeypatch):
                 monkeypatch.setattr(module, name, spy)
 
     for name in GEOMETRY:
-        assert getattr(explain, name) is getattr(windows, name)
+        assert getattr(lesson_figures, name) is getattr(windows, name)
         spy_on(name)
     # A size that no other test has, so that index and mask cannot come from the cache.
     config = SwinHFConfig(
@@ -82,7 +86,7 @@ def test_patch_merging_of_the_lesson_is_the_references():
     """Microsoft's PatchMerging, written down: four slices, concatenated."""
     x = torch.arange(16).view(4, 4)
     slices = [x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2], x[1::2, 1::2]]
-    data = explain.patch_merging_data()
+    data = lesson_figures.patch_merging_data()
     assert data["slices"] == [part.tolist() for part in slices]
     assert data["after"] == torch.stack(slices, dim=-1).flatten(0, 1).tolist()
 
@@ -92,7 +96,7 @@ def test_patch_partition_of_the_lesson_is_the_convolution_of_the_model():
     config = SwinHFConfig(image_size=8, patch_size=4, num_channels=1, embed_dim=6, depths=(1,), num_heads=(1,))
     embeddings = modeling_swin_hf.SwinHFEmbeddings(config)
     embeddings.norm = nn.Identity()
-    data = explain.patch_partition_data()
+    data = lesson_figures.patch_partition_data()
     pixels, patches = torch.tensor(data["pixels"]).float(), torch.tensor(data["patches"]).float()
     convolution = embeddings.patch_embeddings
     linear = patches @ convolution.weight.flatten(1).T + convolution.bias
@@ -100,7 +104,7 @@ def test_patch_partition_of_the_lesson_is_the_convolution_of_the_model():
 
 
 def test_regions_are_those_of_the_papers_figure():
-    data = explain.cyclic_shift_data()
+    data = lesson_figures.cyclic_shift_data()
     assert data["regions of each window"] == [[4], [3, 5], [1, 7], [0, 2, 6, 8]]
     sides = [0, 0, 1, 1, 1, 1, 2, 2]
     assert data["before"] == [[3 * row + column for column in sides] for row in sides]
@@ -108,7 +112,7 @@ def test_regions_are_those_of_the_papers_figure():
 
 
 def test_mask_leaves_nothing_across_the_seam():
-    data = explain.shift_mask_data()
+    data = lesson_figures.shift_mask_data()
     allowed = [value == 0 for value in data["mask"][data["window"]][data["token"]]]
     assert allowed == [True, True, False, False] * 4
     assert all((probability > 0) == here for probability, here in zip(data["with mask"], allowed, strict=True))
@@ -116,7 +120,7 @@ def test_mask_leaves_nothing_across_the_seam():
 
 
 def test_three_steps_lead_to_one_index_and_the_sum_alone_does_not():
-    data = explain.relative_position_data()
+    data = lesson_figures.relative_position_data()
     offsets = [tuple(pair) for row in data["relative"] for pair in row]
     index = [value for row in data["step 3"] for value in row]
     sums = [value for row in data["row + column"] for value in row]
@@ -128,7 +132,7 @@ def test_three_steps_lead_to_one_index_and_the_sum_alone_does_not():
 
 
 def test_bias_table_is_used_throughout_as_often_as_geometry_says():
-    for name, pairs in explain.bias_table_data().items():
+    for name, pairs in lesson_figures.bias_table_data().items():
         side = int(name.removeprefix("M = "))
         reach = range(-side + 1, side)
         assert pairs == [[(side - abs(row)) * (side - abs(column)) for column in reach] for row in reach]
@@ -142,12 +146,12 @@ def test_cost_formulas_count_what_the_layer_computes(window):
     geometry = windows.window_geometry((14, 14), window, shifted=False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(torch.randn(1, 14, 14, 24), geometry, output_attentions=True)
-    expected = explain.attention_cost((14, 14), 24, None if window == (14, 14) else window)
+    expected = lesson_figures.attention_cost((14, 14), 24, None if window == (14, 14) else window)
     assert counter.get_total_flops() == 2 * expected  # a multiply-addition is two operations
 
 
 def test_measured_times_are_complete_and_support_the_text():
-    data = explain.attention_cost_data(checked_in("attention_cost.json"))
+    data = lesson_figures.attention_cost_data(checked_in("attention_cost.json"))
     count = len(data["image sides"])
     assert all(len(data[f"{kind} {unit}"]) == count for kind in ("global", "window") for unit in ("seconds", "MACs"))
     assert data["hardware"] and data["software"] and re.fullmatch(r"\d{4}-\d\d-\d\d", data["date"])
@@ -156,16 +160,16 @@ def test_measured_times_are_complete_and_support_the_text():
 
 
 def test_measuring_gives_what_drawing_needs():
-    data = explain.attention_cost_data(explain.measure_attention((28, 56)))
+    data = lesson_figures.attention_cost_data(lesson_figures.measure_attention((28, 56)))
     assert data["global MACs"][0] == data["window MACs"][0]  # a map of 7x7 is one window
-    assert len(explain.draw_attention_cost(data).axes) == 2
+    assert len(lesson_figures.draw_attention_cost(data).axes) == 2
 
 
 def test_all_figures_can_be_drawn(tmp_path):
     with pytest.raises(FileNotFoundError, match="measure the times with --measure"):
-        explain.draw_figures(tmp_path / "new")
+        lesson_figures.draw_figures(tmp_path / "new")
     (tmp_path / "attention_cost.json").write_text((FIGURES / "attention_cost.json").read_text())
-    written = explain.draw_figures(tmp_path)
+    written = lesson_figures.draw_figures(tmp_path)
     assert {path.name for path in written} == DRAWN | {"figures.json"}
     assert (tmp_path / "figures.json").read_text() == (FIGURES / "figures.json").read_text()
 

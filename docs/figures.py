@@ -1,0 +1,668 @@
+"""Draws the figures of ``docs/swin.md`` from the functions of ``swin_hf/model/`` that the model itself runs.
+
+``python docs/figures.py docs/figures`` writes the pictures and ``figures.json``, the numbers that they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from swin_hf import SwinHFConfig
+from swin_hf.explain import save_figure
+from swin_hf.model.attention import SwinHFAttention
+from swin_hf.model.modeling_swin_hf import SwinHFPatchMerging
+from swin_hf.model.windows import (
+    Pair,
+    WindowGeometry,
+    cyclic_shift,
+    pad_to_windows,
+    region_map,
+    relative_coordinates,
+    relative_position_index,
+    shift_mask,
+    window_geometry,
+    window_partition,
+    window_reverse,
+)
+
+# Each figure is a function that computes what is drawn, as plain lists and numbers that figures.json keeps and a test
+# compares, and a function that draws it.
+
+# Light tints that black text stays legible on; distinct for colour-blind readers too (after Okabe and Ito).
+TINTS = ("#f7d9a3", "#bfe3f5", "#a8dcc8", "#fbf3a0", "#b5cfe6", "#f3c0a0", "#e8c6dc", "#d9d9d9", "#c9c3ea")
+WINDOW_LINE: dict[str, Any] = {"color": "#c1272d", "linewidth": 2.2}
+
+LESSON_MAP = (8, 8)  # the map of the lesson, in tokens
+LESSON_WINDOW = (4, 4)  # and its window; both as in figures 2 and 4 of the paper
+PLAIN = window_geometry(LESSON_MAP, LESSON_WINDOW, shifted=False)
+SHIFTED = window_geometry(LESSON_MAP, LESSON_WINDOW, shifted=True)
+
+
+def attention_cost(grid: Pair, channels: int, window: Pair | None = None) -> int:
+    """Multiply-additions of one attention layer, equations 1 and 2 of the paper.
+
+    ``4 h w C^2 + 2 (h w)^2 C`` for global attention, ``4 h w C^2 + 2 M^2 h w C`` for windows of M by M.
+
+    Args:
+        grid: Height and width of the map in tokens.
+        channels: C.
+        window: Height and width of a window in tokens; None for global attention.
+    """
+    tokens = grid[0] * grid[1]
+    seen = tokens if window is None else window[0] * window[1]
+    return 4 * tokens * channels**2 + 2 * tokens * seen * channels
+
+
+def pyramid_data() -> dict[str, Any]:
+    """The maps of ViT-B/16 and of Swin-T for an image of 224x224."""
+    config = SwinHFConfig.from_preset("swin_tiny_patch4_window7_224")
+    grid, stages = config.grid_hw, []
+    for stage, channels in enumerate(config.stage_dims):
+        geometry = window_geometry(grid, config.stage_windows[stage], shifted=False)
+        windows = geometry.num_windows[0] * geometry.num_windows[1]
+        stages.append({"grid": grid, "channels": channels, "window": geometry.window, "windows": windows})
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+    return {"image": config.image_hw, "vit": {"grid": (14, 14), "channels": 768}, "swin": stages}
+
+
+def draw_pyramid(data: dict[str, Any]) -> Figure:
+    """One scale against a pyramid."""
+    figure, axes = _figure(2, 4, width=10.4, height=5.9)
+    height, width = data["image"]
+    vit = data["vit"]
+    for column, ax in enumerate(axes[0]):
+        _draw_lattice(ax, vit["grid"], (1, 1), data["image"])
+        ax.set_title(f"ViT-B/16, layers {3 * column + 1} to {3 * column + 3}", fontsize=10)
+        tokens = vit["grid"][0] * vit["grid"][1]
+        ax.set_xlabel(f"{_x(vit['grid'])} tokens, C = {vit['channels']}\neach attends to all {tokens}", fontsize=9)
+    for number, (ax, stage) in enumerate(zip(axes[1], data["swin"], strict=True), start=1):
+        _draw_lattice(ax, stage["grid"], stage["window"], data["image"])
+        area = stage["window"][0] * stage["window"][1]
+        plural = "windows" if stage["windows"] > 1 else "window"
+        ax.set_title(f"Swin-T, stage {number}", fontsize=10)
+        cut = f"{stage['windows']} {plural}"
+        tokens = f"{_x(stage['grid'])} tokens, C = {stage['channels']}"
+        ax.set_xlabel(f"{tokens}\neach attends to {area} ({cut})", fontsize=9)
+    figure.suptitle(f"Tokens of a {height}x{width} image: thin lines are tokens, red lines are windows", fontsize=11)
+    return figure
+
+
+def patch_partition_data() -> dict[str, Any]:
+    """An image of 8x8 pixels, and its patches of 4x4 as rows of numbers."""
+    pixels = torch.arange(64).view(1, 8, 8, 1)
+    patches = window_partition(pixels, (4, 4))[..., 0]  # a partition into patches is one into windows of pixels
+    return {"pixels": pixels[0, ..., 0].tolist(), "patch": (4, 4), "patches": patches.tolist()}
+
+
+def draw_patch_partition(data: dict[str, Any]) -> Figure:
+    """Patches become rows of numbers."""
+    figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.6))
+    colours = _patch_colours(data["pixels"], data["patches"])
+    _draw_cells(left, data["pixels"], colours)
+    _draw_windows(left, (8, 8), data["patch"])
+    left.set_title("1 channel, 8x8 pixels, patches of 4x4", fontsize=10)
+    _draw_cells(right, data["patches"], [[index] * 16 for index in range(4)])
+    right.set_title("4 tokens of 4 * 4 * 1 = 16 numbers (with RGB: 4 * 4 * 3 = 48)", fontsize=10)
+    right.set_ylabel("token", fontsize=10)
+    right.set_yticks(range(4), ["0", "1", "2", "3"])
+    right.tick_params(axis="y", length=0)
+    return figure
+
+
+def patch_merging_data() -> dict[str, Any]:
+    """A 4x4 map of one channel in the model's own patch merging, up to the norm."""
+    merging = SwinHFPatchMerging(SwinHFConfig(embed_dim=1, num_heads=(1,), depths=(1,)), dim=1)
+    concatenated: list[Tensor] = []
+    merging.norm.register_forward_pre_hook(lambda _, args: concatenated.append(args[0][0]))
+    before = torch.arange(16.0).view(1, 4, 4, 1)
+    merging(before)
+    merged = concatenated[0]  # 2, 2, 4
+    return {
+        "before": before[0, ..., 0].int().tolist(),
+        "slices": merged.permute(2, 0, 1).int().tolist(),
+        "after": merged.flatten(0, 1).int().tolist(),
+    }
+
+
+def draw_patch_merging(data: dict[str, Any]) -> Figure:
+    """The 4x4 example of patch merging."""
+    figure = Figure(figsize=(10.4, 3.5), layout="constrained")
+    grid = figure.add_gridspec(2, 4, width_ratios=(2.1, 1, 1, 2.6))
+    before = figure.add_subplot(grid[:, 0])
+    owner = {number: index for index, part in enumerate(data["slices"]) for row in part for number in row}
+    _draw_cells(before, data["before"], [[owner[number] for number in row] for row in data["before"]])
+    _draw_windows(before, (4, 4), (2, 2))
+    before.set_title("4x4, C = 1", fontsize=10)
+    for index, part in enumerate(data["slices"]):
+        row, column = index % 2, index // 2  # the reference goes down the columns first
+        ax = figure.add_subplot(grid[row, 1 + column])
+        _draw_cells(ax, part, [[index] * 2] * 2)
+        ax.set_title(f"{index + 1}: [{row}::2, {column}::2]", fontsize=10)
+    after = figure.add_subplot(grid[:, 3])
+    _draw_cells(after, data["after"], [list(range(4))] * 4)
+    after.set_title("2x2 tokens of 4C = 4 numbers:\nLayerNorm, then Linear 4C to 2C", fontsize=10)
+    after.set_yticks(range(4), ["(0, 0)", "(0, 1)", "(1, 0)", "(1, 1)"], fontsize=9)
+    after.set_xticks(range(4), ["1", "2", "3", "4"], fontsize=10)
+    after.tick_params(length=0)
+    return figure
+
+
+def reach_data() -> dict[str, Any]:
+    """Which tokens can have learned of one token after a W-MSA block, after two, and after W-MSA and SW-MSA."""
+    token = (2, 2)
+    start = torch.zeros(1, *LESSON_MAP, 1, dtype=torch.bool)
+    start[0, token[0], token[1]] = True
+    plain = _spread(start, PLAIN)
+    return {
+        "token": token,
+        "one W-MSA block": plain[0, ..., 0].int().tolist(),
+        "two W-MSA blocks": _spread(plain, PLAIN)[0, ..., 0].int().tolist(),
+        "W-MSA, then SW-MSA": _spread(plain, SHIFTED)[0, ..., 0].int().tolist(),
+    }
+
+
+def _spread(x: Tensor, geometry: WindowGeometry) -> Tensor:
+    """Which tokens attend to a marked one, ``(1, H, W, 1)`` bool: a block with the attention left out."""
+    windows = window_partition(cyclic_shift(pad_to_windows(x, geometry), geometry.shift), geometry.window)  # nW, N, 1
+    visible = shift_mask(geometry) == 0  # nW, N, N
+    windows = (visible & windows.transpose(1, 2)).any(dim=2, keepdim=True)
+    x = window_reverse(windows, geometry.window, geometry.padded)
+    return cyclic_shift(x, (-geometry.shift[0], -geometry.shift[1]))
+
+
+def draw_reach(data: dict[str, Any]) -> Figure:
+    """Why windows must shift."""
+    figure, axes = _figure(1, 3, width=10.4, height=4.6)
+    titles = ("one W-MSA block", "two W-MSA blocks", "W-MSA, then SW-MSA")
+    for ax, title in zip(axes[0], titles, strict=True):
+        reached = data[title]
+        _draw_cells(ax, reached, [[1 if value else None for value in row] for row in reached], text=False)
+        _draw_windows(ax, LESSON_MAP, LESSON_WINDOW)
+        ax.plot(data["token"][1], data["token"][0], marker="*", markersize=17, color="black")
+        ax.set_title(title, fontsize=11)
+        ax.set_xlabel(f"{sum(map(sum, reached))} of 64 tokens know of the star", fontsize=10)
+    for line in (1.5, 5.5):
+        axes[0][2].plot((line, line), (-0.5, 7.5), color="#1f4e9c", linewidth=2, linestyle="--")
+        axes[0][2].plot((-0.5, 7.5), (line, line), color="#1f4e9c", linewidth=2, linestyle="--")
+    figure.suptitle("Red: windows of W-MSA. Blue, dashed: windows of SW-MSA, displaced by M / 2 = 2", fontsize=11)
+    return figure
+
+
+def cyclic_shift_data() -> dict[str, Any]:
+    """The nine regions before and after the cyclic shift, numbered in reading order before it."""
+    after = region_map(SHIFTED.padded, SHIFTED.window, SHIFTED.shift)
+    # The model counts regions in the order after the shift; only their equality matters. People read from the top left.
+    after = (after // 3 + 1) % 3 * 3 + (after % 3 + 1) % 3
+    back = (-SHIFTED.shift[0], -SHIFTED.shift[1])
+    before = cyclic_shift(after[None, :, :, None], back)[0, :, :, 0]
+    windows = window_partition(after[None, :, :, None], SHIFTED.window)[..., 0]
+    return {
+        "shift": SHIFTED.shift,
+        "window": SHIFTED.window,
+        "before": before.tolist(),
+        "after": after.tolist(),
+        "regions of each window": [sorted(set(window.tolist())) for window in windows],
+    }
+
+
+def draw_cyclic_shift(data: dict[str, Any]) -> Figure:
+    """The cyclic shift with its regions."""
+    figure, axes = _figure(1, 3, width=10.4, height=4.5)
+    before, after, back = axes[0]
+    for ax, values in ((before, data["before"]), (after, data["after"]), (back, data["before"])):
+        _draw_cells(ax, values, values)
+    rows, columns = data["shift"]
+    height, width = LESSON_MAP
+    for line in (0, rows, rows + data["window"][0], height):
+        before.plot((-0.5, width - 0.5), (line - 0.5, line - 0.5), **WINDOW_LINE)
+    for line in (0, columns, columns + data["window"][1], width):
+        before.plot((line - 0.5, line - 0.5), (-0.5, height - 0.5), **WINDOW_LINE)
+    _draw_windows(after, LESSON_MAP, data["window"])
+    before.set_title("before: shifted windows cut the map\ninto 9 pieces of unequal size", fontsize=10)
+    after.set_title(f"after: rolled up by {rows} and left by {columns},\n4 windows of equal size", fontsize=10)
+    contents = [" ".join(map(str, regions)) for regions in data["regions of each window"]]
+    after.set_xlabel("regions of the windows: " + " | ".join(contents), fontsize=10)
+    back.set_title("after attention: rolled back,\neverything in its place", fontsize=10)
+    return figure
+
+
+def shift_mask_data() -> dict[str, Any]:
+    """The mask of each of the four windows, and what it does to one row of scores."""
+    mask = shift_mask(SHIFTED)  # nW, N, N
+    scores = torch.linspace(1.0, -1.0, SHIFTED.area)  # made up, the same for every pair
+    window, token = 1, 0  # top right window; its first token lies left of the seam
+    return {
+        "mask": mask.int().tolist(),
+        "window": window,
+        "token": token,
+        "scores": _rounded(scores),
+        "masked scores": _rounded(scores + mask[window, token]),
+        "without mask": _rounded(scores.softmax(dim=0)),
+        "with mask": _rounded((scores + mask[window, token]).softmax(dim=0)),
+    }
+
+
+def draw_shift_mask(data: dict[str, Any]) -> Figure:
+    """The masks of the four windows, and a row of attention with and without."""
+    figure = Figure(figsize=(10.4, 6.6), layout="constrained")
+    grid = figure.add_gridspec(2, 4, height_ratios=(1.25, 1))
+    regions = cyclic_shift_data()["regions of each window"]
+    for index, mask in enumerate(data["mask"]):
+        ax = figure.add_subplot(grid[0, index])
+        picture = ax.imshow(mask, cmap="gray", vmin=-100, vmax=0)
+        noun = "regions" if len(regions[index]) > 1 else "region"
+        ax.set_title(f"window {index}: {noun} {' '.join(map(str, regions[index]))}", fontsize=10)
+        ax.set_xlabel("key token", fontsize=9)
+        ax.set_xticks((0, 4, 8, 12))
+        ax.set_yticks((0, 4, 8, 12))
+        ax.tick_params(labelsize=8)
+        if index == 0:
+            ax.set_ylabel("query token", fontsize=9)
+        ax.axhline(-0.5, color="black", linewidth=0.8)
+        if index == data["window"]:
+            ax.axhline(data["token"], color=WINDOW_LINE["color"], linewidth=2)
+    bar = figure.colorbar(picture, ax=figure.axes, location="right", shrink=0.7, ticks=(-100, 0))
+    bar.set_label("added to the scores", fontsize=9)
+    keys = range(len(data["scores"]))
+    panels = (
+        (grid[1, :2], "scores", "masked scores", "scores of the red row"),
+        (grid[1, 2:], "without mask", "with mask", "their softmax"),
+    )
+    for place, plain, masked, title in panels:
+        ax = figure.add_subplot(place)
+        ax.bar([key - 0.2 for key in keys], data[plain], width=0.4, color="#9a9a9a", label="without mask")
+        ax.bar([key + 0.2 for key in keys], data[masked], width=0.4, color="#c1272d", label="with mask")
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("key token", fontsize=9)
+        ax.set_xticks(list(keys))
+        ax.tick_params(labelsize=8)
+        if plain == "scores":  # -100 beside numbers around 0
+            ax.set_yscale("symlog", linthresh=1)
+            ax.set_yticks((-100, -10, -1, 0, 1), ("-100", "-10", "-1", "0", "1"))
+            ax.axhline(0, color="black", linewidth=0.8)
+        else:
+            ax.legend(fontsize=9)
+    return figure
+
+
+def relative_position_data() -> dict[str, Any]:
+    """Absolute and relative coordinates of a 2x2 window, and the three steps from a pair of numbers to one."""
+    window = (2, 2)
+    side = window[0]
+    coordinates = relative_coordinates(window)  # N, N, 2
+    rows, columns = coordinates[..., 0], coordinates[..., 1]
+    return {
+        "M": side,
+        "absolute": [(index // side, index % side) for index in range(side * side)],
+        "relative": coordinates.tolist(),
+        "row + column": (rows + columns).tolist(),
+        "step 1, rows": (rows + side - 1).tolist(),
+        "step 1, columns": (columns + side - 1).tolist(),
+        "step 2, rows": ((rows + side - 1) * (2 * side - 1)).tolist(),
+        "step 3": relative_position_index(window).tolist(),
+    }
+
+
+def draw_relative_coordinates(data: dict[str, Any]) -> Figure:
+    """From absolute to relative coordinates, and why the sum of row and column is not enough."""
+    figure, axes = _figure(1, 3, width=10.4, height=4.8, width_ratios=(0.62, 1, 1))
+    absolute, relative, naive = axes[0]
+    side = data["M"]
+    pairs = [[str(tuple(data["absolute"][row * side + column])) for column in range(side)] for row in range(side)]
+    _draw_cells(absolute, pairs, [[None] * side] * side)
+    absolute.set_title("absolute: (row, column)\nof each token, M = 2", fontsize=10)
+    offsets = [[tuple(pair) for pair in row] for row in data["relative"]]
+    numbered = {offset: index for index, offset in enumerate(sorted({offset for row in offsets for offset in row}))}
+    colours = [[numbered[offset] for offset in row] for row in offsets]
+    _draw_cells(relative, [[str(offset) for offset in row] for row in offsets], colours)
+    relative.set_title("relative: query minus key,\n9 different offsets", fontsize=10)
+    _draw_cells(naive, data["row + column"], colours)
+    naive.set_title("row + column: only 5 different sums;\nred: shared by two or more offsets", fontsize=10)
+    offsets_of: dict[int, set[Any]] = {}
+    for line, sums in zip(offsets, data["row + column"], strict=True):
+        for offset, value in zip(line, sums, strict=True):
+            offsets_of.setdefault(value, set()).add(offset)
+    for label in naive.texts:
+        if len(offsets_of[int(label.get_text())]) > 1:
+            label.set(color=WINDOW_LINE["color"], fontweight="bold")
+    for ax in (relative, naive):
+        _label_tokens(ax, data["absolute"])
+    return figure
+
+
+def draw_relative_index(data: dict[str, Any]) -> Figure:
+    """The three steps to one index."""
+    figure, axes = _figure(1, 4, width=10.4, height=3.4)
+    side = data["M"]
+    colours = data["step 3"]
+    both = [
+        [f"({row}, {column})" for row, column in zip(rows, columns, strict=True)]
+        for rows, columns in zip(data["step 1, rows"], data["step 1, columns"], strict=True)
+    ]
+    scaled = [
+        [f"({row}, {column})" for row, column in zip(rows, columns, strict=True)]
+        for rows, columns in zip(data["step 2, rows"], data["step 1, columns"], strict=True)
+    ]
+    relative = [[f"({row}, {column})" for row, column in line] for line in data["relative"]]
+    steps = (
+        ("relative coordinates", relative),
+        (f"1. add M - 1 = {side - 1} to both", both),
+        (f"2. row times 2M - 1 = {2 * side - 1}", scaled),
+        ("3. row + column: the index", data["step 3"]),
+    )
+    for ax, (title, values) in zip(axes[0], steps, strict=True):
+        _draw_cells(ax, values, colours, size=9)
+        ax.set_title(title, fontsize=10)
+    return figure
+
+
+def bias_table_data() -> dict[str, Any]:
+    """How many pairs of tokens share each row of the table, for windows of 2x2 and of 7x7."""
+    data = {}
+    for side in (2, 7):
+        window = (side, side)
+        rows = (2 * side - 1) ** 2
+        pairs = torch.bincount(relative_position_index(window).flatten(), minlength=rows)
+        data[f"M = {side}"] = pairs.view(2 * side - 1, 2 * side - 1).tolist()
+    return data
+
+
+def draw_bias_table(data: dict[str, Any]) -> Figure:
+    """Why the table has (2M - 1)^2 rows."""
+    figure, axes = _figure(1, 2, width=10.4, height=4.9)
+    for ax, (name, pairs) in zip(axes[0], data.items(), strict=True):
+        span = len(pairs)
+        reach = span // 2
+        picture = ax.imshow(pairs, cmap="viridis", vmin=0)
+        ax.set_xticks(range(span), range(-reach, reach + 1), fontsize=9)
+        ax.set_yticks(range(span), range(-reach, reach + 1), fontsize=9)
+        ax.set_xlabel("column offset", fontsize=10)
+        ax.set_ylabel("row offset", fontsize=10)
+        total = (reach + 1) ** 4
+        ax.set_title(f"{name}: {span} * {span} = {span * span} rows serve {total} pairs of tokens", fontsize=10)
+        most = max(map(max, pairs))
+        for row in range(span):
+            for column in range(span):
+                label = str(row * span + column)
+                if span < 5:
+                    label = f"row {label}\nused by {pairs[row][column]}"
+                colour = "black" if pairs[row][column] > 0.6 * most else "white"
+                ax.text(column, row, label, ha="center", va="center", fontsize=10 if span < 5 else 7, color=colour)
+        figure.colorbar(picture, ax=ax, shrink=0.8).set_label("pairs of tokens that share the row", fontsize=9)
+    return figure
+
+
+def attention_cost_data(measured: dict[str, Any]) -> dict[str, Any]:
+    """The two formulas at the image sizes that were measured.
+
+    Args:
+        measured: What :func:`measure_attention` returned.
+    """
+    channels, patch, window = measured["channels"], measured["patch"], tuple(measured["window"])
+    grids = [(side // patch, side // patch) for side in measured["image sides"]]
+    return {
+        **measured,
+        "global MACs": [attention_cost(grid, channels) for grid in grids],
+        "window MACs": [attention_cost(grid, channels, window) for grid in grids],
+    }
+
+
+def measure_attention(image_sides: Sequence[int] = (56, 112, 224, 336, 448, 560, 672)) -> dict[str, Any]:
+    """Time one attention layer of the first stage of Swin-T, on the CPU, with windows and without.
+
+    The windowed layer is the model's own, shift and mask included. The global one has the same weights and, in its
+    favour, no position bias and torch's fused kernel, which never holds the (hw)^2 scores in memory.
+
+    Args:
+        image_sides: Sides of square images in pixels; multiples of the patch.
+
+    Returns:
+        The sides, best seconds out of three of both layers, and what was measured where.
+    """
+    config = SwinHFConfig.from_preset("swin_tiny_patch4_window7_224")
+    window, patch = config.stage_windows[0], config.patch_hw[0]
+    layer = SwinHFAttention(config, config.embed_dim, config.num_heads[0], window).eval()
+    nn.init.normal_(layer.relative_position_bias_table, std=0.02)
+
+    def globally(x: Tensor) -> Tensor:
+        query, key, value = layer.qkv(x.flatten(1, 2)).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        values = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        projected: Tensor = layer.proj(values.flatten(-2))
+        return projected
+
+    def windowed(x: Tensor) -> Tensor:
+        _, height, width, _ = x.shape
+        geometry = window_geometry((height, width), window, shifted=True)
+        attended: Tensor = layer(pad_to_windows(x, geometry), geometry)[0]
+        return attended
+
+    seconds: dict[str, list[float]] = {"global": [], "window": []}
+    with torch.inference_mode():
+        for side in image_sides:
+            x = torch.randn(1, side // patch, side // patch, config.embed_dim)
+            seconds["global"].append(_best_time(globally, x))
+            seconds["window"].append(_best_time(windowed, x))
+    return {
+        "image sides": list(image_sides),
+        "channels": config.embed_dim,
+        "heads": config.num_heads[0],
+        "patch": patch,
+        "window": window,
+        "global seconds": [float(f"{value:.3g}") for value in seconds["global"]],
+        "window seconds": [float(f"{value:.3g}") for value in seconds["window"]],
+        "hardware": f"{_processor()}, {torch.get_num_threads()} threads",
+        "software": f"torch {torch.__version__.split('+')[0]}, float32, batch 1",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _best_time(run: Callable[[Tensor], Tensor], x: Tensor, repeats: int = 3) -> float:
+    run(x)
+    times = []
+    for _ in range(repeats):
+        start = perf_counter()
+        run(x)
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+def _processor() -> str:
+    """Name of the processor, as Linux knows it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def draw_attention_cost(data: dict[str, Any]) -> Figure:
+    """Formulas and measured time against image size."""
+    figure, axes = _figure(1, 2, width=10.4, height=4.3)
+    sides = data["image sides"]
+    formulas, times = axes[0]
+    styles = (
+        ("global", "global attention, MSA", "#c1272d", "o"),
+        ("window", "window attention, W-MSA", "#1f4e9c", "s"),
+    )
+    for key, label, colour, marker in styles:
+        formulas.plot(sides, [value / 1e9 for value in data[f"{key} MACs"]], color=colour, marker=marker, label=label)
+        milliseconds = [value * 1e3 for value in data[f"{key} seconds"]]
+        times.plot(sides, milliseconds, color=colour, marker=marker, label=label)
+    formulas.set_ylabel("multiply-additions, billions", fontsize=10)
+    formulas.set_title("equations 1 and 2 of the paper", fontsize=10)
+    times.set_ylabel("milliseconds", fontsize=10)
+    times.set_title(f"measured: {data['hardware']}\n{data['software']}, {data['date']}", fontsize=9)
+    for ax in (formulas, times):
+        ax.set_xlabel("side of the image in pixels", fontsize=10)
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_xticks(sides, sides, fontsize=9)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=9)
+    figure.suptitle(
+        f"One attention layer, stage 1 of Swin-T: patches of {data['patch']}, C = {data['channels']}, "
+        f"{data['heads']} heads, windows of {_x(data['window'])}",
+        fontsize=11,
+    )
+    return figure
+
+
+# Name of the picture -> what computes its data, and what draws it.
+FIGURES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Figure]]] = {
+    "pyramid": (pyramid_data, draw_pyramid),
+    "patch_partition": (patch_partition_data, draw_patch_partition),
+    "patch_merging": (patch_merging_data, draw_patch_merging),
+    "reach": (reach_data, draw_reach),
+    "cyclic_shift": (cyclic_shift_data, draw_cyclic_shift),
+    "shift_mask": (shift_mask_data, draw_shift_mask),
+    "relative_coordinates": (relative_position_data, draw_relative_coordinates),
+    "relative_index": (relative_position_data, draw_relative_index),
+    "bias_table": (bias_table_data, draw_bias_table),
+}
+
+
+def figure_data() -> dict[str, Any]:
+    """What every figure but the measured one draws, as ``figures.json`` holds it."""
+    data: dict[str, Any] = json.loads(json.dumps({name: compute() for name, (compute, _) in FIGURES.items()}))
+    return data
+
+
+def draw_figures(folder: str | Path, *, measure: bool = False) -> list[Path]:
+    """Draw every figure of ``docs/swin.md``, and write down what is drawn in ``figures.json``.
+
+    Args:
+        folder: Where the pictures go. ``attention_cost.json`` in it holds the measured times.
+        measure: Measure these times anew, about a minute on two cores, instead of reading them.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: If the times are neither in the folder nor to be measured.
+    """
+    folder = Path(folder)
+    times = folder / "attention_cost.json"
+    if not measure and not times.exists():
+        raise FileNotFoundError(f"{times} does not exist; measure the times with --measure")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    if measure:
+        times.write_text(json.dumps(measure_attention(), indent=1) + "\n")
+        written.append(times)
+    data = figure_data()
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in data.items())
+    (folder / "figures.json").write_text(f"{{\n{lines}\n}}\n")  # a figure a line: a change shows in a diff
+    written.append(folder / "figures.json")
+    drawings = {name: draw(data[name]) for name, (_, draw) in FIGURES.items()}
+    drawings["attention_cost"] = draw_attention_cost(attention_cost_data(json.loads(times.read_text())))
+    for name, figure in drawings.items():
+        written.append(save_figure(figure, folder / f"{name}.png"))
+    return written
+
+
+def _figure(rows: int, columns: int, *, width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of ``width`` by ``height`` inches and its axes, ``(rows, columns)``."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _draw_cells(ax: Axes, values: Any, colours: Any, *, text: bool = True, size: float | None = None) -> None:
+    """Draw a table of cells; ``colours`` are positions in :data:`TINTS` or None for white."""
+    rows, columns = len(values), len(values[0])
+    for row in range(rows):
+        for column in range(columns):
+            colour = colours[row][column]
+            face = "white" if colour is None else TINTS[colour % len(TINTS)]
+            corner = (column - 0.5, row - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="#707070", linewidth=0.7))
+            if text:
+                label = str(values[row][column])
+                ax.text(column, row, label, ha="center", va="center", fontsize=size or (12 if len(label) < 3 else 10))
+    ax.set_xlim(-0.55, columns - 0.45)
+    ax.set_ylim(rows - 0.45, -0.55)
+    ax.set_aspect("equal")
+    _bare(ax)
+
+
+def _draw_windows(ax: Axes, size: Pair, window: Pair) -> None:
+    """Draw the borders of windows over cells."""
+    for line in range(0, size[0] + 1, window[0]):
+        ax.plot((-0.5, size[1] - 0.5), (line - 0.5, line - 0.5), **WINDOW_LINE)
+    for line in range(0, size[1] + 1, window[1]):
+        ax.plot((line - 0.5, line - 0.5), (-0.5, size[0] - 0.5), **WINDOW_LINE)
+
+
+def _draw_lattice(ax: Axes, grid: Pair, window: Pair, image: Pair) -> None:
+    """Draw a grid of tokens over the extent of an image, and its windows; a window of one token is none."""
+    height, width = image
+    ax.set_xlim(-2, width + 2)
+    ax.set_ylim(height + 2, -2)
+    ax.set_aspect("equal")
+    _bare(ax)
+    for axis, (count, length) in enumerate(zip(grid, image, strict=True)):
+        draw = ax.hlines if axis == 0 else ax.vlines
+        other = image[1 - axis]
+        draw([length * index / count for index in range(count + 1)], 0, other, color="#8a8a8a", linewidth=0.5)
+        if window != (1, 1) and list(window) != [1, 1]:
+            borders = [length * index / count for index in range(0, count + 1, window[axis])]
+            draw(borders, 0, other, color=WINDOW_LINE["color"], linewidth=1.5)
+
+
+def _label_tokens(ax: Axes, tokens: Any) -> None:
+    names = [f"({row}, {column})" for row, column in tokens]
+    ax.set_xticks(range(len(names)), names, fontsize=9)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set_xlabel("key", fontsize=10)
+    ax.set_ylabel("query", fontsize=10)
+    ax.tick_params(length=0)
+
+
+def _bare(ax: Axes) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _patch_colours(pixels: Any, patches: Any) -> list[list[int]]:
+    owner = {number: index for index, patch in enumerate(patches) for number in patch}
+    return [[owner[number] for number in row] for row in pixels]
+
+
+def _x(pair: Sequence[int]) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the figures of ``docs/swin.md``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument(
+        "folder", nargs="?", default="docs/figures", help="where the pictures go (default: %(default)s)"
+    )
+    parser.add_argument("--measure", action="store_true", help="measure the times of attention_cost.png anew")
+    args = parser.parse_args(argv)
+    for path in draw_figures(args.folder, measure=args.measure):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
