@@ -200,7 +200,7 @@ def test_hub_id_is_resolved_by_datasets(tmp_path, monkeypatch):
         asked.update(path=path, **options)
         return DatasetDict({"train": table(), "test": table()})
 
-    monkeypatch.setattr("swin_hf.training.sources.load_dataset", answer)
+    monkeypatch.setattr("swin_hf.training.reading.load_dataset", answer)
     check_batches(ImageDataModule("someone/colours", config_name="plain", revision="v1", **OPTIONS))
     assert asked == {
         "path": "someone/colours",
@@ -387,53 +387,15 @@ def test_class_ids_beyond_the_names_are_refused():
         count_classes(np.array([0, 7]), 3)
 
 
-# Silent failure 20: what imagefolder makes of folders.
-
-
-def test_nested_class_folders_with_equal_names_are_refused(tmp_path):
-    for path in ("cats/young", "dogs/young", "dogs/old"):
-        (tmp_path / "p" / "train" / path).mkdir(parents=True)
-        picture((1, 2, 3)).save(tmp_path / "p" / "train" / path / "1.png")
-    with pytest.raises(ValueError, match=r"label 'young' is the name of 2 different folders.*innermost"):
-        ImageDataModule("imagefolder", data_dir=str(tmp_path / "p")).load()
-
-
-def test_nested_class_folders_are_pointed_out(tmp_path):
-    for path in ("animals/cat", "animals/dog", "tools/saw"):
-        (tmp_path / "p" / "train" / path).mkdir(parents=True)
-        for number in range(3):
-            picture((1, 2, 3)).save(tmp_path / "p" / "train" / path / f"{number}.png")
-    module = ImageDataModule("imagefolder", data_dir=str(tmp_path / "p"), validation_fraction=0)
-    with pytest.warns(UserWarning, match="innermost one, here cat, dog, saw"):
-        assert list(module.id2label.values()) == ["cat", "dog", "saw"]
-
-
-def test_a_folder_of_one_class_says_how_labels_are_made(tmp_path):
-    write_folder(tmp_path / "p", names={"only": 0})
-    with pytest.raises(ValueError, match=r"no label column among image \(Image\).*TRAIN/CLASS/PICTURE.*at least two"):
-        ImageDataModule("imagefolder", data_dir=str(tmp_path / "p")).load()
-
-
-def test_a_flat_test_split_beside_class_folders_is_named(tmp_path):
-    folder = write_folder(tmp_path / "p")
-    (folder / "test").mkdir()
-    for number in range(3):
-        picture((1, 2, 3)).save(folder / "test" / f"{number}.png")
-    with pytest.raises(
-        ValueError, match=r"pictures of split 'test' lie in one folder without classes; .*leave that split"
-    ):
-        ImageDataModule("imagefolder", data_dir=str(folder)).load()
-    check_batches(ImageDataModule("imagefolder", data_files={"train": f"{folder}/train/**"}, **OPTIONS))
-
-
 def test_the_class_table_shows_ids_names_and_counts(tmp_path, caplog):
     folder = write_folder(tmp_path / "p", names={"1": 0, "2": 0, "10": 0}, splits=("train", "validation"), per_class=2)
+    (folder / "train" / "10" / "scan.heic").touch()
     module = ImageDataModule("imagefolder", data_dir=str(folder), **OPTIONS)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match=r"of '10' that are not used: 1 \.heic"):
         module.setup("fit")
     lines = [line.split() for line in caplog.text.splitlines()]
-    assert ["1", "10", "2", "2"] in lines  # id 1 is class "10", for datasets sorts names as text
-    assert ["all", "6", "6"] in lines
+    assert ["1", "10", "5", "4", "2", "2"] in lines  # id 1 is class "10", for names are sorted as text
+    assert ["all", "13", "12", "6", "6"] in lines
 
 
 def test_classes_without_a_training_picture_are_pointed_out(tmp_path):
@@ -472,9 +434,23 @@ def test_an_empty_split_is_named(tmp_path):
         ImageDataModule(str(tmp_path / "saved")).load()
 
 
-def test_no_training_split(tmp_path):
-    DatasetDict({"test": table(), "validation": table()}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"no training split among \['test', 'validation'\]"):
+@pytest.mark.parametrize("names", [["test"], ["validation"], ["test", "validation"]], ids=str)
+def test_splits_without_a_training_split_can_be_measured_but_not_trained_on(tmp_path, names):
+    DatasetDict({name: table() for name in names}).save_to_disk(tmp_path / "saved")
+    module = ImageDataModule(str(tmp_path / "saved"), **OPTIONS)
+    module.setup("test")
+    assert module.id2label == dict(enumerate(sorted(COLOURS)))
+    assert module.split_sizes == dict.fromkeys(sorted(names, reverse=True), 24)
+    assert module.facts()["class_counts"] == {}
+    loader = module.test_dataloader() if "test" in names else module.val_dataloader()
+    assert torch.cat([batch["labels"] for batch in loader]).tolist() == [i % 3 for i in range(24)]
+    with pytest.raises(ValueError, match=r"has no training split, only .*; give one to train on"):
+        module.setup("fit")
+
+
+def test_no_split_with_a_known_name(tmp_path):
+    DatasetDict({"one": table(), "two": table()}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"no training split among \['one', 'two'\]"):
         ImageDataModule(str(tmp_path / "saved")).load()
 
 

@@ -18,6 +18,7 @@ LAYERS = {
     "model": 0,
     "files": 1,
     "processing": 2,
+    "folders": 3,
     "checkpoints": 4,
     "hub": 5,
     "explain": 7,

@@ -443,6 +443,11 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"no row of the training split has a label in column {source.label_column!r}")
             if len(rows):
                 self._rows[name], self._labels[name] = rows, labels[rows]
+        if "train" in self._rows:
+            self._divide_train(source)
+
+    def _divide_train(self, source: sources.Source) -> None:
+        """Hold out of the training split what has no split of its own, and limit it."""
         for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
             if name not in self._rows and fraction > 0:
                 size = len(self._labels["train"])
@@ -472,6 +477,8 @@ class ImageDataModule(LightningDataModule):
             return
         if self.streaming:
             raise ValueError('mean="dataset" needs the pictures at hand; give numbers when streaming')
+        if "train" not in self._rows:
+            raise ValueError('mean="dataset" is measured on a training split, and there is none; give its numbers')
         data = self._dataset("train", EvalTransform(self.image_size, "squash", 1.0, self.interpolation), training=False)
         places = np.linspace(0, len(data) - 1, num=min(STATISTICS_SAMPLE, len(data)), dtype=int)
         total, squares = torch.zeros(2, self.num_channels, dtype=torch.float64)
@@ -502,9 +509,9 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_counts(self) -> dict[str, int]:
-        """Training pictures of each class; empty for a stream."""
+        """Training pictures of each class; empty for a stream and without a training split."""
         source = self.load()
-        if self.streaming or source.label_column is None:
+        if self.streaming or source.label_column is None or "train" not in self._labels:
             return {}
         counts = sources.count_classes(self._labels["train"], len(source.class_names))
         return dict(zip(source.class_names, counts.tolist(), strict=True))
@@ -524,7 +531,7 @@ class ImageDataModule(LightningDataModule):
     def train_size(self) -> int:
         """Number of training pictures in an epoch, before the remainder of the last batch is dropped."""
         if not self.streaming:
-            return self.split_sizes["train"]
+            return self.split_sizes.get("train", 0)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         return self._stream_steps() * self.batch_size * world_size
 
@@ -635,13 +642,18 @@ class ImageDataModule(LightningDataModule):
             sampling.check_launch(trainer)
         if stage != "fit":
             return
+        if "train" not in source.splits:
+            raise ValueError(
+                f"{self.dataset!r} has no training split, only {sorted(source.splits)}; give one to train on (the files"
+                " of each split in data_files), or measure a checkpoint on these pictures with test or validate"
+            )
         if self.streaming:
             self._stream_steps()
         elif self.labelled and not self._announced:
             counts = {
                 name: sources.count_classes(self._labels[name], len(source.class_names)) for name in self.split_sizes
             }
-            sources.announce_classes(source.class_names, counts)
+            sources.announce_classes(source, counts)
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # Asked for by every rank: Lightning broadcasts it. Without a logger it is default_root_dir, which is the

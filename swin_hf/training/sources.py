@@ -19,23 +19,17 @@ import numpy as np
 from datasets import (
     ClassLabel,
     Dataset,
-    DatasetDict,
     Features,
     Image,
     IterableDataset,
     Value,
-    load_dataset,
-    load_from_disk,
 )
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-DataFiles = str | list[str] | dict[str, str | list[str]]
+from swin_hf.folders import SPLIT_NAMES
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
+from .reading import DataFiles, check_files, flat, read
+
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
 IMAGE_NAMES = ("image", "img", "picture", "path", "file", "filename", "file_name", "image_path")
 UNLABELLED = -1  # the Hub's convention for a test split whose labels are kept secret
@@ -46,13 +40,14 @@ class Source:
     """What was found: the splits, and where in them the pictures and labels are.
 
     Attributes:
-        splits: ``train``, and ``validation`` and ``test`` where they exist. Image cells are not decoded.
+        splits: Those of ``train``, ``validation`` and ``test`` that exist, in this order. Image cells are not decoded.
         image_column: Name of the image column.
         label_column: Name of the label column; None for pictures without labels.
         class_names: Name of each class id, in order; empty without labels.
         encode: From a stored label to its class id where they differ (labels that were text or arbitrary integers).
         roots: Folder that relative image paths of a split start from, where there is one.
         num_shards: Shards of the training stream; 1 unless streaming.
+        left_out: Files of each class that were found but cannot be used.
     """
 
     splits: dict[str, Dataset | IterableDataset]
@@ -62,6 +57,12 @@ class Source:
     encode: dict[Any, int] | None = None
     roots: dict[str, str | None] = field(default_factory=dict)
     num_shards: int = 1
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """The split whose columns and classes are those of the data: ``train``, or the first that there is."""
+        return next(iter(self.splits))
 
     def labels(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Class id of every row of a map-style split; :data:`UNLABELLED` where there is none."""
@@ -121,17 +122,16 @@ def load_source(
         ValueError: If columns, labels or splits are missing, ambiguous or contradictory.
     """
     check_files(data_files, data_dir)
-    raw = _load(dataset, data_files, data_dir, config_name, revision, streaming)
-    splits = _name_splits(raw)
-    if streaming:  # formats such as csv declare their columns by their first rows
-        splits = {name: split._resolve_features() for name, split in splits.items()}
-    features = splits["train"].features
+    raw = read(dataset, data_files, data_dir, config_name, revision, streaming, labelled)
+    splits = raw.splits
+    reference = next(iter(splits))  # the training split where there is one
+    features = splits[reference].features
     image = _find_image(features, image_column)
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
     label = _find_label(splits, image, label_column, dataset) if labelled else None
-    source = Source(splits, image, label, class_names=[])
+    source = Source(splits, image, label, class_names=[], left_out=raw.left_out)
     if streaming:
-        source.num_shards = splits["train"].num_shards
+        source.num_shards = splits[reference].num_shards
     else:
         for name, split in splits.items():
             if len(split) == 0:
@@ -139,32 +139,8 @@ def load_source(
     if label is not None:
         _name_classes(source, features, streaming, class_names)
         _check_same_classes(source, label)
-        if not streaming:
-            _check_nesting(source, dataset)
     source.roots = {name: _root(source, name, data_files, data_dir) for name in splits}
     return source
-
-
-def check_files(data_files: DataFiles | None, data_dir: str | None) -> None:
-    """Raise ``FileNotFoundError`` for a local file or folder that is not there; patterns and URLs pass."""
-    if data_dir is not None and "://" not in data_dir and not Path(data_dir).is_dir():
-        raise FileNotFoundError(f"data_dir {data_dir!r} is not a folder (looked in {Path.cwd()})")
-    for file in flat(data_files):
-        if "://" in file or any(sign in file for sign in "*?["):
-            continue
-        if not (Path(data_dir or "") / file).exists():
-            raise FileNotFoundError(f"data file {file!r} does not exist (looked in {Path(data_dir or '').resolve()})")
-
-
-def flat(data_files: DataFiles | None) -> list[str]:
-    """Return the patterns of ``data_files`` in one list."""
-    if data_files is None:
-        return []
-    if isinstance(data_files, str):
-        return [data_files]
-    if isinstance(data_files, Mapping):
-        return [file for files in data_files.values() for file in flat(files)]
-    return list(data_files)
 
 
 def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
@@ -194,39 +170,6 @@ def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: st
     return None
 
 
-def _load(
-    dataset: str,
-    data_files: DataFiles | None,
-    data_dir: str | None,
-    config_name: str | None,
-    revision: str | None,
-    streaming: bool,
-) -> Mapping[str, Any]:
-    folder = Path(data_dir if dataset == "arrow" and data_dir else dataset)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        stored = load_from_disk(str(folder))
-        stored = stored if isinstance(stored, DatasetDict) else DatasetDict({"train": stored})
-        return {name: split.to_iterable_dataset() for name, split in stored.items()} if streaming else stored
-    try:
-        loaded: Mapping[str, Any] = load_dataset(
-            dataset, name=config_name, data_files=data_files, data_dir=data_dir, revision=revision, streaming=streaming
-        )
-    except ValueError as error:
-        if "corresponds to no data" in str(error):  # datasets' words for a split without rows
-            raise ValueError(f"a split of {dataset!r} is empty: {error}") from error
-        raise
-    return loaded
-
-
-def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:
-    found = {ours: raw[theirs] for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in raw}
-    if not found and len(raw) == 1:  # an unusual name, but there is no other
-        found = {"train": next(iter(raw.values()))}
-    if "train" not in found:
-        raise ValueError(f"no training split among {sorted(raw)}; name the files of each split in data_files")
-    return found
-
-
 def _find_image(features: Features, wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in features:
@@ -242,7 +185,7 @@ def _find_image(features: Features, wanted: str | None) -> str:
 
 
 def _find_label(splits: Mapping[str, Any], image: str, wanted: str | None, dataset: str) -> str:
-    features = splits["train"].features
+    features = next(iter(splits.values())).features
     if wanted is not None:
         if wanted not in features:
             raise ValueError(f"label_column {wanted!r} does not exist; the columns are {describe(features)}")
@@ -259,26 +202,8 @@ def _find_label(splits: Mapping[str, Any], image: str, wanted: str | None, datas
     problem = f"{len(labels)} label columns {labels}" if labels else "no label column"
     remedy = "name one with label_column"
     if dataset == "imagefolder" and not labels:
-        remedy = _missing_classes(splits, image)
+        remedy += ", or give data_dir, a folder of one folder for each class, in place of data_files"
     raise ValueError(f"{problem} among {describe(features)}; {remedy}")
-
-
-def _missing_classes(splits: Mapping[str, Any], image: str) -> str:
-    """Why imagefolder made no labels: it makes them for all splits or for none."""
-    rule = "imagefolder makes labels of the folders that hold the pictures, TRAIN/CLASS/PICTURE"
-    flat_splits = []
-    for name, split in splits.items():
-        if isinstance(split, Dataset):
-            cells = split.select_columns([image])[:][image]
-            if len({os.path.dirname(cell["path"]) for cell in cells if cell["path"]}) < 2:
-                flat_splits.append(name)
-    if "train" in flat_splits or not flat_splits:
-        return f"{rule}, and of at least two of them"
-    given = "data_files: {train: FOLDER/train/**}"
-    return (
-        f"{rule}, but the pictures of split {flat_splits[0]!r} lie in one folder without classes; sort them into"
-        f" folders too, or leave that split out: {given} in place of data_dir"
-    )
 
 
 def is_text(feature: Any) -> bool:
@@ -345,12 +270,15 @@ def _name_classes(source: Source, features: Features, streaming: bool, class_nam
             " classes will come; say it with class_names (their names, or their number), or do not stream"
         )
     else:
-        cells = set(source.splits["train"].select_columns([column])[:][column])
+        cells = set(source.splits[source.reference].select_columns([column])[:][column])
         known = natural_order(cells - {None, UNLABELLED})
         source.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
         source.class_names = [str(value) for value in known]
-    if len(source.class_names) < 2:
-        raise ValueError(f"label column {column!r} has a single class, {source.class_names}; a classifier needs two")
+    if len(source.class_names) < 2 and "train" in source.splits:
+        raise ValueError(
+            f"label column {column!r} has a single class, {source.class_names}; a classifier needs two (of a folder of"
+            " pictures, give the one whose folders are the classes)"
+        )
 
 
 def _gap(source: Source, feature: Any, streaming: bool) -> str:
@@ -358,11 +286,12 @@ def _gap(source: Source, feature: Any, streaming: bool) -> str:
     if streaming or not is_fraction(feature):
         return ""
     column = source.label_column
-    cells = np.array(source.splits["train"].select_columns([column])[:][column], dtype=np.float64)
+    cells = np.array(source.splits[source.reference].select_columns([column])[:][column], dtype=np.float64)
     missing = np.flatnonzero(np.isnan(cells))
     if len(missing) == 0 or np.any(cells[~np.isnan(cells)] % 1):
         return ""
-    return f", because row {missing[0]} of 'train' has no value (write {UNLABELLED} for a picture without a label)"
+    row = f"row {missing[0]} of {source.reference!r}"
+    return f", because {row} has no value (write {UNLABELLED} for a picture without a label)"
 
 
 def natural_order(values: Iterable[Any]) -> list[Any]:
@@ -374,38 +303,15 @@ def natural_order(values: Iterable[Any]) -> list[Any]:
 
 
 def _check_same_classes(source: Source, label: str) -> None:
-    reference = source.splits["train"].features[label]
+    reference = source.splits[source.reference].features[label]
     for name, split in source.splits.items():
         if label not in split.features:
             raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
         if isinstance(reference, ClassLabel) and split.features[label].names != reference.names:
             raise ValueError(
-                f"split {name!r} numbers its classes differently from train: {shorten(split.features[label].names)}"
-                f" against {shorten(reference.names)}; write both with the same ClassLabel"
-            )
-
-
-def _check_nesting(source: Source, dataset: str) -> None:
-    """Speak up where imagefolder's labels come from folders inside folders: it takes the innermost name."""
-    if dataset != "imagefolder":
-        return
-    for name, split in source.splits.items():
-        cells = split.select_columns([source.image_column])[:][source.image_column]
-        folders = {os.path.dirname(cell["path"]) for cell in cells if cell["path"]}
-        parents: dict[str, set[str]] = {}
-        for folder in folders:
-            parents.setdefault(os.path.basename(folder), set()).add(os.path.dirname(folder))
-        merged = sorted(label for label, above in parents.items() if len(above) > 1)
-        if merged:
-            raise ValueError(
-                f"split {name!r}: label {merged[0]!r} is the name of {len(parents[merged[0]])} different folders"
-                f" ({shorten(sorted(parents[merged[0]]), 3)}); imagefolder labels a picture with the innermost folder,"
-                " so keep all pictures of a class in one folder, TRAIN/CLASS/PICTURE"
-            )
-        if len({above for aboves in parents.values() for above in aboves}) > 1:
-            rank_zero_warn(
-                f"split {name!r} has folders inside folders; imagefolder labels a picture with the innermost one, here"
-                f" {shorten(sorted(parents), 5)}. See the class table for what the model will learn."
+                f"split {name!r} numbers its classes differently from {source.reference}:"
+                f" {shorten(split.features[label].names)} against {shorten(reference.names)}; write both with the same"
+                " ClassLabel"
             )
 
 
@@ -427,8 +333,18 @@ def class_table(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]]
     return "\n".join(lines)
 
 
-def announce_classes(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Print the class table, and warn about classes that cannot be learned."""
+def announce_classes(source: Source, counts: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
+
+    Args:
+        source: The splits as they are stored.
+        counts: Pictures of each class that are used, for each split.
+    """
+    names = source.class_names
+    found = np.array([source.left_out.get(name, 0) for name in names])
+    for split in source.splits:
+        found = found + count_classes(source.labels(split), len(names))
+    counts = {"found": found, "used": sum(counts.values(), np.zeros_like(found)), **counts}
     rank_zero_info(f"{len(names)} classes\n{class_table(names, counts)}")
     missing = [name for name, count in zip(names, counts["train"], strict=True) if count == 0]
     if missing:
@@ -473,20 +389,20 @@ def stratified_split(
 
 
 def fingerprint(source: Source) -> str:
-    """Hash what the training split holds, independently of paths, caches and machines.
+    """Hash what the training split (or the first that there is) holds, independently of paths, caches and machines.
 
     Columns, class names, the number of rows, all labels and the bytes of up to 64 evenly spaced pictures enter; of a
     stream, only what it declares.
     """
-    train = source.splits["train"]
+    train = source.splits[source.reference]
     digest = hashlib.sha256(repr((sorted(train.features), source.class_names)).encode())
     if isinstance(train, Dataset):
         digest.update(str(len(train)).encode())
         if source.label_column is not None:
-            digest.update(source.labels("train").tobytes())
+            digest.update(source.labels(source.reference).tobytes())
         for row in np.linspace(0, len(train) - 1, num=min(64, len(train)), dtype=int):
             cell = train[int(row)][source.image_column]
-            digest.update(_stored_bytes(cell, source.roots.get("train")))
+            digest.update(_stored_bytes(cell, source.roots.get(source.reference)))
     return digest.hexdigest()[:16]
 
 

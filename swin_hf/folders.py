@@ -1,0 +1,329 @@
+"""Folders of pictures: which files are pictures, which folders are splits, and which are classes. The one reader.
+
+The rule, as torchvision and timm have it:
+
+* Splits are folders at the first level whose whole name is in :data:`SPLIT_NAMES` and that hold class folders. Where
+  there are none, the folders at the first level are the classes: ``{bus, car, train}`` are three classes.
+* A class is a folder. All pictures below it belong to it, those in its sub-folders too.
+* A picture is a file with a suffix of :data:`swin_hf.processing.PICTURE_SUFFIXES`. Links are followed.
+* Everything else is not used. It is counted and named, and is an error where it is most of a class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .processing import PICTURE_SUFFIXES
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_DESCRIPTIONS = (".csv", ".html", ".json", ".jsonl", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml")  # of pictures
+_TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tar", ".tsv")
+ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
+_REMEDY = f"convert them, to PNG or JPEG for example (pictures are files with one of {' '.join(PICTURE_SUFFIXES)})"
+
+
+@dataclass
+class PictureFolder:
+    """What a folder of pictures holds.
+
+    Attributes:
+        splits: Columns ``image`` (paths, not decoded) and, with labels, ``label`` (a ClassLabel), sorted by path.
+        class_names: Name of each class id; empty without labels.
+        left_out: Files of each class that are not used although they may be pictures.
+        notes: A sentence for each kind of file or folder that is not used, or used in a way one may not expect.
+    """
+
+    splits: dict[str, Dataset]
+    class_names: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a whole name stands for, upper or lower case: ``train``, ``validation``, ``test``."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
+
+
+def metadata_files(folder: str | os.PathLike[str]) -> list[str]:
+    """Paths of the tables that name a folder's pictures (``metadata.csv``), in it and in the folders in it."""
+    root = os.fspath(folder)
+    folders = [root, *(os.path.join(root, name) for name in _entries(root)[0])]
+    return [path for folder in folders for path in _entries(folder)[1] if os.path.basename(path) in METADATA_NAMES]
+
+
+def is_picture_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether the data files of a folder are pictures rather than tables."""
+    files = [path.lower() for path in _files(os.fspath(folder))]
+    tables = sum(path.endswith(_TABLES) for path in files if not os.path.basename(path).startswith("metadata."))
+    return tables == 0 or sum(map(_is_picture, files)) > tables
+
+
+def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Find the pictures of a folder and of all folders below it, links followed.
+
+    Returns:
+        Paths of the pictures, sorted folder by folder; and a sentence on the files that are not used, if there are any.
+    """
+    files = _files(os.fspath(folder))
+    unused = [path for path in files if not _is_picture(path)]
+    notes = [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
+    return [path for path in files if _is_picture(path)], notes
+
+
+def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> PictureFolder:
+    """Read a folder of class folders, or of splits that hold class folders, by the rule of this module.
+
+    Args:
+        folder: ``FOLDER/CLASS/PICTURE`` or ``FOLDER/SPLIT/CLASS/PICTURE``. Without splits, all is ``train``.
+        labelled: False to take the pictures wherever they are, without labels.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there are no pictures or no classes, or most files of a class are not used, or the folders can
+            be read in two ways.
+    """
+    root = os.path.abspath(folder)
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"{folder} is not a folder (looked in {Path.cwd()})")
+    folders, loose = _entries(root)
+    files = {name: _files(os.path.join(root, name), _ancestors(root)) for name in folders}
+    roots = _split_folders(root, files, labelled)
+    notes = []
+    if roots:
+        beside = {name: files[name] for name in folders if name not in roots.values()}
+        notes += _beside_splits(root, beside, sum(len(files[name]) for name in roots.values()))
+        if labelled:
+            notes += _unused(root, loose, "beside the folders of the splits")
+        content = read_splits({split: os.path.join(root, name) for split, name in roots.items()}, labelled)
+    else:
+        content = read_splits({"train": root}, labelled)
+    content.notes = notes + content.notes
+    return content
+
+
+def read_splits(roots: Mapping[str, str], labelled: bool = True) -> PictureFolder:
+    """Read one folder of class folders for each split; as :func:`read_folder`, where the splits are known.
+
+    Args:
+        roots: Folder of each split.
+        labelled: False to take the pictures wherever they are, without labels.
+    """
+    import pyarrow as pa
+    from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
+    from datasets.table import InMemoryTable
+
+    content = PictureFolder({}, [])
+    if labelled:
+        found = {split: _classes(os.path.abspath(root), content) for split, root in roots.items()}
+        content.class_names = sorted({name for classes in found.values() for name in classes})
+    else:
+        found = {split: {"": _unlabelled(os.path.abspath(root), content)} for split, root in roots.items()}
+    ids = {name: index for index, name in enumerate(content.class_names)}
+    features = Features({"image": Image(decode=False)})
+    if labelled:
+        features["label"] = ClassLabel(names=content.class_names)
+    for split, classes in found.items():
+        paths = pa.array([path for name in sorted(classes) for path in classes[name]], pa.string())
+        cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
+        columns = {"image": cells}
+        if labelled:
+            columns["label"] = pa.array([ids[name] for name in sorted(classes) for _ in classes[name]], pa.int64())
+        table = InMemoryTable(pa.table(columns))
+        content.splits[split] = Dataset(table, info=DatasetInfo(features=features))
+    return content
+
+
+def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool) -> dict[str, str]:
+    """Name of the folder of each split; empty where the folders at the first level are the classes."""
+    used = [name for name in files if any(map(_is_picture, files[name]))]
+    named = {name: split for name in used if (split := split_of(name)) is not None}
+    deep = {name for name in named if _holds_class_folders(os.path.join(root, name), files[name])}
+    if not deep:
+        if len(named) < len(used) or not named:
+            return {}
+        if labelled:
+            name = next(iter(named))
+            raise ValueError(
+                f"{os.path.join(root, name)} has the name of a split, but its pictures are not in folders of classes,"
+                f" so they have no labels; sort them into {name}/CLASS/PICTURE, or rename the folder if it is a class"
+            )
+        deep = set(named)
+    elif labelled and (flat := [name for name in named if name not in deep]):
+        raise ValueError(
+            f"{os.path.join(root, flat[0])} has the name of a split like {sorted(deep)[0]}, but its pictures are not in"
+            f" folders of classes, so they have no labels; sort them into {flat[0]}/CLASS/PICTURE, or leave that"
+            f" folder out: data_files: {{{named[sorted(deep)[0]]}: {os.path.join(root, sorted(deep)[0])}}} in place of"
+            " data_dir"
+        )
+    else:
+        deep = set(named)
+    roots: dict[str, str] = {}
+    for name in sorted(deep):
+        if named[name] in roots:
+            raise ValueError(
+                f"{root} has two folders for the split {named[name]}, {roots[named[name]]} and {name}; keep one of them"
+            )
+        roots[named[name]] = name
+    return roots
+
+
+def _holds_class_folders(folder: str, files: Iterable[str]) -> bool:
+    """Whether most pictures of a folder are in folders inside of it."""
+    below = [os.path.dirname(path) != folder for path in files if _is_picture(path)]
+    return 2 * sum(below) > len(below)
+
+
+def _beside_splits(root: str, beside: Mapping[str, Sequence[str]], in_splits: int) -> list[str]:
+    """Name the folders beside the splits, which nobody reads.
+
+    Raises:
+        ValueError: If they hold more files than the splits: then they are classes, or the splits are.
+    """
+    held = {name: sum(map(_is_picture, files)) for name, files in beside.items()}
+    names = ", ".join(f"{name} ({count} pictures)" for name, count in held.items() if count)
+    if sum(held.values()) > in_splits:
+        raise ValueError(
+            f"{root}: the folders beside those of the splits hold most of the pictures: {names}; if all folders are"
+            " classes, rename the one with the name of a split; otherwise move the others elsewhere"
+        )
+    return [f"{root}: folders beside the splits are not used: {names}"] if names else []
+
+
+def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
+    """Pictures of each class folder; adds to ``content`` what is not used.
+
+    Raises:
+        ValueError: If there is no class folder, or most files of one are not used.
+    """
+    folders, loose = _entries(root)
+    classes: dict[str, list[str]] = {}
+    for name in folders:
+        folder = os.path.join(root, name)
+        files = _files(folder, _ancestors(root))
+        pictures = [path for path in files if _is_picture(path)]
+        lost = [path for path in files if _may_be_picture(path)]
+        if len(lost) > len(pictures):
+            raise ValueError(
+                f"most files of class {name!r} cannot be used ({len(lost)} of {len(lost) + len(pictures)}):"
+                f" {_kinds(lost)}; {_REMEDY}, or move the folder out of {root} if it is not a class"
+            )
+        unused = [path for path in files if not _is_picture(path)]
+        if not pictures:
+            found = f" (found {_kinds(unused)})" if unused else ""
+            content.notes.append(f"{root}: folder {name!r} holds no picture{found}, so it is not a class")
+            continue
+        classes[name] = pictures
+        content.left_out[name] = content.left_out.get(name, 0) + len(lost)
+        content.notes += _unused(root, unused, f"of {name!r}")
+        nested = [path for path in pictures if os.path.dirname(path) != folder]
+        if nested:
+            content.notes.append(
+                f"{root}: {len(nested)} pictures of class {name!r} are in folders inside of its folder, such as"
+                f" {os.path.relpath(nested[0], root)}; all pictures below a class folder belong to that class"
+            )
+    if not classes:
+        raise ValueError(f"{root}: {_no_classes(loose)}")
+    content.notes += _unused(root, loose, "beside the class folders")
+    return classes
+
+
+def _no_classes(loose: Sequence[str]) -> str:
+    """Why a folder has no classes, and what to do."""
+    layout = "sort them into one folder for each class, FOLDER/CLASS/PICTURE"
+    pictures = [path for path in loose if _is_picture(path)]
+    archives = [path for path in loose if path.lower().endswith(ARCHIVES)]
+    if pictures:
+        return (
+            f"the folder holds {len(pictures)} pictures, such as {os.path.basename(pictures[0])}, and no folder"
+            f" with pictures, so there are no labels; {layout}"
+        )
+    if archives:
+        return f"the folder holds an archive, {os.path.basename(archives[0])}, which is not opened; unpack it"
+    found = f"only {_kinds(loose)}" if loose else "nothing"
+    return f"the folder and the folders in it hold no picture (found {found}); {layout}, {_REMEDY}"
+
+
+def _unlabelled(root: str, content: PictureFolder) -> list[str]:
+    files = _files(root)
+    pictures = [path for path in files if _is_picture(path)]
+    lost = [path for path in files if _may_be_picture(path)]
+    if len(lost) > len(pictures) or not pictures:
+        raise ValueError(
+            f"{root}: {len(pictures)} of {len(files)} files are pictures; found {_kinds(files) or 'nothing'}; {_REMEDY}"
+        )
+    content.notes += _unused(root, [path for path in files if not _is_picture(path)], "in it")
+    return pictures
+
+
+def _unused(root: str, paths: Sequence[str], where: str) -> list[str]:
+    return [f"{root}: files {where} that are not used: {_kinds(paths)}"] if paths else []
+
+
+def _kinds(paths: Sequence[str]) -> str:
+    """Count files by suffix, with an example of each: ``12 .heic (such as cat/1.heic)``."""
+    kinds = Counter(map(_kind, paths))
+    examples = {_kind(path): path for path in reversed(paths)}
+    return ", ".join(
+        f"{count} {kind} (such as {'/'.join(Path(examples[kind]).parts[-2:])})" for kind, count in kinds.most_common()
+    )
+
+
+def _kind(path: str) -> str:
+    if not os.path.exists(path):
+        return "broken links"
+    return os.path.splitext(path)[1].lower() or ("links to a folder above" if os.path.isdir(path) else "without suffix")
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(PICTURE_SUFFIXES)
+
+
+def _may_be_picture(path: str) -> bool:
+    """Whether a file that is not read as a picture is a loss: anything but texts that describe pictures."""
+    return not path.lower().endswith((*PICTURE_SUFFIXES, *_DESCRIPTIONS))
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the folders, and paths of the files, directly in a folder; hidden ones (``.name``) are left out."""
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    return [entry.name for entry in entries if entry.is_dir()], [entry.path for entry in entries if not entry.is_dir()]
+
+
+def _files(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+    """Paths of all files below a folder, sorted; a link to a folder above it stays a path, so that it is named."""
+    return list(_walk(folder, above))
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    if _identity(folder) in above:
+        yield folder
+        return
+    above = above | {_identity(folder)}
+    folders, files = _entries(folder)
+    yield from files
+    for name in folders:
+        yield from _walk(os.path.join(folder, name), above)
+
+
+def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
+    return frozenset({_identity(folder)})
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """Device and inode of a folder: the same for every link to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
