@@ -50,7 +50,7 @@ schema: $(VENV)/.installed ## rewrite the JSON schemas beside the recipes' YAML 
 	$(RUN) recipes/pretrain.py --print_schema > recipes/configs/pretrain.schema.json
 
 speed: $(VENV)/.installed-dev ## measure against transformers, timm and torchvision; rewrites the README's table
-	$(RUN) recipes/benchmark.py --readme README.md
+	$(RUN) -m benchmarks --readme README.md
 
 clean: ## remove what tools leave behind; runs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

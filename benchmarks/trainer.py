@@ -1,13 +1,13 @@
 """Compare this project's training with transformers' Trainer: same data, batch, epochs, model size and precision.
 
-    python recipes/compare_trainer.py                                            # digits, offline
-    python recipes/compare_trainer.py --recipe fashion_mnist --limit 12800 --epochs 3      # time only
-    python recipes/compare_trainer.py --recipe fashion_mnist --rounds 1                    # the whole recipe, both
+    python -m benchmarks.trainer                                            # digits, offline
+    python -m benchmarks.trainer --recipe fashion_mnist --limit 12800 --epochs 3      # time only
+    python -m benchmarks.trainer --recipe fashion_mnist --rounds 1                    # the whole recipe, both
 
 Ours is ``SwinHFForImageClassification`` under Lightning with ``ImageDataModule``; theirs is transformers' own Swin
 under its Trainer with torchvision transforms in ``with_transform``, as in its image classification example. Both train
 the same sizes from the same random weights on the same pictures with AdamW, the same schedule, augmentation, precision
-and clipping, without logging or saving, on the CPU. ``recipes/benchmark.py --sections trainer`` keeps the result.
+and clipping, without logging or saving, on the CPU. ``python -m benchmarks --sections trainer`` keeps the result.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from transformers import Trainer as TheirTrainer
 
 from swin_hf.training import ImageDataModule, SwinClassifier
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "recipes" / "data"
 
 
 @dataclass(frozen=True)
