@@ -15,17 +15,10 @@ from torch.utils.data import DataLoader
 from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
-from swin_hf.training.callbacks import (
-    BestCheckpoint,
-    NonFiniteLossError,
-    class_scores,
-    command_line,
-    keep_worst,
-    public,
-    replace_folder,
-    report,
-)
+from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
+from swin_hf.training.facts import command_line, public
 from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
+from swin_hf.training.record import class_scores, keep_worst, report
 
 pytestmark = [
     # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning
@@ -330,15 +323,6 @@ def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
     value = public({"a": ["/x/y/z", tmp_path, "~/w", "plain/name"], "n": 1, "o": torch.float16})
     assert value == {"a": ["z", tmp_path.name, "w", "plain/name"], "n": 1, "o": "torch.float16"}
     json.dumps(value)
-
-
-def test_model_folder_is_replaced_whole(tmp_path):
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "which").write_text(name)
-    replace_folder(tmp_path / "new", tmp_path / "old")
-    assert (tmp_path / "old" / "which").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
 
 
 def test_figures_show_every_curve_count_and_picture():

@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor
 
 from swin_hf.processing import UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
-from swin_hf.training.callbacks import RunRecord
 from swin_hf.training.data import collate
+from swin_hf.training.record import RunRecord
 from swin_hf.training.sources import load_source, natural_order, stratified_split
 from swin_hf.training.transforms import EvalTransform
 

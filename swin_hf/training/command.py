@@ -33,20 +33,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from swin_hf.processing import UnreadablePictureError
 
-from .callbacks import (
-    BestCheckpoint,
-    EpochReport,
-    LastCheckpoint,
-    NonFiniteGuard,
-    NonFiniteLossError,
-    Reconstructions,
-    RunRecord,
-    command_line,
-    log_configuration,
-)
+from .callbacks import EpochReport, Reconstructions, log_configuration
+from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError
 from .data import ImageDataModule
+from .facts import command_line
 from .loggers import AppendingCSVLogger
 from .module import SwinModule
+from .record import RunRecord
 from .sampling import check_launch
 from .schema import LINKED, recipe_schema
 

@@ -1,0 +1,268 @@
+"""What keeps the weights of a run: averages, checkpoints, and the guard against weights that are not finite."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from swin_hf.files import replacing
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names the step."""
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights; the average is what is validated, saved and pushed.
+
+    Buffers are copied, never averaged: an average of integers (Swin's index tables in other libraries) is garbage.
+
+    Args:
+        decay: Share of the old average kept at each update, in (0, 1).
+        warmup: Begin with a small decay, ``(1 + n) / (10 + n)`` after ``n`` updates, so that short runs are not
+            dominated by their random start.
+        every_n_steps: Optimiser steps between two updates.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = True, every_n_steps: int = 1) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay}; the share of the old average kept at each update is in (0, 1)")
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be 1 or more")
+        self.decay = decay
+        self.warmup = warmup
+        self.every_n_steps = every_n_steps
+        self.swapped = False  # whether the module has the average and the average model the current weights
+        super().__init__(use_buffers=False, multi_avg_fn=self.average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make room for the average.
+
+        Raises:
+            ValueError: If weights have 16 bits, in which an average of many steps never moves.
+        """
+        if stage == "fit" and trainer.precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"EMA of 16-bit weights (trainer.precision {trainer.precision}) never moves: a step of it is smaller "
+                "than they can hold; use trainer.precision bf16-mixed, whose weights are float32"
+            )
+        super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both sets of weights to go on training; what is tested is the average, which is loaded already."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Undo the swap of an interrupted validation, before the state is saved."""
+        if self.swapped:
+            self._swap_models(pl_module)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self.swapped = not self.swapped
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every ``every_n_steps``-th optimiser step."""
+        return step_idx is not None and (step_idx + 1) % self.every_n_steps == 0
+
+    @torch.no_grad()
+    def average(self, averages: list[Tensor], currents: list[Tensor], updates: Tensor | int) -> None:
+        """Move the averages towards the current weights, in place and without waiting for the device."""
+        updates = torch.as_tensor(updates, device=averages[0].device)
+        decay = torch.full_like(updates, self.decay, dtype=averages[0].dtype)
+        if self.warmup:
+            decay = torch.minimum(decay, (1 + updates) / (10 + updates))
+        steps = torch._foreach_sub(currents, averages)
+        torch._foreach_mul_(steps, 1 - decay)
+        torch._foreach_add_(averages, steps)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it when it is complete and on the disk.
+
+    Lightning's own goes through the folder of temporary files. From another file system than the run's, the last step
+    is a copy, which a full disk or a kill leaves half done in place of the previous checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file, or leave everything as it was.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class AtomicCheckpoint(ModelCheckpoint):
+    """A checkpoint whose file is replaced when its successor is complete."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write through :class:`AtomicCheckpointIO`, unless the strategy has a way of its own."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+class LastCheckpoint(AtomicCheckpoint):
+    """Keeps ``last.ckpt``, the whole state of the run, at every epoch and when the run is interrupted.
+
+    A file is replaced when its successor is complete; a full disk leaves the old one. After a loss that is not finite
+    nothing is saved, so that the last good state stays.
+
+    Args:
+        dirpath: Folder of the checkpoints.
+        every_n_train_steps: Optimiser steps between two checkpoints, instead of one per epoch.
+    """
+
+    def __init__(self, dirpath: str | None = None, every_n_train_steps: int | None = None) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename=self.CHECKPOINT_NAME_LAST,
+            monitor=None,
+            save_top_k=1,
+            save_on_exception=True,
+            save_on_train_epoch_end=None if every_n_train_steps else True,
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the state, unless it is broken or cannot be written."""
+        if not isinstance(exception, NonFiniteLossError | OSError):
+            super().on_exception(trainer, pl_module, exception)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in this folder; in another, there is nothing to go on with."""
+        if str(self.dirpath) == str(state_dict["dirpath"]):
+            super().load_state_dict(state_dict)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have a validation that was interrupted done again; Lightning takes it for complete."""
+        if trainer.state.fn != "fit":
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        if progress["total"]["ready"] > 0 and not progress["is_last_batch"]:
+            for tracker in ("total", "current"):  # in the middle of its first batch
+                progress[tracker].update(ready=1, started=1, processed=0, completed=0)
+
+
+class BestCheckpoint(AtomicCheckpoint):
+    """Keeps ``best.ckpt``, the state with the best validation metric.
+
+    Args:
+        dirpath: Folder of the checkpoints.
+        monitor: Name of the metric.
+        mode: ``max`` or ``min``.
+    """
+
+    def __init__(self, dirpath: str | None = None, monitor: str = "val_accuracy", mode: str = "max") -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best so far, also in another folder: that of another run, or this one after it was moved."""
+        score, there = state_dict["best_model_score"], Path(state_dict["best_model_path"] or "nothing")
+        if score is not None and self.dirpath is not None and str(self.dirpath) != str(state_dict["dirpath"]):
+            here = Path(self.dirpath) / "best.ckpt"
+            if not here.is_file() and there.is_file():
+                copy_file(there, here)
+            if here.is_file() or there.is_file():
+                kept = str(here)
+                moved = {"dirpath": self.dirpath, "best_model_path": kept, "kth_best_model_path": kept}
+                state_dict = {**state_dict, **moved, "best_k_models": {kept: score}}
+        super().load_state_dict(state_dict)
+
+
+@rank_zero_only
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
+
+
+class NonFiniteGuard(Callback):
+    """Stops a run whose loss or weights are NaN or infinite, and keeps such weights out of every checkpoint.
+
+    The loss stays on the device; it is looked at every ``every_n_steps`` batches and before anything is saved, when the
+    weights are looked at too: the last step before it may have spoilt them after a loss that was finite.
+
+    Args:
+        every_n_steps: Batches between two looks; each waits for the device.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self.first_bad: Tensor | None = None  # global step, -1 while all is well
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run."""
+        self.first_bad = torch.full((), -1, dtype=torch.long, device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the first step with a bad loss; look at the note now and then."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None or self.first_bad is None:
+            return
+        bad = ~torch.isfinite(loss.detach()).all() & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, trainer.global_step, self.first_bad)
+        if (batch_idx + 1) % self.every_n_steps == 0:
+            self.look(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before the metrics can choose these weights."""
+        self.look(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before the epoch's checkpoint."""
+        self.look(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before anything is written."""
+        self.look(trainer, pl_module)
+
+    def look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
+        """Raise on every process when any of them has met a bad loss, or has bad weights in a module that is given.
+
+        Raises:
+            NonFiniteLossError: Names the step, and the checkpoint to go back to.
+        """
+        if self.first_bad is None:
+            return
+        what, first_bad = "loss is not finite at", self.first_bad.clone()
+        step = int(trainer.strategy.reduce(first_bad, reduce_op="max"))
+        if step < 0 and pl_module is not None:
+            what = "weights are not finite after"
+            norms = torch.stack(torch._foreach_norm([p.detach().float() for p in pl_module.parameters()]))
+            first_bad = torch.where(torch.isfinite(norms).all(), first_bad, trainer.global_step)
+            step = int(trainer.strategy.reduce(first_bad, reduce_op="max"))
+        if step < 0:
+            return
+        self.first_bad = None
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.best_model_path]
+        back = f"; the last good state is {kept[0].best_model_path}" if kept else ""
+        raise NonFiniteLossError(
+            f"the {what} step {step}{back}; lower learning_rate, lengthen the warm-up, "
+            "or use trainer.precision bf16-mixed instead of 16-mixed"
+        )

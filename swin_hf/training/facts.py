@@ -1,0 +1,140 @@
+"""What a run knows about itself, for the record: data, options, versions, hardware; nothing secret in it."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from swin_hf.hub.facts import DataFacts, SplitFacts
+
+from .checkpointing import EMA
+
+LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "torchmetrics", "safetensors")
+
+
+def data_facts(datamodule: Any) -> DataFacts:
+    """What the card says about the data, from the data module's own account."""
+    facts = datamodule.facts()
+    source, files = facts["dataset"], facts["data_dir"] or first(facts["data_files"])
+    is_hub_id = files is None and source.count("/") == 1 and not Path(source).exists()
+    if files is not None:  # a format, such as parquet: name it after its folder
+        path = Path(files)
+        source = path.parent.name if path.suffix else path.name
+    splits = {name: SplitFacts(n) for name, n in facts["splits"].items()}
+    if "train" in splits:
+        splits["train"].classes = facts["class_counts"]
+    return DataFacts(
+        name=source or facts["dataset"],
+        fingerprint=facts["revision"] or facts["fingerprint"],
+        splits=splits,
+        config=facts["config_name"],
+        is_hub_id=is_hub_id,
+        unreadable=facts["unreadable"],
+    )
+
+
+def first(value: Any) -> str | None:
+    """The first of the file patterns, however they are nested."""
+    while isinstance(value, dict | list | tuple):
+        value = next(iter(value.values() if isinstance(value, dict) else value), None)
+    return None if value is None else str(value)
+
+
+def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Flat names and JSON values of what the result depends on."""
+    data = trainer.datamodule.facts()
+    values = {name: value for name, value in dict(pl_module.hparams).items() if not name.startswith("_")}
+    values |= {name: data[name] for name in ("batch_size", "image_size", "interpolation", "mean", "std")}
+    values |= data["augmentation"]
+    values |= {
+        "max_epochs": trainer.max_epochs,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "precision": trainer.precision,
+    }
+    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+    if average is not None:
+        values["ema_decay"] = average.decay
+    hidden = {"id2label", "num_labels"}
+    return {
+        name: public(value)
+        for name, value in sorted(values.items())
+        if name not in hidden and value is not None and value != {} and value != []
+    }
+
+
+def public(value: Any) -> Any:
+    """A value as JSON, with absolute paths cut to their last part."""
+    if isinstance(value, dict):
+        return {str(key): public(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        if Path(value).is_absolute() or value.startswith("~"):
+            return Path(value).name
+        return _ABSOLUTE.sub(r"\1", _CREDENTIALS.sub("://", value))
+    return value if isinstance(value, int | float | bool | type(None)) else str(value)
+
+
+# A path from the root or from somebody's home, wherever it stands in a text but not in an address; its end is kept.
+_ABSOLUTE = re.compile(r"""(?<![\w.:/~-])(?:~|/)[^\s"',;{}\[\]()]*?([^\s"',;{}\[\]()/]*)/*(?=$|[\s"',;{}\[\]()])""")
+_CREDENTIALS = re.compile(r"://[^/\s@]+@")
+_SECRET = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
+
+
+def command_line(argv: list[str] | None = None) -> str:
+    """The command of this process, without absolute paths and without secrets."""
+    argv = list(sys.argv if argv is None else argv)
+    script = Path(argv[0])
+    if script.is_absolute():
+        try:
+            script = script.relative_to(Path.cwd())
+        except ValueError:
+            script = Path(script.name)
+    words = ["python", script.as_posix()]
+    hide_next = False
+    for word in argv[1:]:
+        name, equals, value = word.partition("=")
+        if hide_next and not word.startswith("--"):
+            words.append("***")
+        elif _SECRET.search(name) and equals:
+            words.append(f"{name}=***")
+        else:
+            words.append(f"{name}={public(value)}" if equals else str(public(word)))
+        hide_next = bool(_SECRET.search(name)) and not equals
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    import swin_hf
+
+    found = {"swin_hf": swin_hf.__version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def hardware(trainer: Trainer) -> dict[str, Any]:
+    """Device, number of devices, threads and precision."""
+    device = trainer.strategy.root_device
+    facts: dict[str, Any] = {"devices": trainer.world_size, "precision": trainer.precision}
+    if device.type == "cuda":
+        facts["device"] = torch.cuda.get_device_name(device)
+        facts["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    else:
+        facts["device"] = f"{device.type.upper()} ({platform.machine()})"
+        facts["threads"] = torch.get_num_threads()
+    return facts
