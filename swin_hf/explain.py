@@ -36,6 +36,7 @@ from swin_hf.model.windows import (
     window_partition,
     window_reverse,
 )
+from swin_hf.text import one_line
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     grey = pixels.mean(axis=-1)
     original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
-    original.set_title(title, fontsize=11, wrap=True)
+    original.set_title(title, fontsize=11, wrap=True, parse_math=False)
     marked = [original]
     kinds = (
         (f"Grad-CAM for {_short(class_name or f'class {explanation.target}')}", explanation.grad_cam, 1.0),
@@ -318,7 +319,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
             scale = ScalarMappable(layer.norm, layer.cmap)  # the layer itself is transparent in places
             bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), ticks=MaxNLocator(4))
             bar.ax.tick_params(labelsize=8)
-            ax.set_title(f"{kind}, {name}", fontsize=10)
+            ax.set_title(f"{kind}, {name}", fontsize=10, parse_math=False)
             if maps is explanation.attention_from:
                 marked.append(ax)
     row, column = explanation.pixel
@@ -342,8 +343,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 def _short(name: str, length: int = 14) -> str:
     """A class name that fits over a map: WordNet's, of ImageNet, run to a hundred letters."""
-    name = name.partition(",")[0]
-    return name if len(name) <= length else name[: length - 1] + "\u2026"
+    return one_line(name.partition(",")[0] or name, length)
 
 
 def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:

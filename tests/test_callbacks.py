@@ -10,15 +10,16 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassF1Score
 from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
 from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
 from swin_hf.training.facts import command_line, public
 from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
-from swin_hf.training.record import class_scores, keep_worst, report
+from swin_hf.training.record import class_scores, keep_worst, macro_f1, report
 
 pytestmark = [
     # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning
@@ -296,11 +297,30 @@ def test_class_scores_equal_scikit_learn():
     random = np.random.default_rng(0)
     truth, guess = random.integers(0, 4, 200), random.integers(0, 3, 200)  # class 3 is never guessed
     scores = class_scores(confusion_matrix(truth, guess, labels=range(5)), list("abcde"))  # class 4 never appears
-    expected = precision_recall_fscore_support(truth, guess, labels=range(5), zero_division=0)
-    ours = np.array([[s.precision, s.recall, s.f1, s.support] for s in scores]).T
+    expected = precision_recall_fscore_support(truth, guess, labels=range(5), zero_division=np.nan)
+    ours = np.array([[s.precision, s.recall, s.f1, s.support] for s in scores], dtype=float).T  # None becomes NaN
     np.testing.assert_allclose(ours, np.array(expected), atol=1e-12)
     table = report({"test_accuracy": 0.25}, scores)
     assert len(table.splitlines()) == 7 and table.endswith("test_accuracy 0.2500")
+
+
+@pytest.mark.parametrize(
+    ("truth", "guess"),
+    [
+        ([0, 0, 1], [0, 0, 1]),  # no picture of class 2, no mistake: 1, not 2/3
+        ([0, 0, 1], [0, 2, 1]),  # class 2 has no picture but is predicted: it counts, with 0
+        ([3, 1, 1, 0], [1, 1, 0, 3]),  # class 2 is absent between others
+    ],
+)
+def test_macro_f1_is_over_the_classes_that_occur(truth, guess):
+    counts = confusion_matrix(truth, guess, labels=range(4))
+    assert macro_f1(counts) == pytest.approx(f1_score(truth, guess, average="macro", zero_division=0))
+    theirs = MulticlassF1Score(4, average="macro")(torch.tensor(guess), torch.tensor(truth))
+    assert macro_f1(counts) == pytest.approx(float(theirs))
+    absent = class_scores(counts, list("abcd"))[2]
+    assert (absent.recall, absent.f1, absent.support) == (None, None, 0)
+    (line,) = [line for line in report({}, class_scores(counts, list("abcd"))).splitlines() if line.startswith("c ")]
+    assert line.split()[-3:] == ["-", "-", "0"]
 
 
 def test_worst_pictures_are_the_highest_losses():

@@ -297,8 +297,8 @@ def test_facts_that_are_not_finite_are_unknown(tmp_path):
         ({"duration_s": "x"}, "duration_s is 'x'; it must be a number"),
         ({"command": ["a"]}, "command is .*; it must be text"),
         (
-            {"per_class": [{"label": "a", "precision": None, "recall": 1, "f1": 1, "support": 1}]},
-            r"per_class\[0\].precision is 'None'; it must be a number",
+            {"per_class": [{"label": "a", "precision": "x", "recall": 1, "f1": 1, "support": 1}]},
+            r"per_class\[0\].precision is 'x'; it must be a number",
         ),
     ],
     ids=str,

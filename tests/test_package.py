@@ -17,6 +17,7 @@ PACKAGE = ROOT / "swin_hf"
 LAYERS = {
     "model": 0,
     "files": 1,
+    "text": 1,
     "processing": 2,
     "folders": 3,
     "checkpoints": 4,

@@ -20,6 +20,7 @@ from swin_hf.predict import (
     prepare,
     read_picture,
 )
+from swin_hf.text import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,13 +73,14 @@ def run(args: argparse.Namespace) -> int:
         stage=None if args.stage is None else args.stage - 1,
         pixel=None if args.pixel is None else tuple(args.pixel),
     )
-    shown = class_names(model)[target]
+    best_name, shown = one_line(best.label), one_line(class_names(model)[target])
     save_figure(
-        draw_explanation(explanation, _seen(pixels, processor), f"{best.label}\n{best.score:.1%}", shown), output
+        draw_explanation(explanation, _seen(pixels, processor), f"{one_line(best.label, 60)}\n{best.score:.1%}", shown),
+        output,
     )
     row, column = explanation.pixel
     print(
-        f"{output}: {source} is {best.label} ({best.score:.1%}); Grad-CAM for {shown}, attention from "
+        f"{output}: {source} is {best_name} ({best.score:.1%}); Grad-CAM for {shown}, attention from "
         f"pixel {row} {column} of the {pixels.shape[-2]}x{pixels.shape[-1]} picture that the model sees"
     )
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from swin_hf.predict import DEVICES, DTYPES, Guess, PictureError, find_pictures, has_names, load_classifier, predict
+from swin_hf.text import one_line
 
 Result = tuple[str, list[Guess]]
 
@@ -102,7 +103,9 @@ def _print_table(results: Iterator[Result]) -> None:
     for source, guesses in results:
         for rank, guess in enumerate(guesses, start=1):
             ends = 1 < len(guesses) == rank
-            table.add_row(source if rank == 1 else "", guess.label, f"{guess.score:.4f}", end_section=ends)
+            table.add_row(
+                one_line(source) if rank == 1 else "", one_line(guess.label), f"{guess.score:.4f}", end_section=ends
+            )
     # A file or a pipe has no width: nothing is folded there.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table)

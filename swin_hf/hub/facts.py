@@ -71,12 +71,12 @@ class Metric:
 
 @dataclass
 class ClassScore:
-    """Precision, recall and F1 (fractions in [0, 1]) of one label over ``support`` images."""
+    """Precision, recall and F1 (fractions in [0, 1]) of one label over ``support`` images; None where undefined."""
 
     label: str
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
     support: int
 
 

@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch.utils.flop_counter import FlopCounterMode
 
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.text import one_line
 
 from .facts import Metric, TrainingFacts
 from .pictures import picture_names
@@ -277,15 +278,15 @@ def _slug(name: str) -> str:
 
 
 def _escaped(value: Any) -> str:
-    """Text that Markdown and HTML leave as it is, on one line, also within a table."""
-    text = re.sub(r"\s+", " ", str(value)).strip()
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
+    """Text that Markdown, HTML and the formulas of the Hub leave as it is, on one line, also within a table."""
+    text = one_line(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+    text = re.sub(r"([\\`*_|~\[\]])", r"\\\1", text)
+    return re.sub(r"^(\d*)(?=[-+.)#]+( |$))", r"\1\\", text)  # else the start of a heading or of a list
 
 
 def _code(value: Any) -> str:
     """Text for a code span: one line, no backtick, no table bar."""
-    return re.sub(r"\s+", " ", str(value)).replace("`", "'").replace("|", "¦").strip()
+    return one_line(value).replace("`", "'").replace("|", "¦")
 
 
 def _fence(text: str) -> str:
@@ -293,8 +294,8 @@ def _fence(text: str) -> str:
     return "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
 
 
 def _number(value: Any) -> str:

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from swin_hf.text import one_line
+
 from .facts import ConfusionMatrix, TrainingFacts
 
 MATRIX, CURVES = "confusion_matrix.png", "learning_curves.png"
 NAMED_CLASSES = 40  # with more, the labels cannot be read and only the colours are drawn
 COUNTED_CLASSES = 15  # with more, the counts cannot be read
+LONGEST_NAME = 24  # characters
 
 
 def picture_names(facts: TrainingFacts | None) -> list[str]:
@@ -53,11 +56,13 @@ def _matrix(matrix: ConfusionMatrix) -> Any:
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
-    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion matrix, {matrix.split}")
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(f"Confusion matrix, {one_line(matrix.split, LONGEST_NAME)}", parse_math=False)
     if len(counts) <= NAMED_CLASSES:
         # parse_math off: a label such as "a$b$" is text
-        axes.set_xticks(range(len(counts)), [_short(x) for x in matrix.labels], rotation=90, parse_math=False)
-        axes.set_yticks(range(len(counts)), [_short(x) for x in matrix.labels], parse_math=False)
+        names = [one_line(label, LONGEST_NAME) for label in matrix.labels]
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
     if len(counts) <= COUNTED_CLASSES:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -78,10 +83,7 @@ def _curves(facts: TrainingFacts) -> Any:
             axes.axvline(facts.best_step, color="grey", linestyle=":", label="saved weights")
         axes.set(xlabel="step", title="loss" if panel is losses else "metrics")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
     figure.tight_layout()
     return figure
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 24 else label[:23] + "…"

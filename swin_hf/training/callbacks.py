@@ -5,6 +5,8 @@
 
 import os
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +103,8 @@ class Reconstructions(Callback):
         rows = [images, images * (1 - mask), images * (1 - mask) + rebuilt * mask]
         sheets = [to_pictures(row, trainer.datamodule) for row in rows]
         pictures = [picture for row in zip(*sheets, strict=True) for picture in row]
-        figure = draw_pictures(pictures, ["original", "input", "reconstruction"] * len(images), columns=3)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_figure(figure, self.folder / "reconstructions.png")
-        show_figure(trainer, "reconstructions", figure)
+        captions = ["original", "input", "reconstruction"] * len(images)
+        keep_figure(trainer, self.folder, "reconstructions", lambda: draw_pictures(pictures, captions, columns=3))
 
 
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
@@ -126,6 +125,17 @@ def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
         pixels = to_pixels(figure)
         for board in boards:
             board.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+
+
+def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:
+    """Draw a figure for the run folder and TensorBoard; a figure that fails is a warning, the results are safe."""
+    try:
+        figure = draw()
+        if folder is not None:
+            save_figure(figure, folder / f"{name}.png")
+        show_figure(trainer, name, figure)
+    except Exception as error:
+        warnings.warn(f"the figure {name} could not be drawn, the run goes on without it: {error}", stacklevel=2)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -327,6 +327,7 @@ def quieten() -> None:
         "Checkpoint directory .* exists and is not empty",  # going on in the run's own folder is what `last` means
         ".*there is no last checkpoint available",  # then it is the first start
         "Be aware that when using `ckpt_path`",  # a test needs no callback that saves checkpoints
+        "Glyph .* missing from",  # letters that the font of a figure lacks are boxes in it
         "The number of training batches .* is smaller than the logging interval",  # the epochs are logged anyway
     ):
         warnings.filterwarnings("ignore", message)

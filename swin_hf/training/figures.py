@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from swin_hf.text import one_line
+
 Curves = Mapping[str, Sequence[Sequence[float]]]  # name -> [step, value] points
 
 # Up to this many classes the confusion matrix shows its counts and names.
 MAX_LABELLED_CLASSES = 30
+LONGEST_NAME = 32  # characters
 
 
 def draw_curves(curves: Curves) -> Figure:
@@ -50,8 +53,10 @@ def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str]) -> Figur
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if labelled:
-        axes.set_xticks(range(len(labels)), labels, rotation=90)
-        axes.set_yticks(range(len(labels)), labels)
+        names = [one_line(label, LONGEST_NAME) for label in labels]
+        # parse_math off: a label such as "a$b$" is text, here and wherever foreign text is drawn
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
@@ -66,7 +71,7 @@ def draw_pictures(pictures: Sequence[np.ndarray[Any, Any]], captions: Sequence[s
     for position, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, position)
         axes.imshow(picture)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(caption, fontsize=8, parse_math=False)
         axes.set_axis_off()
     return figure
 

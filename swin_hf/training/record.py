@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
+from rich.cells import cell_len, set_cell_size
 from torch import Tensor
 
 from swin_hf.files import replacing_folder
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix, Metric, TrainingFacts
+from swin_hf.text import one_line
 
-from .callbacks import save_figure, show_figure, to_pictures
+from .callbacks import keep_figure, to_pictures
 from .checkpointing import BestCheckpoint
 from .facts import data_facts, hardware, hyper_parameters, versions
-from .figures import draw_confusion, draw_curves, draw_pictures
+from .figures import LONGEST_NAME, draw_confusion, draw_curves, draw_pictures
 
 
 class RunRecord(Callback):
@@ -87,7 +89,7 @@ class RunRecord(Callback):
             return
         self.write_model(trainer, pl_module)
         if self.curves:
-            self.keep_figure(trainer, "curves", draw_curves(self.curves))
+            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.curves))
 
     def write_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none."""
@@ -172,31 +174,27 @@ class RunRecord(Callback):
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
         facts.metrics += [Metric(name.removeprefix("test_"), value, "test", n) for name, value in metrics.items()]
         if counts is not None:
-            facts.metrics.append(Metric("f1_macro", float(np.mean([s.f1 for s in scores])), "test", n))
+            facts.metrics.append(Metric("f1_macro", macro_f1(counts.numpy()), "test", n))
             facts.per_class = scores
             facts.confusion_matrix = ConfusionMatrix(labels, counts.tolist(), "test")
-            self.keep_figure(trainer, "confusion_matrix", draw_confusion(counts.numpy(), labels))
-        facts.save(self.folder / "model")
+        facts.save(self.folder / "model")  # the results, before anything is drawn
+        if counts is not None:
+            keep_figure(trainer, self.folder, "confusion_matrix", lambda: draw_confusion(counts.numpy(), labels))
         if self.worst:
-            self.keep_figure(trainer, "worst_pictures", self.draw_worst(trainer, labels))
+            keep_figure(trainer, self.folder, "worst_pictures", lambda: self.draw_worst(trainer, labels))
 
     def draw_worst(self, trainer: Trainer, labels: list[str]) -> Figure:
         """A sheet of the worst predicted pictures."""
         worst = {name: value.cpu() for name, value in self.worst[0].items()}
         pictures = list(to_pictures(worst["pixel_values"], trainer.datamodule))
+        names = [one_line(label, LONGEST_NAME) for label in labels]
         captions = [
-            f"{labels[label]}, seen as {labels[prediction]}\nloss {loss:.2f}"
+            f"{names[label]},\nseen as {names[prediction]}\nloss {loss:.2f}"
             for label, prediction, loss in zip(
                 worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
             )
         ]
         return draw_pictures(pictures, captions)
-
-    def keep_figure(self, trainer: Trainer, name: str, figure: Figure) -> None:
-        """Write a figure into the run folder and into TensorBoard."""
-        assert self.folder is not None
-        save_figure(figure, self.folder / f"{name}.png")
-        show_figure(trainer, name, figure)
 
     def facts(self, trainer: Trainer, pl_module: LightningModule) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
@@ -227,25 +225,41 @@ def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
 
 
 def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1 and support of each class from its confusion counts; 0 where undefined."""
-    hits, truths, guesses = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    precision = hits / np.maximum(guesses, 1)
-    recall = hits / np.maximum(truths, 1)
-    f1 = 2 * hits / np.maximum(truths + guesses, 1)
-    return [
-        ClassScore(label, float(precision[i]), float(recall[i]), float(f1[i]), int(truths[i]))
-        for i, label in enumerate(labels)
-    ]
+    """Precision, recall, F1 and support of each class from its confusion counts.
+
+    What would divide by zero is None: the precision of a class that was never predicted, the recall and the F1 of a
+    class without pictures.
+    """
+    scores = []
+    for label, hits, truths, guesses in zip(
+        labels, np.diag(counts).tolist(), counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist(), strict=True
+    ):
+        precision = hits / guesses if guesses else None
+        recall, f1 = (hits / truths, 2 * hits / (truths + guesses)) if truths else (None, None)
+        scores.append(ClassScore(label, precision, recall, f1, truths))
+    return scores
+
+
+def macro_f1(counts: np.ndarray[Any, Any]) -> float:
+    """Mean F1 of the classes that occur among the truths or the predictions, as scikit-learn and torchmetrics have it.
+
+    Args:
+        counts: ``(classes, classes)`` integers, rows are the truth.
+    """
+    sizes = counts.sum(axis=1) + counts.sum(axis=0)
+    return float(np.mean((2 * np.diag(counts))[sizes > 0] / sizes[sizes > 0])) if sizes.any() else 0.0
 
 
 def report(metrics: dict[str, float], scores: list[ClassScore], rows: int = 100) -> str:
     """The table of a test, as text."""
     lines = []
     if scores:
-        width = max(5, *(len(score.label) for score in scores))
-        lines.append(f"{'class':<{width}}  precision  recall     f1  images")
-        for s in scores[:rows]:
-            lines.append(f"{s.label:<{width}}  {s.precision:9.4f}  {s.recall:6.4f} {s.f1:6.4f}  {s.support:6}")
+        names = [one_line(score.label, LONGEST_NAME) for score in scores[:rows]]
+        width = max(5, *map(cell_len, names))  # cells of the terminal: a Chinese letter takes two
+        lines.append(f"{'class':<{width}}  precision  recall      f1  images")
+        for name, s in zip(names, scores, strict=False):
+            shares = [f"{'-' if share is None else format(share, '.4f'):>6}" for share in (s.precision, s.recall, s.f1)]
+            lines.append(f"{set_cell_size(name, width)}  {shares[0]:>9}  {shares[1]}  {shares[2]}  {s.support:6}")
         if len(scores) > rows:
             lines.append(f"... and {len(scores) - rows} more, see training_facts.json")
     lines += [f"{name} {value:.4f}" for name, value in metrics.items()]
