@@ -269,20 +269,20 @@ def test_a_label_column_of_another_type_is_refused(tmp_path):
 
 
 def test_a_missing_integer_label_is_pointed_out(tmp_path):
-    path = write_paths(tmp_path / "a", labels=[0, 1, 2, "", *range(3)])
-    with pytest.raises(
-        ValueError, match=r"'label' is of type float64, because row 3 of 'train' has no value \(write -1"
+    path = tmp_path / "train.parquet"
+    for labels, message in (
+        ([0.0, 1.0, None] * 8, r", because row 2 of 'train' has no value \(write -1"),
+        ([0.5] * 24, ";"),
     ):
-        ImageDataModule("csv", data_files=path).load()
-    path = write_paths(tmp_path / "a", labels=[0.5, 1])
-    with pytest.raises(ValueError, match=r"'label' is of type float64; class labels are"):
-        ImageDataModule("csv", data_files=path).load()
+        table(label=None).add_column("label", labels).to_parquet(path)
+        with pytest.raises(ValueError, match=rf"'label' is of type float64{message}"):
+            ImageDataModule("parquet", data_files=str(path)).load()
 
 
 @pytest.mark.parametrize("names", [None, ["no", "yes"]])
 def test_true_and_false_are_classes(tmp_path, names):
-    path = write_paths(tmp_path / "a", labels=["True", "False"])
-    module = ImageDataModule("csv", data_files=path, class_names=names, **OPTIONS)
+    path = write_paths(tmp_path / "a", "json", labels=[True, False])
+    module = ImageDataModule("json", data_files=path, class_names=names, **OPTIONS)
     assert list(module.id2label.values()) == (names or ["False", "True"])
     assert module.load().labels("train")[:3].tolist() == [1, 0, 1]
 
@@ -291,7 +291,7 @@ def test_class_names_of_integer_labels(tmp_path):
     path = write_paths(tmp_path / "a", labels=[0, 2])
     module = ImageDataModule("csv", data_files=path, class_names=["a", "b", "c"], **OPTIONS)
     assert module.class_counts == {"a": 9, "b": 0, "c": 9}
-    with pytest.raises(ValueError, match=r"label 2 of column 'label' is none of the 2 classes 0, 1.*name all classes"):
+    with pytest.raises(ValueError, match=r"label '2' of column 'label' is none of the 2 .*name all classes"):
         ImageDataModule("csv", data_files=path, class_names=2).load()
 
 
@@ -344,15 +344,6 @@ def test_a_single_class_is_refused(tmp_path):
     path = write_table(tmp_path, "same", label=[1] * 24)
     with pytest.raises(ValueError, match="all training pictures are of one class, 'green'"):
         ImageDataModule("parquet", data_files=path).load()
-
-
-def test_splits_that_number_classes_differently_are_refused(tmp_path):
-    train = write_table(tmp_path)
-    other = table().cast_column("label", ClassLabel(names=["red", "green", "blue"]))
-    splits = DatasetDict({"train": Dataset.from_parquet(train), "test": other})
-    splits.save_to_disk(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"split 'test' numbers its classes differently.*red, green, blue"):
-        ImageDataModule(str(tmp_path / "both")).load()
 
 
 def test_a_split_without_the_label_column_is_refused(tmp_path):

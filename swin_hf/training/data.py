@@ -29,6 +29,7 @@ from transformers import BaseImageProcessor, BitImageProcessor, ViTImageProcesso
 from swin_hf.processing import UnreadablePictureError, decode_picture
 
 from . import sampling, sources
+from .reading import FORMATS
 from .transforms import (
     INTERPOLATIONS,
     AutoAugment,
@@ -397,8 +398,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"auto_augment {self.auto_augment!r} is neither 'randaugment' nor 'trivialaugment'")
         if self.on_error not in ("raise", "skip", "replace"):
             raise ValueError(f"on_error {self.on_error!r} is none of 'raise', 'skip' and 'replace'")
-        formats = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
-        if self.dataset in formats and self.data_files is None and self.data_dir is None:
+        if self.dataset in FORMATS and self.data_files is None and self.data_dir is None:
             raise ValueError(f"dataset {self.dataset!r} is a format; say where the files are: data_files or data_dir")
 
     # What the data are. Everything below loads the dataset when it is first asked for.

@@ -7,34 +7,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import (
+    ClassLabel,
     Dataset,
     DatasetDict,
+    Image,
     IterableDataset,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from swin_hf.folders import (
     ARCHIVES,
     SPLIT_NAMES,
     PictureFolder,
     is_picture_folder,
+    list_pictures,
     metadata_files,
     read_folder,
     read_splits,
     split_of,
 )
 
+from .shards import load_files, unite
+
 DataFiles = str | list[str] | dict[str, str | list[str]]
 Split = Dataset | IterableDataset
 
+SPLIT_COLUMNS = ("split", "fold", "set")
 FORMATS = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
 
 
@@ -59,37 +68,117 @@ def read(
     revision: str | None,
     streaming: bool,
     labelled: bool,
+    label_column: str | None,
 ) -> Raw:
     """Read the splits of a source; the arguments are those of :func:`swin_hf.training.sources.load_source`."""
-    folder = _picture_folder(dataset, data_files, data_dir, labelled)
+    content = _read_pictures(dataset, data_files, data_dir, labelled)
+    if content is not None:
+        splits = {name: content.splits[name] for name in SPLIT_NAMES if name in content.splits}
+        return Raw(_streams(splits) if streaming else splits, content.left_out)
+    folder = _picture_folder(dataset, data_files, data_dir)
     if folder is not None:
-        for note in folder.notes:
-            rank_zero_warn(note)
-        splits = {name: folder.splits[name] for name in SPLIT_NAMES if name in folder.splits}
-        return Raw(_streams(splits) if streaming else splits, folder.left_out)
-    raw = _load(dataset, data_files, data_dir, config_name, revision, streaming)
-    splits = _name_splits(raw)
-    if streaming:  # formats such as csv declare their columns by their first rows
-        splits = {name: split._resolve_features() for name, split in splits.items()}
-    return Raw(splits)
+        stored: Mapping[str, list[Any]] = _read_metadata(os.path.abspath(folder), metadata_files(folder))
+    else:
+        stored = _load(dataset, data_files, data_dir, config_name, revision, streaming)
+    pieces = _name_splits(stored)
+    if streaming and folder is None:  # formats such as json declare their columns by their first rows
+        pieces = {name: [part._resolve_features() for part in parts] for name, parts in pieces.items()}
+    splits = _split_by_column(unite(pieces), label_column)
+    return Raw(_streams(splits) if streaming and folder is not None else splits)
 
 
-def _picture_folder(
+def _read_pictures(
     dataset: str, data_files: DataFiles | None, data_dir: str | None, labelled: bool
 ) -> PictureFolder | None:
-    """Read a folder of pictures, where that is what the source is."""
+    """Read class folders, where that is what the source is."""
+    content = None
     if dataset == "imagefolder" and data_files is not None:
         for file in flat(data_files):
             if file.lower().endswith(ARCHIVES):
                 raise ValueError(f"{file} is an archive, which is not opened; unpack it, and give data_dir")
         roots = _split_roots(data_files, data_dir)
-        return read_splits(roots, labelled) if roots else None
+        content = read_splits(roots, labelled) if roots else None
+    elif (folder := _picture_folder(dataset, data_files, data_dir)) is not None and not metadata_files(folder):
+        content = read_folder(folder, labelled)
+    for note in content.notes if content is not None else ():
+        rank_zero_warn(note)
+    return content
+
+
+def _picture_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
+    """The folder of pictures that a source is; None for any other source."""
     folder = (data_dir or ".") if dataset == "imagefolder" else os.path.join(dataset, data_dir or "")
     if (dataset in FORMATS and dataset != "imagefolder") or data_files is not None or not os.path.isdir(folder):
         return None
-    if metadata_files(folder) or not (dataset == "imagefolder" or is_picture_folder(folder)):
-        return None
-    return read_folder(folder, labelled)
+    return folder if dataset == "imagefolder" or is_picture_folder(folder) else None
+
+
+def _read_metadata(root: str, files: Sequence[str]) -> dict[str, list[Any]]:
+    """Read pictures that tables name in their column ``file_name``, and say which are on one side only.
+
+    A row belongs to the split after which the first folder of its path is named, where all rows have such a folder.
+    """
+    tables = []
+    for file in files:
+        kind = {".csv": "csv", ".parquet": "parquet"}.get(os.path.splitext(file)[1], "json")
+        (table,) = load_files(kind, {"train": [file]}, streaming=False)["train"]
+        if "file_name" not in table.features:
+            raise ValueError(
+                f"{file} has the columns {', '.join(table.features)}; it must name the pictures in a column file_name"
+            )
+        names = [os.path.join(os.path.dirname(file), name) for name in table[:]["file_name"]]
+        paths = [os.path.normpath(name) for name in names]
+        cells = [{"bytes": None, "path": path} for path in paths]
+        table = table.remove_columns("file_name").add_column("image", cells, feature=Image(decode=False))
+        tables.append((table, paths))
+    listed = {path for _, paths in tables for path in paths}
+    missing = sorted(path for path in listed if not os.path.isfile(path))
+    if missing:
+        rank_zero_warn(f"{len(missing)} pictures that the metadata name do not exist, such as {missing[0]}")
+    unlisted = [path for path in list_pictures(root)[0] if path not in listed]
+    if unlisted:
+        rank_zero_warn(f"{root}: {len(unlisted)} pictures, such as {unlisted[0]}, are not used: no metadata name them")
+    first = {path: os.path.relpath(path, root).split(os.sep)[0] for path in listed}
+    divided = all(split_of(name) for name in first.values())
+    pieces: dict[str, list[Any]] = {}
+    for table, paths in tables:
+        splits = np.array([(split_of(first[path]) if divided else None) or "train" for path in paths])
+        for split in dict.fromkeys(splits.tolist()):
+            pieces.setdefault(split, []).append(table.select(np.flatnonzero(splits == split)))
+    return pieces
+
+
+def _split_by_column(splits: dict[str, Any], label_column: str | None) -> dict[str, Any]:
+    """Use a column with the names of splits as the split, and say so; or say that a column is not used as such."""
+    data = next(iter(splits.values()))
+    columns = [name for name in data.features if name.strip().lower() in SPLIT_COLUMNS and name != label_column]
+    if len(splits) > 1 or not columns:
+        return splits
+    column, feature = columns[0], data.features[columns[0]]
+    if not isinstance(data, Dataset):
+        rank_zero_warn(
+            f"column {column!r} is not used as the split, for the rows of a stream are not known; give the files of"
+            " each split in data_files, or do not stream"
+        )
+        return splits
+    cells = data.select_columns([column])[:][column]
+    if isinstance(feature, ClassLabel):
+        cells = [None if cell is None else feature.names[cell] for cell in cells]
+    found = np.array([split_of(cell) if isinstance(cell, str) else None for cell in cells])
+    divided = {split: np.flatnonzero(found == split) for split in SPLIT_NAMES}
+    sizes = ", ".join(f"{len(rows)} {split}" for split, rows in divided.items() if len(rows))
+    others = Counter(str(cell) for cell, split in zip(cells, found.tolist(), strict=True) if split is None)
+    values = ", ".join(f"{value} ({count} rows)" for value, count in others.most_common(5))
+    if not sizes:
+        rank_zero_info(f"column {column!r} is not used as the split: it has no names of splits, but {values}")
+        return splits
+    rank_zero_info(f"column {column!r} is used as the split: {sizes}")
+    if others:
+        rank_zero_warn(
+            f"{others.total()} rows are not used, for column {column!r} has no name of a split there: {values}; the"
+            f" names are {', '.join(name for names in SPLIT_NAMES.values() for name in names)}"
+        )
+    return {split: data.select(rows) for split, rows in divided.items() if len(rows)}
 
 
 def _split_roots(data_files: DataFiles, data_dir: str | None) -> dict[str, str]:
@@ -118,21 +207,27 @@ def _load(
     config_name: str | None,
     revision: str | None,
     streaming: bool,
-) -> Mapping[str, Any]:
+) -> Mapping[str, list[Any]]:
+    """Pieces of each stored split, under its own name."""
     folder = Path(data_dir if dataset == "arrow" and data_dir else dataset)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         stored = load_from_disk(str(folder))
         stored = stored if isinstance(stored, DatasetDict) else DatasetDict({"train": stored})
-        return _streams(stored) if streaming else stored
+        return {name: [split] for name, split in (_streams(stored) if streaming else stored).items()}
+    options: dict[str, Any] = {"data_files": data_files, "data_dir": data_dir, "revision": revision}
     try:
-        loaded: Mapping[str, Any] = load_dataset(
-            dataset, name=config_name, data_files=data_files, data_dir=data_dir, revision=revision, streaming=streaming
-        )
+        if dataset in FORMATS or os.path.isdir(dataset):
+            builder = load_dataset_builder(dataset, name=config_name, **options)
+            declared = builder.info.features is not None  # by the README of a folder: holds for all files
+            by_file = ("parquet", "arrow", "csv") if streaming else ("parquet", "arrow", "csv", "json")
+            if builder.name in by_file and not declared:
+                return load_files(builder.name, builder.config.data_files, streaming)
+        loaded = load_dataset(dataset, name=config_name, **options, streaming=streaming)
     except ValueError as error:
         if "corresponds to no data" in str(error):  # datasets' words for a split without rows
             raise ValueError(f"a split of {dataset!r} is empty: {error}") from error
         raise
-    return loaded
+    return {name: [split] for name, split in loaded.items()}
 
 
 def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:

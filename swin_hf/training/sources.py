@@ -70,11 +70,12 @@ class Source:
         return np.array([self.class_id(cell) for cell in cells], dtype=np.int64)
 
     def class_id(self, cell: Any) -> int:
-        """Class id of a stored label.
+        """Class id of a stored label; blanks around a text do not count, and an empty one is no label.
 
         Raises:
             ValueError: If the label is none of the classes.
         """
+        cell = _bare(cell)
         if cell is None:
             return UNLABELLED
         if self.encode is None:
@@ -122,7 +123,7 @@ def load_source(
         ValueError: If columns, labels or splits are missing, ambiguous or contradictory.
     """
     check_files(data_files, data_dir)
-    raw = read(dataset, data_files, data_dir, config_name, revision, streaming, labelled)
+    raw = read(dataset, data_files, data_dir, config_name, revision, streaming, labelled, label_column)
     splits = raw.splits
     reference = next(iter(splits))  # the training split where there is one
     features = splits[reference].features
@@ -138,7 +139,9 @@ def load_source(
                 raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row")
     if label is not None:
         _name_classes(source, features, streaming, class_names)
-        _check_same_classes(source, label)
+        for name, split in splits.items():
+            if label not in split.features:
+                raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
     source.roots = {name: _root(source, name, data_files, data_dir) for name in splits}
     return source
 
@@ -263,6 +266,8 @@ def _name_classes(source: Source, features: Features, streaming: bool, class_nam
     elif class_names is not None:
         values = declared if is_text(feature) else [False, True] if feature.dtype == "bool" else range(len(declared))
         source.encode = dict(zip(values, range(len(declared)), strict=False)) | {UNLABELLED: UNLABELLED}
+        if is_text(feature) and not any(name.isdecimal() for name in declared):  # the number of a class in a table
+            source.encode |= {str(index): index for index in range(len(declared))}
         source.class_names = declared
     elif streaming:
         raise ValueError(
@@ -270,7 +275,7 @@ def _name_classes(source: Source, features: Features, streaming: bool, class_nam
             " classes will come; say it with class_names (their names, or their number), or do not stream"
         )
     else:
-        cells = set(source.splits[source.reference].select_columns([column])[:][column])
+        cells = set(map(_bare, source.splits[source.reference].select_columns([column])[:][column]))
         known = natural_order(cells - {None, UNLABELLED})
         source.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
         source.class_names = [str(value) for value in known]
@@ -298,21 +303,13 @@ def natural_order(values: Iterable[Any]) -> list[Any]:
     """Sort labels; texts that are all numbers come in the order of the numbers (1, 2, 10, not 1, 10, 2)."""
     values = list(values)
     if all(isinstance(value, str) and value.isdecimal() for value in values):
-        return sorted(values, key=int)
+        return sorted(values, key=lambda value: (int(value), value))  # 7 and 007 are two classes
     return sorted(values)
 
 
-def _check_same_classes(source: Source, label: str) -> None:
-    reference = source.splits[source.reference].features[label]
-    for name, split in source.splits.items():
-        if label not in split.features:
-            raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
-        if isinstance(reference, ClassLabel) and split.features[label].names != reference.names:
-            raise ValueError(
-                f"split {name!r} numbers its classes differently from {source.reference}:"
-                f" {shorten(split.features[label].names)} against {shorten(reference.names)}; write both with the same"
-                " ClassLabel"
-            )
+def _bare(cell: Any) -> Any:
+    """A label without blanks around it; None where nothing is left."""
+    return (cell.strip() or None) if isinstance(cell, str) else cell
 
 
 def class_table(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]], limit: int = 30) -> str:
