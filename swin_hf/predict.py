@@ -40,6 +40,7 @@ DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decod
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
+READERS = 4  # threads that read pictures
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -320,8 +321,12 @@ def prepare(
     model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image]
 ) -> list[Tensor]:
     """Turn pictures into what the model takes, ``(channels, height, width)`` each, on its device and in its dtype."""
-    pixels = [processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]
-    return [tensor.to(model.device, model.dtype) for tensor in pixels]
+    return [_pixels_of(processor, picture).to(model.device, model.dtype) for picture in pictures]
+
+
+def _pixels_of(processor: BaseImageProcessor, picture: Image) -> Tensor:
+    pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    return pixels
 
 
 def classify(
@@ -343,9 +348,14 @@ def classify(
         For each picture its classes, the most probable first. Scores are probabilities: a softmax over the classes, or
         a sigmoid each for a model of several labels an image; the bare output for a regression.
     """
+    return _classify_pixels(model, prepare(model, processor, pictures), top_k)
+
+
+def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
+    """Name what pictures show that :func:`prepare` has made tensors of."""
     import torch
 
-    pixels = prepare(model, processor, pictures)
+    pixels = [tensor.to(model.device, model.dtype) for tensor in pixels]
     alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
     with torch.inference_mode():
         batches = [torch.stack(pixels)] if alike else [tensor[None] for tensor in pixels]
@@ -390,6 +400,9 @@ def predict(
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
     """Classify many pictures in batches, reading the next while the model works on the last.
 
+    A picture is shrunk in the thread that read it: as many are held in full size as there are threads, whatever the
+    batch.
+
     Args:
         model: A classifier.
         processor: Its image processor.
@@ -401,21 +414,21 @@ def predict(
         Each source in order, with its classes or with the reason why it cannot be read.
     """
     mode = picture_mode(model)
+
+    def read(source: str) -> Tensor | PictureError:
+        try:
+            return _pixels_of(processor, read_picture(source, mode))
+        except PictureError as error:
+            return error
+
     batches = [sources[start : start + batch_size] for start in range(0, len(sources), batch_size)]
-    with ThreadPoolExecutor(max_workers=4, thread_name_prefix="read") as pool:
-        ahead = [pool.submit(_try_to_read, source, mode) for source in batches[0]] if batches else []
+    with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="read") as pool:
+        ahead = [pool.submit(read, source) for source in batches[0]] if batches else []
         for number, batch in enumerate(batches):
-            pictures = [future.result() for future in ahead]
+            results = [future.result() for future in ahead]
             following = batches[number + 1] if number + 1 < len(batches) else []
-            ahead = [pool.submit(_try_to_read, source, mode) for source in following]
-            readable = [picture for picture in pictures if not isinstance(picture, PictureError)]
-            guesses = iter(classify(model, processor, readable, top_k=top_k) if readable else [])
-            for source, picture in zip(batch, pictures, strict=True):
-                yield source, picture if isinstance(picture, PictureError) else next(guesses)
-
-
-def _try_to_read(source: str, mode: str) -> Image | PictureError:
-    try:
-        return read_picture(source, mode)
-    except PictureError as error:
-        return error
+            ahead = [pool.submit(read, source) for source in following]
+            readable = [pixels for pixels in results if not isinstance(pixels, PictureError)]
+            guesses = iter(_classify_pixels(model, readable, top_k) if readable else [])
+            for source, result in zip(batch, results, strict=True):
+                yield source, result if isinstance(result, PictureError) else next(guesses)

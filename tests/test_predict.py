@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from transformers import ViTImageProcessor, pipeline
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification
 from swin_hf.cli import main
-from swin_hf.predict import PictureError, find_pictures, load_classifier, predict, read_picture
+from swin_hf.predict import PictureError, classify, find_pictures, load_classifier, predict, read_picture
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["ant", "bee", "cat", "dog", "[eel]"]  # brackets: rich would take them for markup
@@ -177,6 +178,31 @@ def test_nothing_but_unreadable_pictures_gives_an_empty_list(run, model_folder, 
     code, out, err = run("predict", model_folder, pictures / "notes.txt", "--json")
     assert (code, json.loads(out)) == (1, [])
     assert "notes.txt: cannot be read" in err
+
+
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_no_more_pictures_are_held_in_full_size_than_threads_read(model_folder, tmp_path, monkeypatch, batch_size):
+    for number in range(16):
+        Image.new("RGB", (300 + number, 200), (16 * number, 0, 99)).save(tmp_path / f"{number:02}.png")
+    sources = sorted(map(str, tmp_path.iterdir()))
+    model, processor = load_classifier(str(model_folder), device="cpu")
+    expected = classify(model, processor, [read_picture(source) for source in sources])
+
+    taken, most, read = [], [], swin_hf.predict.read_picture
+
+    def watched(source, mode):
+        picture = read(source, mode)
+        taken.append(weakref.ref(picture))
+        most.append(sum(reference() is not None for reference in taken))
+        return picture
+
+    monkeypatch.setattr(swin_hf.predict, "read_picture", watched)
+    results = list(predict(model, processor, sources, batch_size=batch_size))
+    assert len(taken) == 16 and max(most) <= swin_hf.predict.READERS + 1  # one may be on its way out
+    assert [source for source, _ in results] == sources
+    for (_, guesses), others in zip(results, expected, strict=True):
+        assert [guess.index for guess in guesses] == [guess.index for guess in others]
+        assert [guess.score for guess in guesses] == pytest.approx([guess.score for guess in others], abs=1e-5)
 
 
 def test_odd_modes_become_what_training_makes_of_them(tmp_path):
