@@ -176,7 +176,6 @@ class SwinClassifier(SwinModule):
         network = build_classifier(preset, model, fields, attn_implementation)
         if gradient_checkpointing:
             recompute_activations(network)
-        self.resting: list[nn.Module] = []  # frozen parts, kept in evaluation mode
         if linear_probe:
             network.swin.requires_grad_(False)
             self.resting = [network.swin]
@@ -230,13 +229,6 @@ class SwinClassifier(SwinModule):
             names = getattr(data, "id2label", None) or self.model.config.id2label
             normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
             self.teacher = [load_teacher(self.distill_from, names, self.model.config.num_channels, normalization)]
-
-    def train(self, mode: bool = True) -> "SwinClassifier":
-        """Keep frozen parts in evaluation mode, without stochastic depth."""
-        super().train(mode)
-        for part in self.resting:
-            part.eval()
-        return self
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""

@@ -3,8 +3,9 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +24,7 @@ class SwinModule(LightningModule):
 
     Attributes:
         model: The network; it knows nothing of Lightning.
+        resting: Frozen parts of it, which stay in evaluation mode.
         monitor: Metric that chooses the best checkpoint.
         mode: ``max`` or ``min``, what is better.
         starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
@@ -30,6 +32,7 @@ class SwinModule(LightningModule):
     """
 
     model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
+    resting: Sequence[nn.Module] = ()
     monitor: str
     mode: str
     starting_point: str | None
@@ -71,9 +74,31 @@ class SwinModule(LightningModule):
         self.compile_model = compile
 
     def setup(self, stage: str) -> None:
-        """Compile in place: the names in the state dict stay what they are."""
-        if self.compile_model and stage == "fit":
-            self.model.compile()
+        """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
+        if stage == "fit":
+            self.train()
+            if self.compile_model:
+                self.model.compile()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every module but the frozen parts, which draw no stochastic depth."""
+        super().train(mode)
+        for part in self.resting:
+            part.eval()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Train in training mode: Lightning keeps the mode that it finds, and ``from_pretrained`` sets evaluation."""
+        self.train()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Average the gradients of a window that the end of the epoch cut off: Lightning divides by the full window."""
+        window = self.trainer.accumulate_grad_batches
+        held = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready % window
+        if held:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(window / held)
 
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
@@ -169,11 +194,11 @@ class SwinModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip; Lightning would refuse a fused optimiser in bf16-mixed too, where gradients are not scaled at all."""
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
-            if gradient_clip_val:
-                nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
+        if self.trainer.precision != "bf16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.parameters(), gradient_clip_val)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model before anything is loaded.
