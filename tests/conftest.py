@@ -19,6 +19,9 @@ from swin_hf import SwinHFConfig, SwinHFForImageClassification
 # fp32, two orders of summation: the largest differences seen are 5e-6 on unit-scale activations.
 PARITY = {"rtol": 1e-5, "atol": 1e-5}
 
+# Seconds after which something that a test waits for counts as hung. No measure of speed: a loaded machine is slow.
+PATIENCE = 900
+
 TINY = {
     "image_size": (32, 48),
     "patch_size": 2,

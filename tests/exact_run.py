@@ -136,8 +136,10 @@ def middle(batch: int, epoch: int = 0) -> Callable[[Trainer, str], bool]:
     return wanted
 
 
-def launch(folder: Path, ranks: int, timeout: int = 240, **options: Any) -> list[dict[str, Any]]:
+def launch(folder: Path, ranks: int, **options: Any) -> list[dict[str, Any]]:
     """Run this file in ``ranks`` processes with gloo; return what each of them left."""
+    from conftest import PATIENCE
+
     processes = []
     port = str(20000 + os.getpid() % 20000)
     for rank in range(ranks):
@@ -154,7 +156,7 @@ def launch(folder: Path, ranks: int, timeout: int = 240, **options: Any) -> list
     outputs = []
     try:
         for process in processes:
-            outputs.append(process.communicate(timeout=timeout)[0].decode(errors="replace"))
+            outputs.append(process.communicate(timeout=PATIENCE)[0].decode(errors="replace"))
     finally:
         for process in processes:
             process.kill()

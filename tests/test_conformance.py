@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import PATIENCE, TINY
 from PIL import Image
 from transformers import (
     AutoBackbone,
@@ -311,7 +311,7 @@ def _train_on_two(rank: int, file: str, model_classes: list[type]) -> None:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=PATIENCE)
     )
     for model_class in model_classes:
         torch.manual_seed(0)

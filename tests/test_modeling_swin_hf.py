@@ -81,7 +81,8 @@ def test_outputs_are_none_unless_asked_and_config_can_ask(model_class, tiny_conf
     assert len(model(x).hidden_states) == 4
     some = model(x, output_hidden_states=[0, -1]).hidden_states
     assert some[1] is some[2] is None
-    assert torch.equal(some[0], asked.hidden_states[0]) and torch.equal(some[3], asked.hidden_states[3])
+    for one in (0, 3):  # attention weights are computed by another backend
+        torch.testing.assert_close(some[one], asked.hidden_states[one])
     assert model(x, output_hidden_states=2).hidden_states[1] is None
 
 
@@ -142,7 +143,7 @@ def test_another_size_leaves_no_trace():
         before = model(x).logits
         model(torch.randn(1, 3, 100, 180))
         model(torch.randn(1, 3, 40, 40))
-        assert torch.equal(model(x).logits, before)
+        torch.testing.assert_close(model(x).logits, before)
 
 
 def test_forward_assigns_nothing(tiny_model):
@@ -231,7 +232,7 @@ def test_copies_and_pickles_after_giving_hidden_states(tiny_model):
     x = torch.randn(IMAGE)
     expected = tiny_model(x, output_hidden_states=True, output_attentions=True).logits
     for twin in (copy.deepcopy(tiny_model), pickle.loads(pickle.dumps(tiny_model))):
-        assert torch.equal(twin(x).logits, expected)
+        torch.testing.assert_close(twin(x).logits, expected)
 
 
 def test_inference_mode_does_not_spoil_training(tiny_model):
@@ -418,7 +419,7 @@ def test_masked_loss_is_the_mean_over_masked_pixels():
         if mask[b, row // 2, column // 2]
     ]
     torch.testing.assert_close(output.loss, torch.stack(distances).sum() / len(distances) / 3, atol=1e-5, rtol=1e-5)
-    assert torch.equal(model(x, bool_masked_pos=mask).loss, output.loss)
+    torch.testing.assert_close(model(x, bool_masked_pos=mask).loss, output.loss)
 
 
 def test_masked_pixels_are_not_seen():
@@ -429,11 +430,11 @@ def test_masked_pixels_are_not_seen():
     x = torch.randn(1, 3, 32, 48)
     other = torch.where(hidden, torch.randn_like(x), x)
     first, second = model(x, bool_masked_pos=mask), model(other, bool_masked_pos=mask)
-    assert torch.equal(first.reconstruction, second.reconstruction)
+    torch.testing.assert_close(first.reconstruction, second.reconstruction)
     assert first.loss != second.loss
-    assert not torch.equal(model(x).reconstruction, first.reconstruction)
+    assert not torch.allclose(model(x).reconstruction, first.reconstruction, atol=1e-4)
     base = model.swin(other, bool_masked_pos=mask).last_hidden_state
-    assert torch.equal(base, model.swin(x, bool_masked_pos=mask).last_hidden_state)
+    torch.testing.assert_close(base, model.swin(x, bool_masked_pos=mask).last_hidden_state)
 
 
 def test_local_targets_are_normalised_by_their_neighbourhood():
@@ -534,7 +535,7 @@ def test_windows_can_grow_for_each_stage_and_come_back(tiny_model):
     x = torch.randn(IMAGE)
     expected = tiny_model(x).logits
     tiny_model.resize_windows(window_size=(4, 3))
-    assert torch.equal(tiny_model(x).logits, expected)
+    torch.testing.assert_close(tiny_model(x).logits, expected)
     tiny_model.resize_windows(window_size=[6, (4, 2), 3])
     assert [stage.blocks[0].window for stage in tiny_model.swin.stages] == [(6, 6), (4, 2), (3, 3)]
     assert tiny_model(x).logits.isfinite().all()
@@ -548,7 +549,7 @@ def test_absolute_positions_follow_the_image(tmp_path):
     resized = SwinHFForImageClassification.from_pretrained(tmp_path, image_size=(40, 60))
     assert resized.swin.embeddings.position_embeddings.shape == (1, 20 * 30, 16)
     torch.testing.assert_close(resized(x).logits, expected, atol=1e-6, rtol=1e-5)
-    assert not torch.equal(resized(x).logits, resized(x.roll(20, 3)).logits)
+    assert not torch.allclose(resized(x).logits, resized(x.roll(20, 3)).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_channels", [1, 2, 5])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PATIENCE
 from hub_server import FOR_EVER, READER, STRANGER, use_mode
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
@@ -214,7 +215,9 @@ for revision in (None, "v1"):
     print(model.classifier.bias.mean().item() > 0.5)
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": constants.HF_HUB_CACHE}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
@@ -498,7 +501,7 @@ print([thread.name for thread in threading.enumerate() if "conversion" in thread
     hub.requests.clear()
     done = subprocess.run(
         [sys.executable, "-c", code, "swin_hf", type(tiny_model).__name__],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout.splitlines() == ["refused", "[]"], done.stderr
     assert not [path for _, path, _ in hub.requests if "discussions" in path or "pytorch_model.bin" in path]

@@ -167,13 +167,13 @@ def test_lightning_checkpoint_to_pretrained_folder(tmp_path):
         assert_bit_equal(model.state_dict(), expected)
         with torch.inference_mode():
             logits[weights] = model(images).logits
-    assert not torch.equal(logits["ema"], logits["raw"])
+    assert not torch.allclose(logits["ema"], logits["raw"], atol=1e-4)
     assert model.config.id2label == {0: "zero", 1: "one"}
 
     load_checkpoint(tmp_path / "last.ckpt").save_pretrained(tmp_path / "model")
     again = SwinHFForImageClassification.from_pretrained(tmp_path / "model").eval()
     with torch.inference_mode():
-        assert torch.equal(again(images).logits, logits["ema"])
+        torch.testing.assert_close(again(images).logits, logits["ema"])
 
 
 try:

@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from conftest import PATIENCE
 from huggingface_hub import HfApi
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
@@ -295,7 +296,7 @@ def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, 
         HF_ENDPOINT=hub.url,
         HF_HOME=str(tmp_path / "home"),
     )
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert f"published: {hub.url}/user/result/tree/{hub.log('user/result')[0].id}" in output
     there = hub.files("user/result")
@@ -329,11 +330,11 @@ def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(config, tmp_pa
     words = ["--config", str(config), "--runs", str(tmp_path), "--ckpt_path", "last", "--trainer.max_epochs", "500"]
     process = start(*words)
     last = tmp_path / "tiny" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, output
     step = torch.load(last, weights_only=True)["global_step"]
     assert step > 0 and not (tmp_path / "tiny" / "model").exists()
@@ -369,7 +370,7 @@ def test_unreadable_pictures_of_all_ranks_are_counted(config, tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=240,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "5 pictures could not be read (skip)" in done.stdout + done.stderr
@@ -380,7 +381,7 @@ def test_unreadable_pictures_of_all_ranks_are_counted(config, tmp_path):
 @pytest.mark.slow
 def test_the_default_recipe_reaches_its_promise(tmp_path):
     process = start("--runs", str(tmp_path))
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     facts = swin_hf.hub.facts.TrainingFacts.load(tmp_path / "digits" / "model")
     accuracy = next(m.value for m in facts.metrics if (m.name, m.split) == ("accuracy", "test"))
@@ -405,7 +406,7 @@ def test_two_nodes_on_loopback_train_one_model(config, tmp_path):
         for rank in range(2)
     ]
     try:
-        outputs = [node.communicate(timeout=240)[0] for node in nodes]
+        outputs = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
