@@ -20,9 +20,10 @@ from transformers import AutoImageProcessor
 
 from swin_hf.processing import UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
-from swin_hf.training.data import collate
+from swin_hf.training.pictures import collate
 from swin_hf.training.record import RunRecord
-from swin_hf.training.sources import load_source, natural_order, stratified_split
+from swin_hf.training.sources import load_source, natural_order
+from swin_hf.training.splits import count_classes, stratified_split
 from swin_hf.training.transforms import EvalTransform
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
@@ -372,8 +373,6 @@ def test_a_training_split_without_any_label(tmp_path):
 
 
 def test_class_ids_beyond_the_names_are_refused():
-    from swin_hf.training.sources import count_classes
-
     with pytest.raises(ValueError, match="class ids run from 0 to 7, but there are 3 classes"):
         count_classes(np.array([0, 7]), 3)
 

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.utils.data
-from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, BitImageProcessor, ViTImageProcessor
 
-from swin_hf.processing import UnreadablePictureError, decode_picture
+from swin_hf.processing import UnreadablePictureError
 
 from . import sampling, sources
+from .pictures import Batch, OnError, PictureDataset, PictureReader, PictureStream, channel_statistics, collate
 from .reading import FORMATS
+from .splits import announce_classes, count_classes, divide
 from .transforms import (
     INTERPOLATIONS,
     AutoAugment,
@@ -41,213 +42,9 @@ from .transforms import (
     shortest_edge,
 )
 
-OnError = Literal["raise", "skip", "replace"]
-Batch = dict[str, Any]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
-REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving up
-
-
-class PictureReader:
-    """From the stored cells of a row to ``(pixels, label)``; a plain object that travels to loader workers.
-
-    Args:
-        source: Where pictures and labels are.
-        split: Name of the stored split.
-        transform: From a decoded PIL image to ``(C, H, W)`` of ``uint8``.
-        num_channels: 3 or 1.
-        background: Colour behind transparent pixels.
-        on_error: What to do with a picture that cannot be decoded.
-    """
-
-    def __init__(
-        self,
-        source: sources.Source,
-        split: str,
-        transform: Callable[[Any], Tensor],
-        num_channels: int,
-        background: Sequence[int],
-        on_error: OnError,
-    ) -> None:
-        self.image_column, self.label_column = source.image_column, source.label_column
-        self.encode, self.root = source.encode, source.roots.get(split)
-        self.split, self.transform = split, transform
-        self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that are read."""
-        return [self.image_column] if self.label_column is None else [self.image_column, self.label_column]
-
-    def read(self, cell: Any, seed: int, row: Any) -> Tensor | UnreadablePictureError:
-        """Decode and transform one picture with random numbers of its own.
-
-        Args:
-            cell: Stored picture.
-            seed: Seed of the augmentation; the caller's random stream is left as it was.
-            row: Row number, for the message.
-
-        Returns:
-            ``(C, H, W)`` of ``uint8``, or the error when the policy is to go on.
-
-        Raises:
-            UnreadablePictureError: If the policy is ``raise``.
-        """
-        try:
-            picture = decode_picture(cell, self.num_channels, self.background, self.root)
-        except UnreadablePictureError as error:
-            message = f"{self.split} row {row}: {error}"
-            if self.on_error == "raise":
-                raise UnreadablePictureError(
-                    f"{message}; repair or remove the file, or pass --data.on_error skip (or replace)"
-                ) from error
-            return UnreadablePictureError(message)
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
-        try:
-            return self.transform(picture)
-        finally:
-            torch.set_rng_state(state)
-
-
-class PictureDataset(torch.utils.data.Dataset[Any]):
-    """The rows of a split as batches; asked for by row number, or by ``(epoch, row)`` when training.
-
-    Args:
-        data: Split with undecoded pictures.
-        rows: Row of ``data`` behind each index.
-        labels: Class id of each index; None without labels.
-        reader: Decoder and transform.
-        seed: Seed of the augmentation.
-        training: Whether an unreadable picture may be replaced by another.
-    """
-
-    def __init__(
-        self,
-        data: Dataset,
-        rows: np.ndarray[Any, Any],
-        labels: np.ndarray[Any, Any] | None,
-        reader: PictureReader,
-        seed: int,
-        training: bool,
-    ) -> None:
-        self.data = data.select_columns([reader.image_column])
-        self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
-        """Read a whole batch in one access; called by torch's fetcher."""
-        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        cells = self.data[[int(self.rows[index]) for _, index in pairs]][self.reader.image_column]
-        samples = []
-        for (epoch, index), cell in zip(pairs, cells, strict=True):
-            sample = self._sample(epoch, index, cell)
-            samples.append(sample)
-        if self.training and all("pixel_values" not in sample for sample in samples):
-            samples.append(self._replacement(*pairs[0]))  # a batch must not be empty: the other ranks wait for it
-        return samples
-
-    def _sample(self, epoch: int, index: int, cell: Any) -> Batch:
-        row = int(self.rows[index])
-        pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row), row)
-        if isinstance(pixels, Tensor):
-            return self._labelled(pixels, index)
-        sample: Batch = {"unreadable": str(pixels)}
-        if self.reader.on_error == "replace" and self.training:
-            sample |= self._replacement(epoch, index)
-        return sample
-
-    def _replacement(self, epoch: int, index: int) -> Batch:
-        generator = np.random.default_rng(sampling.derive_seed(self.seed, "replacement", epoch, int(self.rows[index])))
-        for other in generator.integers(len(self), size=REPLACEMENTS):
-            row = int(self.rows[other])
-            cell = self.data[row][self.reader.image_column]
-            pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row, index), row)
-            if isinstance(pixels, Tensor):
-                return self._labelled(pixels, int(other))
-        raise UnreadablePictureError(
-            f"{self.reader.split} row {int(self.rows[index])} and {REPLACEMENTS} pictures tried in its place are all"
-            " unreadable; check the files of the dataset"
-        )
-
-    def _labelled(self, pixels: Tensor, index: int) -> Batch:
-        return (
-            {"pixel_values": pixels} if self.labels is None else {"pixel_values": pixels, "label": self.labels[index]}
-        )
-
-
-class PictureStream(torch.utils.data.IterableDataset[Any]):
-    """A stream as samples. An unreadable picture leaves its place in the batch empty, whatever the policy.
-
-    Args:
-        data: This rank's share of the stream, endless when training.
-        source: For class ids.
-        reader: Decoder and transform.
-        seed: Seed of the augmentation.
-        rank: This process.
-        batch_size: Samples per batch, to count batches that need not be decoded.
-    """
-
-    def __init__(
-        self,
-        data: IterableDataset,
-        source: sources.Source,
-        reader: PictureReader,
-        seed: int,
-        rank: int,
-        batch_size: int,
-    ) -> None:
-        self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
-        self.class_id = source.class_id
-        self.epoch = self.done = 0
-
-    def set_position(self, epoch: int, done: int) -> None:
-        """Choose the epoch's order, and how many batches are only counted because they have been trained on."""
-        self.data.set_epoch(epoch)
-        self.epoch, self.done = epoch, done
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        counted = self.batch_size * len(range(number, self.done, workers))
-        for place, cells in enumerate(self.data):
-            if place < counted:
-                yield {}
-                continue
-            seed = sampling.derive_seed(self.seed, "stream", self.rank, number, self.epoch, place)
-            pixels = self.reader.read(cells[self.reader.image_column], seed, place)
-            if not isinstance(pixels, Tensor):
-                yield {"unreadable": str(pixels)}
-            elif self.reader.label_column is None:
-                yield {"pixel_values": pixels}
-            else:
-                yield {"pixel_values": pixels, "label": self.class_id(cells[self.reader.label_column])}
-
-
-def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B,) int64}``.
-
-    Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
-    read, that is all there is in the batch.
-    """
-    unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
-    readable = [sample for sample in samples if "pixel_values" in sample]
-    batch: Batch = {}
-    if readable:  # otherwise all are unreadable, or counted and not decoded: see PictureStream
-        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in readable])
-    if readable and "label" in readable[0]:
-        batch["labels"] = torch.tensor([int(sample["label"]) for sample in readable])
-    if unreadable:
-        batch["unreadable"] = unreadable
-    return batch
 
 
 class ImageDataModule(LightningDataModule):
@@ -419,57 +216,16 @@ class ImageDataModule(LightningDataModule):
                 class_names=self.class_names,
             )
             if not self.streaming:
-                self._divide(source)
+                self._rows, self._labels, self._held_out = divide(
+                    source,
+                    {"test": self.test_fraction, "validation": self.validation_fraction},
+                    self.limit_train,
+                    self.split_seed,
+                )
             self._fingerprint = sources.fingerprint(source)
             self._source = source
             self._measure()
         return self._source
-
-    def _divide(self, source: sources.Source) -> None:
-        """Choose the rows of each split: those with a label, less what is held out of the training split."""
-        for name, split in source.splits.items():
-            rows = np.arange(len(split))
-            if source.label_column is None:
-                labels = np.zeros(len(split), dtype=np.int64)
-            else:
-                labels = source.labels(name)
-                sources.count_classes(labels, len(source.class_names))
-                rows = np.flatnonzero(labels != sources.UNLABELLED)
-                if len(rows) < len(labels):
-                    rank_zero_warn(
-                        f"{len(labels) - len(rows)} of {len(labels)} rows of {name!r} have no label: left out"
-                    )
-            if name == "train" and len(rows) == 0:
-                raise ValueError(f"no row of the training split has a label in column {source.label_column!r}")
-            if len(rows):
-                self._rows[name], self._labels[name] = rows, labels[rows]
-        if "train" in self._rows:
-            self._divide_train(source)
-
-    def _divide_train(self, source: sources.Source) -> None:
-        """Hold out of the training split what has no split of its own, and limit it."""
-        for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
-            if name not in self._rows and fraction > 0:
-                size = len(self._labels["train"])
-                kept, held = sources.stratified_split(self._labels["train"], round(fraction * size), self.split_seed)
-                if len(held) == 0:
-                    raise ValueError(
-                        f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a"
-                        " larger fraction"
-                    )
-                self._take(name, held)
-                self._take("train", kept)
-                self._held_out.append(name)
-        if self.limit_train is not None and self.limit_train < len(self._rows["train"]):
-            self._take("train", sources.stratified_draw(self._labels["train"], self.limit_train, self.split_seed))
-        if source.label_column is not None and len(np.unique(self._labels["train"])) < 2:
-            raise ValueError(
-                f"all training pictures are of one class, {source.class_names[self._labels['train'][0]]!r}; a"
-                " classifier needs two"
-            )
-
-    def _take(self, name: str, places: np.ndarray[Any, Any]) -> None:
-        self._rows[name], self._labels[name] = self._rows["train"][places], self._labels["train"][places]
 
     def _measure(self) -> None:
         """Replace mean="dataset" and std="dataset" by the statistics of evenly spaced training pictures."""
@@ -479,23 +235,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError('mean="dataset" needs the pictures at hand; give numbers when streaming')
         if "train" not in self._rows:
             raise ValueError('mean="dataset" is measured on a training split, and there is none; give its numbers')
-        data = self._dataset("train", EvalTransform(self.image_size, "squash", 1.0, self.interpolation), training=False)
-        places = np.linspace(0, len(data) - 1, num=min(STATISTICS_SAMPLE, len(data)), dtype=int)
-        total, squares = torch.zeros(2, self.num_channels, dtype=torch.float64)
-        count = 0
-        for place in places:
-            pixels = data[int(place)].get("pixel_values")
-            if pixels is not None:
-                values = pixels.flatten(1).double() / 255
-                total, squares, count = total + values.sum(1), squares + (values**2).sum(1), count + values.shape[1]
-        mean = total / max(1, count)
-        std = (squares / max(1, count) - mean**2).clamp(min=0).sqrt()
-        if not bool((std > 1e-3).all()):
-            raise ValueError(f"the training pictures are of one colour (standard deviation {std.tolist()})")
-        if self.mean == "dataset":
-            self.mean = [round(float(value), 4) for value in mean]
-        if self.std == "dataset":
-            self.std = [round(float(value), 4) for value in std]
+        transform = EvalTransform(self.image_size, "squash", 1.0, self.interpolation)
+        mean, std = channel_statistics(self._dataset("train", transform, training=False), self.num_channels)
+        self.mean = mean if self.mean == "dataset" else self.mean
+        self.std = std if self.std == "dataset" else self.std
 
     @property
     def num_classes(self) -> int:
@@ -513,7 +256,7 @@ class ImageDataModule(LightningDataModule):
         source = self.load()
         if self.streaming or source.label_column is None or "train" not in self._labels:
             return {}
-        counts = sources.count_classes(self._labels["train"], len(source.class_names))
+        counts = count_classes(self._labels["train"], len(source.class_names))
         return dict(zip(source.class_names, counts.tolist(), strict=True))
 
     @property
@@ -650,10 +393,8 @@ class ImageDataModule(LightningDataModule):
         if self.streaming:
             self._stream_steps()
         elif self.labelled and not self._announced:
-            counts = {
-                name: sources.count_classes(self._labels[name], len(source.class_names)) for name in self.split_sizes
-            }
-            sources.announce_classes(source, counts)
+            counts = {name: count_classes(self._labels[name], len(source.class_names)) for name in self.split_sizes}
+            announce_classes(source, counts)
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # Asked for by every rank: Lightning broadcasts it. Without a logger it is default_root_dir, which is the
@@ -686,7 +427,9 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         if trainer is not None:
-            self._check_restored()
+            if self._restored is not None:
+                sampling.check_restored(trainer, self._restored, self._state(), self.batch_size)
+                self._restored = None
             sampling.rewind_to_optimizer_step(trainer)
         transform = TrainTransform(
             self.image_size,
@@ -863,39 +606,6 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the state of the interrupted run; it is compared when training goes on."""
         self._restored = state_dict
-
-    def _check_restored(self) -> None:
-        """Refuse to resume on other data or in another order, rather than train on something unintended.
-
-        Raises:
-            ValueError: If a value differs. At the start of an epoch another global batch is accepted, with as many
-                images a step as before where the learning rate is scaled by them: the optimiser keeps its rate.
-        """
-        restored = self._restored
-        if restored is None:
-            return
-        assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        inside_epoch = progress.current.processed > 0 and not progress.is_last_batch
-        state = self._state()
-        images = state.pop("images_per_step")
-        for name, now in state.items():
-            before = restored.get(name, now)
-            if before != now and (name != "global_batch" or inside_epoch):
-                raise ValueError(
-                    f"the checkpoint was written with data {name} {before}, and this run has {now}; resume with the"
-                    " same data and options, or start a new run from the saved weights (--model.model)"
-                )
-        before = restored.get("images_per_step", images)
-        if before != images and getattr(self.trainer.lightning_module, "lr_scaling", False):
-            raise ValueError(
-                f"the checkpoint was trained with {before} images a step, and this run has {images} (batch_size"
-                f" {self.batch_size} x {self.trainer.world_size} ranks x {self.trainer.accumulate_grad_batches} batches"
-                " accumulated); with lr_scaling the learning rate follows them, but a restored optimiser keeps its own:"
-                f" resume with batch_size, ranks and --trainer.accumulate_grad_batches that make {before}, or start a"
-                " new run from the saved weights (--model.model)"
-            )
-        self._restored = None
 
 
 def _shareable(value: Any) -> Any:

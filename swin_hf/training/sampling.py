@@ -213,3 +213,37 @@ def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int 
             f" of {world_size} ranks; pass --data.num_workers {num_shards // world_size} or fewer"
         )
     return steps
+
+
+def check_restored(trainer: Trainer, restored: dict[str, Any], state: dict[str, Any], batch_size: int) -> None:
+    """Refuse to resume on other data or in another order, rather than train on something unintended.
+
+    Args:
+        trainer: The trainer, with its loops restored.
+        restored: State of the data module in the checkpoint.
+        state: State of the data module of this run.
+        batch_size: Training pictures per step on each device.
+
+    Raises:
+        ValueError: If a value differs. At the start of an epoch another global batch is accepted, with as many
+            images a step as before where the learning rate is scaled by them: the optimiser keeps its rate.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    inside_epoch = progress.current.processed > 0 and not progress.is_last_batch
+    for name, now in state.items():
+        before = restored.get(name, now)
+        if before != now and name != "images_per_step" and (name != "global_batch" or inside_epoch):
+            raise ValueError(
+                f"the checkpoint was written with data {name} {before}, and this run has {now}; resume with the same"
+                " data and options, or start a new run from the saved weights (--model.model)"
+            )
+    images = state["images_per_step"]
+    before = restored.get("images_per_step", images)
+    if before != images and getattr(trainer.lightning_module, "lr_scaling", False):
+        raise ValueError(
+            f"the checkpoint was trained with {before} images a step, and this run has {images} (batch_size"
+            f" {batch_size} x {trainer.world_size} ranks x {trainer.accumulate_grad_batches} batches accumulated); with"
+            " lr_scaling the learning rate follows them, but a restored optimiser keeps its own: resume with"
+            f" batch_size, ranks and --trainer.accumulate_grad_batches that make {before}, or start a new run from the"
+            " saved weights (--model.model)"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from datasets import (
     IterableDataset,
     Value,
 )
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from swin_hf.folders import SPLIT_NAMES
 
@@ -312,79 +310,6 @@ def _bare(cell: Any) -> Any:
     return (cell.strip() or None) if isinstance(cell, str) else cell
 
 
-def class_table(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]], limit: int = 30) -> str:
-    """Return a table of class ids, names and the number of pictures in each split.
-
-    Args:
-        names: Name of each class id.
-        counts: Pictures of each class, for each split.
-        limit: Largest number of classes to list.
-    """
-    width = max(5, *(len(name) for name in names[:limit]))
-    lines = ["".join([f"{'id':>5}  {'class':<{width}}", *(f"{split:>12}" for split in counts)])]
-    for index, name in enumerate(names[:limit]):
-        lines.append("".join([f"{index:>5}  {name:<{width}}", *(f"{count[index]:>12,}" for count in counts.values())]))
-    if len(names) > limit:
-        lines.append(f"{'...':>5}  {len(names) - limit} more classes")
-    lines.append("".join([f"{'':>5}  {'all':<{width}}", *(f"{count.sum():>12,}" for count in counts.values())]))
-    return "\n".join(lines)
-
-
-def announce_classes(source: Source, counts: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
-
-    Args:
-        source: The splits as they are stored.
-        counts: Pictures of each class that are used, for each split.
-    """
-    names = source.class_names
-    found = np.array([source.left_out.get(name, 0) for name in names])
-    for split in source.splits:
-        found = found + count_classes(source.labels(split), len(names))
-    counts = {"found": found, "used": sum(counts.values(), np.zeros_like(found)), **counts}
-    rank_zero_info(f"{len(names)} classes\n{class_table(names, counts)}")
-    missing = [name for name, count in zip(names, counts["train"], strict=True) if count == 0]
-    if missing:
-        rank_zero_warn(f"{len(missing)} classes have no training picture: {shorten(missing)}")
-
-
-def stratified_draw(
-    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Draw ``count`` rows with the classes in proportion: those that :func:`stratified_split` would hold out.
-
-    Where the classes cannot spare so many, some of the rows that it keeps come in too.
-    """
-    kept, held = stratified_split(labels, count, seed)
-    return np.sort(np.concatenate([held, kept[: count - len(held)]]))
-
-
-def stratified_split(
-    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Part rows into kept ones and ``count`` held-out ones, with the classes in proportion.
-
-    The rows are sorted by class, at random within each class, and taken at even distances. Every class keeps at
-    least one row: ``datasets.train_test_split`` refuses classes with a single picture.
-
-    Args:
-        labels: Class id of every row.
-        count: Number of rows to hold out; fewer if the classes cannot spare them.
-        seed: Seed of the draw.
-
-    Returns:
-        Kept and held-out row numbers, each in ascending order.
-    """
-    random = np.random.default_rng(seed)
-    order = np.lexsort((random.random(len(labels)), labels))
-    is_first = np.diff(labels[order], prepend=-2) != 0  # one row of each class stays
-    spare = order[~is_first]
-    count = min(count, len(spare))
-    places = ((np.arange(count) + random.random()) * (len(spare) / max(1, count))).astype(np.int64)
-    held = np.sort(spare[places])
-    return np.setdiff1d(np.arange(len(labels)), held), held
-
-
 def fingerprint(source: Source) -> str:
     """Hash what the training split (or the first that there is) holds, independently of paths, caches and machines.
 
@@ -408,16 +333,3 @@ def _stored_bytes(cell: Any, root: str | None) -> bytes:
         return bytes(cell["bytes"])
     path = Path(root or "") / cell["path"]
     return path.read_bytes() if path.is_file() else b""
-
-
-def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[Any, Any]:
-    """Number of rows of each class id; rows without a label are left out.
-
-    Raises:
-        ValueError: If an id is not below ``num_classes``.
-    """
-    known = labels[labels != UNLABELLED]
-    counts = Counter(known.tolist())
-    if counts and (min(counts) < 0 or max(counts) >= num_classes):
-        raise ValueError(f"class ids run from {min(counts)} to {max(counts)}, but there are {num_classes} classes")
-    return np.array([counts[index] for index in range(num_classes)], dtype=np.int64)

@@ -1,0 +1,242 @@
+"""From stored pictures to batches: decoding, transforms with random numbers of their own, unreadable files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.utils.data
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from swin_hf.processing import UnreadablePictureError, decode_picture
+
+from . import sampling, sources
+
+OnError = Literal["raise", "skip", "replace"]
+Batch = dict[str, Any]
+
+STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
+REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving up
+
+
+class PictureReader:
+    """From the stored cells of a row to ``(pixels, label)``; a plain object that travels to loader workers.
+
+    Args:
+        source: Where pictures and labels are.
+        split: Name of the stored split.
+        transform: From a decoded PIL image to ``(C, H, W)`` of ``uint8``.
+        num_channels: 3 or 1.
+        background: Colour behind transparent pixels.
+        on_error: What to do with a picture that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        source: sources.Source,
+        split: str,
+        transform: Callable[[Any], Tensor],
+        num_channels: int,
+        background: Sequence[int],
+        on_error: OnError,
+    ) -> None:
+        self.image_column, self.label_column = source.image_column, source.label_column
+        self.encode, self.root = source.encode, source.roots.get(split)
+        self.split, self.transform = split, transform
+        self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [self.image_column] if self.label_column is None else [self.image_column, self.label_column]
+
+    def read(self, cell: Any, seed: int, row: Any) -> Tensor | UnreadablePictureError:
+        """Decode and transform one picture with random numbers of its own.
+
+        Args:
+            cell: Stored picture.
+            seed: Seed of the augmentation; the caller's random stream is left as it was.
+            row: Row number, for the message.
+
+        Returns:
+            ``(C, H, W)`` of ``uint8``, or the error when the policy is to go on.
+
+        Raises:
+            UnreadablePictureError: If the policy is ``raise``.
+        """
+        try:
+            picture = decode_picture(cell, self.num_channels, self.background, self.root)
+        except UnreadablePictureError as error:
+            message = f"{self.split} row {row}: {error}"
+            if self.on_error == "raise":
+                raise UnreadablePictureError(
+                    f"{message}; repair or remove the file, or pass --data.on_error skip (or replace)"
+                ) from error
+            return UnreadablePictureError(message)
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
+        try:
+            return self.transform(picture)
+        finally:
+            torch.set_rng_state(state)
+
+
+class PictureDataset(torch.utils.data.Dataset[Any]):
+    """The rows of a split as batches; asked for by row number, or by ``(epoch, row)`` when training.
+
+    Args:
+        data: Split with undecoded pictures.
+        rows: Row of ``data`` behind each index.
+        labels: Class id of each index; None without labels.
+        reader: Decoder and transform.
+        seed: Seed of the augmentation.
+        training: Whether an unreadable picture may be replaced by another.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        rows: np.ndarray[Any, Any],
+        labels: np.ndarray[Any, Any] | None,
+        reader: PictureReader,
+        seed: int,
+        training: bool,
+    ) -> None:
+        self.data = data.select_columns([reader.image_column])
+        self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
+        """Read a whole batch in one access; called by torch's fetcher."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        cells = self.data[[int(self.rows[index]) for _, index in pairs]][self.reader.image_column]
+        samples = []
+        for (epoch, index), cell in zip(pairs, cells, strict=True):
+            sample = self._sample(epoch, index, cell)
+            samples.append(sample)
+        if self.training and all("pixel_values" not in sample for sample in samples):
+            samples.append(self._replacement(*pairs[0]))  # a batch must not be empty: the other ranks wait for it
+        return samples
+
+    def _sample(self, epoch: int, index: int, cell: Any) -> Batch:
+        row = int(self.rows[index])
+        pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row), row)
+        if isinstance(pixels, Tensor):
+            return self._labelled(pixels, index)
+        sample: Batch = {"unreadable": str(pixels)}
+        if self.reader.on_error == "replace" and self.training:
+            sample |= self._replacement(epoch, index)
+        return sample
+
+    def _replacement(self, epoch: int, index: int) -> Batch:
+        generator = np.random.default_rng(sampling.derive_seed(self.seed, "replacement", epoch, int(self.rows[index])))
+        for other in generator.integers(len(self), size=REPLACEMENTS):
+            row = int(self.rows[other])
+            cell = self.data[row][self.reader.image_column]
+            pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row, index), row)
+            if isinstance(pixels, Tensor):
+                return self._labelled(pixels, int(other))
+        raise UnreadablePictureError(
+            f"{self.reader.split} row {int(self.rows[index])} and {REPLACEMENTS} pictures tried in its place are all"
+            " unreadable; check the files of the dataset"
+        )
+
+    def _labelled(self, pixels: Tensor, index: int) -> Batch:
+        return (
+            {"pixel_values": pixels} if self.labels is None else {"pixel_values": pixels, "label": self.labels[index]}
+        )
+
+
+class PictureStream(torch.utils.data.IterableDataset[Any]):
+    """A stream as samples. An unreadable picture leaves its place in the batch empty, whatever the policy.
+
+    Args:
+        data: This rank's share of the stream, endless when training.
+        source: For class ids.
+        reader: Decoder and transform.
+        seed: Seed of the augmentation.
+        rank: This process.
+        batch_size: Samples per batch, to count batches that need not be decoded.
+    """
+
+    def __init__(
+        self,
+        data: IterableDataset,
+        source: sources.Source,
+        reader: PictureReader,
+        seed: int,
+        rank: int,
+        batch_size: int,
+    ) -> None:
+        self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
+        self.class_id = source.class_id
+        self.epoch = self.done = 0
+
+    def set_position(self, epoch: int, done: int) -> None:
+        """Choose the epoch's order, and how many batches are only counted because they have been trained on."""
+        self.data.set_epoch(epoch)
+        self.epoch, self.done = epoch, done
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        counted = self.batch_size * len(range(number, self.done, workers))
+        for place, cells in enumerate(self.data):
+            if place < counted:
+                yield {}
+                continue
+            seed = sampling.derive_seed(self.seed, "stream", self.rank, number, self.epoch, place)
+            pixels = self.reader.read(cells[self.reader.image_column], seed, place)
+            if not isinstance(pixels, Tensor):
+                yield {"unreadable": str(pixels)}
+            elif self.reader.label_column is None:
+                yield {"pixel_values": pixels}
+            else:
+                yield {"pixel_values": pixels, "label": self.class_id(cells[self.reader.label_column])}
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B,) int64}``.
+
+    Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
+    read, that is all there is in the batch.
+    """
+    unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
+    readable = [sample for sample in samples if "pixel_values" in sample]
+    batch: Batch = {}
+    if readable:  # otherwise all are unreadable, or counted and not decoded: see PictureStream
+        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in readable])
+    if readable and "label" in readable[0]:
+        batch["labels"] = torch.tensor([int(sample["label"]) for sample in readable])
+    if unreadable:
+        batch["unreadable"] = unreadable
+    return batch
+
+
+def channel_statistics(data: PictureDataset, num_channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, for values in 0..1, of evenly spaced pictures.
+
+    Raises:
+        ValueError: If the pictures are of one colour.
+    """
+    places = np.linspace(0, len(data) - 1, num=min(STATISTICS_SAMPLE, len(data)), dtype=int)
+    total, squares = torch.zeros(2, num_channels, dtype=torch.float64)
+    count = 0
+    for place in places:
+        pixels = data[int(place)].get("pixel_values")
+        if pixels is not None:
+            values = pixels.flatten(1).double() / 255
+            total, squares, count = total + values.sum(1), squares + (values**2).sum(1), count + values.shape[1]
+    mean = total / max(1, count)
+    std = (squares / max(1, count) - mean**2).clamp(min=0).sqrt()
+    if not bool((std > 1e-3).all()):
+        raise ValueError(f"the training pictures are of one colour (standard deviation {std.tolist()})")
+    return [round(float(value), 4) for value in mean], [round(float(value), 4) for value in std]

@@ -1,0 +1,157 @@
+"""Which rows are trained on, and which are held out: stratified shares, counts and the table of classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from swin_hf.text import one_line
+
+from .sources import UNLABELLED, Source, shorten
+
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def divide(
+    source: Source, fractions: Mapping[str, float], limit_train: int | None, seed: int
+) -> tuple[dict[str, Integers], dict[str, Integers], list[str]]:
+    """Choose the rows of each split: those with a label, less what is held out of the training split.
+
+    Args:
+        source: Stored splits.
+        fractions: Share of the training split to hold out for each split, in this order, where it is not stored.
+        limit_train: Number of training rows to keep; None for all.
+        seed: Seed of the draws.
+
+    Returns:
+        Rows and labels of each split, and the names of those that were held out.
+
+    Raises:
+        ValueError: If a split has nothing to train on or to hold out, or the training split a single class.
+    """
+    rows: dict[str, Integers] = {}
+    labels: dict[str, Integers] = {}
+    for name, split in source.splits.items():
+        stored = np.zeros(len(split), dtype=np.int64) if source.label_column is None else source.labels(name)
+        if source.label_column is not None:
+            count_classes(stored, len(source.class_names))
+        kept = np.flatnonzero(stored != UNLABELLED)
+        if len(kept) < len(stored):
+            rank_zero_warn(f"{len(stored) - len(kept)} of {len(stored)} rows of {name!r} have no label: left out")
+        if name == "train" and len(kept) == 0:
+            raise ValueError(f"no row of the training split has a label in column {source.label_column!r}")
+        if len(kept):
+            rows[name], labels[name] = kept, stored[kept]
+    held_out = []
+    for name, fraction in fractions.items() if "train" in rows else ():
+        if name in rows or fraction == 0:
+            continue
+        size = len(labels["train"])
+        kept, held = stratified_split(labels["train"], round(fraction * size), seed)
+        if len(held) == 0:
+            raise ValueError(
+                f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a larger"
+                " fraction"
+            )
+        rows[name], labels[name] = rows["train"][held], labels["train"][held]
+        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
+        held_out.append(name)
+    if limit_train is not None and limit_train < len(rows.get("train", ())):
+        drawn = stratified_draw(labels["train"], limit_train, seed)
+        rows["train"], labels["train"] = rows["train"][drawn], labels["train"][drawn]
+    if source.label_column is not None and len(present := np.unique(labels.get("train", ()))) == 1:
+        raise ValueError(
+            f"all training pictures are of one class, {source.class_names[int(present[0])]!r}; a classifier needs two"
+        )
+    return rows, labels, held_out
+
+
+def class_table(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]], limit: int = 30) -> str:
+    """Return a table of class ids, names and the number of pictures in each split.
+
+    Args:
+        names: Name of each class id.
+        counts: Pictures of each class, for each split.
+        limit: Largest number of classes to list.
+    """
+    shown = [one_line(name) for name in names[:limit]]
+    width = max(5, *map(len, shown))
+    lines = ["".join([f"{'id':>5}  {'class':<{width}}", *(f"{split:>12}" for split in counts)])]
+    for index, name in enumerate(shown):
+        lines.append("".join([f"{index:>5}  {name:<{width}}", *(f"{count[index]:>12,}" for count in counts.values())]))
+    if len(names) > limit:
+        lines.append(f"{'...':>5}  {len(names) - limit} more classes")
+    lines.append("".join([f"{'':>5}  {'all':<{width}}", *(f"{count.sum():>12,}" for count in counts.values())]))
+    return "\n".join(lines)
+
+
+def announce_classes(source: Source, counts: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
+
+    Args:
+        source: The splits as they are stored.
+        counts: Pictures of each class that are used, for each split.
+    """
+    names = source.class_names
+    found = np.array([source.left_out.get(name, 0) for name in names])
+    for split in source.splits:
+        found = found + count_classes(source.labels(split), len(names))
+    counts = {"found": found, "used": sum(counts.values(), np.zeros_like(found)), **counts}
+    rank_zero_info(f"{len(names)} classes\n{class_table(names, counts)}")
+    missing = [name for name, count in zip(names, counts["train"], strict=True) if count == 0]
+    if missing:
+        rank_zero_warn(f"{len(missing)} classes have no training picture: {shorten(missing)}")
+
+
+def stratified_draw(
+    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Draw ``count`` rows with the classes in proportion: those that :func:`stratified_split` would hold out.
+
+    Where the classes cannot spare so many, some of the rows that it keeps come in too.
+    """
+    kept, held = stratified_split(labels, count, seed)
+    return np.sort(np.concatenate([held, kept[: count - len(held)]]))
+
+
+def stratified_split(
+    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Part rows into kept ones and ``count`` held-out ones, with the classes in proportion.
+
+    The rows are sorted by class, at random within each class, and taken at even distances. Every class keeps at
+    least one row: ``datasets.train_test_split`` refuses classes with a single picture.
+
+    Args:
+        labels: Class id of every row.
+        count: Number of rows to hold out; fewer if the classes cannot spare them.
+        seed: Seed of the draw.
+
+    Returns:
+        Kept and held-out row numbers, each in ascending order.
+    """
+    random = np.random.default_rng(seed)
+    order = np.lexsort((random.random(len(labels)), labels))
+    is_first = np.diff(labels[order], prepend=-2) != 0  # one row of each class stays
+    spare = order[~is_first]
+    count = min(count, len(spare))
+    places = ((np.arange(count) + random.random()) * (len(spare) / max(1, count))).astype(np.int64)
+    held = np.sort(spare[places])
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[Any, Any]:
+    """Number of rows of each class id; rows without a label are left out.
+
+    Raises:
+        ValueError: If an id is not below ``num_classes``.
+    """
+    known = labels[labels != UNLABELLED]
+    counts = Counter(known.tolist())
+    if counts and (min(counts) < 0 or max(counts) >= num_classes):
+        raise ValueError(f"class ids run from {min(counts)} to {max(counts)}, but there are {num_classes} classes")
+    return np.array([counts[index] for index in range(num_classes)], dtype=np.int64)
