@@ -222,6 +222,21 @@ def test_a_mark_at_the_start_of_the_file_and_blanks_around_columns(tmp_path):
     assert source.splits["train"][0]["path"]["path"] == "0.png"
 
 
+@pytest.mark.parametrize("way", ["file", "folder", "file in folder", "split"])
+@pytest.mark.parametrize("place", ["a [b]", "x*y", "what?[1-2]"])
+def test_names_of_files_and_folders_are_no_patterns(tmp_path, place, way):
+    path = write_table(tmp_path / place, "path,label\n0.png,a\n1.png,b\n", "train[1].csv", rows=2)
+    options = {
+        "file": {"data_files": path},
+        "folder": {"data_dir": str(tmp_path / place)},
+        "file in folder": {"data_dir": str(tmp_path / place), "data_files": "train[1].csv"},
+        "split": {"data_files": {"train": [path]}},
+    }[way]
+    source = load_source("csv", **options)
+    assert names_of(source) == ["a", "b"]
+    assert source.roots == {"train": str(tmp_path / place)}
+
+
 # A column that is the split.
 
 

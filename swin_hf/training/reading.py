@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from swin_hf.folders import (
     read_splits,
     split_of,
 )
+from swin_hf.processing import PICTURE_SUFFIXES
 
 from .shards import load_files, unite
 
@@ -217,17 +219,37 @@ def _load(
     options: dict[str, Any] = {"data_files": data_files, "data_dir": data_dir, "revision": revision}
     try:
         if dataset in FORMATS or os.path.isdir(dataset):
+            options |= _literal(data_files, data_dir)
             builder = load_dataset_builder(dataset, name=config_name, **options)
             declared = builder.info.features is not None  # by the README of a folder: holds for all files
             by_file = ("parquet", "arrow", "csv") if streaming else ("parquet", "arrow", "csv", "json")
             if builder.name in by_file and not declared:
-                return load_files(builder.name, builder.config.data_files, streaming)
+                files = {  # with data_dir alone, datasets takes every file in it for a table
+                    split: [path for path in paths if not path.lower().endswith(PICTURE_SUFFIXES)]
+                    for split, paths in builder.config.data_files.items()
+                }
+                return load_files(builder.name, {split: paths for split, paths in files.items() if paths}, streaming)
         loaded = load_dataset(dataset, name=config_name, **options, streaming=streaming)
     except ValueError as error:
         if "corresponds to no data" in str(error):  # datasets' words for a split without rows
             raise ValueError(f"a split of {dataset!r} is empty: {error}") from error
         raise
     return {name: [split] for name, split in loaded.items()}
+
+
+def _literal(data_files: DataFiles | None, data_dir: str | None) -> dict[str, Any]:
+    """Escape what ``datasets`` would take for patterns: folders, and names with brackets of files that exist."""
+
+    def escape(file: str) -> str:
+        return glob.escape(file) if os.path.exists(os.path.join(data_dir or "", file)) else file
+
+    files: Any = data_files
+    if isinstance(data_files, Mapping):
+        files = {split: [escape(file) for file in flat(some)] for split, some in data_files.items()}
+    elif data_files is not None:
+        files = [escape(file) for file in flat(data_files)]
+    folder = glob.escape(data_dir) if data_dir is not None and "://" not in data_dir else data_dir
+    return {"data_files": files, "data_dir": folder}
 
 
 def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:
