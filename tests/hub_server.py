@@ -459,6 +459,11 @@ class LoopbackHub:
             }
         )  # fmt: skip
 
+    @route("GET", "/api/models/REPO/auth-check/write", "auth_check")
+    async def _auth_check(self, request: Request, kind: str, repo: str) -> Response:
+        self._writable(request, repo)
+        return Response(status_code=200)
+
     @route("GET", "/api/models/REPO/refs", "refs")
     async def _refs(self, request: Request, kind: str, repo: str) -> Response:
         found = self._readable(request, repo)

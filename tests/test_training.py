@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Sw
 import swin_hf.hub
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.training import SwinClassifier, run_recipe
-from swin_hf.training.command import choose_run_folder
+from swin_hf.training.run_folder import new_run_folder
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "recipes" / "data" / "digits"
@@ -254,19 +254,14 @@ def test_torchrun_with_too_few_devices_is_refused(config, tmp_path, monkeypatch)
 def test_run_names_are_names(tmp_path):
     for name in ("../up", "a/b", ".hidden", ""):
         with pytest.raises(ValueError, match="the name of a run is"):
-            choose_run_folder(tmp_path, name, None)
+            new_run_folder(tmp_path, name)
 
 
-def test_processes_that_a_run_starts_share_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SWIN_HF_RUN_FOLDER", str(tmp_path / "tiny-v3"))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_run_folder(tmp_path, "tiny", None) == tmp_path / "tiny-v3"
-
-
-def test_a_failed_publication_says_how_to_try_again(config, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    with pytest.raises(SystemExit, match=r"complete but .*(?s:.*)swin-hf push .*tiny ann/digits"):
-        words = ["--trainer.max_epochs", "1", "--data.limit_train", "48", "--push", "ann/digits"]
+def test_a_failed_publication_says_how_to_try_again(config, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    hub.fail("create_repo", "status", status=403)
+    with pytest.raises(SystemExit, match=r"complete but .*(?s:.*)swin-hf push .*tiny user/digits"):
+        words = ["--trainer.max_epochs", "1", "--data.limit_train", "48", "--push", "user/digits"]
         fit(config, tmp_path, *words)
     assert (tmp_path / "tiny" / "model" / "model.safetensors").is_file()
 
@@ -337,7 +332,9 @@ def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(config, tmp_pa
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, output
     step = torch.load(last, weights_only=True)["global_step"]
-    assert step > 0 and not (tmp_path / "tiny" / "model").exists()
+    assert step > 0 and (tmp_path / "tiny" / "model" / "model.safetensors").is_file()
+    resume = output.split("resume with: ")[1].splitlines()[0]
+    assert resume.endswith(f"fit --config {tmp_path}/tiny/config.yaml --name tiny --ckpt_path last")
     epochs = step // 10 + 1  # of 10 batches
     words = ["--config", str(config), "--runs", str(tmp_path), "--ckpt_path", "last"]
     assert run_recipe(SwinClassifier, config, ["fit", *words, "--trainer.max_epochs", str(epochs)]) == 0

@@ -133,6 +133,44 @@ def push(
         return _Push(api, repo_id, branch, tag, private).run(staged, replace_card, message)
 
 
+def check_access(repo_id: str, endpoint: str | None = None) -> None:
+    """Ask the Hub whether a push to a repository would be taken, before the work is done that is to be pushed.
+
+    Args:
+        repo_id: ``user/name``; without such a repository, the token must be able to make it.
+        endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
+
+    Raises:
+        ValueError: When the id is malformed.
+        HubError: When there is no token, it may not write there, or the Hub cannot be reached.
+    """
+    checked_repo_id(repo_id)
+    require_token()
+    api = client(endpoint)
+    if attempt(lambda: _exists(api, repo_id), repo_id):
+        attempt(lambda: api.auth_check(repo_id, write=True), repo_id)
+        return
+    account, owner = attempt(api.whoami, repo_id), repo_id.split("/")[0]
+    owners = [account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")]
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read" or owner not in owners:
+        reason = "the token may only read" if role == "read" else f"the token belongs to {account['name']}"
+        raise HubError(
+            f"{repo_id} does not exist and cannot be made ({reason}); use a token that may write to {owner}, or push "
+            f"to one of {', '.join(owners)}"
+        )
+
+
+def _exists(api: HfApi, repo_id: str) -> bool:
+    try:
+        api.model_info(repo_id)
+    except RepositoryNotFoundError as error:
+        if error.response is not None and error.response.status_code == 401:
+            api.whoami()  # a token that is not accepted looks the same; this tells them apart
+        return False
+    return True
+
+
 class _Push:
     """The conversation of one push with the Hub."""
 

@@ -5,6 +5,8 @@
 
 import os
 import shutil
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from swin_hf.files import replacing
+from swin_hf.files import WriteError, replacing
 
 
 class NonFiniteLossError(RuntimeError):
@@ -118,10 +122,12 @@ class AtomicCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(AtomicCheckpoint):
-    """Keeps ``last.ckpt``, the whole state of the run, at every epoch and when the run is interrupted.
+    """Keeps ``last.ckpt``, the whole state of the run, at every epoch and when the training is interrupted.
 
     A file is replaced when its successor is complete; a full disk leaves the old one. After a loss that is not finite
-    nothing is saved, so that the last good state stays.
+    nothing is saved, so that the last good state stays; nor after an interruption of the test that follows the
+    training, when the module has the best weights and not the last. Of several ranks, the state is saved when they stop
+    together (SIGTERM): to save, all of them have to meet, and a rank that fails alone would wait for the others.
 
     Args:
         dirpath: Folder of the checkpoints.
@@ -139,11 +145,29 @@ class LastCheckpoint(AtomicCheckpoint):
             every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,
         )
+        self.training = False  # whether the module and the trainer hold a state of the training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is a state to save."""
+        super().on_train_start(trainer, pl_module)
+        self.training = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last epoch is saved; what follows (the averaged weights, the test of the best) is another state."""
+        super().on_train_end(trainer, pl_module)
+        self.training = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the state, unless it is broken or cannot be written."""
-        if not isinstance(exception, NonFiniteLossError | OSError):
-            super().on_exception(trainer, pl_module, exception)
+        """Save the state; end the other ranks, which Lightning's launcher started and nobody else would end."""
+        alone = trainer.world_size > 1 and not isinstance(exception, SIGTERMException)
+        if self.training and not alone and not isinstance(exception, NonFiniteLossError | WriteError):
+            try:
+                super().on_exception(trainer, pl_module, exception)
+            except WriteError as error:  # the reason of the interruption must not be lost
+                warnings.warn(f"the state of the interrupted epoch is not saved: {error}", stacklevel=2)
+        self.training = False
+        if alone and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # a rank in a collective hears no other signal
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in this folder; in another, there is nothing to go on with."""

@@ -11,10 +11,9 @@ a requeue and a resume.
 import argparse
 import json
 import logging
-import os
 import pickle
-import re
 import shlex
+import shutil
 import sys
 import traceback
 import warnings
@@ -31,6 +30,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
+from swin_hf.files import WriteError, remove_leftovers
+from swin_hf.hub.publish import check_access
+from swin_hf.hub.remote import HubError
 from swin_hf.processing import UnreadablePictureError
 
 from .callbacks import EpochReport, Reconstructions, log_configuration
@@ -40,11 +42,12 @@ from .facts import command_line
 from .loggers import AppendingCSVLogger
 from .module import SwinModule
 from .record import RunRecord
+from .run_folder import LAST, last_run, new_run_folder, starts_first
 from .sampling import check_launch
 from .schema import LINKED, recipe_schema
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
-RUN_FOLDER_VARIABLE = "SWIN_HF_RUN_FOLDER"  # how the first process tells those it starts where the run lives
+EXIT_SIGINT = 128 + 2
 
 # Model options that may differ on resume, because they do not change what is computed.
 FREE_ON_RESUME = {"compile", "gradient_checkpointing", "attn_implementation"}
@@ -78,6 +81,17 @@ class RecipeCLI(LightningCLI):
     ) -> None:
         self.default_config = Path(default_config)
         self.run_folder: Path | None = None
+        self.is_new = False  # whether the run folder was made for this run
+        try:
+            self._start(module_class, args)
+        except BaseException as error:
+            self.leave_in_order(error)
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into the exit code 1
+                raise KeyboardInterrupt from None
+            raise
+
+    def _start(self, module_class: type[SwinModule], args: Sequence[str] | None) -> None:
+        """Parse, build and run, which LightningCLI does while it is constructed."""
         super().__init__(
             module_class,
             ImageDataModule,
@@ -136,21 +150,39 @@ class RecipeCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning's own lets the hyper-parameters of a checkpoint override the command line without a word.
         self.options = self.config[self.config.subcommand]
-        if self.config.subcommand == "fit":
-            self.run_folder = choose_run_folder(Path(self.options.runs), self.options.name, self.options.ckpt_path)
-        path = self.options.ckpt_path
-        if path == "last":
-            folder = self.run_folder or choose_run_folder(Path(self.options.runs), self.options.name, "last")
-            path = folder / "checkpoints" / "last.ckpt"
-            if self.config.subcommand != "fit":  # Lightning would test random weights where it finds none
-                self.options.ckpt_path = str(path)
-        if path is None or not Path(path).is_file():
-            if path is not None and self.options.ckpt_path != "last":
-                sys.exit(f"error: there is no checkpoint {path}; give a file, or 'last' for the newest of the run")
+        path = self.choose_run_folder() if self.config.subcommand == "fit" else self.options.ckpt_path
+        if path == "last":  # Lightning would test random weights where it finds none
+            runs, name = Path(self.options.runs), self.options.name
+            self.options.ckpt_path = path = str((last_run(runs, name) or runs / name) / LAST)
+        if path is None:
             return
+        if not Path(path).is_file():
+            sys.exit(f"error: there is no checkpoint {path}; give a file, or 'last' for the newest of the run")
         checkpoint = read_checkpoint(Path(path))
         given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
         refuse_conflicts(given, checkpoint.get("hyper_parameters", {}), str(path))
+
+    def choose_run_folder(self) -> str | None:
+        """Reserve the folder of a new run, or take that of the run to resume.
+
+        Returns:
+            The checkpoint to resume from, if any.
+        """
+        runs, name, path = Path(self.options.runs), self.options.name, self.options.ckpt_path
+        if self.options.push is not None and starts_first():
+            check_access(self.options.push)
+        if path == "last":
+            self.run_folder = last_run(runs, name)
+            if self.run_folder is not None:
+                if starts_first():
+                    remove_leftovers(self.run_folder)
+                return str(self.run_folder / LAST)
+            self.options.ckpt_path = path = None
+            if starts_first():
+                print(f"no run {name} in {runs} has a checkpoint to resume from: it starts anew", flush=True)  # noqa: T201
+        if not self.options.trainer.fast_dev_run:
+            self.run_folder, self.is_new = new_run_folder(runs, name), True
+        return None if path is None else str(path)
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what is wrong with the input is said in one line."""
@@ -168,7 +200,6 @@ class RecipeCLI(LightningCLI):
         extra = [] if given in (None, True, False) else (given if isinstance(given, list) else [given])
         folder = self.run_folder if fitting else None
         if folder is not None:
-            os.environ[RUN_FOLDER_VARIABLE] = str(folder)
             kwargs["default_root_dir"] = str(folder)
             kwargs["logger"] = False if given is False else [*run_loggers(folder), *extra]
         else:
@@ -205,6 +236,12 @@ class RecipeCLI(LightningCLI):
         """Test the best weights, and publish them if asked."""
         if self.trainer.fast_dev_run:
             return
+        if self.is_new and self.drop_untrained():
+            print(  # noqa: T201 - what happened
+                f"nothing was trained: {self.options.ckpt_path} has reached the end of its training already; "
+                "give a higher --trainer.max_epochs to go on"
+            )
+            return
         best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
         if hasattr(self.model, "test_step") and self.datamodule.has_test and self.model.monitor == "val_accuracy":
             path = best.best_model_path or None if best is not None else None
@@ -215,6 +252,34 @@ class RecipeCLI(LightningCLI):
             print(f"best weights: {self.run_folder / 'model'}", flush=True)  # noqa: T201 - the result
         if self.options.push is not None:
             self.push()
+
+    def drop_untrained(self) -> bool:
+        """Whether no step was taken; the folder that was made for the run goes then."""
+        record = self.record()
+        trained = record is not None and record.trained
+        if self.is_new and not trained and self.run_folder is not None and starts_first():
+            shutil.rmtree(self.run_folder, ignore_errors=True)
+        return not trained
+
+    def record(self) -> RunRecord | None:
+        """The callback that keeps the record of the run, once there is one."""
+        callbacks = getattr(getattr(self, "trainer", None), "callbacks", [])
+        return next((callback for callback in callbacks if isinstance(callback, RunRecord)), None)
+
+    def leave_in_order(self, error: BaseException) -> None:
+        """Leave the best weights so far and the command that resumes; or nothing new, where no step was taken."""
+        if self.run_folder is None or not starts_first() or self.drop_untrained():
+            return
+        record, config = self.record(), self.run_folder / "config.yaml"
+        assert record is not None
+        try:
+            if record.started is not None:  # the training was interrupted, not the test after it
+                record.write_best(self.trainer, self.model)
+        except OSError as failure:
+            warnings.warn(f"the best weights so far are in checkpoints/best.ckpt only: {failure}", stacklevel=2)
+        if (self.run_folder / LAST).is_file() and not isinstance(error, NonFiniteLossError):
+            words = ["python", sys.argv[0], "fit", "--config", str(config), "--name", self.run_folder.name]
+            print(f"resume with: {shlex.join([*words, '--ckpt_path', 'last'])}", flush=True)  # noqa: T201 - the remedy
 
     @rank_zero_only
     def push(self) -> None:
@@ -238,29 +303,6 @@ def run_loggers(folder: Path) -> list[Logger]:
         AppendingCSVLogger(str(folder), name="", version=""),
         TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
     ]
-
-
-def choose_run_folder(runs: Path, name: str, ckpt_path: str | None) -> Path:
-    """Where this run lives: a new folder, or for ``last`` the newest that there is.
-
-    Args:
-        runs: Folder of all runs.
-        name: Name of the run.
-        ckpt_path: What the run resumes from.
-
-    Raises:
-        ValueError: If the name is a path.
-    """
-    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-        raise ValueError(f"the name of a run is {name!r}; use letters, digits, dots, hyphens and underscores")
-    if RUN_FOLDER_VARIABLE in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return Path(os.environ[RUN_FOLDER_VARIABLE])
-    folders = [runs / name]
-    while folders[-1].exists():
-        folders.append(runs / f"{name}-v{len(folders) + 1}")
-    if ckpt_path == "last" and len(folders) > 1:
-        return folders[-2]
-    return folders[-1]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -343,14 +385,18 @@ def _value_of(flag: str, args: list[str]) -> str | None:
 
 
 def run_recipe(module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None) -> int:
-    """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 1 an error."""
+    """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 130 by Ctrl-C,
+    1 an error.
+    """
     quieten()
     try:
         RecipeCLI(module_class, default_config, args)
     except SIGTERMException:
         return EXIT_SIGTERM
-    except (NonFiniteLossError, ValueError, UnreadablePictureError) as error:
-        if not _raised_here(error):
+    except KeyboardInterrupt:
+        return EXIT_SIGINT
+    except (NonFiniteLossError, ValueError, UnreadablePictureError, WriteError, HubError) as error:
+        if type(error) is ValueError and not _raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the message
         return 1
@@ -360,4 +406,4 @@ def run_recipe(module_class: type[SwinModule], default_config: str | Path, args:
 def _raised_here(error: BaseException) -> bool:
     """Whether a guard of this package found the error, so that its message says all; others keep their traceback."""
     innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    return Path(innermost.f_code.co_filename).parent == Path(__file__).parent
+    return Path(innermost.f_code.co_filename).is_relative_to(Path(__file__).parents[1])

@@ -45,7 +45,8 @@ class RunRecord(Callback):
         self.curves: dict[str, list[list[float]]] = {}
         self.seconds = 0.0  # spent in fit, over all of its parts
         self.best_step: int | None = None
-        self.started: float | None = None
+        self.started: float | None = None  # when this part of the training began, None before and after it
+        self.trained = False  # whether a step was taken
         self.worst: list[dict[str, Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,6 +64,10 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self.started = time.monotonic()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Now the run has something to record."""
+        self.trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a point to the validation curves."""
@@ -90,6 +95,11 @@ class RunRecord(Callback):
         self.write_model(trainer, pl_module)
         if self.curves:
             keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.curves))
+
+    def write_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``model/`` of a training that was interrupted, if an epoch of it is complete."""
+        if any(isinstance(c, BestCheckpoint) and c.best_model_path for c in trainer.checkpoint_callbacks):
+            self.write_model(trainer, pl_module)
 
     def write_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none."""
