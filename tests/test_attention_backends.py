@@ -117,6 +117,27 @@ def test_window_attention_differentiates_what_it_computes(shifted):
     assert torch.autograd.gradgradcheck(lambda q, b: WindowAttention.apply(q, b, mask, 0.5), (qkv, bias))
 
 
+@pytest.mark.parametrize("shifted", [False, True], ids=["plain", "shifted"])
+def test_every_part_of_a_large_batch_counts_in_the_gradients(shifted):
+    """2,160 windows do not fit into the cache at once."""
+    torch.manual_seed(0)
+    layer = SwinHFAttention(SwinHFConfig(embed_dim=16, num_heads=(2, 2, 2, 2)), 16, 2, (4, 3))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    geometry = window_geometry((24, 36), layer.window, shifted)
+    x, wanted = torch.randn(2, 30, 24, 36, 16)
+    results = []
+    for backend, dtype in (("sdpa", torch.float32), ("eager", torch.float64)):
+        network = copy.deepcopy(layer).to(dtype)
+        network.config._attn_implementation = backend
+        given = x.detach().clone().to(dtype).requires_grad_()
+        (network(given, geometry)[0] * wanted.to(dtype)).mean().backward()
+        results.append({"x": given.grad.float()} | {n: p.grad.float() for n, p in network.named_parameters()})
+    for name, gradient in results[1].items():
+        distance = (results[0][name] - gradient).norm() / gradient.norm()
+        assert distance < 1e-4, f"{name}: {distance:.1e}"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("way", ["autocast", "model"])
 def test_window_attention_of_16_bits_is_as_exact_as_sdpa(dtype, way, monkeypatch):
@@ -413,6 +434,19 @@ def test_a_cached_bias_is_never_stale(tiny_model, write):
             expected = tiny_model(x).logits.detach()
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, expected, **OUTPUTS)
+
+
+def test_a_cached_bias_is_that_of_its_padding(awkward_model):
+    """The same table, with and without the tokens outside of the picture."""
+    x = torch.randn(2, 3, 30, 46)
+    logits = []
+    with torch.no_grad():
+        for masked in (False, True, False):
+            awkward_model.config.mask_padding = masked
+            logits.append(awkward_model(x).logits)
+            with torch.enable_grad():  # computes the bias afresh
+                torch.testing.assert_close(logits[-1], awkward_model(x).logits.detach(), **OUTPUTS)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-4)
 
 
 def test_the_bias_cache_is_bounded(tiny_model, monkeypatch):

@@ -61,6 +61,18 @@ def test_mixed_batches_keep_the_same_loss_on_soft_targets(mixup, cutmix):
     torch.testing.assert_close(loss_of(module, data), by_hand, **CLOSE)
 
 
+def test_cutmix_draws_with_its_own_alpha():
+    """An alpha of 1e5 cuts a square of half the picture, less what lies outside; one of 1e-3 cuts all or nothing."""
+    mix, cut = make(mixup_alpha=1e-3, cutmix_alpha=1e5).mix, []
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    for _ in range(60):
+        mixed, targets = mix(images, torch.arange(4))
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ torch.arange(4.0), rtol=0, atol=2e-3)
+        cut.append(mixed[0, 0].count_nonzero().item())  # of the first picture, which is 0
+    cut = [area for area in cut if 0 < area < 16 * 16]
+    assert 15 < len(cut) < 45 and max(cut) <= 16 * 16 / 2
+
+
 def test_mix_probability_leaves_some_batches_alone():
     mix = mixing(0.8, 1.0, 0.5, 4)
     data = batch()

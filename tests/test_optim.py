@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from exact_run import classifier, data, trainer
+from lightning.pytorch import Callback
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -16,6 +18,12 @@ from swin_hf.training.optim import (
 )
 
 DEPTHS = (2, 1, 3)
+pytestmark = [
+    # Lightning 2.6.6 asks torch 2.15 for the leaves of a tree in the old way.
+    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
+    # The digits are read in the main process on purpose.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
 EXACT = 1e-12  # double arithmetic on both sides, in another order
 
 
@@ -192,3 +200,46 @@ def test_learning_rate_scales_with_the_global_batch():
     # Microsoft's ImageNet recipe: 5e-4 per 512, 8 devices of 128 images -> 1e-3.
     assert scaled_learning_rate(5e-4, 128, 8, 1) == pytest.approx(1e-3, rel=EXACT)
     assert scaled_learning_rate(5e-4, 64, 8, 2) == pytest.approx(1e-3, rel=EXACT)
+
+
+class LastStep(Callback):
+    """What a training step leaves in the optimiser, and the rate of each."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.gradients = [parameter.grad.clone() for parameter in module.parameters()]
+        self.moments = [trainer.optimizers[0].state[parameter] for parameter in module.parameters()]
+
+
+def train(folder, steps, model_options, **options):
+    seen = LastStep()
+    runner = trainer(folder, seen, max_epochs=1, limit_train_batches=steps, limit_val_batches=0, **options)
+    runner.fit(classifier(**model_options), data())
+    return seen
+
+
+def test_the_cosine_ends_at_the_rate_that_was_asked_for_this_batch(tmp_path):
+    """``min_lr`` is given for 512 images, as ``learning_rate`` is."""
+    rates = train(tmp_path, 8, {"min_lr": 1e-3, "layer_decay": 1.0}).rates
+    assert rates[-1] == min(rates) == pytest.approx(1e-3 * 8 / 512, rel=1e-6)
+    assert max(rates) == pytest.approx(2e-2 * 8 / 512, rel=1e-6)
+
+
+def test_adamw_averages_with_the_factors_that_were_asked_for(tmp_path):
+    seen = train(tmp_path, 1, {"betas": (0.7, 0.4)})
+    for gradient, moments in zip(seen.gradients, seen.moments, strict=True):
+        torch.testing.assert_close(moments["exp_avg"], 0.3 * gradient)
+        torch.testing.assert_close(moments["exp_avg_sq"], 0.6 * gradient.square())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(tmp_path, precision):
+    def norm(**options):
+        gradients = train(tmp_path, 1, {}, precision=precision, **options).gradients
+        return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+
+    assert norm() > 0.2
+    assert norm(gradient_clip_val=0.1) == pytest.approx(0.1, rel=1e-3)
