@@ -152,6 +152,47 @@ def test_download_that_stays_corrupted_is_refused_and_removed(hub, pushed, tmp_p
     assert (pull(REPO, endpoint=hub.url).path / "model.safetensors").is_file()
 
 
+@pytest.fixture
+def sharded(hub, tiny_model, tmp_path):
+    """The model on the Hub in shards."""
+    tiny_model.save_pretrained(tmp_path / "sharded", max_shard_size="30KB")
+    return push(tmp_path / "sharded", REPO, endpoint=hub.url)
+
+
+@pytest.mark.parametrize("step", ["resolve", "cdn"])
+def test_damage_on_the_way_is_never_blamed_on_the_model_and_never_stays(hub, sharded, step):
+    """Small files come from the Hub itself, here ``resolve``, shards from its storage."""
+    hub.fail(step, "corrupt", times=FOR_EVER)
+    with pytest.raises(HubError, match=r"(config.json|model-000).* of user/tiny did not arrive as the Hub has it"):
+        pull(REPO, endpoint=hub.url)
+    hub.faults.clear()
+    folder = pull(REPO, endpoint=hub.url).path
+    assert all((folder / name).read_bytes() == hub.files(REPO)[name] for name in files(folder))
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model-00001-of-*.safetensors"])
+def test_one_damaged_byte_in_the_cache_is_repaired(hub, sharded, name, place):
+    folder = pull(REPO, endpoint=hub.url).path
+    (damaged,) = folder.glob(name)
+    content = bytearray(damaged.read_bytes())
+    content[0 if place == "first" else -3] ^= 0x40
+    damaged.resolve().write_bytes(content)
+    folder = pull(REPO, endpoint=hub.url).path
+    assert damaged.read_bytes() == hub.files(REPO)[damaged.name]
+    SwinHFForImageClassification.from_pretrained(folder, strict=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_damage_is_not_blamed_on_the_model_offline_either(hub, sharded, offline, name):
+    damaged = pull(REPO, endpoint=hub.url).path / name
+    damaged.resolve().write_bytes(b"[" + damaged.read_bytes()[1:])
+    offline()
+    with pytest.raises(HubError, match=rf"{name} of user/tiny is damaged in the cache, and was removed; pull again"):
+        pull(REPO)
+    assert not damaged.exists()
+
+
 def test_without_verify_the_corruption_stays(hub, pushed):
     hub.fail("cdn", "corrupt")
     pulled = pull(REPO, verify=False, endpoint=hub.url)
@@ -283,8 +324,9 @@ def test_damage_in_the_cache_is_noticed_offline(hub, pushed, offline):
     content[-1] ^= 1
     weights.resolve().write_bytes(content)
     offline()
-    with pytest.raises(HubError, match=r"model.safetensors of user/tiny is damaged in the cache; delete"):
+    with pytest.raises(HubError, match=r"model.safetensors of user/tiny is damaged in the cache, and was removed"):
         pull(REPO)
+    assert not weights.exists()
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

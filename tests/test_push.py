@@ -75,6 +75,30 @@ def test_second_push_of_the_same_makes_no_commit(hub, folder):
     assert not {"commit", "preupload", "lfs_batch", "tag"} & set(hub.steps())
 
 
+def test_second_push_without_the_tag_keeps_the_card_that_pins_it(hub, folder):
+    first = push(folder, REPO, tag="v1", endpoint=hub.url)
+    second = push(folder, REPO, endpoint=hub.url)
+    assert (second.commit, second.created, pushes(hub)) == (first.commit, False, 1)
+    assert b'revision="v1"' in hub.files(REPO)["README.md"]
+    third = push(folder, REPO, tag="v1", endpoint=hub.url)
+    assert (third.commit, third.created, pushes(hub)) == (first.commit, False, 1)
+
+
+def test_tag_whose_commit_holds_the_model_is_not_refused_when_the_branch_has_moved_on(hub, folder):
+    first = push(folder, REPO, tag="v1", endpoint=hub.url)
+    hub.put(REPO, {"README.md": b"---\nlicense: mit\n---\nby hand"})
+    again = push(folder, REPO, tag="v1", endpoint=hub.url)
+    assert (again.commit, again.created) == (first.commit, False) and "has moved on" in again.notes[0]
+    assert push(folder, REPO, tag="v2", endpoint=hub.url).notes[0].startswith("the card on the Hub was edited by hand")
+
+
+def test_other_weights_without_a_tag_are_not_pinned_to_the_tag_of_others(hub, folder, tiny_model):
+    push(folder, REPO, tag="v1", endpoint=hub.url)
+    tiny_model.classifier.bias.data += 1
+    assert push(tiny_model, REPO, endpoint=hub.url).created
+    assert b'revision="v1"' not in hub.files(REPO)["README.md"]
+
+
 HEADS = ("SwinHFModel", "SwinHFForImageClassification", "SwinHFForMaskedImageModeling", "SwinHFBackbone")
 QUICK = {("SwinHFModel", "bf16", "basic"), ("SwinHFForImageClassification", "fp32", "xet"),
          ("SwinHFForMaskedImageModeling", "bf16", "multipart"), ("SwinHFBackbone", "fp32", "basic")}  # fmt: skip

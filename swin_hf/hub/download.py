@@ -35,6 +35,7 @@ from .weights import (
 )
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CACHE = "the cache"
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # Where the client notes the commit and the hash of each file of a local_dir, and where we note what a pull left there.
 NOTES, SOURCE = Path(".cache/huggingface/download"), Path(".cache/huggingface/swin_hf.json")
@@ -100,15 +101,15 @@ def pull(
     stale = _stale_files(here, present, repo_id) if here is not None else []
 
     small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, INDEX, *CORE) if name in present]
-    folder = fetch(commit, small, False)
+    # A file is compared before it is read: damage on the way must not be blamed on the model, nor stay in the cache.
+
+    def bring(names: list[str]) -> Path:
+        return _bring(repo_id, commit, {name: present[name] for name in names}, fetch, verify)
+
+    folder = bring(small)
     values, config = _config(folder)
-    if WEIGHTS in present:
-        names = [WEIGHTS]
-    else:
-        names = shard_names(folder / INDEX, present)
-    folder = fetch(commit, names, False)
-    if verify:
-        _verify(repo_id, commit, folder, {name: present[name] for name in (*small, *names)}, fetch)
+    names = [WEIGHTS] if WEIGHTS in present else shard_names(folder / INDEX, present)
+    bring(names)
     if config is not None:
         check_weights([folder / name for name in names], values, config)
     if here is None:
@@ -202,24 +203,29 @@ def _config(folder: Path) -> tuple[dict[str, Any], SwinHFConfig | None]:
         return {}, None
 
 
-def _verify(repo_id: str, commit: str, folder: Path, expected: dict[str, RepoFile], fetch: Fetch) -> None:
-    """Compare files with the hashes of the Hub; one that differs is downloaded once more."""
-
-    def differing(names: list[str]) -> list[str]:
-        return [name for name in names if not _intact(folder / name, expected[name])]
-
-    wrong = differing(list(expected))
+def _bring(repo_id: str, commit: str, expected: dict[str, RepoFile], fetch: Fetch, verify: bool) -> Path:
+    """Bring files here and compare them with the hashes of the Hub; one that differs is downloaded once more."""
+    folder = fetch(commit, list(expected), False)
+    if not verify:
+        return folder
+    wrong = [name for name, entry in expected.items() if not _intact(folder / name, entry)]
     if wrong:
         fetch(commit, wrong, True)
-        wrong = differing(wrong)
+        wrong = [name for name in wrong if not _intact(folder / name, expected[name])]
     if wrong:
-        for name in wrong:  # what is known to be wrong must not be found in the cache by the next program
-            (folder / name).resolve().unlink(missing_ok=True)
-            (folder / name).unlink(missing_ok=True)
+        for name in wrong:
+            _drop(folder / name)
         raise HubError(
             f"{', '.join(wrong)} of {repo_id} did not arrive as the Hub has it, twice, and was removed; "
             "check the network, a proxy or the mirror in HF_ENDPOINT, and pull again"
         )
+    return folder
+
+
+def _drop(path: Path) -> None:
+    """Remove a file that is known to be wrong, and the blob it links to: no other program must find it."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _intact(path: Path, entry: RepoFile) -> bool:
@@ -327,18 +333,25 @@ def _offline(repo_id: str, revision: str | None, here: Path | None, verify: bool
         ) from None
     # The names of the cache's blobs are their hashes.
     hashes = {path.name: path.resolve().name for path in sorted(folder.iterdir())}
-    pulled = _checked(repo_id, folder, "the cache", folder.name, hashes if verify else {})
+    pulled = _checked(repo_id, folder, CACHE, folder.name, hashes if verify else {})
     return pulled if here is None else _copy(pulled, here, repo_id, revision)
 
 
 def _checked(repo_id: str, folder: Path, where: str, commit: str, hashes: dict[str, str]) -> PullResult:
     """A model on this machine, compared with the hashes that were noted when it came, and with its configuration."""
+    known = {name: digest for name, digest in hashes.items() if DIGEST.fullmatch(digest)}
+    wrong = [name for name, digest in known.items() if not _has_digest(folder / name, digest)]
+    if wrong and where == CACHE:
+        for name in wrong:
+            _drop(folder / name)
+        raise HubError(
+            f"{', '.join(wrong)} of {repo_id} is damaged in {where}, and was removed; pull again where the Hub can be "
+            "reached"
+        )
+    if wrong:  # a folder of the user's: it may have been changed on purpose
+        raise HubError(f"{', '.join(wrong)} of {repo_id} is damaged in {where}; delete it and pull again")
     values, config = _config(folder)
     weights = weight_files(folder)
-    for name, digest in hashes.items():
-        if DIGEST.fullmatch(digest) and not _has_digest(folder / name, digest):
-            path = (folder / name).resolve()
-            raise HubError(f"{name} of {repo_id} is damaged in {where}; delete {path} and pull again")
     if config is not None:
         check_weights(weights, values, config)
     return PullResult(folder, commit)

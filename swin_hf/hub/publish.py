@@ -76,7 +76,7 @@ def push(
 ) -> PushResult:
     """Publish a model on the Hub in one commit.
 
-    Pushing the same thing twice makes no second commit, and repeating a push that broke off completes it. The access
+    Pushing the same thing twice, with its tag or without it, makes no second commit, and repeating a push that broke off completes it. The access
     token is taken from HF_TOKEN or from the keyring of ``hf auth login``.
 
     Args:
@@ -180,23 +180,32 @@ class _Push:
     def run(self, staged: Stage, replace_card: bool, message: str | None) -> PushResult:
         """Look, commit, compare, tag."""
         self._repository()
-        parent, tag_target = self._refs()
-        present = self._tree(parent)
+        parent, tags = self._refs()
+        tag_target = tags.get(self.tag or "")
+        base = tag_target or parent  # a tag is never moved: what it holds is what has to be sent
+        present = self._tree(base)
         notes = []
         files = dict(staged.files)
-        if CARD_NAME in present and not replace_card and self._keeps_card(parent, present[CARD_NAME], files[CARD_NAME]):
+        if self.tag is None:  # a card that pins a tag of this very commit says more than ours
+            for tag in sorted(name for name, commit in tags.items() if commit == parent):
+                card = staged.card_for(tag)
+                if card is not None and _same(card, present.get(CARD_NAME)):
+                    files[CARD_NAME] = card
+        if CARD_NAME in present and not replace_card and self._keeps_card(base, present[CARD_NAME], files[CARD_NAME]):
             del files[CARD_NAME]
             notes.append(
                 "the card on the Hub was edited by hand and is kept; --replace-card (replace_card=True) overwrites it"
             )
         stale = sorted(name for name in present if is_ours(name) and name not in files)
         changed = [file for file in files.values() if not _same(file, present.get(file.name))]
-        if tag_target is not None and (changed or stale or tag_target != parent):
+        if tag_target is not None and (changed or stale):
             raise HubError(
                 f"tag {self.tag} of {self.repo_id} exists, on commit {tag_target[:12]}, and is never moved; choose "
                 "another tag, or delete that one on the Hub first"
             )
-        commit, created = parent, bool(changed or stale)
+        if base != parent:
+            notes.append(f"tag {self.tag} holds this model already; {self.branch} has moved on to {parent[:12]}")
+        commit, created = base, bool(changed or stale)
         if created:
             commit = self._commit(
                 parent, changed, stale, message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
@@ -227,8 +236,8 @@ class _Push:
         except RepositoryNotFoundError:
             return None
 
-    def _refs(self) -> tuple[str, str | None]:
-        """The head of the branch, made if need be, and the commit of the tag if it exists."""
+    def _refs(self) -> tuple[str, dict[str, str]]:
+        """The head of the branch, made if need be, and the commits of the tags."""
         refs = attempt(lambda: self.api.list_repo_refs(self.repo_id), self.repo_id)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
@@ -243,7 +252,7 @@ class _Push:
                 raise HubError(f"tag {self.tag} of {self.repo_id} exists and is never moved; choose another tag")
             attempt(lambda: self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True), self.repo_id)
             branches[self.branch] = self._head()
-        return branches[self.branch], tags.get(self.tag or "")
+        return branches[self.branch], tags
 
     def _head(self) -> str:
         return str(attempt(lambda: self.api.model_info(self.repo_id, revision=self.branch), self.repo_id).sha)

@@ -9,7 +9,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,19 @@ class StagedFile:
 
 @dataclass(frozen=True)
 class Stage:
-    """Files by name, and the text of the card, which is one of them."""
+    """Files by name; the text of the card, which is one of them; what it was rendered from, unless written by hand."""
 
     files: Mapping[str, StagedFile]
     card: str
+    rendered_from: CardSource | None = None
+
+    def card_for(self, tag: str) -> StagedFile | None:
+        """The card as a push with another tag renders it; None for one written by hand."""
+        if self.rendered_from is None:
+            return None
+        path = self.files[CARD_NAME].path.with_name("tagged.md")
+        path.write_text(render_card(replace(self.rendered_from, tag=tag)), encoding="utf-8")
+        return StagedFile.of(CARD_NAME, path)
 
 
 def is_ours(name: str) -> bool:
@@ -160,26 +169,26 @@ def stage(
     if card is None and keep_card and (saved / CARD_NAME).is_file():
         written = read_card(saved / CARD_NAME)
         card = written if is_edited(written) else None
+    card_source = None
     if card is None:
-        card = render_card(
-            CardSource(
-                config=config,
-                architecture=architecture,
-                processor=json.loads(paths[PROCESSOR].read_text(encoding="utf-8")),
-                facts=facts or TrainingFacts(),
-                repo_id=repo_id,
-                tag=tag,
-                license=license,
-                dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
-                files=tuple((file.name, file.size, file.sha256) for file in staged.values()),
-                has_code=include_code,
-            )
+        card_source = CardSource(
+            config=config,
+            architecture=architecture,
+            processor=json.loads(paths[PROCESSOR].read_text(encoding="utf-8")),
+            facts=facts or TrainingFacts(),
+            repo_id=repo_id,
+            tag=tag,
+            license=license,
+            dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
+            files=tuple((file.name, file.size, file.sha256) for file in staged.values()),
+            has_code=include_code,
         )
+        card = render_card(card_source)
     check_metadata(card)
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
     staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
     _refuse_tokens(staged)
-    return Stage(dict(sorted(staged.items())), card)
+    return Stage(dict(sorted(staged.items())), card, card_source)
 
 
 def render_folder_card(source: Path, repo_id: str, tag: str | None = None, license: str | None = None) -> str:
