@@ -76,8 +76,8 @@ def push(
 ) -> PushResult:
     """Publish a model on the Hub in one commit.
 
-    Pushing the same thing twice, with its tag or without it, makes no second commit, and repeating a push that broke off completes it. The access
-    token is taken from HF_TOKEN or from the keyring of ``hf auth login``.
+    Pushing the same thing twice, with its tag or without it, makes no second commit, and repeating a push that broke
+    off completes it. The access token is taken from HF_TOKEN or from the keyring of ``hf auth login``.
 
     Args:
         model_or_folder: A model of this family; the folder of a saved one; or the folder of a training run.
