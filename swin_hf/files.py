@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all.
+"""Files and folders that are written whole or not at all, and what may be said of them to everybody.
 
 Everything that this package leaves on a disk is written under a temporary name in the folder of its target and renamed
 when it is complete. What a kill leaves behind is found by its name and removed by :func:`remove_leftovers`.
@@ -8,9 +8,10 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")  # written by replacing and replacing_folder
 _RETIRED = re.compile(r"\.(?P<name>.+)\.\d+\.retired")  # the folder that replacing_folder is about to replace
@@ -131,3 +132,84 @@ def free_space(path: str | os.PathLike[str]) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+# What is private is known by what it is: a key, a signature, a password, a home. Names help where a value has no form.
+_KEY = re.compile(
+    r"(?<![\w-])(?:hf_|api_org_|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|npm_|pypi-|AIza|ya29\.)[\w.-]{8,}"
+    r"|(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"
+    r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"  # a JSON web token
+    r"|(?i:bearer|basic)\s+[\w.~+/-]{8,}=*"
+)
+_HEX_KEY = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{40}(?![0-9a-zA-Z])")  # of Weights & Biases; commits look alike
+_COMMIT = re.compile(r"(?:revision|commit|sha1?|tree|blob|resolve|fingerprint|@)\W*$", re.IGNORECASE)
+_NAME = r"token(?!iz)|secret|passw(?:or)?d|passphrase|credential|(?:api|access|account|private|auth)[-_]?key"
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+_NAMED = re.compile(
+    rf"""(?P<name>["']?[\w.-]*(?:{_NAME})[\w.-]*["']?\s*[:=]\s*)(?:(?P<quote>["']).*?(?P=quote)|[^\s"',;&}}]+)""",
+    re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"(?P<door>\w[\w+.-]*://)(?:[^/\s@\"']*@)?(?P<path>[^\s?#\"']*)(?P<query>[^\s\"']*)")
+_SIGNED = re.compile(r"[?&#](?:[\w-]*signature|sig|[\w-]*token|[\w-]*credential|se|sp|key|apikey)=", re.IGNORECASE)
+_ROOT = r"(?:file:/{2,3}(?:[A-Za-z]:)?|[A-Za-z]:[\\/]|\\\\|~[\w.-]*[\\/]|/)"
+_WHOLE_PATH = re.compile(rf"(?:{_ROOT}).*|~[\w.-]*", re.DOTALL)
+_QUOTED_PATH = re.compile(rf"""(?P<quote>["'])(?P<path>{_ROOT}[^"']*)(?P=quote)""")
+_PATH = re.compile(rf"""(?<![\w.:/\\~-])(?P<path>{_ROOT}[^\s"',;{{}}\[\]()]*)(?=$|[\s"',;{{}}\[\]()])""")
+
+
+def redact(value: Any) -> Any:
+    """A value as JSON that may be shown to everybody.
+
+    Keys, passwords and the signatures of addresses become ``***``; of a path from the root or from somebody's home,
+    its last part is kept.
+    """
+    if isinstance(value, dict):
+        return {str(name): _redact_named(str(name), item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(item) for item in value]
+    if isinstance(value, int | float | bool | type(None)):
+        return value
+    text = str(value)
+    if _WHOLE_PATH.fullmatch(text):  # with its blanks
+        return _KEY.sub("***", _last_part(text))
+    for folder in (str(Path.home()), str(Path.cwd())):  # these may have blanks anywhere in a text
+        if folder != "/":
+            text = re.sub(re.escape(folder) + r"(?=[\\/])", "/_", text)
+    text = _ADDRESS.sub(_without_signature, text)
+    text = _NAMED.sub(lambda match: f"{match['name']}{match['quote'] or ''}***{match['quote'] or ''}", text)
+    text = _KEY.sub("***", text)
+    text = _HEX_KEY.sub(lambda match: match[0] if _COMMIT.search(text[: match.start()]) else "***", text)
+    text = _QUOTED_PATH.sub(lambda match: f"{match['quote']}{_last_part(match['path'])}{match['quote']}", text)
+    return _PATH.sub(lambda match: _last_part(match["path"]), text)
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """The words of a command line that may be shown to everybody; see :func:`redact`."""
+    shown = []
+    option = ""  # whose value comes next
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            shown.append(str(_redact_named(option, word)))
+        else:
+            shown.append(f"{name}={_redact_named(name, value)}" if equals else str(redact(word)))
+        option = name if word.startswith("-") and not equals else ""
+    return shown
+
+
+def _redact_named(name: str, value: Any) -> Any:
+    if isinstance(value, str) and _SECRET_NAME.search(name):
+        return "***"
+    if isinstance(value, str) and _HEX_KEY.fullmatch(value) and _COMMIT.search(name):
+        return value
+    return redact(value)
+
+
+def _without_signature(match: re.Match[str]) -> str:
+    if match["door"].lower() == "file://":
+        return match[0]
+    return f"{match['door']}{match['path']}{'?***' if _SIGNED.search(match['query']) else match['query']}"
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]

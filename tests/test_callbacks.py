@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassF1Score
 from transformers import SwinConfig, SwinForImageClassification
 
+from swin_hf.files import redact
 from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
 from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
-from swin_hf.training.facts import command_line, public
+from swin_hf.training.facts import command_line
 from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
 from swin_hf.training.record import class_scores, keep_worst, macro_f1, report
 
@@ -340,7 +341,7 @@ def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
     expected = "python recipes/finetune.py fit --data.data_dir photos --hub.token '***' '--api_key=***' --config=a.yaml"
     assert line == f"{expected} --model.learning_rate 1e-3"
     assert command_line(["/somewhere/else/finetune.py"]) == "python finetune.py"
-    value = public({"a": ["/x/y/z", tmp_path, "~/w", "plain/name"], "n": 1, "o": torch.float16})
+    value = redact({"a": ["/x/y/z", tmp_path, "~/w", "plain/name"], "n": 1, "o": torch.float16})
     assert value == {"a": ["z", tmp_path.name, "w", "plain/name"], "n": 1, "o": "torch.float16"}
     json.dumps(value)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from swin_hf.files import WriteError, remove_leftovers, replacing, replacing_folder
+from swin_hf.files import WriteError, redact, redact_command, remove_leftovers, replacing, replacing_folder
 
 
 def test_a_file_is_replaced_when_its_successor_is_complete(tmp_path):
@@ -64,7 +64,7 @@ def test_what_a_kill_leaves_behind_is_removed(tmp_path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from swin_hf.files import replacing, replacing_folder
+from swin_hf.files import redact, redact_command, replacing, replacing_folder
 folder = Path(sys.argv[1])
 with replacing(folder / "figure.png") as figure, replacing_folder(folder / "model") as model:
     figure.write_text("half")
@@ -84,3 +84,69 @@ def test_a_folder_that_was_moved_aside_by_a_killed_process_is_put_back(tmp_path)
     (tmp_path / ".model.12.retired" / "weights").write_text("whole")
     remove_leftovers(tmp_path)
     assert (tmp_path / "model" / "weights").read_text() == "whole"
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        # keys, by their form
+        ("a hf_abcdefghijk b", "a *** b"),
+        ("sk-proj-abc_DEF-123456", "***"),
+        ("AKIAIOSFODNN7EXAMPLE", "***"),
+        ("ghp_abcdefghijklmnopqrstuvwxyz0123456789", "***"),
+        (COMMIT, "***"),  # a key of Weights & Biases
+        ("Authorization: Bearer abcdefgh123", "Authorization: ***"),
+        # but not what only looks like one
+        (f"user/model@{COMMIT}", f"user/model@{COMMIT}"),
+        (f"revision: {COMMIT}", f"revision: {COMMIT}"),
+        ("task-sk-learn", "task-sk-learn"),
+        # by the name beside them, also within a dictionary that is written as text
+        ('{"storage_options": {"aws_secret_access_key": "a b/c", "anon": false}}',
+         '{"storage_options": {"aws_secret_access_key": "***", "anon": false}}'),
+        ("{api-key: xyz, region: eu}", "{api-key: ***, region: eu}"),
+        ("{tokenizer: bert}", "{tokenizer: bert}"),
+        # addresses
+        ("https://s3.eu/b/a.tar?X-Amz-Signature=ab&X-Amz-Date=1", "https://s3.eu/b/a.tar?***"),
+        ("https://x.blob.core.windows.net/c/a?sv=1&se=2&sig=abc%3D", "https://x.blob.core.windows.net/c/a?***"),
+        ("https://h.co/a?download=true", "https://h.co/a?download=true"),
+        ("http://ann:pass@proxy:80/x", "http://proxy:80/x"),
+        # homes
+        ("/home/ann lee/My Photos", "My Photos"),
+        ("file:///home/ann/a.csv", "a.csv"),
+        (r"C:\Users\Ann Lee\set 1\train.csv", "train.csv"),
+        ("~ann/x/y", "y"),
+        ('{"train": "/home/ann lee/a b.parquet"}', '{"train": "a b.parquet"}'),
+        ("no /home/ann/x.png, sorry", "no x.png, sorry"),
+        ("photos/a.png 1/2", "photos/a.png 1/2"),
+    ],
+)  # fmt: skip
+def test_what_is_shown_to_everybody_has_no_key_no_signature_and_no_home(text, shown):
+    assert redact(text) == shown
+    assert redact({"x": [text]}) == {"x": [shown]}
+
+
+def test_a_home_with_a_blank_is_found_anywhere_in_a_text(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann lee")
+    assert redact("cannot open /home/ann lee/data/a.png now") == "cannot open a.png now"
+
+
+def test_a_command_line_keeps_what_is_needed_to_repeat_it_and_no_secret():
+    words = [
+        "fit",
+        "--api-key",
+        "plain",
+        "--model.hub_token=plain",
+        "--data.revision",
+        COMMIT,
+        f"--a.revision={COMMIT}",
+    ]
+    words += ["--logger.init_args.kwargs", '{"api_key": "plain", "mode": "x"}', "--data.data_dir", "/home/ann lee/in"]
+    words += ["--data.data_files", "https://h.co/a.parquet?Signature=plain", "--data.limit_train=48", "--wandb", COMMIT]
+    assert redact_command(words) == [
+        "fit", "--api-key", "***", "--model.hub_token=***", "--data.revision", COMMIT, f"--a.revision={COMMIT}",
+        "--logger.init_args.kwargs", '{"api_key": "***", "mode": "x"}', "--data.data_dir", "in",
+        "--data.data_files", "https://h.co/a.parquet?***", "--data.limit_train=48", "--wandb", "***",
+    ]  # fmt: skip

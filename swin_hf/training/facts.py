@@ -4,9 +4,7 @@
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
 import importlib.metadata
-import os
 import platform
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from swin_hf.files import redact, redact_command
 from swin_hf.hub.facts import DataFacts, SplitFacts
 
 from .checkpointing import EMA
@@ -67,31 +66,10 @@ def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
         values["ema_decay"] = average.decay
     hidden = {"id2label", "num_labels"}
     return {
-        name: public(value)
+        name: redact(value)
         for name, value in sorted(values.items())
         if name not in hidden and value is not None and value != {} and value != []
     }
-
-
-def public(value: Any) -> Any:
-    """A value as JSON, with absolute paths cut to their last part."""
-    if isinstance(value, dict):
-        return {str(key): public(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [public(item) for item in value]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str):
-        if Path(value).is_absolute() or value.startswith("~"):
-            return Path(value).name
-        return _ABSOLUTE.sub(r"\1", _CREDENTIALS.sub("://", value))
-    return value if isinstance(value, int | float | bool | type(None)) else str(value)
-
-
-# A path from the root or from somebody's home, wherever it stands in a text but not in an address; its end is kept.
-_ABSOLUTE = re.compile(r"""(?<![\w.:/~-])(?:~|/)[^\s"',;{}\[\]()]*?([^\s"',;{}\[\]()/]*)/*(?=$|[\s"',;{}\[\]()])""")
-_CREDENTIALS = re.compile(r"://[^/\s@]+@")
-_SECRET = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
 
 
 def command_line(argv: list[str] | None = None) -> str:
@@ -99,22 +77,8 @@ def command_line(argv: list[str] | None = None) -> str:
     argv = list(sys.argv if argv is None else argv)
     script = Path(argv[0])
     if script.is_absolute():
-        try:
-            script = script.relative_to(Path.cwd())
-        except ValueError:
-            script = Path(script.name)
-    words = ["python", script.as_posix()]
-    hide_next = False
-    for word in argv[1:]:
-        name, equals, value = word.partition("=")
-        if hide_next and not word.startswith("--"):
-            words.append("***")
-        elif _SECRET.search(name) and equals:
-            words.append(f"{name}=***")
-        else:
-            words.append(f"{name}={public(value)}" if equals else str(public(word)))
-        hide_next = bool(_SECRET.search(name)) and not equals
-    return shlex.join(words)
+        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else Path(script.name)
+    return shlex.join(["python", script.as_posix(), *redact_command(argv[1:])])
 
 
 def versions() -> dict[str, str]:

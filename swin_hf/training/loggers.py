@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from .facts import public
+from swin_hf.files import redact
 
 
 class AppendingCSVLogger(CSVLogger):
@@ -90,7 +90,7 @@ class TrackioLogger(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Keep the configuration for the start of the run."""
         values = vars(params) if isinstance(params, Namespace) else params
-        self.config |= public(values)
+        self.config |= redact(values)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
