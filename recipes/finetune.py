@@ -18,9 +18,12 @@ Configurations are merged from left to right, and options win over those before 
 import sys
 from pathlib import Path
 
-from swin_hf.training import SwinClassifier, run_recipe
+from options import refuse_foreign_options
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 
 if __name__ == "__main__":
+    refuse_foreign_options(sys.argv[1:])
+    from swin_hf.training import SwinClassifier, run_recipe  # takes seconds
+
     sys.exit(run_recipe(SwinClassifier, DEFAULT_CONFIG))

@@ -10,9 +10,12 @@ The run leaves the same folder as finetune.py; ``reconstructions.png`` in it sho
 import sys
 from pathlib import Path
 
-from swin_hf.training import SwinMaskedImageModeler, run_recipe
+from options import refuse_foreign_options
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "simmim_digits.yaml"
 
 if __name__ == "__main__":
+    refuse_foreign_options(sys.argv[1:])
+    from swin_hf.training import SwinMaskedImageModeler, run_recipe  # takes seconds
+
     sys.exit(run_recipe(SwinMaskedImageModeler, DEFAULT_CONFIG))

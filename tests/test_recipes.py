@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +14,10 @@ from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, run_recipe
 from swin_hf.training.command import RecipeCLI
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "recipes"))
+
+import options  # noqa: E402 - the scripts import what is beside them
+
 CONFIGS = ROOT / "recipes" / "configs"
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
 OVERLAYS = {"ddp", "early_stopping", "ema", "streaming", "wandb", "trackio", "smoke_cpu"}
@@ -176,6 +182,92 @@ def test_an_unknown_key_is_refused_with_its_name(parsers, capsys):
     with pytest.raises(SystemExit):
         parsers["finetune"].parse_args(["fit", "--model.lerning_rate", "1"])
     assert "lerning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--model.lerning_rate 1", "there is no option --model.lerning_rate, the nearest are --model.learning_rate"),
+        ("--trainer.max-epoch 1", "there is no option --trainer.max-epoch, the nearest are --trainer.max_epochs"),
+        ("--label_smooth 0", "there is no option --label_smooth, the nearest are --model.label_smoothing"),
+        ("--zzz", "there is no option --zzz; --help lists them"),
+        ("--model.learning_rate high", "--model.learning_rate is high; it must be a number"),
+        ("--data.image_size big", "--data.image_size is big; it must be a whole number or tuple"),
+        ("--model.schedule step", "--model.schedule is step; it must be ['cosine', 'linear', 'constant', 'multistep']"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line(words, said, parsers, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsers["finetune"].parse_args(["fit", *words.split()])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        ("fit --model.lr 1e-3", "--model.learning_rate"),
+        ("fit --lr=1e-3", "--model.learning_rate"),
+        ("--epochs 3", "--trainer.max_epochs"),
+        ("fit --num_train_epochs 3", "--trainer.max_epochs"),
+        ("fit --batch-size 8", "--data.batch_size"),
+        ("fit --per_device_train_batch_size 8", "--data.batch_size"),
+        ("fit -b 8", "--data.batch_size"),
+        ("fit --output_dir out", "--runs FOLDER and --name NAME"),
+        ("fit --resume last.ckpt", "--ckpt_path FILE"),
+        ("fit --resume-from-checkpoint last.ckpt", "--ckpt_path FILE"),
+        ("fit --data.img_size 224", "--data.image_size"),
+        ("fit --img-size 224", "--data.image_size"),
+        ("fit --opt sgd", "--model.weight_decay (the optimiser is AdamW)"),
+        ("fit --drop-path 0.1", "--model.drop_path_rate"),
+        ("fit --mixup 0.8", "--model.mixup_alpha"),
+        ("fit --model swin_tiny_patch4_window7_224", "--model.preset NAME"),
+        ("fit --pretrained", "--model.model"),
+        ("fit -j 4", "--data.num_workers"),
+        ("fit --amp", "--trainer.precision"),
+        ("fit --data-dir photos", "--data.data_dir"),
+        ("fit --num-classes 3", "the number of classes comes from the data"),
+        ("fit --data photos", "--data.data_dir"),
+        ("fit --do_train", "the word fit in front"),
+    ],
+)
+def test_names_of_other_libraries_are_answered_with_ours(words, ours, capsys):
+    with pytest.raises(SystemExit) as end:
+        options.refuse_foreign_options(words.split())
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has another name here, use " in line and ours in line
+
+
+def test_the_table_of_names_is_about_options_that_exist(parsers):
+    ours = {
+        option
+        for parser in parsers.values()
+        for action in parser._subcommands_action._name_parser_map["fit"]._actions
+        for option in action.option_strings
+    }
+    assert not {name for name in options.OURS if f"--{name}" in ours or f"-{name}" in ours}
+    told = {word for line in options.NAMES for word in re.findall(r"--[\w.]+\+?", line)}
+    assert told and not {word for word in told if word.removesuffix("+") not in ours}
+    options.refuse_foreign_options(["fit", "--model.learning_rate", "-1", "-c", "a.yaml", "--data", "{batch_size: 3}"])
+
+
+@pytest.mark.parametrize("script", ["finetune.py", "pretrain.py"])
+def test_names_of_other_libraries_are_answered_before_torch_is_loaded(script):
+    code = f"""
+import runpy, sys
+sys.argv = [{script!r}, "fit", "--lr", "1", "--epochs", "2"]
+sys.path.insert(0, "recipes")
+try:
+    runpy.run_path("recipes/{script}", run_name="__main__")
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules, "swin_hf" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["2", "False", "False"]
+    assert "--lr has another name here, use --model.learning_rate; --epochs has" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["finetune.py", "pretrain.py"])

@@ -12,14 +12,16 @@ import argparse
 import json
 import logging
 import pickle
+import re
 import shlex
 import shutil
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -67,6 +69,41 @@ class PrintSchema(argparse.Action):
         parser.exit()
 
 
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_LONGEST_ERROR = 400  # characters
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one line, not a page of usage; an unknown option is told with its nearest names."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        message = " ".join(message.split())
+        rest = message.partition("unrecognized arguments: ")[2]
+        unknown = rest.split("=")[0].split()[0] if rest else ""
+        if unknown:
+            message = f"there is no option {unknown}{_nearest(unknown, self)}; --help lists them"
+        wrong = re.fullmatch(r'Parser key "([\w.]+)": (.*Expected .*(?:Got|Given) value: (.*))', message)
+        kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing.Literal(\[.*?\]))", wrong[2]) if wrong else []
+        if wrong and kinds:
+            wanted = " or ".join(dict.fromkeys(_KINDS.get(kind, kind) or choices for kind, choices in kinds))
+            message = f"--{wrong[1]} is {wrong[3]}; it must be {wanted}"
+        self.exit(2, f"error: {message[:_LONGEST_ERROR]}\n")
+
+
+def _nearest(unknown: str, parser: argparse.ArgumentParser) -> str:
+    """The options with the most similar names, as the end of a sentence."""
+    words = {option: option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        for inner in (getattr(action, "_name_parser_map", None) or {}).values():
+            words |= {option: option for part in inner._actions for option in part.option_strings}
+    words |= {f"--{option.rpartition('.')[2]}": option for option in words if "." in option}
+    near = dict.fromkeys(
+        words[word] for word in get_close_matches(unknown.replace("-", "_").replace("__", "--", 1), words)
+    )
+    return f", the nearest are {' and '.join(near)}" if near else ""
+
+
 class RecipeCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` of one LightningModule on an :class:`ImageDataModule`.
 
@@ -99,6 +136,7 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
             save_config_kwargs={"overwrite": True},
+            parser_class=OneLineParser,
             trainer_defaults={
                 "max_epochs": 30,
                 "gradient_clip_val": 5.0,
