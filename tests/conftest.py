@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 import torch
 from hub_server import _hub_server, hub  # noqa: F401 - the loopback Hub as a fixture
+from hypothesis import HealthCheck, settings
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 
-# fp32, two orders of summation: the largest differences seen are 5e-6 on unit-scale activations.
-PARITY = {"rtol": 1e-5, "atol": 1e-5}
+# A slow machine draws and computes slowly; that is no failure.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+# fp32, two orders of summation: the largest difference seen is 1.2e-5 on unit-scale activations, on another processor
+# than this was written on. What is computed otherwise is off by 1e-3 and more.
+PARITY = {"rtol": 1e-4, "atol": 5e-5}
 
 # Seconds after which something that a test waits for counts as hung. No measure of speed: a loaded machine is slow.
 PATIENCE = 900

@@ -15,11 +15,8 @@ from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFModel
 from swin_hf.model.attention import SwinHFAttention
 from swin_hf.model.windows import pad_to_windows, window_geometry
 
-settings.register_profile("loaded machine", deadline=None)
-settings.load_profile("loaded machine")
-
 # Two orders of summation in float32.
-SAME_OUTPUT = {"atol": 1e-6, "rtol": 1e-5}
+SAME_OUTPUT = {"atol": 1e-5, "rtol": 1e-5}
 SAME_GRADIENT = {"atol": 1e-5, "rtol": 1e-5}
 
 

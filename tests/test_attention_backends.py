@@ -28,8 +28,8 @@ from swin_hf.model.attention import (
 from swin_hf.model.windows import cyclic_shift, window_geometry, window_mask, window_order, window_partition
 from swin_hf.model.windows import shift_mask as make_shift_mask
 
-# fp32, two orders of summation. Outputs 1e-6 of a unit-scale activation, gradients ten times that.
-OUTPUTS = {"rtol": 1e-5, "atol": 2e-6}
+# fp32, two orders of summation: 1e-6 of a unit-scale activation, and ten times that on other processors.
+OUTPUTS = {"rtol": 1e-5, "atol": 1e-5}
 GRADIENTS = {"rtol": 1e-4, "atol": 1e-5}
 
 # Twelve images of 24x16 tokens with a hidden layer of 64: nothing divides anything, and a stage needs several parts.
@@ -282,7 +282,7 @@ def through_both_backends(model, function):
         model.set_attn_implementation(backend)
         with shortcuts:
             results.append(function(model))
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own forward mode uses it

@@ -22,6 +22,7 @@ from checkpoint_peers import (
     randomise,
     transformers_swin,
 )
+from conftest import PARITY
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -208,7 +209,7 @@ def test_backbone_inside_a_larger_model_of_transformers(name):
             for one, other in zip(
                 ours(images(64, 64)).feature_maps, backbone(images(64, 64)).feature_maps, strict=True
             ):
-                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(one, other, **PARITY)
 
 
 # ------------------------------------------------------------------------------------------------ keys and shapes

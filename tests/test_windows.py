@@ -24,9 +24,6 @@ from swin_hf.model.windows import (
     window_reverse,
 )
 
-settings.register_profile("loaded machine", deadline=None)
-settings.load_profile("loaded machine")
-
 SIDES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 WINDOWS = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
