@@ -383,6 +383,11 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is not None:
             sampling.check_launch(trainer)
+        if stage == "validate" and not self._has("validation"):
+            raise ValueError(
+                f"{self.dataset!r} has no validation split (found {sorted(source.splits)}); name its files in data_files,"
+                " or measure its test split with test"
+            )
         if stage != "fit":
             return
         if "train" not in source.splits:
