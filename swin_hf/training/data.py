@@ -385,8 +385,8 @@ class ImageDataModule(LightningDataModule):
             sampling.check_launch(trainer)
         if stage == "validate" and not self._has("validation"):
             raise ValueError(
-                f"{self.dataset!r} has no validation split (found {sorted(source.splits)}); name its files in data_files,"
-                " or measure its test split with test"
+                f"{self.dataset!r} has no validation split (found {sorted(source.splits)}); name its files in"
+                " data_files, or measure its test split with test"
             )
         if stage != "fit":
             return
