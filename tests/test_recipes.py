@@ -41,6 +41,7 @@ REQUIRED = OVERLAYS | {
 
 pytestmark = [
     # Lightning 2.6.6 calls jsonargparse 4.53 by a name that is going away.
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     # The digits are read in the main process on purpose.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
