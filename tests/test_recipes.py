@@ -41,12 +41,13 @@ REQUIRED = OVERLAYS | {
 
 pytestmark = [
     # Lightning 2.6.6 calls jsonargparse 4.53 by a name that is going away.
-    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     # The digits are read in the main process on purpose.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     # peft 0.21 asks transformers 5.23 by an old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # The frozen parts of a model.
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
 ]
 
 
