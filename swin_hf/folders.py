@@ -75,11 +75,10 @@ def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
     """Find the pictures of a folder and of all folders below it, links followed.
 
     Returns:
-        Paths of the pictures, sorted folder by folder; and a sentence on the files that are not used although they may
-        be pictures, if there are any.
+        Paths of the pictures, sorted folder by folder; and a sentence on the files that are not used, if there are any.
     """
     files = _files(os.fspath(folder))
-    unused = [path for path in files if _may_be_picture(path)]
+    unused = [path for path in files if not _is_picture(path)]
     notes = [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
     return [path for path in files if _is_picture(path)], notes
 

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_hf.folders import list_pictures
-from swin_hf.processing import PICTURE_SUFFIXES
-
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
     from transformers import BaseImageProcessor
 
     from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+
+# What a folder is searched for; a file that is named explicitly may have any name.
+PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
@@ -58,7 +58,7 @@ class Guess:
     score: float  # probability, or the bare output of a regression
 
 
-def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Turn what a user typed into a list of pictures, without opening any.
 
     Args:
@@ -66,42 +66,36 @@ def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str], list[
             the bytes of one picture on standard input.
 
     Returns:
-        The pictures in the order of the arguments, each folder and pattern sorted, none twice; a sentence for each
-        argument that leads to none; and a sentence for each folder with files that are not used.
+        The pictures in the order of the arguments, each folder and pattern sorted, none twice; and a sentence for
+        each argument that leads to none.
     """
     pictures: dict[str, None] = {}  # an ordered set
-    problems: list[str] = []
-    notes: list[str] = []
+    problems = []
     for argument in arguments:
         try:
-            pictures.update(dict.fromkeys(_pictures_of(argument, notes)))
+            pictures.update(dict.fromkeys(_pictures_of(argument)))
         except PictureError as error:
             problems.append(str(error))
-    return list(pictures), problems, notes
+    return list(pictures), problems
 
 
-def _pictures_of(argument: str, notes: list[str]) -> list[str]:
+def _pictures_of(argument: str) -> list[str]:
     if argument == STANDARD_INPUT or _is_address(argument):
         return [argument]
     path = Path(argument)
     if path.is_dir():
-        found, unused = list_pictures(path)
+        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
         if not found:
             known = " ".join(PICTURE_SUFFIXES)
-            raise PictureError(
-                unused[0]
-                if unused
-                else f"{argument}: the folder holds no picture; name files, or a folder with some of {known}"
-            )
-        notes.extend(unused)
-        return [str(Path(file)) for file in found]  # a.png, not ./a.png: the same file may be named twice
+            raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
+        return found
     if path.exists():
         return [argument]
     if glob.has_magic(argument):
         matches = sorted(glob.glob(argument, recursive=True))
         if not matches:
             raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
-        return [picture for match in matches for picture in _pictures_of(match, notes)]
+        return [picture for match in matches for picture in _pictures_of(match)]
     raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")
 
 

@@ -16,6 +16,9 @@ from swin_hf.training import SwinClassifier
 from swin_hf.training.classifier import build_classifier, load_teacher, mixing
 from swin_hf.training.transforms import TrainTransform, normalize
 
+# The models that are built here have no names for their classes.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no names for its")
+
 SMALL = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
 NAMES = {0: "bee", 1: "cat", 2: "cow", 3: "dog"}
 PRESET = "swin_digits_patch4_window4_32"
@@ -223,14 +226,13 @@ def test_the_answers_of_the_teacher_are_brought_into_the_order_of_the_classes(tm
     logits = network(pixel_values=images).logits
     teacher = load_teacher(str(tmp_path), NAMES, 3)  # bee, cat, cow, dog
     torch.testing.assert_close(teacher(images), logits[:, [1, 2, 3, 0]])
-    for names in ("0123", ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]):  # nothing to go by
-        torch.testing.assert_close(load_teacher(str(tmp_path), dict(enumerate(names)), 3)(images), logits)
+    torch.testing.assert_close(load_teacher(str(tmp_path), {0: "cow", 1: "dog"}, 3)(images), logits[:, [3, 0]])
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):
     save_teacher(tmp_path, id2label={0: "dog", 1: "bee", 2: "cat", 3: "emu"})
     with pytest.raises(
-        ValueError, match="names its classes dog, bee, cat, emu, but those of the data are bee, cat, cow"
+        ValueError, match=r"the data has 'bee', 'cat', 'cow', 'dog'; the teacher '.*' has 'dog', 'bee', 'cat', 'emu'"
     ):
         load_teacher(str(tmp_path), NAMES, 3)
 

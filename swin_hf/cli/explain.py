@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _one_picture(argument: str) -> str:
-    found, problems, _ = find_pictures([argument])
+    found, problems = find_pictures([argument])
     if problems:
         raise PictureError(problems[0])
     if len(found) > 1:

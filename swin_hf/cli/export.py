@@ -6,15 +6,20 @@ measure accuracy before and after.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from swin_hf.classes import class_table, match_classes
 from swin_hf.export import ExportReport, export_onnx, export_openvino, export_torch, load_engine
+from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
+from swin_hf.processing import decode_picture
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CALIBRATION_PICTURES = 300  # NNCF's own default
@@ -64,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         calibration = None
         if args.int8:
-            calibration = [images for images, _ in _batches(args.calibration, model, processor, CALIBRATION_PICTURES)]
+            found = _batches(args.calibration, "train", model, processor, CALIBRATION_PICTURES)
+            calibration = [images for images, _ in found]
         report = export_openvino(model, output, calibration=calibration, **options)
     print(report)
     if args.test:
@@ -81,35 +87,49 @@ def _size(sides: list[int] | None) -> int | tuple[int, int] | None:
 
 
 def _batches(
-    data: str, model: SwinHFForImageClassification, processor: object, limit: int | None = None
+    data: str, split: str, model: SwinHFForImageClassification, processor: object, limit: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of normalised images and labels of a folder or of parquet files, shuffled with a fixed seed."""
+    """Batches of normalised images and of the model's class numbers, shuffled with a fixed seed."""
+    rows, image, label = _read_labelled(data, split)
+    order = torch.tensor(match_classes(rows.features[label].names, class_table(model.config.id2label), data))
+    rows = rows.shuffle(seed=0)
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        pictures = [decode_picture(cell, model.config.num_channels) for cell in batch[image]]
+        yield torch.stack(prepare(model, processor, pictures)), order[batch[label]]  # type: ignore[arg-type]
+
+
+def _read_labelled(data: str, split: str) -> tuple[Any, str, str]:
+    """Rows of a folder or of a parquet file, and their columns of pictures and of labels.
+
+    Args:
+        data: Folder of class folders, or of splits that hold them; or a parquet file.
+        split: Which split of a folder to take, if it is there; otherwise the last that is: test, validation, train.
+    """
     from datasets import ClassLabel, Image, load_dataset
 
     path = Path(data)
     if not path.exists():
         raise FileNotFoundError(f"{data}: no such folder or file; give labelled pictures")
     if path.is_dir():
-        rows = load_dataset("imagefolder", data_dir=data, split="train")
-    else:
-        rows = load_dataset("parquet", data_files=data, split="train")
+        content = read_folder(data)
+        for note in content.notes:
+            print(note, file=sys.stderr)
+        last = next(name for name in ("test", "validation", "train") if name in content.splits)
+        return content.splits.get(split, content.splits[last]), "image", "label"
+    rows = load_dataset("parquet", data_files=data, split="train")
     columns = {type(feature): name for name, feature in rows.features.items()}
     if Image not in columns or ClassLabel not in columns:
         raise ValueError(f"{data} has columns {rows.column_names}; one of type Image and one ClassLabel are needed")
-    rows = rows.shuffle(seed=0)
-    rows = rows.select(range(min(limit or len(rows), len(rows))))
-    mode = picture_mode(model)
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        pictures = [picture.convert(mode) for picture in batch[columns[Image]]]
-        yield torch.stack(prepare(model, processor, pictures)), torch.tensor(batch[columns[ClassLabel]])  # type: ignore[arg-type]
+    return rows.cast_column(columns[Image], Image(decode=False)), columns[Image], columns[ClassLabel]
 
 
 @torch.no_grad()
 def _print_accuracy(data: str, model: SwinHFForImageClassification, processor: object, report: ExportReport) -> None:
     engine = load_engine(report.path)
     total = before = after = 0
-    for images, labels in _batches(data, model, processor):
+    for images, labels in _batches(data, "test", model, processor):
         total += len(labels)
         before += int((model(pixel_values=images).logits.argmax(1) == labels).sum())
         after += int((engine(images).argmax(1) == labels).sum())

@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify, print, and return the exit code."""
-    sources, problems, notes = find_pictures(args.images)
-    for sentence in [*problems, *notes]:
-        _report(sentence)
+    sources, problems = find_pictures(args.images)
+    for problem in problems:
+        _report(problem)
     if not sources:
         return 2
     model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)

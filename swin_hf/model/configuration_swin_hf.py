@@ -121,16 +121,26 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
         Args:
             name: One of :func:`list_presets`.
-            overrides: Fields to change, such as ``num_labels=10``.
+            overrides: Fields to change, such as ``num_labels=10``; ``id2label`` brings its own number of classes.
 
         Raises:
-            ValueError: If there is no such preset; the message names the nearest and lists all.
+            ValueError: If there is no such preset (the message names the nearest and lists all), or ``num_labels``
+                contradicts ``id2label``.
         """
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown preset {name!r}; {hint}there are {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **overrides})
+        fields = {**PRESETS[name], **overrides}
+        names = overrides.get("id2label")
+        if names is not None:  # transformers would drop the names for the sake of the preset's number
+            fields["num_labels"] = len(names) if overrides.get("num_labels") is None else overrides["num_labels"]
+            if fields["num_labels"] != len(names):
+                raise ValueError(
+                    f"num_labels is {fields['num_labels']} but id2label names {len(names)} classes; give one of them"
+                )
+            fields.setdefault("label2id", {name: int(number) for number, name in names.items()})
+        return cls(**fields)
 
     @property
     def num_layers(self) -> int:

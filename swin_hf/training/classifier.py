@@ -20,6 +20,7 @@ from torchmetrics.classification import (
 from torchvision.transforms import v2
 from transformers import AutoConfig, AutoModelForImageClassification
 
+from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
@@ -218,17 +219,49 @@ class SwinClassifier(SwinModule):
             ValueError: If the data has another number of classes, or the teacher does not fit.
         """
         super().setup(stage)
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        if classes is not None and classes != self.model.config.num_labels:
-            raise ValueError(
-                f"num_labels is {self.model.config.num_labels} but the data has {classes} classes; "
-                "leave num_labels out, it comes from the data"
-            )
+        if stage != "predict":
+            self.match_data(fitting=stage == "fit")
         if stage == "fit" and self.distill_from is not None and not self.teacher:
             data: Any = getattr(self.trainer, "datamodule", None)
-            names = getattr(data, "id2label", None) or self.model.config.id2label
+            names = self.model.config.id2label
             normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
             self.teacher = [load_teacher(self.distill_from, names, self.model.config.num_channels, normalization)]
+
+    def match_data(self, fitting: bool) -> None:
+        """Make the data number its classes as the model does; a model without names takes those of its training data.
+
+        Raises:
+            ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        theirs = class_table(getattr(data, "id2label", None))
+        ours = class_table(self.model.config.id2label)
+        if not theirs or theirs == ours:
+            return
+        if fitting and not has_names(ours) and len(ours) == len(theirs):
+            name_classes(self.model.config, theirs)
+            return
+        if fitting and len(theirs) != len(ours):
+            raise ValueError(
+                f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
+                " the data"
+            )
+        data.renumber(match_classes(theirs, ours), ours)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of other classes, or of another model, before anything is loaded.
+
+        Raises:
+            ValueError: If classes, or names or shapes of tensors differ.
+        """
+        ours = class_table(self.model.config.id2label)
+        theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
+        if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
+            raise ClassMismatchError(
+                f"the checkpoint numbers its classes {shorten(theirs)}, and this run {shorten(ours)}; start a new run"
+                " from its weights, which are matched by name: --model.model runs/<name>/model"
+            )
+        super().on_load_checkpoint(checkpoint)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
@@ -353,6 +386,13 @@ def _is_ours(source: str) -> bool:
 
 
 def _start_from(folder: str, fields: dict[str, Any], backend: dict[str, Any]) -> SwinHFForImageClassification:
+    """Load a folder; its head stays for the classes that it knows by name, and is new where it does not know all."""
+    stored: Any = SwinHFConfig.from_pretrained(folder)
+    known = class_table(stored.id2label) if stored.architectures == ["SwinHFForImageClassification"] else []
+    wanted = class_table(fields.get("id2label"))
+    rows = _rows_of_head(wanted, known)
+    if rows is not None:
+        fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id", "num_labels")}
     model: SwinHFForImageClassification
     model, report = SwinHFForImageClassification.from_pretrained(
         folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
@@ -365,7 +405,30 @@ def _start_from(folder: str, fields: dict[str, Any], backend: dict[str, Any]) ->
             f"the checkpoint does not fit the model: {len(missing)} tensors besides the classifier are missing or of "
             f"another size ({', '.join(sorted(missing)[:5])}); change only image_size and window_size, or start anew"
         )
+    if rows is not None:
+        model.select_labels(rows)
+        name_classes(model.config, wanted)
+    elif wanted and known:
+        rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
+        head: Any = model.classifier
+        head = nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
+        model._init_weights(head)
+        model.classifier = head
     return model
+
+
+def _rows_of_head(wanted: Sequence[str], known: Sequence[str]) -> list[int] | None:
+    """Number of each class in a stored head; ``None`` where it does not know them all."""
+    try:
+        return match_classes(wanted, known, model="the starting point") if wanted and known else None
+    except ClassMismatchError:
+        return None
+
+
+def name_classes(config: Any, names: Sequence[str]) -> None:
+    """Write the names of the classes into a configuration of as many classes."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def freeze_stages_of(network: SwinHFForImageClassification, stages: int) -> list[nn.Module]:
@@ -475,7 +538,7 @@ def load_teacher(
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the teacher {source!r} is no image classifier of transformers: {reason}") from error
-    order = match_classes(source, network.config, id2label)
+    order = match_classes(class_table(id2label), class_table(network.config.id2label), model=f"the teacher {source!r}")
     channels = getattr(network.config, "num_channels", 3)
     if channels != num_channels and (num_channels, channels) != (1, 3):
         raise ValueError(
@@ -488,32 +551,6 @@ def load_teacher(
         (mean, std), (their_mean, their_std) = (map(torch.tensor, pair) for pair in (normalization, theirs))
         scale, shift = scale * std / their_std, shift + (mean - their_mean) / their_std
     return Teacher(network, order, scale, shift)
-
-
-def match_classes(source: str, config: Any, id2label: Mapping[int, str]) -> list[int]:
-    """The teacher's number of each class of the student: by name, or as they come where one side has no names.
-
-    Raises:
-        ValueError: If the number of classes differs, or both have names and they differ.
-    """
-    classes = len(id2label)
-    if config.num_labels != classes:
-        raise ValueError(
-            f"the teacher {source!r} knows {config.num_labels} classes but the data has {classes}; "
-            "choose a teacher trained on the same classes"
-        )
-    ours = [str(id2label[number]) for number in range(classes)]
-    theirs = [str(config.id2label[number]) for number in range(classes)]
-    if len(set(ours)) == classes and set(ours) == set(theirs):
-        return [theirs.index(name) for name in ours]
-    unnamed = [[f"LABEL_{number}" for number in range(classes)], [str(number) for number in range(classes)]]
-    if ours != theirs and ours not in unnamed and theirs not in unnamed:
-        raise ValueError(
-            f"the teacher {source!r} names its classes {shorten(theirs, 5)}, but those of the data are"
-            f" {shorten(ours, 5)}; choose a teacher trained on the same classes, or give them the same names (id2label"
-            " in its config.json)"
-        )
-    return list(range(classes))
 
 
 def processor_normalization(folder: Path) -> tuple[list[float], list[float]] | None:

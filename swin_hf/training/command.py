@@ -20,6 +20,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -119,6 +120,7 @@ class RecipeCLI(LightningCLI):
         self.default_config = Path(default_config)
         self.run_folder: Path | None = None
         self.is_new = False  # whether the run folder was made for this run
+        self.saved: dict[str, Any] = {}  # the hyper-parameters of the checkpoint, where there is one
         try:
             self._start(module_class, args)
         except BaseException as error:
@@ -155,12 +157,21 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("--name", default="run", help="Name of the run: it lives in runs/<name>.")
         parser.add_argument("--runs", default="runs", help="Folder of all runs.")
         parser.add_argument("--push", default=None, type=str | None, help="Hub id to publish the best weights at.")
-        links = ["image_size", "num_channels"]
+        for name in ("image_size", "num_channels"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         if "num_labels" in parser.get_defaults().model:
-            links += ["id2label", "num_labels"]
-        for name in links:
-            source = "num_classes" if name == "num_labels" else name
-            parser.link_arguments(f"data.{source}", f"model.{name}", apply_on="instantiate")
+            for name in ("id2label", "num_labels"):
+                compute = partial(self.classes, name)
+                parser.link_arguments("data", f"model.{name}", compute, apply_on="instantiate")
+
+    def classes(self, field: str, data: ImageDataModule) -> Any:
+        """``id2label`` or ``num_labels`` of the model: the data's to train, otherwise those of what is measured."""
+        if self.config.subcommand != "fit":
+            if self.saved.get("id2label") or self.saved.get("num_labels"):
+                return self.saved.get(field)
+            if self.options.model.get("model"):
+                return None
+        return data.id2label if field == "id2label" else data.num_classes
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; without a configuration, the one of the checkpoint's run or the default is taken."""
@@ -198,7 +209,8 @@ class RecipeCLI(LightningCLI):
             sys.exit(f"error: there is no checkpoint {path}; give a file, or 'last' for the newest of the run")
         checkpoint = read_checkpoint(Path(path))
         given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
-        refuse_conflicts(given, checkpoint.get("hyper_parameters", {}), str(path))
+        self.saved = checkpoint.get("hyper_parameters", {})
+        refuse_conflicts(given, self.saved, str(path))
 
     def choose_run_folder(self) -> str | None:
         """Reserve the folder of a new run, or take that of the run to resume.
@@ -409,7 +421,6 @@ def quieten() -> None:
         "Be aware that when using `ckpt_path`",  # a test needs no callback that saves checkpoints
         "Glyph .* missing from",  # letters that the font of a figure lacks are boxes in it
         "The number of training batches .* is smaller than the logging interval",  # the epochs are logged anyway
-        "Found .* module.s. in eval mode at the start of training",  # frozen parts, and nothing else: SwinModule.train
     ):
         warnings.filterwarnings("ignore", message)
 

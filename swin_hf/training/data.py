@@ -250,6 +250,16 @@ class ImageDataModule(LightningDataModule):
         """Name of each class id."""
         return dict(enumerate(self.load().class_names))
 
+    def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
+        """Number the classes as a model does that is measured on these data.
+
+        Args:
+            order: The model's number of each class.
+            names: All classes of the model.
+        """
+        self.load().renumber(order, names)
+        self._labels = {split: np.asarray(order)[labels] for split, labels in self._labels.items()}
+
     @property
     def class_counts(self) -> dict[str, int]:
         """Training pictures of each class; empty for a stream and without a training split."""
@@ -383,11 +393,6 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is not None:
             sampling.check_launch(trainer)
-        if stage == "validate" and not self._has("validation"):
-            raise ValueError(
-                f"{self.dataset!r} has no validation split (found {sorted(source.splits)}); name its files in"
-                " data_files, or measure its test split with test"
-            )
         if stage != "fit":
             return
         if "train" not in source.splits:

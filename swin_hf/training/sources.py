@@ -86,6 +86,17 @@ class Source:
             )
         return self.encode[cell]
 
+    def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
+        """Number the classes as a model does.
+
+        Args:
+            order: The model's number of each class.
+            names: All classes of the model.
+        """
+        encode = self.encode or {UNLABELLED: UNLABELLED, **{number: number for number in range(len(self.class_names))}}
+        self.encode = {cell: order[number] if number != UNLABELLED else number for cell, number in encode.items()}
+        self.class_names = list(names)
+
 
 def load_source(
     dataset: str,

@@ -1,0 +1,72 @@
+"""Tables of classes: wherever two of them meet, they are matched by name. The one rule of the package.
+
+A class is its name. Its number, and the number of classes, say nothing: two models of two classes need not know the
+same two. Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) are no names. They are matched by number
+where both tables have nothing else, or where those of a model do, as many as there are names; the latter is said.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_SHOWN = 10  # classes of a table that a message lists
+
+
+class ClassMismatchError(ValueError):
+    """Two tables of classes that cannot be matched; the message shows both."""
+
+
+def class_table(id2label: Mapping[Any, Any] | None) -> list[str]:
+    """Names in the order of their numbers; the keys of a JSON file are texts."""
+    names = {int(number): str(name) for number, name in (id2label or {}).items()}
+    return [names[number] for number in sorted(names)]
+
+
+def has_names(table: Sequence[str]) -> bool:
+    """Whether a table says more than the numbers of its classes."""
+    return any(name not in (f"LABEL_{number}", str(number)) for number, name in enumerate(table))
+
+
+def match_classes(
+    wanted: Sequence[str], known: Sequence[str], whose: str = "the data", model: str = "the model"
+) -> list[int]:
+    """Find each class of one table in another.
+
+    Args:
+        wanted: Classes of the data, in the order of their numbers.
+        known: Classes of a model, in the order of their numbers; it may know more than are wanted.
+        whose: Owner of ``wanted``, for messages.
+        model: Owner of ``known``, for messages.
+
+    Returns:
+        The number in ``known`` of each class of ``wanted``.
+
+    Raises:
+        ClassMismatchError: If a name is unknown to the model or stands there twice, or only the model has names.
+    """
+    wanted, known = list(wanted), list(known)
+    if wanted == known:
+        return list(range(len(wanted)))
+    counts = Counter(known)
+    lost = [name for name in wanted if counts[name] != 1]
+    if not lost:
+        return [known.index(name) for name in wanted]
+    if not has_names(known) and len(wanted) == len(known):
+        if has_names(wanted):
+            warnings.warn(
+                f"{model} has no names for its {len(known)} classes: they are taken for those of {whose} in their"
+                f" order, {_listed(wanted)}",
+                stacklevel=2,
+            )
+        return list(range(len(wanted)))
+    raise ClassMismatchError(
+        f"the classes of {whose} are not classes of {model}: {whose} has {_listed(wanted)}; {model} has"
+        f" {_listed(known)}; classes are matched by name, and {_listed(lost)} cannot be found; give the classes the"
+        " names that they have there"
+    )
+
+
+def _listed(table: Sequence[str]) -> str:
+    more = f", ... ({len(table)} in all)" if len(table) > _SHOWN else ""
+    return ", ".join(map(repr, table[:_SHOWN])) + more if table else "none"
