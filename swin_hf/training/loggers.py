@@ -3,7 +3,7 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
-import warnings
+import csv
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swin_hf.files import redact
+from swin_hf.files import redact, replacing
 
 
 class AppendingCSVLogger(CSVLogger):
@@ -24,19 +24,67 @@ class AppendingCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         """The writer; the rows of an earlier part of the run are kept."""
         if self._experiment is None:
-            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            aside = path.with_suffix(".earlier")
-            if path.is_file():
-                path.replace(aside)
-            with warnings.catch_warnings():
-                # Lightning warns that it will delete the earlier log; it is out of reach.
-                warnings.filterwarnings("ignore", "Experiment logs directory .* exists")
-                self._experiment = ExperimentWriter(log_dir=self.log_dir)
-            if aside.is_file():
-                aside.replace(path)
-                with path.open() as file:
-                    self._experiment.metrics_keys = file.readline().strip().split(",")
+            self._experiment = WholeWriter(log_dir=self.log_dir)
         return self._experiment
+
+    @rank_zero_only
+    def rewind(self, step: int, curves: dict[str, list[list[float]]]) -> None:
+        """Make the log what it was when a checkpoint was written.
+
+        Args:
+            step: Global step of the checkpoint; rows of later steps go, they come again.
+            curves: Name to ``[global step, value]`` points up to there; rows that a kill kept from the disk come back.
+        """
+        rows = [row for row in self.experiment.rows if int(row["step"]) < step]
+        epochs = {int(row["step"]): row["epoch"] for row in rows if row.get("epoch")}
+        known = {(name, int(row["step"])) for row in rows for name, value in row.items() if value not in ("", None)}
+        lost: dict[tuple[str, int], dict[str, Any]] = {}  # train_ and val_ have rows of their own
+        for name, points in curves.items():
+            kind = name.split("_")[0]
+            for at, value in points:
+                here = int(at) - 1  # Lightning counts the step that has just been taken from 0
+                if kind in ("train", "val") and (name, here) not in known:
+                    lost.setdefault((kind, here), {"epoch": epochs.get(here, "")})[name] = value
+        rows += [{"step": here, **values} for (_, here), values in sorted(lost.items(), key=lambda row: row[0][::-1])]
+        self.experiment.rows = sorted(rows, key=lambda row: int(row["step"]))
+
+
+class WholeWriter(ExperimentWriter):
+    """Writes the whole table at once, so that no kill and no full disk leaves half a row or takes earlier ones."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.rows = read_rows(Path(self.metrics_file_path))
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's own deletes the log of the earlier part."""
+
+    def save(self) -> None:
+        """Write all rows.
+
+        Raises:
+            WriteError: If the disk is full.
+        """
+        if not self.metrics:
+            return
+        self.rows += self.metrics
+        self.metrics = []
+        names = sorted({name for row in self.rows for name in row})
+        with replacing(self.metrics_file_path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a ``metrics.csv`` that may have been cut off anywhere."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith(("\r", "\n")):
+        lines.pop()  # a number that was cut looks like a number
+    rows = [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
+    return [row for row in rows if row.get("step", "").isdecimal()]
 
 
 class TrackioLogger(Logger):

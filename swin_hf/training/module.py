@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric, SumMetric
 
 from swin_hf.model.modeling_swin_hf import SwinHFModel
 
@@ -37,6 +38,9 @@ class SwinModule(LightningModule):
     mode: str
     starting_point: str | None
     starting_commit: str | None = None
+    train_loss: MeanMetric
+    loss_is_reported = True
+    interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
     def configure_training(
         self,
@@ -72,6 +76,7 @@ class SwinModule(LightningModule):
         self.milestones = milestones
         self.gamma = gamma
         self.compile_model = compile
+        self.val_images, self.test_images = SumMetric(), SumMetric()  # what the metrics were measured on
 
     def setup(self, stage: str) -> None:
         """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
@@ -90,6 +95,7 @@ class SwinModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Train in training mode: Lightning keeps the mode that it finds, and ``from_pretrained`` sets evaluation."""
         self.train()
+        self.loss_is_reported = False
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average the gradients of a window that the end of the epoch cut off: Lightning divides by the full window."""
@@ -103,6 +109,38 @@ class SwinModule(LightningModule):
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
         seed_rank(self.trainer, self.run_seed)
+        self.loss_is_reported = False
+        if self.interrupted_loss is not None:
+            # Where no batch of the epoch is left, nothing else would log it.
+            self.train_loss.update(0.0, weight=0.0)
+            if self.trainer.is_global_zero:
+                self.train_loss.mean_value += self.interrupted_loss[0]
+                self.train_loss.weight += self.interrupted_loss[1]
+            self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+            self.interrupted_loss = None
+
+    def on_train_epoch_end(self) -> None:
+        """The mean loss of the epoch has been told; the next begins at 0."""
+        self.loss_is_reported = True
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the images."""
+        self.count_images("val_images", self.val_images, batch)
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the images."""
+        self.count_images("test_images", self.test_images, batch)
+
+    def count_images(self, name: str, count: SumMetric, batch: Any) -> None:
+        """Add the images of a batch, which is empty where all of them were unreadable."""
+        count.update(len(batch["pixel_values"]) if batch else 0)
+        self.log(name, count, on_step=False, on_epoch=True, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the mean loss of an epoch that is not complete, over all ranks."""
+        if not self.loss_is_reported:
+            state = torch.stack([self.train_loss.mean_value.detach(), self.train_loss.weight.detach()])
+            checkpoint["train_loss"] = self.trainer.strategy.reduce(state.clone(), reduce_op="sum").tolist()
 
     @property
     def run_seed(self) -> int:
@@ -206,6 +244,7 @@ class SwinModule(LightningModule):
         Raises:
             ValueError: If names or shapes differ; the message gives the first few.
         """
+        self.interrupted_loss = checkpoint.get("train_loss")
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:

@@ -24,6 +24,7 @@ from .callbacks import keep_figure, to_pictures
 from .checkpointing import BestCheckpoint
 from .facts import data_facts, hardware, hyper_parameters, versions
 from .figures import LONGEST_NAME, draw_confusion, draw_curves, draw_pictures
+from .loggers import AppendingCSVLogger
 
 
 class RunRecord(Callback):
@@ -57,13 +58,26 @@ class RunRecord(Callback):
         """Go on where the checkpoint was written."""
         self.curves, self.seconds = state_dict["curves"], state_dict["seconds"]
 
+    def shown_curves(self) -> dict[str, list[list[float]]]:
+        """The curves without the number of images behind them."""
+        return {name: points for name, points in self.curves.items() if name != "val_images"}
+
     def elapsed(self) -> float:
         """Seconds spent in fit."""
         return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; the log goes on where the checkpoint was written."""
         self.started = time.monotonic()
+        for logger in trainer.loggers:
+            if isinstance(logger, AppendingCSVLogger):
+                logger.rewind(trainer.global_step, self.shown_curves())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What is logged by now comes to the disk before the checkpoint, which goes on after it."""
+        for logger in trainer.loggers:
+            if isinstance(logger, AppendingCSVLogger):
+                logger.save()
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Now the run has something to record."""
@@ -94,7 +108,7 @@ class RunRecord(Callback):
             return
         self.write_model(trainer, pl_module)
         if self.curves:
-            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.curves))
+            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves()))
 
     def write_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` of a training that was interrupted, if an epoch of it is complete."""
@@ -121,11 +135,12 @@ class RunRecord(Callback):
             facts.save(partial)
 
     def metrics_at(self, step: int, trainer: Trainer) -> list[Metric]:
-        """Validation metrics of the epoch that ended at a step."""
-        n = trainer.datamodule.split_sizes.get("validation")
+        """Validation metrics of the epoch that ended at a step, with the number of images that were measured."""
+        counts = {at: int(count) for at, count in self.curves.get("val_images", [])}
+        n = counts.get(step, trainer.datamodule.split_sizes.get("validation"))
         return [
             Metric(name.removeprefix("val_"), value, "validation", n)
-            for name, points in self.curves.items()
+            for name, points in self.shown_curves().items()
             for at, value in points
             if name.startswith("val_") and at == step
         ]
@@ -171,6 +186,7 @@ class RunRecord(Callback):
         counts = getattr(pl_module, "confusion_counts", None)
         network: Any = pl_module.model
         labels = list(network.config.id2label.values())
+        n = int(metrics.pop("test_images", 0)) or trainer.datamodule.split_sizes.get("test")
         if not trainer.is_global_zero:
             return
         scores = [] if counts is None else class_scores(counts.numpy(), labels)
@@ -178,7 +194,6 @@ class RunRecord(Callback):
         if self.folder is None or not (self.folder / "model").is_dir():
             return
         facts = TrainingFacts.load(self.folder / "model")
-        n = trainer.datamodule.split_sizes.get("test") if counts is None else int(counts.sum())
         if facts.data is not None:
             facts.data.unreadable = trainer.datamodule.facts()["unreadable"]
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
@@ -210,11 +225,10 @@ class RunRecord(Callback):
         """Everything the card may want to know; nothing secret, no absolute path."""
         source, commit = getattr(pl_module, "starting_point", None), getattr(pl_module, "starting_commit", None)
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
-        hidden = ("train_images_per_s",)
         return TrainingFacts(
             data=data_facts(trainer.datamodule),
             hyper_parameters=hyper_parameters(trainer, pl_module),
-            curves={name: points for name, points in self.curves.items() if name not in hidden},
+            curves={name: points for name, points in self.shown_curves().items() if name != "train_images_per_s"},
             versions=versions(),
             hardware=hardware(trainer),
             speed={"train_images_per_s": round(float(np.median(speeds)), 1)} if speeds else {},
