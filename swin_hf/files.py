@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")  # written by replacing and replacing_folder
 _RETIRED = re.compile(r"\.(?P<name>.+)\.\d+\.retired")  # the folder that replacing_folder is about to replace
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}

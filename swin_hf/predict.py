@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import glob
 import io
-import re
 import sys
 import urllib.error
 import urllib.request
@@ -22,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from swin_hf.loading import find_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,9 +37,6 @@ PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".
 STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
 DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decode
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 READERS = 4  # threads that read pictures
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -172,8 +170,8 @@ def load_classifier(
     Weights and configuration have to agree: no layer runs with random values.
 
     Args:
-        source: A folder, a checkpoint file in any layout that :func:`swin_hf.load_checkpoint` reads, or a Hub id
-            (``user/name``, also ``user/name@revision``).
+        source: A folder, also that of a training run; a checkpoint file in any layout that
+            :func:`swin_hf.load_checkpoint` reads; or a Hub id (``user/name``, also ``user/name@revision``).
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
 
@@ -185,9 +183,9 @@ def load_classifier(
         ValueError: If there is no such model, or it is no classifier, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
+    path = find_model(source)
     import torch
 
-    path = _model_path(source)
     on = torch.device(_device(device))
     with _no_progress_bar():
         model, processor = _load_ours(path, source) if _is_ours(path) else _load_foreign(path)
@@ -198,26 +196,6 @@ def load_classifier(
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
     torch.nn.Module.to(model, on, wanted)
     return model.eval(), processor
-
-
-def _model_path(source: str) -> Path:
-    """Folder or file of a model; a Hub id is downloaded, or taken from the cache."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    repo_id, _, revision = source.partition("@")
-    looks_like_an_id = HUB_ID.fullmatch(repo_id) and path.suffix.lower() not in CHECKPOINT_SUFFIXES
-    if not looks_like_an_id or (path.parent != Path() and path.parent.is_dir()):
-        raise ValueError(
-            f"unknown model {source!r}: there is no such folder or file, and a Hub id has the form user/name; "
-            "check the spelling, or give the full path"
-        )
-    from swin_hf.hub import HubError, pull
-
-    try:
-        return pull(repo_id, revision=revision or None).path
-    except HubError as error:
-        raise ValueError(f"unknown model {source!r}: there is no such folder or file here, and {error}") from error
 
 
 def _is_ours(path: Path) -> bool:

@@ -127,7 +127,7 @@ def test_a_near_miss_names_the_field(name, right):
         ({"depths": [2, 0, 2, 2]}, "depths of stage 2 is 0; it must be"),
         ({"depths": []}, r"depths is \[\]; give a list"),
         ({"depths": [2, 2]}, r"depths \[2, 2\] has 2 stages but num_heads \[3, 6, 12, 24\] has 4"),
-        ({"depths": [2, 1001, 2, 2]}, "depths of stage 2 is 1001; it must be at most 1000"),
+        ({"depths": [2, 1001, 2, 2]}, "depths of stage 2 is 1001; it must be at most 500"),
         ({"depths": [1] * 10**5, "num_heads": [1] * 10**5}, "depths has 100000 stages; a model has at most 16"),
         ({"embed_dim": 2**61 - 1}, "embed_dim is 2305843009213693951; it must be at most 1048576"),
         ({"image_size": [32, 10**9]}, "image_size is 1000000000; it must be at most 1048576"),

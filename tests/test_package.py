@@ -23,6 +23,7 @@ LAYERS = {
     "folders": 3,
     "checkpoints": 4,
     "hub": 5,
+    "loading": 6,
     "explain": 7,
     "export": 7,
     "predict": 7,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
+
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 Weights = Literal["ema", "raw"]

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swin_hf.loading import find_model
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     layouts = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
     parser.epilog = f"layouts: {layouts}"
-    parser.add_argument("source", metavar="SOURCE", help="file or folder to read")
+    parser.add_argument("source", metavar="SOURCE", help="file, folder, run folder or Hub id to read")
     parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
     parser.add_argument(
         "--to", required=True, choices=list(LAYOUTS), metavar="LAYOUT", help="layout to write, see below"
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     picture = read_picture(args.verify) if args.verify else None
     checkpoint = open_checkpoint(
-        args.source,
+        find_model(args.source),
         args.layout,
         args.preset,
         weights=args.weights,

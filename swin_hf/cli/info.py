@@ -7,22 +7,22 @@ weights is read.
 import argparse
 import json
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from swin_hf.loading import local_path, split_hub_id
 
 if TYPE_CHECKING:
     from swin_hf.checkpoints import Checkpoint
     from swin_hf.checkpoints.read import Source
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHOWN_CLASSES = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf info``."""
-    parser.add_argument("source", metavar="SOURCE", help="file, folder or Hub id")
+    parser.add_argument("source", metavar="SOURCE", help="file, folder, run folder or Hub id")
     parser.add_argument("--layout", help="layout of the source; detected")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from swin_hf.checkpoints import open_checkpoint
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    source = args.source if _is_local(args.source) else read_header(args.source, args.revision)
+    path = local_path(args.source)
+    source = path if path is not None else read_header(*_on_the_hub(args))
     facts = describe(open_checkpoint(source, args.layout))
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -44,11 +45,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_local(source: str) -> bool:
-    from swin_hf.checkpoints.read import SUFFIXES
-
-    path = Path(source)
-    return path.exists() or path.suffix in SUFFIXES or not _HUB_ID.fullmatch(source)
+def _on_the_hub(args: argparse.Namespace) -> tuple[str, str]:
+    repo_id, revision = split_hub_id(args.source)
+    return repo_id, revision or args.revision
 
 
 def read_header(repo_id: str, revision: str = "main") -> "Source":

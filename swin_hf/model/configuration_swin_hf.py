@@ -6,10 +6,14 @@ transformers' own ``SwinConfig``: the dictionary of one can be handed to the oth
 """
 
 import difflib
+import inspect
+import math
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -18,8 +22,26 @@ Pair = tuple[int, int]
 _SEQUENCES = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
 # Near one of our fields, but the right name in another family of transformers, whose tools set it on any configuration.
 _OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
-# Far beyond any real model, and small enough that nothing which follows from them fills the memory.
-_MOST_STAGES, _MOST_BLOCKS, _MOST_CHANNELS, _LONGEST_SIDE = 16, 1000, 2**20, 2**20
+# The most that a file of a stranger may ask for, far beyond any real model: every other limit of this package refers to
+# these. The largest Swin has 50 blocks and 3 billion parameters.
+MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 16, 500, 2**20
+MOST_PARAMETERS = 10**10
+FREE_PARAMETERS = 50 * 10**6  # that weights may lack: they can be made on any machine
+MOST_LABELS = 10**6  # without names; transformers makes a name for each of them
+LONGEST_SIDE, MOST_PIXELS = 2**20, 2**26  # of an image: 8192 x 8192
+MOST_WINDOW_TOKENS = 2**13  # the index of a window has their square
+CONFIG_BYTES = 32 * 2**20  # of a JSON file; 21,841 class names twice are 2 MB
+
+_NUMBERS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mlp_ratio", "layer_norm_eps"}
+_NUMBERS |= {"initializer_range"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding"), (bool,)),
+    **dict.fromkeys(("return_dict", "output_hidden_states", "is_encoder_decoder", "output_attentions"), (bool,)),
+    **dict.fromkeys(("hidden_act", "model_type", "problem_type", "transformers_version"), (str,)),
+    **dict.fromkeys(("id2label", "label2id"), (dict,)),
+    "architectures": (list, tuple),
+}
+_MAY_BE_NONE = set(_TYPES) - {"hidden_act", "qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding"}
 
 
 class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -101,6 +123,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         if not type(self).__module__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)  # the map of a repository's files, which this class would save without them
         self._refuse_near_misses(kwargs)
+        self._check_general(kwargs)
         _check_weights_name(kwargs.get("transformers_weights"))
         if not self.num_heads:
             self.num_heads = _default_heads(self.embed_dim)
@@ -141,6 +164,34 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
             fields.setdefault("label2id", {name: int(number) for number, name in names.items()})
         return cls(**fields)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration of what a file holds; whatever is wrong with it is a ValueError."""
+        if not isinstance(config_dict, dict):
+            raise ValueError("config.json is not a JSON object; save the model again")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # the values are a stranger's, and transformers calls methods of them
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ValueError(f"the configuration cannot be used: {reason[:200]}") from error
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Read ``config.json`` as transformers does; one that cannot be read is a ValueError."""
+        path = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "", "config.json")
+        if path.is_file() and path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"{path} has more than {CONFIG_BYTES // 2**20} MiB; save the model again")
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (OSError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            if isinstance(error, OSError) and not isinstance(error.__context__, ValueError):
+                raise  # it is not there, or may not be read
+            raise ValueError(
+                f"config.json of {pretrained_model_name_or_path} is not a JSON object; save the model again"
+            ) from error
 
     @property
     def num_layers(self) -> int:
@@ -198,23 +249,44 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             for start, depth in zip(starts, self.depths, strict=True)
         )
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of a model with every part: network, positions, classifier, decoder; nothing is built."""
+        last, channels = self.hidden_size, self.num_channels
+        total = self.embed_dim * (channels * math.prod(self.patch_hw) + 4)
+        total += self.embed_dim * math.prod(self.grid_hw) * self.use_absolute_embeddings
+        windows = self.stage_windows
+        for dim, depth, heads, window in zip(self.stage_dims, self.depths, self.num_heads, windows, strict=True):
+            hidden = int(dim * self.mlp_ratio)
+            table = heads * math.prod(2 * side - 1 for side in window)
+            attention = 4 * dim * dim + dim + 3 * dim * self.qkv_bias
+            total += depth * (attention + table + 2 * dim * hidden + hidden + 5 * dim)
+        total += sum(8 * dim * dim + 8 * dim for dim in self.stage_dims[:-1])
+        classes = len(self.id2label or {})
+        return total + 2 * last + (last + 1) * (classes + channels * self.encoder_stride**2)
+
     def check_sizes(self) -> None:
         """Check every field against its range and against the others; models call it again before they are built.
 
         Raises:
             ValueError: If a value cannot be used; the message names it, gives the rule and the values.
         """
+        self._check_general(vars(self))
         for name in ("image_size", "patch_size"):
             _check_sides(name, getattr(self, name))
-        for name, most in (("num_channels", None), ("embed_dim", _MOST_CHANNELS), ("encoder_stride", None)):
-            _check_positive(name, getattr(self, name), most)
+        if math.prod(self.image_hw) > MOST_PIXELS:
+            raise ValueError(f"image_size is {self.image_size}; an image has at most {MOST_PIXELS:,} pixels")
+        for name in ("num_channels", "embed_dim", "encoder_stride"):
+            _check_positive(name, getattr(self, name), MOST_CHANNELS)
         for name in ("depths", "num_heads"):
             if not isinstance(getattr(self, name), list) or not getattr(self, name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; give a list with one integer for each stage")
-            if len(getattr(self, name)) > _MOST_STAGES:
-                raise ValueError(f"{name} has {len(getattr(self, name))} stages; a model has at most {_MOST_STAGES}")
+                raise ValueError(f"{name} is {_short(getattr(self, name))}; give a list with an integer for each stage")
+            if len(getattr(self, name)) > MOST_STAGES:
+                raise ValueError(f"{name} has {len(getattr(self, name))} stages; a model has at most {MOST_STAGES}")
             for stage, value in enumerate(getattr(self, name), start=1):
-                _check_positive(f"{name} of stage {stage}", value, _MOST_BLOCKS if name == "depths" else None)
+                _check_positive(f"{name} of stage {stage}", value, MOST_BLOCKS if name == "depths" else None)
+        if sum(self.depths) > MOST_BLOCKS:
+            raise ValueError(f"depths asks for {sum(self.depths)} blocks; a model has at most {MOST_BLOCKS}")
         if len(self.depths) != len(self.num_heads):
             raise ValueError(
                 f"depths {self.depths} has {len(self.depths)} stages but num_heads {self.num_heads} has "
@@ -231,12 +303,17 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is a probability in [0, 1)")
         for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be positive")
         if self.norm_targets is not None:
-            _check_positive("norm_targets", self.norm_targets)
+            _check_positive("norm_targets", self.norm_targets, LONGEST_SIDE)
             if self.norm_targets % 2 == 0 or self.norm_targets == 1:
                 raise ValueError(f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more")
+        if self.parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"embed_dim {self.embed_dim}, depths {self.depths}, mlp_ratio {self.mlp_ratio} and the other sizes "
+                f"make {_short(self.parameters)} parameters; a model has at most {MOST_PARAMETERS:,}"
+            )
 
     def _check_windows(self) -> None:
         window: Any = self.window_size
@@ -251,6 +328,38 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         for stage, side in enumerate(window if per_stage else [window], start=1):
             _check_sides(f"window_size of stage {stage}" if per_stage else "window_size", side)
+        largest = max(self.stage_windows, key=math.prod)
+        if math.prod(largest) > MOST_WINDOW_TOKENS:
+            raise ValueError(
+                f"window_size is {self.window_size}; a window has at most {MOST_WINDOW_TOKENS:,} tokens, "
+                f"{math.isqrt(MOST_WINDOW_TOKENS)} x {math.isqrt(MOST_WINDOW_TOKENS)}"
+            )
+
+    @classmethod
+    def _check_general(cls, values: dict[str, Any]) -> None:
+        """Check the types of what is not a size, and what transformers makes of the classes.
+
+        Raises:
+            ValueError: If a value has another type, or a name is that of a method or of a computed attribute.
+        """
+        for name, value in values.items():
+            kinds = (int, float) if name in _NUMBERS else _TYPES.get(name)
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            if kinds is not None and (not isinstance(value, kinds) or (name in _NUMBERS and isinstance(value, bool))):
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise ValueError(f"{name} is {_short(value)}; it must be of type {wanted}")
+            member = inspect.getattr_static(cls, name, None)
+            if callable(getattr(member, "__func__", member)) or (isinstance(member, property) and member.fset is None):
+                raise ValueError(f"{name} is not a field of the configuration but computed by it; remove it")
+        if values.get("attribute_map", cls.attribute_map) != cls.attribute_map:
+            raise ValueError(f"attribute_map is {_short(values['attribute_map'])}; it cannot be changed, remove it")
+        if (name := values.get("hidden_act", "gelu")) not in ACT2FN:
+            raise ValueError(f"hidden_act is {_short(name)}; it must be an activation of transformers, such as 'gelu'")
+        architectures = values.get("architectures") or []
+        if wrong := [name for name in architectures if not isinstance(name, str)]:
+            raise ValueError(f"architectures holds {_short(wrong[0])}; it is a list of names of classes")
+        _check_labels(values.get("num_labels"), values.get("id2label"))
 
     @classmethod
     def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
@@ -274,7 +383,7 @@ def _as_lists(value: Any) -> Any:
 
 def _default_heads(embed_dim: Any) -> list[int]:
     """Heads of four stages: the largest divisor of ``embed_dim`` that leaves a head 32 channels or more, doubling."""
-    _check_positive("embed_dim", embed_dim, _MOST_CHANNELS)
+    _check_positive("embed_dim", embed_dim, MOST_CHANNELS)
     first = max(heads for heads in range(1, max(embed_dim // 32, 1) + 1) if embed_dim % heads == 0)
     return [first * 2**stage for stage in range(4)]
 
@@ -288,24 +397,40 @@ def _as_pair(value: int | Iterable[int]) -> Pair:
 
 def _check_positive(name: str, value: Any, most: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+        raise ValueError(f"{name} is {_short(value)}; it must be a positive integer")
     if most is not None and value > most:
-        raise ValueError(f"{name} is {value}; it must be at most {most}")
+        raise ValueError(f"{name} is {_short(value)}; it must be at most {most}")
+
+
+def _check_labels(count: Any, names: Any) -> None:
+    """Check the number of classes before transformers makes a name for each of them."""
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+        raise ValueError(f"num_labels is {_short(count)}; it must be an integer, 0 or more")
+    if count is not None and count > MOST_LABELS and len(names or {}) != count:
+        raise ValueError(f"num_labels is {count}; more than {MOST_LABELS:,} need a name each in id2label")
+    if wrong := [name for name in (names or {}).values() if not isinstance(name, str | int | float)]:
+        raise ValueError(f"id2label holds {_short(wrong[0])}; the name of a class is text")
+
+
+def _short(value: Any) -> str:
+    """A value for a message, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _check_weights_name(name: Any) -> None:
     """Refuse a weights file of another folder, which transformers would load in place of the model's own."""
     if name is not None and (not isinstance(name, str) or re.search(r"[/\\]", name)):
         raise ValueError(
-            f"transformers_weights is {name!r}; give the name of a file beside config.json, or leave it out"
+            f"transformers_weights is {_short(name)}; give the name of a file beside config.json, or leave it out"
         )
 
 
 def _check_sides(name: str, value: Any) -> None:
     if isinstance(value, list) and len(value) != 2:
-        raise ValueError(f"{name} is {value!r}; give one integer or (height, width)")
+        raise ValueError(f"{name} is {_short(value)}; give one integer or (height, width)")
     for side in value if isinstance(value, list) else [value]:
-        _check_positive(name, side, _LONGEST_SIDE)
+        _check_positive(name, side, LONGEST_SIDE)
 
 
 # Table 7 of the paper and Microsoft's model zoo (https://github.com/microsoft/Swin-Transformer/blob/main/MODELHUB.md);

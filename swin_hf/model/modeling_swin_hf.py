@@ -15,7 +15,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -34,7 +35,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .attention import BACKENDS, SwinHFAttention, images_at_once, is_exporting, linear
-from .configuration_swin_hf import SwinHFConfig
+from .configuration_swin_hf import FREE_PARAMETERS, SwinHFConfig
 from .windows import (
     Pair,
     channel_matrix,
@@ -424,6 +425,12 @@ class SwinHFPreTrainedModel(PreTrainedModel):
             return cls.config_class.from_pretrained(source, **where)
         except OSError:
             return None
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, once the files are found to hold what the model, yet without memory, asks for."""
+        check_files([Path(path) for path in checkpoint_files or ()], model.config)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _check_loading(self, info: dict[str, Any], strict: bool, source: Any) -> None:
         """Refuse, or log, what loading left random."""
@@ -1025,6 +1032,38 @@ def _check_indices(source: Any, subfolder: str | None) -> None:
                     f"{index.name} points to {name!r}; a shard lies beside its index and has a plain name, anything "
                     "else is refused: download the folder again, or save the model again"
                 )
+
+
+def check_files(files: Sequence[Path], config: SwinHFConfig) -> None:
+    """Refuse weights that are not numbers with a fraction, or that are far too few for the configuration.
+
+    Args:
+        files: Files of weights; their headers alone are read.
+        config: What asks for parameters; the smallest type of a number has one byte.
+
+    Raises:
+        ValueError: If a tensor holds integers, or the missing parameters would fill the memory.
+    """
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                refuse_types(path.name, {name: file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
+    size = sum(path.stat().st_size for path in files)
+    if files and config.parameters > max(size, FREE_PARAMETERS):
+        raise ValueError(
+            f"config.json asks for {config.parameters:,} parameters, but the weights have {size:,} bytes, less than "
+            "one for each; save both again with save_pretrained"
+        )
+
+
+def refuse_types(source: str, types: Mapping[str, str]) -> None:
+    """Refuse tensors whose type, in the words of safetensors, has no fractions or needs a scale."""
+    for name, kind in types.items():
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(
+                f"{source} holds {name} as {kind}; weights are floating-point numbers (F64, F32, F16, BF16): save the "
+                "model again, not quantised"
+            )
 
 
 def _check_stride(config: SwinHFConfig) -> None:
