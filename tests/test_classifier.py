@@ -98,13 +98,13 @@ def test_randaugment_of_the_recipe_survives_todays_pillow():
 
 @pytest.mark.parametrize("name", ["label_smoothing", "mix_probability", "distill_weight"])
 def test_shares_out_of_range_are_refused(name):
-    with pytest.raises(ValueError, match=rf"{name} is 1.5; it is a share in \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"{name} is 1.5; it must be in \[0, 1\]"):
         make(**{name: 1.5})
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
 def test_negative_rates_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is -1; it must not be negative"):
+    with pytest.raises(ValueError, match=f"{name} is -1; it must be in"):
         make(**{name: -1})
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training.optim import (
     build_schedule,
+    fitting_warmup,
     is_decayed,
     layer_id,
     lr_factor,
@@ -243,3 +244,12 @@ def test_gradients_are_clipped_in_every_precision(tmp_path, precision):
 
     assert norm() > 0.2
     assert norm(gradient_clip_val=0.1) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_warm_up_as_long_as_the_training_is_shortened_and_said(caplog):
+    assert fitting_warmup(7, 36) == 7 and fitting_warmup(35, 36) == 35  # as asked
+    assert not caplog.records
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        assert fitting_warmup(108, 36) == 7
+    assert fitting_warmup(36, 36) == 7 and fitting_warmup(5, 1) == 0
+    assert "the warm-up of 108 steps is shortened to 7: the whole training has 36 steps" in caplog.text

@@ -18,6 +18,7 @@ LAYERS = {
     "model": 0,
     "classes": 1,
     "files": 1,
+    "ranges": 1,
     "text": 1,
     "processing": 2,
     "folders": 3,

@@ -1,8 +1,11 @@
 """The product: `python recipes/finetune.py fit` and what a run leaves, resumes, refuses and says."""
 
+import contextlib
 import csv
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -96,8 +99,44 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"train_loss", "val_loss", "val_accuracy", "val_accuracy_top5", "train_images_per_s"} <= set(rows[0])
+    steps = [(int(row["step"]), float(row["learning_rate"])) for row in rows if row["train_loss_step"]]
+    assert [step for step, _ in steps] == [4, 9, 14, 19] and all(rate > 0 for _, rate in steps)
     events = b"".join(path.read_bytes() for path in (run / "tensorboard").glob("events*"))
     assert all(name in events for name in (b"curves", b"confusion_matrix", b"worst_pictures", b"val_accuracy"))
+
+
+def test_one_epoch_of_a_recipe_with_a_longer_warm_up_runs_and_prints_its_line(config, tmp_path, capsys):
+    words = ["--trainer.max_epochs", "1", "--model.warmup_epochs", "3", "--data.limit_train", "32"]
+    assert fit(config, tmp_path, *words, "--trainer.enable_checkpointing", "false", "--trainer.logger", "false") == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("epoch ")]
+    assert re.fullmatch(
+        r"epoch   1/1  train_loss [\d.]+  val_loss [\d.]+  val_accuracy [\d.]+  lr \S+  .* images/s  .* s", line
+    )
+    assert "\r" not in printed and "it/s" not in printed  # no bar where nobody looks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--trainer.enable_progress_bar", "false")], ids=["bar", "no bar"])
+def test_a_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(words, config, tmp_path):
+    """Through a pseudo-terminal, as a person sees it."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(ROOT / "recipes" / "finetune.py"), "fit", "--config", str(config)]
+    command += ["--runs", str(tmp_path), "--data.limit_train", "64", *words]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "200"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait(PATIENCE) == 0, shown.decode()
+    text = shown.decode()
+    assert len(re.findall(r"epoch   [12]/2  train_loss [\d.]+  val_loss [\d.]+  val_accuracy [\d.]+  lr ", text)) == 2
+    bars = [part for part in re.split(r"[\r\n]", text) if "it/s" in part]
+    assert bool(bars) == (not words)
+    if bars:
+        assert any(all(name in bar for name in ("train_loss=", "val_accuracy=", "left=0:00")) for bar in bars)
 
 
 def test_the_model_folder_is_the_best_checkpoint_and_loads_with_auto_classes(finished):
@@ -214,7 +253,6 @@ def test_bad_input_is_an_error_of_one_line(config, tmp_path, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.warmup_epochs", "7"], "a warm-up of 21 steps does not fit into a training of 6 steps"),
         (["--trainer.max_epochs", "-1"], "the end of the training is unknown; set trainer.max_epochs"),
         (["--name", "a/b"], "the name of a run is 'a/b'"),
     ],

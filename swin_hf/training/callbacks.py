@@ -24,14 +24,9 @@ from .figures import draw_pictures, to_pixels
 
 
 class EpochReport(Callback):
-    """Prints one line for each epoch and logs the training speed.
+    """Prints one line for each epoch and logs the training speed."""
 
-    Args:
-        enabled: Whether lines are printed; the speed is logged in any case.
-    """
-
-    def __init__(self, enabled: bool = True) -> None:
-        self.enabled = enabled
+    def __init__(self) -> None:
         self.images = 0
         self.started = self.ended = 0.0
 
@@ -58,8 +53,13 @@ class EpochReport(Callback):
         if self.images:  # none where the run was interrupted after them
             pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self.enabled and trainer.is_global_zero:
-            print(self.line(trainer, metrics, speed, seconds), flush=True)  # noqa: T201 - the report
+        if trainer.is_global_zero:
+            line = self.line(trainer, metrics, speed, seconds)
+            bar = trainer.progress_bar_callback
+            if bar is None:
+                print(line, flush=True)  # noqa: T201 - the report
+            else:
+                bar.print(line)  # above the bar
 
     def line(self, trainer: Trainer, metrics: dict[str, float], speed: float, seconds: float) -> str:
         """The line of an epoch."""

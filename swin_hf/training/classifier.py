@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+from swin_hf.ranges import check_range
 
 from .module import SwinModule, bring, count_parameters, freeze_stages, recompute_activations
 from .optim import Schedule
@@ -132,8 +133,14 @@ class SwinClassifier(SwinModule):
             ("mix_probability", mix_probability),
             ("distill_weight", distill_weight),
         ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is {share}; it is a share in [0, 1]")
+            check_range(name, share, "[0, 1]")
+        check_range("drop_path_rate", drop_path_rate, "[0, 1)")
+        check_range("mixup_alpha", mixup_alpha, "[0, inf)")
+        check_range("cutmix_alpha", cutmix_alpha, "[0, inf)")
+        check_range("temperature", temperature, "(0, inf)")
+        check_range("freeze_stages", freeze_stages, "[0, inf)")
+        check_range("lora_rank", lora_rank, "[0, inf)")
+        check_range("lora_alpha", lora_alpha, "[1, inf)")
         if lora_rank and (linear_probe or freeze_stages):
             other = "linear_probe" if linear_probe else f"freeze_stages {freeze_stages}"
             raise ValueError(
@@ -288,6 +295,7 @@ class SwinClassifier(SwinModule):
             loss = (1 - self.distill_weight) * loss + self.distill_weight * imitation
         self.train_loss.update(loss.detach(), weight=len(labels))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log_step(loss)
         return loss
 
     def imitation_loss(self, logits: Tensor, images: Tensor) -> Tensor:
@@ -323,8 +331,8 @@ class SwinClassifier(SwinModule):
             mean_loss.update(losses)
             metrics.update(logits, labels)
             outputs = {"logits": logits, "losses": losses}
-        self.log(name, mean_loss, on_step=False, on_epoch=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True)
+        self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         return outputs
 
     def on_test_epoch_end(self) -> None:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,6 +38,7 @@ from swin_hf.files import WriteError, remove_leftovers
 from swin_hf.hub.publish import check_access
 from swin_hf.hub.remote import HubError
 from swin_hf.processing import UnreadablePictureError
+from swin_hf.ranges import check_range
 
 from .callbacks import EpochReport, Reconstructions, log_configuration
 from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError
@@ -44,6 +46,7 @@ from .data import ImageDataModule
 from .facts import command_line
 from .loggers import AppendingCSVLogger
 from .module import SwinModule
+from .progress import TrainingBar
 from .record import RunRecord
 from .run_folder import LAST, last_run, new_run_folder, starts_first
 from .sampling import check_launch
@@ -72,6 +75,35 @@ class PrintSchema(argparse.Action):
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 _LONGEST_ERROR = 400  # characters
+
+
+# Numbers of Lightning's Trainer and what they may be; -1 is its word for "all" or "no limit" where it is in the list.
+TRAINER_RANGES = {
+    "[1, inf)": "max_epochs max_steps devices num_nodes check_val_every_n_epoch log_every_n_steps "
+    "accumulate_grad_batches",
+    "[0, inf)": "min_epochs min_steps limit_train_batches limit_val_batches limit_test_batches limit_predict_batches "
+    "overfit_batches num_sanity_val_steps gradient_clip_val fast_dev_run reload_dataloaders_every_n_epochs",
+    "(0, inf)": "val_check_interval",
+}
+UNLIMITED = {"max_epochs", "max_steps", "devices", "num_sanity_val_steps"}
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """Check the numbers of a command that Lightning would refuse late, or in words of its own.
+
+    Raises:
+        ValueError: Names the option and its range.
+    """
+    if not isinstance(options.get("seed_everything"), bool):
+        check_range("seed_everything", options.get("seed_everything"), "[0, 4294967295]")
+    trainer = options.get("trainer") or {}
+    for interval, names in TRAINER_RANGES.items():
+        for name in names.split():
+            value = trainer.get(name)
+            if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+                value = int(value)
+            if isinstance(value, int | float) and not (value == -1 and name in UNLIMITED):
+                check_range(f"trainer.{name}", value, interval)
 
 
 class OneLineParser(LightningArgumentParser):
@@ -181,6 +213,10 @@ class RecipeCLI(LightningCLI):
             if config is not None:
                 args = [args[0], "--config", str(config), *args[1:]]
         self.config = parser.parse_args(args)
+        try:
+            check_numbers(self.config.get(self.config.get("subcommand")) or {})
+        except ValueError as error:
+            parser.error(str(error))
         for path in self.config.get(self.config.get("subcommand"), {}).get("config") or []:
             refuse_linked(yaml.safe_load(path.get_content()), str(path))
 
@@ -239,7 +275,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
             check_launch(self.trainer)
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             sys.exit(f"error: {error}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -255,19 +291,17 @@ class RecipeCLI(LightningCLI):
         else:
             kwargs["logger"] = extra or False
             self.save_config_callback = None  # without a run folder it would write into the working directory
-        interactive = sys.stdout.isatty()
-        kwargs["enable_progress_bar"] = trainer.enable_progress_bar is not False and interactive
         chosen = self._get(self.config_init, "trainer").callbacks or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
-        kwargs["callbacks"] = [
-            *self.own_callbacks(folder, interactive),
-            *chosen,
-        ]  # checkpoints: the Trainer puts them last
+        if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            chosen = [*chosen, *([TrainingBar()] if sys.stdout.isatty() else [])]
+        kwargs["callbacks"] = [*self.own_callbacks(folder), *chosen]  # checkpoints: the Trainer puts them last
         return super().instantiate_trainer(**kwargs)
 
-    def own_callbacks(self, folder: Path | None, interactive: bool) -> list[Any]:
+    def own_callbacks(self, folder: Path | None) -> list[Any]:
         """The callbacks of every run; in the order in which they have to work."""
-        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(enabled=not interactive)]
+        callbacks: list[Any] = [NonFiniteGuard(), EpochReport()]
         callbacks.append(RunRecord(folder, command=command_line()))
         if self.model.monitor != "val_accuracy":
             callbacks.append(Reconstructions(folder))

@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from transformers import BaseImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from swin_hf.processing import UnreadablePictureError
+from swin_hf.ranges import check_range
 
 from . import sampling, sources
 from .pictures import Batch, OnError, PictureDataset, PictureReader, PictureStream, channel_statistics, collate
@@ -42,6 +43,19 @@ from .transforms import (
     shortest_edge,
 )
 
+# What a number may be; where a machine has a limit of its own, it is met later and told then.
+_RANGES = {
+    "[1, 1e6]": "batch_size eval_batch_size",
+    "[1, inf)": "limit_train",
+    "[0, 1024]": "num_workers",
+    "[0, 4096]": "crop_padding",
+    "[0, 4294967295]": "seed split_seed",
+    "[0, 255]": "background",
+    "[0, 1)": "validation_fraction test_fraction",
+    "[0, 1]": "hflip erasing",
+    "(0, 1]": "crop_scale crop_pct",
+    "(0, inf)": "crop_ratio",
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
@@ -133,9 +147,11 @@ class ImageDataModule(LightningDataModule):
         self.config_name, self.revision, self.streaming = config_name, revision, streaming
         self.image_column, self.label_column, self.labelled = image_column, label_column, labelled
         self.class_names = class_names
+        check_range("image_size", image_size, "[1, 16384]")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.num_channels = num_channels
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.validation_fraction, self.test_fraction, self.limit_train = validation_fraction, test_fraction, limit_train
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
@@ -167,26 +183,22 @@ class ImageDataModule(LightningDataModule):
         return [float(value) for value in values]
 
     def _check_options(self) -> None:
-        for name in ("batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not a positive number of pictures")
-        if self.limit_train is not None and self.limit_train < 1:
-            raise ValueError(
-                f"limit_train {self.limit_train} is not a positive number of pictures; leave it out for all"
-            )
-        if isinstance(self.class_names, list) and len(set(self.class_names)) < len(self.class_names):
+        for interval, names in _RANGES.items():
+            for name in names.split():
+                check_range(name, getattr(self, name), interval)
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is {getattr(self, name)}; give the lesser number first")
+        if not isinstance(self.class_names, list):
+            check_range("class_names", self.class_names, "[1, inf)")
+        elif len(set(self.class_names)) < len(self.class_names):
             raise ValueError(f"class_names {sources.shorten(self.class_names)} names a class twice")
-        if self.std != "dataset" and not all(value > 0 for value in self.std):
-            raise ValueError(f"std {self.std} holds a value that is not positive; pixels are divided by it")
-        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
-            raise ValueError(f"background {self.background} is not a red, green and blue in 0..255")
-        if min(self.image_size) < 1:
-            raise ValueError(f"image_size {self.image_size} is not a positive height and width in pixels")
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not a share in [0, 1)")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct {self.crop_pct} is not a share in (0, 1]")
+        for name, interval in (("mean", "(-inf, inf)"), ("std", "(0, inf)")):
+            if getattr(self, name) != "dataset":
+                check_range(name, getattr(self, name), interval)
+        if len(self.background) != 3:
+            raise ValueError(f"background is {self.background}; give red, green and blue in [0, 255]")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r} is none of {sorted(INTERPOLATIONS)}")
         if self.resize_mode not in ("crop", "squash"):

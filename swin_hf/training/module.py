@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, SumMetric
 
 from swin_hf.model.modeling_swin_hf import SwinHFModel
+from swin_hf.ranges import check_range
 
-from .optim import Schedule, build_schedule, parameter_groups, scaled_learning_rate
+from .optim import Schedule, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
 from .sampling import seed_rank
 
 
@@ -60,9 +61,19 @@ class SwinModule(LightningModule):
         compile: bool,
     ) -> None:
         """Keep what :meth:`configure_optimizers` needs; see the arguments of the subclasses."""
-        for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}; it must not be negative")
+        for name, value in (
+            ("learning_rate", learning_rate),
+            ("weight_decay", weight_decay),
+            ("warmup_epochs", warmup_epochs),
+            ("warmup_steps", warmup_steps),
+            ("warmup_lr", warmup_lr),
+            ("min_lr", min_lr),
+            ("milestones", milestones),
+        ):
+            check_range(name, value, "[0, inf)")
+        check_range("betas", betas, "[0, 1)")
+        check_range("layer_decay", layer_decay, "(0, 1]")
+        check_range("gamma", gamma, "(0, inf)")
         self.learning_rate = learning_rate
         self.lr_scaling = lr_scaling
         self.weight_decay = weight_decay
@@ -105,6 +116,11 @@ class SwinModule(LightningModule):
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(window / held)
+
+    def log_step(self, loss: Tensor) -> None:
+        """Log the loss and the learning rate of a training step, every ``trainer.log_every_n_steps``."""
+        self.log("train_loss_step", loss.detach(), prog_bar=True)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"])
 
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
@@ -201,8 +217,7 @@ class SwinModule(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, fused=self._can_fuse())
         per_epoch, total = self.planned_steps()
         warmup = self.warmup_steps if self.warmup_steps is not None else round(self.warmup_epochs * per_epoch)
-        if self.trainer.fast_dev_run:
-            warmup = min(warmup, total - 1)
+        warmup = fitting_warmup(warmup, total)
         floor = self.min_lr * scale / peak if peak else 0.0
         scheduler = build_schedule(
             optimizer,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -92,6 +93,15 @@ def parameter_groups(
 def scaled_learning_rate(base: float, batch_size: int, world_size: int, accumulate: int) -> float:
     """Scale a rate given for 512 images linearly to the images behind one optimiser step."""
     return base * batch_size * world_size * accumulate / REFERENCE_BATCH
+
+
+def fitting_warmup(warmup: int, total: int) -> int:
+    """Steps of a warm-up that fits into the training: one that is as long as all of it becomes a fifth, and says so."""
+    if warmup < total:
+        return warmup
+    shorter = total // 5
+    rank_zero_info(f"the warm-up of {warmup} steps is shortened to {shorter}: the whole training has {total} steps")
+    return shorter
 
 
 def lr_factor(

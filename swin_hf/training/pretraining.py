@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from swin_hf.hub.weights import check_folder
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForMaskedImageModeling
+from swin_hf.ranges import check_range
 
 from .module import SwinModule, bring, recompute_activations
 from .optim import Schedule
@@ -86,8 +87,10 @@ class SwinMaskedImageModeler(SwinModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}; the share of masked cells is in (0, 1)")
+        check_range("mask_ratio", mask_ratio, "(0, 1)")
+        check_range("mask_cell", mask_cell, "[1, inf)")
+        check_range("norm_targets", norm_targets, "[1, inf)")
+        check_range("drop_path_rate", drop_path_rate, "[0, 1)")
         self.configure_training(
             learning_rate=learning_rate,
             lr_scaling=lr_scaling,
@@ -162,6 +165,7 @@ class SwinMaskedImageModeler(SwinModule):
         loss: Tensor = self(images, self.draw_masks(images)).loss
         self.train_loss.update(loss.detach(), weight=len(images))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log_step(loss)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -180,7 +184,7 @@ class SwinMaskedImageModeler(SwinModule):
             batch of unreadable pictures, which is logged all the same: ranks meet in every metric that is logged.
         """
         if not batch:
-            self.log(name, mean_loss, on_step=False, on_epoch=True)
+            self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
             return {}
         images = batch["pixel_values"]
         height, width = images.shape[-2:]
@@ -190,7 +194,7 @@ class SwinMaskedImageModeler(SwinModule):
         masks = one.to(images.device).expand(len(images), -1, -1)
         outputs = self(images, masks)
         mean_loss.update(outputs.loss, weight=len(images))
-        self.log(name, mean_loss, on_step=False, on_epoch=True)
+        self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
         pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
         return {"reconstruction": outputs.reconstruction, "mask": pixels.to(images.dtype)}
 

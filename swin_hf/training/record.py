@@ -98,7 +98,7 @@ class RunRecord(Callback):
     def add_points(self, trainer: Trainer, prefix: str) -> None:
         """Add the current metrics whose names begin so."""
         for name, value in trainer.callback_metrics.items():
-            if name.startswith(prefix):
+            if name.startswith(prefix) and not name.endswith("_step"):
                 self.curves.setdefault(name, []).append([trainer.global_step, float(value)])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
