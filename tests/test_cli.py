@@ -107,6 +107,8 @@ def test_export_calibrates_on_labelled_pictures(folder, pictures, tmp_path, caps
         (["--to", "torch", "--int8"], "--int8 goes with --to onnx or --to openvino"),
         (["--to", "openvino", "--int8"], "needs --calibration"),
         (["--to", "torch", "--image-size", "32", "32", "32"], "has 3 sides; give one, or height and width"),
+        (["--to", "torch", "--image-size", "0"], "--image-size is [0]; it must be in [1, 16384]"),
+        (["--to", "torch", "--image-size", "32", "-5"], "--image-size is [32, -5]; it must be in [1, 16384]"),
         (["--to", "torch", "--images", "nowhere.png"], "nowhere.png"),
         (["--to", "torch", "--output", "{exists}"], "exists; choose another name with --output"),
         (["--to", "openvino", "--int8", "--calibration", "nowhere"], "nowhere: no such folder or file"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swin_hf.loading import find_model
+from swin_hf.ranges import check_range
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:
     if values is None:
         return None
+    check_range(option, values, "[1, 16384]")
     if len(values) == 1:
         return values[0]
     if len(values) != 2:

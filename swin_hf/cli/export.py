@@ -20,6 +20,7 @@ from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
 from swin_hf.processing import decode_picture
+from swin_hf.ranges import check_range
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CALIBRATION_PICTURES = 300  # NNCF's own default
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _size(sides: list[int] | None) -> int | tuple[int, int] | None:
+    check_range("--image-size", sides or None, "[1, 16384]")
     if sides is None or len(sides) == 1:
         return sides[0] if sides else None
     if len(sides) > 2:
