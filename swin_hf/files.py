@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
-    except OSError as error:
+    except Exception as error:
         raise_write_error(error, path)
         raise
     finally:
@@ -75,7 +75,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.exists():
             path.rename(retired)
         partial.rename(path)
-    except OSError as error:
+    except Exception as error:
         raise_write_error(error, path)
         raise
     finally:
@@ -106,9 +106,11 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def raise_write_error(error: OSError, path: str | os.PathLike[str]) -> None:
+def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
     """Raise :class:`WriteError` for a disk without room or a place without permission; return for other errors."""
-    if isinstance(error, WriteError):
+    if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error):  # safetensors raises its own
+        error = OSError(errno.ENOSPC, str(error))
+    if isinstance(error, WriteError) or not isinstance(error, OSError):
         return
     path = Path(path)
     if error.errno in _NO_ROOM:

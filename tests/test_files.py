@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from swin_hf.files import WriteError, redact, redact_command, remove_leftovers, replacing, replacing_folder
 
@@ -150,3 +151,12 @@ def test_a_command_line_keeps_what_is_needed_to_repeat_it_and_no_secret():
         "--logger.init_args.kwargs", '{"api_key": "***", "mode": "x"}', "--data.data_dir", "in",
         "--data.data_files", "https://h.co/a.parquet?***", "--data.limit_train=48", "--wandb", "***",
     ]  # fmt: skip
+
+
+def test_a_full_disk_that_a_library_reports_in_its_own_way_is_the_same_sentence(tmp_path):
+    message = r"model cannot be written: the disk is full \(.* free there\)"
+    with pytest.raises(WriteError, match=message), replacing_folder(tmp_path / "model"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError), replacing(tmp_path / "model.safetensors"):
+        raise SafetensorError("header too small")
+    assert not list(tmp_path.iterdir())
