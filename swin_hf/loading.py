@@ -28,7 +28,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     if path.exists():
         return path
     is_path = isinstance(source, os.PathLike) or path.suffix.lower() in WEIGHT_SUFFIXES or path.parent.is_dir()
-    if is_path or not _HUB_ID.fullmatch(source):
+    if is_path or not _HUB_ID.fullmatch(str(source)):
         raise ValueError(
             f"{str(source)!r} does not exist; give the folder of a model or of a training run, a checkpoint file, or "
             "user/name of a model on the Hub"

@@ -780,7 +780,7 @@ def test_info_command(weights_file, capsys):
     output = capsys.readouterr().out
     assert "attention backend" in output and "not triton" in output
     assert main(["info", str(weights_file.parent / "nowhere.pth")]) == 2
-    assert "no such file or folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 # huggingface_hub 2.4 hands its HTTP client raw bytes when it uploads.

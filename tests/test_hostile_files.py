@@ -1,13 +1,17 @@
 """Files of strangers: every value in every field is a sentence, and what loading costs is bounded before it begins."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf import SwinHFConfig, SwinHFForImageClassification, load_checkpoint
+from swin_hf.checkpoints import convert_checkpoint, export_checkpoint, open_checkpoint
+from swin_hf.cli import main
 from swin_hf.hub.weights import check_folder, read_config
 from swin_hf.model.configuration_swin_hf import FREE_PARAMETERS
 
@@ -126,3 +130,76 @@ def test_weights_that_are_no_fractions_are_refused(folder, dtype):
     for load in (check_folder, SwinHFForImageClassification.from_pretrained):
         with pytest.raises(ValueError, match=r"holds classifier.weight as (I64|U8|BOOL|C64); weights are floa"):
             load(folder)
+
+
+def repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A classifier of 40,000,000 rows that is one number, stride 0."""
+    head = {name: tensor for name, tensor in state.items() if "head" not in name}
+    return {**head, "head.fc.weight": torch.zeros(1).expand(4 * 10**7, 64), "head.fc.bias": state["head.fc.bias"]}
+
+
+def shared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two hundred layers that are the same numbers."""
+    one = torch.zeros(2**10, 2**10)
+    return {**state, **{f"layers.0.blocks.{block}.mlp.fc1.weight": one for block in range(200)}}
+
+
+@pytest.mark.parametrize("make", [repeated, shared], ids=["stride 0", "shared"])
+def test_tensors_that_claim_more_than_their_file_are_refused(tiny_model, tmp_path, make, capsys):
+    path = tmp_path / "a.pth"
+    torch.save(make(export_checkpoint(tiny_model, "timm")), path)
+    assert path.stat().st_size < 2**24
+    said = r"a.pth has [\d,]+ bytes, but its tensors claim [\d,]+ \("
+    with pytest.raises(ValueError, match=said):
+        load_checkpoint(path)
+    assert main(["info", str(path)]) == 2 and "its tensors claim" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=said):
+        convert_checkpoint(path, tmp_path / "out", to="swin_hf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_archive_that_unpacks_to_far_more_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data/0", "w") as entry:
+        for _ in range(300):
+            entry.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    with pytest.raises(ValueError, match=r"has [\d,]+ bytes, but unpacks to 314,572,800; save it again"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64], ids=str)
+def test_foreign_weights_that_are_no_fractions_are_refused(tiny_model, tmp_path, dtype):
+    state = export_checkpoint(tiny_model, "timm")
+    state["head.fc.weight"] = state["head.fc.weight"].to(dtype)
+    with pytest.raises(ValueError, match=r"1 weights are not floating-point numbers \(classifier.weight is "):
+        load_checkpoint(state)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"size": {"height": 20_000, "width": 20_000}},
+        {"size": {"shortest_edge": 10**6}},
+        {"size": 224, "crop_size": {"height": 2**16, "width": 2**16}},
+        {"size": "large"},
+        {"size": {"height": -1, "width": 3}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_image_processor_without_measure_is_refused(folder, tiny_model, tmp_path, processor, is_ours, capsys):
+    if not is_ours:
+        (folder / "model.safetensors").unlink()
+        torch.save(export_checkpoint(tiny_model, "timm"), folder / "model.pth")
+        (folder / "config.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    for arguments in (
+        ["info", folder],
+        ["predict", folder, tmp_path / "a.png"],
+        ["convert", folder, "x", "--to", "timm"],
+    ):
+        assert main(list(map(str, arguments))) == 2
+        said = capsys.readouterr().err
+        assert "preprocessor_config.json asks for pictures of" in said or "a side is a positive" in said

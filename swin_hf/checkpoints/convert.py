@@ -11,10 +11,11 @@ from torch import Tensor
 from swin_hf.checkpoints.derive import class_names
 from swin_hf.checkpoints.load import MODELS, Checkpoint, Size, build_model, open_checkpoint
 from swin_hf.checkpoints.preprocessing import evaluation_transform
-from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, SUFFIXES, Weights
+from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, Weights
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.translate import Place, to_theirs
 from swin_hf.checkpoints.write import Contents, refuse_existing, write_folder, write_neighbours
+from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
 from swin_hf.model.windows import window_geometry

@@ -120,6 +120,12 @@ def _open(
     notes: list[str] = []
     place, depths = detect(source.state.keys(), layout)
     translation = to_ours(source.state, place, depths)
+    if wrong := [name for name, tensor in translation.state.items() if not tensor.is_floating_point()]:
+        kind = str(translation.state[wrong[0]].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the file before it was "
+            "quantised"
+        )
     if translation.dropped:
         notes.append(f"{len(translation.dropped)} tensors outside of the network left out")
 

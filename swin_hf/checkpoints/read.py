@@ -1,6 +1,7 @@
 """Read weights from files and folders without running anything that is in them."""
 
 import json
+import math
 import os
 import pickle
 import struct
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
+from swin_hf.model.configuration_swin_hf import CONFIG_BYTES, MOST_PIXELS
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+SPARE_BYTES = 256 * 2**20  # that tensors may claim beyond the size of their file: buffers may share their numbers
 Weights = Literal["ema", "raw"]
 
 # What a folder's weights are called, the first that is there is read.
@@ -133,15 +136,17 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
         raise FileNotFoundError(
             f"{path}: no such file or folder; check the spelling, or download a Hub id first with swin-hf pull"
         )
+    # Before anything is loaded: what lies beside the weights is small, and may already be refused.
+    beside = path if path.is_dir() else path.parent
+    told, preprocessor = _read_json(beside / CONFIG_NAME), _read_json(beside / PREPROCESSOR_NAME)
+    check_processor(preprocessor, beside / PREPROCESSOR_NAME)
     if path.is_dir():
         found = _read_folder(path, weights)
-        folder = path
     else:
         found = unwrap(str(path), read_file(path), weights)
-        folder = path.parent
+    _check_claims(path, found.state)
     found.name, found.is_folder = str(path), path.is_dir()
-    found.beside = _read_json(folder / CONFIG_NAME)
-    found.preprocessor = _read_json(folder / PREPROCESSOR_NAME)
+    found.beside, found.preprocessor = told, preprocessor
     trained = path.parent.parent / "model"  # what our recipes leave beside their checkpoints
     if found.training and not found.beside and trained.is_dir():
         found.beside, found.preprocessor = _read_json(trained / CONFIG_NAME), _read_json(trained / PREPROCESSOR_NAME)
@@ -171,10 +176,53 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON ({error}); repair or remove it") from error
     return values if isinstance(values, dict) else {}
+
+
+def check_processor(values: Mapping[str, Any], path: Path) -> None:
+    """Refuse an image processor that makes pictures larger than any model of this family takes.
+
+    Args:
+        values: What ``preprocessor_config.json`` says.
+        path: Where, for the message.
+
+    Raises:
+        ValueError: If a size is no positive number, or stands for more than ``MOST_PIXELS``.
+    """
+    for name in ("size", "crop_size", "pad_size"):
+        size = values.get(name)
+        sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
+        sides = [side for side in sides if side is not None]
+        if wrong := [side for side in sides if not isinstance(side, int | float) or not 0 < side < math.inf]:
+            raise ValueError(f"{path} has the {name} {str(wrong[0])[:80]!r}; a side is a positive number")
+        pixels = math.prod(sides) if len(sides) > 1 else sum(side**2 for side in sides)
+        if pixels > MOST_PIXELS:
+            raise ValueError(
+                f"{path} asks for pictures of {pixels:,} pixels ({name} {str(size)[:80]}); at most {MOST_PIXELS:,} are "
+                "made: correct the file, or remove it for the evaluation of the released models"
+            )
+
+
+def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that claim more than their file can hold, as a single number that is seen as millions of rows.
+
+    Raises:
+        ValueError: With both sizes.
+    """
+    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if claimed > size + SPARE_BYTES:
+        largest = max(state, key=lambda name: state[name].numel())
+        raise ValueError(
+            f"{path} has {size:,} bytes, but its tensors claim {claimed:,} ({largest} alone is "
+            f"{tuple(state[largest].shape)}); save the state dict again with contiguous tensors"
+        )
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -207,6 +255,7 @@ def _is_safetensors(head: bytes, path: Path) -> bool:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
+    _refuse_archives(path)
     try:
         with safe_globals(_STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -218,6 +267,18 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if isinstance(content, Mapping):
         return dict(content)
     raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
+
+
+def _refuse_archives(path: Path) -> None:
+    """Refuse an archive whose entries unpack to more than it has bytes; torch never compresses what it saves."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size + SPARE_BYTES:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, but unpacks to {unpacked:,}; save it again with torch.save"
+        )
 
 
 def _refusal(path: Path, error: Exception) -> str:

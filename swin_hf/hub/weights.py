@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from swin_hf.checkpoints.read import check_processor
 from swin_hf.model import modeling_swin_hf as modeling
 from swin_hf.model.configuration_swin_hf import CONFIG_BYTES, SwinHFConfig
 
@@ -48,14 +49,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         OtherFamilyError: When it belongs to another family.
         ValueError: When it cannot be read, or holds a value out of range.
     """
-    try:
-        if path.stat().st_size > CONFIG_BYTES:
-            raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("the top level is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{CONFIG} cannot be read ({error}); save the model again with save_pretrained") from None
+    values = _object(path)
     values.pop("auto_map", None)
     if values.get("model_type") != SwinHFConfig.model_type:
         raise OtherFamilyError(
@@ -70,6 +64,19 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
     except ValueError as error:
         raise ValueError(f"{CONFIG} is not valid: {error}") from None
     return values, config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The values of a JSON file."""
+    try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("the top level is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error}); save the model again with save_pretrained") from None
+    return values
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -188,4 +195,6 @@ def check_folder(folder: Path) -> str:
         ValueError: As :func:`read_config`, :func:`weight_files` and :func:`check_weights` do.
     """
     values, config = read_config(folder / CONFIG)
+    if (folder / PROCESSOR).is_file():
+        check_processor(_object(folder / PROCESSOR), folder / PROCESSOR)
     return check_weights(weight_files(folder), values, config)
