@@ -1,5 +1,6 @@
 """Exports are opened in their own engine, here once more and independently of the code that checks them."""
 
+import copy
 import json
 
 import numpy as np
@@ -102,6 +103,14 @@ def test_the_model_is_left_as_it_is(model, tmp_path):
 def test_a_difference_above_the_tolerance_fails_and_leaves_nothing(model, tmp_path):
     with pytest.raises(RuntimeError, match=r"differs from the model by .* more than the tolerance"):
         export_torch(model, tmp_path / "model.pt2", tolerance=-1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_are_no_numbers_are_no_agreement(model, tmp_path):
+    model = copy.deepcopy(model)
+    model.classifier.bias.data[1] = torch.nan
+    with pytest.raises(RuntimeError, match="differs from the model by nan"):
+        export_torch(model, tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 

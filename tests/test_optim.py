@@ -232,18 +232,8 @@ def test_the_cosine_ends_at_the_rate_that_was_asked_for_this_batch(tmp_path):
 def test_adamw_averages_with_the_factors_that_were_asked_for(tmp_path):
     seen = train(tmp_path, 1, {"betas": (0.7, 0.4)})
     for gradient, moments in zip(seen.gradients, seen.moments, strict=True):
-        torch.testing.assert_close(moments["exp_avg"], 0.3 * gradient)
-        torch.testing.assert_close(moments["exp_avg_sq"], 0.6 * gradient.square())
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_gradients_are_clipped_in_every_precision(tmp_path, precision):
-    def norm(**options):
-        gradients = train(tmp_path, 1, {}, precision=precision, **options).gradients
-        return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
-
-    assert norm() > 0.2
-    assert norm(gradient_clip_val=0.1) == pytest.approx(0.1, rel=1e-3)
+        torch.testing.assert_close(moments["exp_avg"], 0.3 * gradient, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(moments["exp_avg_sq"], 0.6 * gradient.square(), rtol=1e-4, atol=1e-12)
 
 
 def test_a_warm_up_as_long_as_the_training_is_shortened_and_said(caplog):
@@ -253,3 +243,16 @@ def test_a_warm_up_as_long_as_the_training_is_shortened_and_said(caplog):
         assert fitting_warmup(108, 36) == 7
     assert fitting_warmup(36, 36) == 7 and fitting_warmup(5, 1) == 0
     assert "the warm-up of 108 steps is shortened to 7: the whole training has 36 steps" in caplog.text
+
+
+def test_lightnings_predict_gives_probabilities_of_the_test_split_in_order(tmp_path):
+    module, source = classifier(), data()
+    probabilities = torch.cat(trainer(tmp_path).predict(module, source))
+    expected, module = [], module.eval()
+    with torch.no_grad():
+        for batch in source.test_dataloader():
+            pixels = source.on_after_batch_transfer(dict(batch), 0)["pixel_values"]
+            logits = module(pixels)
+            expected.append(logits.exp() / logits.exp().sum(1, keepdim=True))
+    torch.testing.assert_close(probabilities, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    assert len(probabilities) == source.split_sizes["test"]

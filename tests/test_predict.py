@@ -102,6 +102,23 @@ def run(capsys):
     return call
 
 
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
+def test_scores_are_those_of_the_kind_of_problem(model_folder, pictures, kind):
+    model, processor = load_classifier(str(model_folder))
+    picture = read_picture(str(pictures / "0.png"))
+    logits = model(**processor(images=picture, return_tensors="pt")).logits[0]
+    expected = {
+        "single_label_classification": logits.exp() / logits.exp().sum(),
+        "multi_label_classification": 1 / (1 + (-logits).exp()),  # each label by itself
+        "regression": logits,
+    }[kind]
+    model.config.problem_type = kind
+    (guesses,) = classify(model, processor, [picture], top_k=5)
+    assert [guess.index for guess in guesses] == logits.argsort(descending=True).tolist()
+    for guess in guesses:
+        assert guess.score == pytest.approx(expected[guess.index].item(), rel=1e-4, abs=1e-6)
+
+
 def test_folder_is_classified_as_the_pipeline_of_transformers_does(run, model_folder, pictures):
     code, out, err = run("predict", model_folder, pictures, "--json", "--top-k", 5, "--batch-size", 3)
     assert (code, err) == (0, "")
