@@ -633,6 +633,38 @@ def test_destination_that_exists_is_refused(weights_file, tmp_path):
         convert_checkpoint(weights_file, file, to="timm")
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("destination", ["theirs/new.safetensors", "theirs"])
+def test_configuration_of_another_model_is_never_replaced(weights_file, tmp_path, name, destination, overwrite):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / name).write_text('{"of": "another"}')
+    (theirs / "pytorch_model.bin").write_bytes(b"theirs")
+    with pytest.raises(FileExistsError):
+        convert_checkpoint(weights_file, tmp_path / destination, to="swin_hf", overwrite=overwrite)
+    assert (theirs / name).read_text() == '{"of": "another"}' and len(list(theirs.iterdir())) == 2
+
+
+def test_weights_without_a_configuration_may_have_new_neighbours(weights_file, tmp_path):
+    (tmp_path / "other.pth").write_bytes(b"theirs")
+    written = []
+    convert_checkpoint(weights_file, tmp_path / "new.pth", to="timm", written=written)
+    assert [path.name for path in written] == ["config.json", "preprocessor_config.json", "new.pth"]
+    assert (tmp_path / "other.pth").read_bytes() == b"theirs"
+    with pytest.raises(FileExistsError, match=r"holds new.pth, other.pth, to which its config.json and .*may belong"):
+        convert_checkpoint(weights_file, tmp_path / "newer.pth", to="timm", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["folder", "sub/swin.safetensors", "swin.pth"])
+def test_convert_command_names_every_file_it_writes(weights_file, tmp_path, capsys, name):
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["convert", str(weights_file), str(tmp_path / name), "--to", "timm"]) == 0
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    said = capsys.readouterr().out.partition("written (timm):")[2].split()
+    assert sorted(said) == sorted(map(str, written)) and len(said) == 3
+
+
 def test_what_a_layout_cannot_hold_is_refused(tmp_path, tiny_model, caplog):
     with pytest.raises(ValueError, match="unknown layout 'keras'; choose one of"):
         export_checkpoint(tiny_model, "keras")
@@ -762,7 +794,7 @@ def test_convert_command_reports_a_difference(weights_file, tmp_path, capsys, mo
 
     def damaged(folder, contents):
         contents.state["head.fc.bias"] += 1
-        written(folder, contents)
+        return written(folder, contents)
 
     monkeypatch.setattr(room, "write_folder", damaged)
     picture().save(tmp_path / "picture.png")

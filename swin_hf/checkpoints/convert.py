@@ -14,7 +14,7 @@ from swin_hf.checkpoints.preprocessing import evaluation_transform
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, Weights
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.translate import Place, to_theirs
-from swin_hf.checkpoints.write import Contents, refuse_existing, write_folder, write_neighbours
+from swin_hf.checkpoints.write import Contents, refuse_existing, refuse_neighbours, write_folder, write_neighbours
 from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
@@ -130,6 +130,7 @@ def convert_checkpoint(
     image_size: Size | None = None,
     window_size: Size | None = None,
     overwrite: bool = False,
+    written: list[Path] | None = None,
 ) -> Path:
     """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
 
@@ -149,13 +150,16 @@ def convert_checkpoint(
         weights: See there.
         image_size: See there.
         window_size: See there.
-        overwrite: Whether files of these names may be replaced. Other files of a folder are never touched.
+        overwrite: Whether files of these names may be replaced. Other files of a folder are never touched, and
+            neither is a configuration beside other weights.
+        written: A list to which every file that was written is added.
 
     Returns:
         The destination.
 
     Raises:
-        FileExistsError: If the destination exists and ``overwrite`` is off.
+        FileExistsError: If the destination exists and ``overwrite`` is off, or its folder holds the configuration of
+            other weights.
         ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
         OSError: If it cannot be written.
     """
@@ -167,6 +171,7 @@ def convert_checkpoint(
         raise ValueError(f"{destination}: only Lightning writes .ckpt files; choose .safetensors, .pth, .pt or .bin")
     neighbours = (CONFIG_NAME, PREPROCESSOR_NAME)
     refuse_existing([destination, *(destination.parent / name for name in neighbours if is_file)], overwrite)
+    refuse_neighbours(destination if is_file else destination / LAYOUTS[to].file_name, neighbours)
 
     checkpoint = source
     if not isinstance(checkpoint, Checkpoint):
@@ -176,11 +181,10 @@ def convert_checkpoint(
     logger.info("%s", checkpoint)
     model = build_model(checkpoint, MODELS[checkpoint.place.kind])
     contents = _contents(checkpoint, model, LAYOUTS[to])
-    if is_file:
-        write_neighbours(destination, contents)
-    else:
-        write_folder(destination, contents)
-    logger.info("written: %s, %s layout", destination, to)
+    files = write_neighbours(destination, contents) if is_file else write_folder(destination, contents)
+    logger.info("written in the %s layout: %s", to, ", ".join(map(str, files)))
+    if written is not None:
+        written.extend(files)
     return destination
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from swin_hf.checkpoints.tables import Layout
+from swin_hf.files import WEIGHT_SUFFIXES, free_space
 
 
 @dataclass
@@ -42,26 +43,54 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         raise FileExistsError(f"{', '.join(taken)} exists; choose another destination, or pass overwrite (--overwrite)")
 
 
-def write_folder(folder: Path, contents: Contents) -> None:
-    """Write a folder beside its place and rename it; files of a folder that exists are replaced one by one."""
+def refuse_neighbours(weights: Path, names: Iterable[str]) -> None:
+    """Refuse to replace a configuration that other weights in the same folder may belong to.
+
+    Args:
+        weights: File that will be written.
+        names: JSON files that will be written beside it.
+
+    Raises:
+        FileExistsError: With both; ``overwrite`` means the files of this destination, not those of another model.
+    """
+    folder = weights.parent
+    taken = sorted(name for name in names if (folder / name).exists())
+    others = [path.name for path in (folder.iterdir() if taken else ()) if path.suffix in WEIGHT_SUFFIXES]
+    if others := sorted(name for name in others if name != weights.name):
+        raise FileExistsError(
+            f"{folder} holds {', '.join(others[:3])}, to which its {' and '.join(taken)} may belong; nothing was "
+            "written: choose a folder of its own for the destination"
+        )
+
+
+def write_folder(folder: Path, contents: Contents) -> list[Path]:
+    """Write a folder beside its place and rename it; files of a folder that exists are replaced one by one.
+
+    Returns:
+        Every file that was written.
+    """
     with _stage(folder.parent, folder.name) as stage:
         _write_weights(stage / contents.layout.file_name, contents)
         _write_texts(stage, contents)
+        names = sorted(file.name for file in stage.iterdir())
         if folder.is_dir():
             for file in stage.iterdir():
                 file.replace(folder / file.name)
         else:
             stage.chmod(0o777 & ~_umask())  # a temporary folder is private, the finished one is not
             os.replace(stage, folder)
+    return [folder / name for name in names]
 
 
-def write_neighbours(file: Path, contents: Contents) -> None:
-    """Write one file of weights, and the JSON files beside it."""
+def write_neighbours(file: Path, contents: Contents) -> list[Path]:
+    """Write one file of weights, and the JSON files beside it; all of them are returned."""
     with _stage(file.parent, file.name) as stage:
         _write_weights(stage / file.name, contents)
         _write_texts(stage, contents)
-        for written in sorted(stage.iterdir(), key=lambda path: path.name == file.name):  # the weights come last
-            written.replace(file.parent / written.name)
+        names = sorted((path.name for path in stage.iterdir()), key=file.name.__eq__)  # the weights come last
+        for name in names:
+            (stage / name).replace(file.parent / name)
+    return [file.parent / name for name in names]
 
 
 @contextmanager
@@ -78,8 +107,8 @@ def _stage(parent: Path, name: str) -> Iterator[Path]:
         yield stage
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise OSError(
-            f"{parent / name} cannot be written ({_first_line(error)}); nothing was left behind. Free some space, or "
-            "choose a destination that may be written to"
+            f"{parent / name} cannot be written ({_first_line(error)}; {free_space(parent)} free there); nothing was "
+            "left behind. Make room, or choose a destination that may be written to"
         ) from error
     finally:
         if stage is not None:

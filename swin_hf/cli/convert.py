@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
     )
     print(checkpoint)
     pixel_values = None if picture is None else _preprocess(checkpoint, picture)
-    written = convert_checkpoint(checkpoint, args.destination, to=args.to, overwrite=args.overwrite)
-    print(f"written: {written} ({args.to})")
+    files: list[Path] = []
+    written = convert_checkpoint(checkpoint, args.destination, to=args.to, overwrite=args.overwrite, written=files)
+    print(f"written ({args.to}):", *files, sep="\n  ")
     return 0 if pixel_values is None else _verify(checkpoint, written, args.to, pixel_values)
 
 
