@@ -741,6 +741,14 @@ def test_transform_beside_the_weights_is_kept(weights_file, tmp_path):
     assert list(image_processor(own).image_mean) == [0.5] * 3
 
 
+def test_transform_beside_the_weights_is_not_kept_for_another_image_size(weights_file, tmp_path):
+    own = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3}
+    (weights_file.parent / "preprocessor_config.json").write_text(json.dumps(own))
+    folder = convert_checkpoint(weights_file, tmp_path / "out", to="timm", image_size=48)
+    processor = image_processor(json.loads((folder / "preprocessor_config.json").read_text()))
+    assert processor(Image.new("RGB", (60, 50)), return_tensors="pt")["pixel_values"].shape[-2:] == (48, 48)
+
+
 def test_unknown_normalisation_is_not_guessed(tmp_path, caplog):
     grey = SwinHFForImageClassification(SwinHFConfig(**SQUARE, num_channels=1))
     folder = convert_checkpoint(grey.state_dict(), tmp_path / "out", to="timm")

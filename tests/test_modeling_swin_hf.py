@@ -502,6 +502,7 @@ def test_a_stride_that_contradicts_the_patches_is_refused():
 def folder(tmp_path, tiny_model):
     tiny_model.config.id2label = {number: f"class {number}" for number in range(5)}
     tiny_model.config.label2id = {f"class {number}": number for number in range(5)}
+    nn.init.normal_(tiny_model.classifier.bias)  # zeros would hide where they come from
     tiny_model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
