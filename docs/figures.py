@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from swin_hf import SwinHFConfig
 from swin_hf.explain import save_figure
-from swin_hf.model.attention import SwinHFAttention
-from swin_hf.model.modeling_swin_hf import SwinHFPatchMerging
+from swin_hf.model.modeling_swin_hf import SwinHFAttention, SwinHFPatchMerging
 from swin_hf.model.windows import (
     Pair,
     WindowGeometry,

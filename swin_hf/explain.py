@@ -26,8 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from swin_hf.files import replacing
-from swin_hf.model.attention import SwinHFAttention
-from swin_hf.model.modeling_swin_hf import SwinHFEmbeddings, SwinHFStage
+from swin_hf.model.modeling_swin_hf import SwinHFAttention, SwinHFEmbeddings, SwinHFStage
 from swin_hf.model.windows import (
     Pair,
     WindowGeometry,

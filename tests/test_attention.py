@@ -1,6 +1,6 @@
 """Window attention against its definition written with loops, and the backends against each other.
 
-The kernels of ``attention_triton.py`` have tests of their own.
+The kernels of ``kernels_triton.py`` have tests of their own.
 """
 
 import math
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFModel
-from swin_hf.model.attention import SwinHFAttention
+from swin_hf.model.modeling_swin_hf import SwinHFAttention
 from swin_hf.model.windows import pad_to_windows, window_geometry
 
 # Two orders of summation in float32.

@@ -15,16 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
-from swin_hf.model import attention, windows
-from swin_hf.model.attention import (
-    BackendReport,
-    SwinHFAttention,
-    WindowAttention,
-    backend_report,
-    choose_backend,
-    images_at_once,
-    linear,
-)
+from swin_hf.model import attention, kernels_cpu
+from swin_hf.model.attention import BackendReport, backend_report, choose_backend, clear_caches, kept
+from swin_hf.model.kernels_cpu import WindowAttention, images_at_once, linear
+from swin_hf.model.modeling_swin_hf import SwinHFAttention
 from swin_hf.model.windows import cyclic_shift, window_geometry, window_mask, window_order, window_partition
 from swin_hf.model.windows import shift_mask as make_shift_mask
 
@@ -75,7 +69,7 @@ def awkward_model(awkward_config: SwinHFConfig) -> SwinHFForImageClassification:
 @pytest.fixture
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that only one or two tiny images fit."""
-    monkeypatch.setattr("swin_hf.model.attention.CACHED_BYTES", 2 * 16 * 24 * 64 * 4)
+    monkeypatch.setattr("swin_hf.model.kernels_cpu.CACHED_BYTES", 2 * 16 * 24 * 64 * 4)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -151,7 +145,7 @@ def test_window_attention_of_16_bits_is_as_exact_as_sdpa(dtype, way, monkeypatch
     wanted = torch.randn(2, 8, 12, 16, dtype=torch.float64)
 
     def train(kind, ours):
-        monkeypatch.setattr(attention, "attends_itself", itself if ours else lambda *_: False)
+        monkeypatch.setattr(attention, "may_attend_here", may if ours else lambda *_: False)
         network = copy.deepcopy(layer).to(kind)
         with torch.autocast("cpu", dtype, enabled=kind is torch.float32):
             out = network(x.to(kind), geometry)[0]
@@ -159,7 +153,7 @@ def test_window_attention_of_16_bits_is_as_exact_as_sdpa(dtype, way, monkeypatch
         gradients = {name: parameter.grad.double() for name, parameter in network.named_parameters()}
         return gradients | {"output": out.detach().double()}
 
-    itself = attention.attends_itself
+    may = attention.may_attend_here
     used = []
     monkeypatch.setattr(WindowAttention, "apply", lambda *a, apply=WindowAttention.apply: used.append(1) or apply(*a))
     truth = train(torch.float64, ours=False)
@@ -215,7 +209,7 @@ def test_a_batch_is_its_images(tiny_model, small_cache):
 def test_images_at_once_makes_equal_parts_and_at_least_one(monkeypatch):
     stage, x = nn.Sequential(nn.Linear(2, 2)), torch.empty(32, 8, 8, 2)
     for fitting, expected in ((1, 1), (5, 5), (12, 11), (31, 16), (32, 32), (1000, 32), (0, 1)):
-        monkeypatch.setattr("swin_hf.model.attention.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
+        monkeypatch.setattr("swin_hf.model.kernels_cpu.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
         assert images_at_once(x, 4, stage) == expected
 
 
@@ -341,8 +335,7 @@ def test_an_ensemble_goes_through_vmap(tiny_model):
 
 def test_functionalize_leaves_nothing_behind(tiny_model):
     x = torch.randn(2, 3, 32, 48)
-    for cached in (windows._cached_index, windows._cached_mask, windows.window_order):
-        cached.cache_clear()
+    clear_caches()
     with torch.no_grad():
         functional = torch.func.functionalize(lambda x: tiny_model(x).logits)(x)
         torch.testing.assert_close(tiny_model(x).logits, functional, **OUTPUTS)
@@ -450,17 +443,17 @@ def test_a_cached_bias_is_that_of_its_padding(awkward_model):
 
 
 def test_the_bias_cache_is_bounded(tiny_model, monkeypatch):
-    from swin_hf.model.attention import _BIASES
-
-    monkeypatch.setattr(_BIASES, "capacity", 40_000)
-    monkeypatch.setattr(_BIASES, "entries", {})
-    monkeypatch.setattr(_BIASES, "size", 0)
+    biases = kernels_cpu.biases
+    clear_caches()
+    monkeypatch.setattr(biases, "capacity", 40_000)
     with torch.no_grad():
         for side in (32, 40, 48, 56, 64):
             tiny_model(torch.randn(1, 3, side, side))
-            held = sum(bias.nbytes for _, bias in _BIASES.entries.values())
-            assert held == _BIASES.size <= 40_000
-    assert _BIASES.entries
+            held = sum(bias.nbytes for _, bias in biases.entries.values())
+            assert held == biases.size <= 40_000
+    assert biases.entries
+    clear_caches()
+    assert not biases.entries and biases.size == 0
 
 
 def test_inference_mode_leaves_nothing_that_a_training_step_trips_over(tiny_model):
@@ -488,9 +481,9 @@ def test_frozen_tables_train_the_rest(tiny_model):
 
 def test_masks_have_no_gradient_and_are_shared_between_calls():
     geometry = window_geometry((8, 9), (4, 3), True)
-    like = torch.empty(0)
-    assert window_mask(like, geometry) is not None
-    assert window_mask(like, geometry).data_ptr() == window_mask(like, geometry).data_ptr()
+    sizes, like = (geometry, False, torch.float32, torch.device("cpu")), torch.empty(0)
+    assert torch.equal(kept(window_mask, *sizes, like=like), window_mask(*sizes))
+    assert kept(window_mask, *sizes, like=like).data_ptr() == kept(window_mask, *sizes, like=like).data_ptr()
 
 
 def test_asking_for_triton_where_it_cannot_run_says_why(tiny_model):
@@ -533,8 +526,8 @@ def test_the_default_says_once_that_a_gpu_could_run_the_kernel(tiny_config, capl
         assert choose_backend(tiny_config, torch.device("cuda"), torch.bfloat16, 32, 0.0, (7, 7)) == "sdpa"
     assert choose_backend(tiny_config, torch.device("cpu"), torch.bfloat16, 32, 0.0, (7, 7)) == "sdpa"
     assert [record.message for record in caplog.records if "triton" in record.message] == [
-        "attention backend sdpa (attn_implementation='sdpa'); not triton: attn_implementation is 'sdpa'; "
-        "'auto' would take it"
+        "attention backend sdpa (attn_implementation='sdpa'); not triton: the faster kernel could run here; "
+        "set attn_implementation='auto'"
     ]
     attention._point_at_triton.cache_clear()
 
@@ -584,7 +577,7 @@ def test_a_compiled_graph_calls_onednn_and_an_exported_one_does_not(tiny_model):
         with onednn_off():
             torch.compiler.reset()
             torch.compile(tiny_model, backend=lambda graph, _: graphs.append(graph.code) or graph, fullgraph=True)(x)
-    assert ["attention.linear" in graph for graph in graphs] == [attention._ONEDNN is not None, False]
+    assert ["kernels_cpu.linear" in graph for graph in graphs] == [kernels_cpu._ONEDNN is not None, False]
 
 
 @pytest.mark.slow
@@ -602,8 +595,8 @@ def test_processors_without_onednn_compute_the_same():
 import platform; platform.machine = lambda: "riscv64"
 import torch
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
-from swin_hf.model import attention
-assert attention._ONEDNN is None
+from swin_hf.model import kernels_cpu
+assert kernels_cpu._ONEDNN is None
 torch.manual_seed(0)
 model = SwinHFForImageClassification(SwinHFConfig(image_size=32, patch_size=2, embed_dim=16, depths=(1, 2, 1),
     num_heads=(2, 2, 4), window_size=(4, 3), encoder_stride=8)).eval()

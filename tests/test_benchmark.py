@@ -150,7 +150,7 @@ def test_attention_alone_is_compared_before_it_is_timed(tiny, monkeypatch):
     ]
     assert [row["name"] for row in sections.measure_attention(setting, options)["rows"]] == names
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "attends_itself", lambda *_: False)
+        patch.setattr(attention, "may_attend_here", lambda *_: False)
         patch.setitem(
             ALL_ATTENTION_FUNCTIONS._global_mapping,
             "sdpa",

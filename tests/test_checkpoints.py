@@ -331,7 +331,7 @@ def test_shrunk_windows_of_microsoft_are_kept_and_stretched_on_demand():
 
 
 def test_another_window_is_resampled():
-    from swin_hf.model.windows import resize_bias_table
+    from swin_hf.model.resizing import resize_bias_table
 
     state = peer("timm").state
     asked = SwinHFConfig(**{**SQUARE, "image_size": 48, "window_size": 6})
@@ -343,7 +343,7 @@ def test_another_window_is_resampled():
 
 
 def test_simmim_tables_are_resampled_as_simmim_does():
-    from swin_hf.model.windows import resize_bias_table
+    from swin_hf.model.resizing import resize_bias_table
 
     state = peer("microsoft simmim").state
     checkpoint = open_checkpoint(state, image_size=48, window_size=6)

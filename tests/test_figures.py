@@ -141,7 +141,7 @@ def test_bias_table_is_used_throughout_as_often_as_geometry_says():
 @pytest.mark.parametrize("window", [(7, 7), (14, 14)], ids=["windows", "global"])
 def test_cost_formulas_count_what_the_layer_computes(window):
     config = SwinHFConfig(embed_dim=24, num_heads=(3,), depths=(1,))
-    layer = attention.SwinHFAttention(config, 24, 3, window).eval()
+    layer = modeling_swin_hf.SwinHFAttention(config, 24, 3, window).eval()
     nn.init.zeros_(layer.relative_position_bias_table)
     geometry = windows.window_geometry((14, 14), window, shifted=False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

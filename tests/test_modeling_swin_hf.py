@@ -439,7 +439,7 @@ def test_masked_pixels_are_not_seen():
 
 def test_local_targets_are_normalised_by_their_neighbourhood():
     """Swin V2's targets, pixel by pixel: (pixel - mean) / sqrt(unbiased variance + 1e-6) of what lies in the image."""
-    from swin_hf.model.modeling_swin_hf import normalise_locally
+    from swin_hf.model.inputs import normalise_locally
 
     x = torch.randn(1, 2, 6, 7, dtype=torch.float64)
     for row in range(6):
@@ -451,7 +451,7 @@ def test_local_targets_are_normalised_by_their_neighbourhood():
 
 
 def test_norm_targets_change_the_loss():
-    from swin_hf.model.modeling_swin_hf import normalise_locally
+    from swin_hf.model.inputs import normalise_locally
 
     model = SwinHFForMaskedImageModeling(config_of(norm_targets=5)).eval()
     x, mask = torch.randn(1, 3, 32, 48), torch.ones(1, 16, 24, dtype=torch.bool)
@@ -511,10 +511,10 @@ def folder(tmp_path, tiny_model):
 def test_windows_resize_live_and_on_load_alike(folder, tiny_model, method, tmp_path):
     from transformers import AutoModelForImageClassification
 
-    from swin_hf.model.windows import resize_bias_table
+    from swin_hf.model.resizing import resize_bias_table
 
     old = tiny_model.swin.stages[1].blocks[1].attention.relative_position_bias_table.detach().clone()
-    live = tiny_model.resize_windows(image_size=64, window_size=(8, 6), method=method)
+    live = tiny_model.set_input_size(image_size=64, window_size=(8, 6), method=method)
     assert live is tiny_model and live.config.window_size == [8, 6] and live.config.image_size == 64
     table = live.swin.stages[1].blocks[1].attention.relative_position_bias_table
     assert torch.equal(table, resize_bias_table(old, (4, 3), (8, 6), method))
@@ -535,9 +535,9 @@ def test_windows_resize_live_and_on_load_alike(folder, tiny_model, method, tmp_p
 def test_windows_can_grow_for_each_stage_and_come_back(tiny_model):
     x = torch.randn(IMAGE)
     expected = tiny_model(x).logits
-    tiny_model.resize_windows(window_size=(4, 3))
+    tiny_model.set_input_size(window_size=(4, 3))
     torch.testing.assert_close(tiny_model(x).logits, expected)
-    tiny_model.resize_windows(window_size=[6, (4, 2), 3])
+    tiny_model.set_input_size(window_size=[6, (4, 2), 3])
     assert [stage.blocks[0].window for stage in tiny_model.swin.stages] == [(6, 6), (4, 2), (3, 3)]
     assert tiny_model(x).logits.isfinite().all()
 
@@ -597,11 +597,11 @@ def test_patches_are_resampled(tmp_path):
 
 def test_impossible_sizes_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"image_size 1 is smaller than one patch of 2; choose a larger image"):
-        tiny_model.resize_windows(image_size=1)
+        tiny_model.set_input_size(image_size=1)
     with pytest.raises(ValueError, match="window_size is 0; it must be a positive integer"):
-        tiny_model.resize_windows(window_size=0)
+        tiny_model.set_input_size(window_size=0)
     with pytest.raises(ValueError, match="unknown method 'nearest'"):
-        tiny_model.resize_windows(window_size=5, method="nearest")
+        tiny_model.set_input_size(window_size=5, method="nearest")
     with pytest.raises(ValueError, match="num_channels is 0"):
         tiny_model.resize_channels(0)
     assert tiny_model(torch.randn(IMAGE)).logits.isfinite().all()
@@ -633,9 +633,9 @@ def test_a_head_picks_rows(folder, tiny_model, through_auto, more):
 
 
 def test_rows_that_are_no_classes_are_refused(tiny_model):
-    with pytest.raises(ValueError, match=r"rows \[5, -1\] are no classes of the model; give numbers from 0 to 4"):
+    with pytest.raises(ValueError, match=r"rows \[5, -1\] are not classes of the model; give numbers from 0 to 4"):
         tiny_model.select_labels([1, 5, -1])
-    with pytest.raises(ValueError, match=r"rows \[\] are no classes"):
+    with pytest.raises(ValueError, match=r"rows \[\] are not classes"):
         tiny_model.select_labels([])
 
 

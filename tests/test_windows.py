@@ -5,18 +5,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swin_hf.model.windows import (
-    bias_index,
+from swin_hf.model.attention import bias_index, kept
+from swin_hf.model.resizing import (
     channel_matrix,
+    resample_patches,
+    resize_bias_table,
+    resize_position_embeddings,
+)
+from swin_hf.model.windows import (
     cyclic_shift,
     pad_to_windows,
     padding_mask,
     region_map,
     relative_coordinates,
     relative_position_index,
-    resample_patches,
-    resize_bias_table,
-    resize_position_embeddings,
     shift_mask,
     window_geometry,
     window_mask,
@@ -162,16 +164,17 @@ def test_cached_tensors_serve_training_after_inference():
     geometry = window_geometry((9, 11), (5, 4), True)
     with torch.inference_mode():
         like = torch.zeros(1)
-        index, mask = bias_index(like, (5, 4), (5, 4)), window_mask(like, geometry)
+        index = bias_index(like, (5, 4), (5, 4))
+        mask = kept(window_mask, geometry, False, like.dtype, like.device, like=like)
     assert not index.is_inference() and not mask.is_inference()
     assert bias_index(torch.zeros(1), (5, 4), (5, 4)) is index
-    assert window_mask(torch.zeros(1), window_geometry((9, 11), (5, 4), False)) is None
+    assert window_mask(window_geometry((9, 11), (5, 4), False), False, torch.float32) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_masked_scores_stay_finite(dtype):
     geometry = window_geometry((3, 3), (4, 4), True, always_partition=True)
-    mask = window_mask(torch.zeros(1, dtype=dtype), geometry, mask_padding=True)
+    mask = window_mask(geometry, True, dtype)
     assert mask.dtype == dtype and mask.isfinite().all()
     assert (mask + mask / 4).isfinite().all()
 

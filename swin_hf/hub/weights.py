@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from swin_hf.checkpoints.read import check_processor
 from swin_hf.model import modeling_swin_hf as modeling
 from swin_hf.model.configuration_swin_hf import CONFIG_BYTES, SwinHFConfig
+from swin_hf.model.resizing import refuse_types
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -130,7 +131,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            modeling.refuse_types(path.name, {name: part.get_dtype() for name, part in slices.items()})
+            refuse_types(path.name, {name: part.get_dtype() for name, part in slices.items()})
             return {name: tuple(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} is not a whole safetensors file ({error}); save or download it again") from None

@@ -1,14 +1,12 @@
 """The geometry of shifted windows, as pure functions: padding, windows, cyclic shift, region mask, relative position.
 
-And what a change of size does to the tensors that know a size: bias tables, position embeddings, patch kernels.
-Nothing here knows of modules. Sizes are pairs (height, width), in tokens where nothing else is said.
+Nothing here knows of modules or keeps a result. Sizes are pairs (height, width) in tokens.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, C channels,
     nW windows of a map, N tokens of a window, M side of a window, h heads.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 
 Pair = tuple[int, int]
 
-# Added to the scores of two tokens that are no neighbours in the image. The reference's value: large enough to
+# Added to the scores of two tokens that are not neighbours in the image. The reference's value: large enough to
 # vanish in the softmax, finite so that no row can become NaN (paper, figure 4).
 MASKED = -100.0
 
@@ -26,7 +24,7 @@ class WindowGeometry(NamedTuple):
     """How one block cuts one map into windows; made by :func:`window_geometry`."""
 
     grid: Pair  # the map, before padding
-    window: Pair  # what a window really spans: never more than the padded map
+    window: Pair  # the window that attends: never larger than the padded map
     shift: Pair  # how far the windows are displaced down and right, (0, 0) for W-MSA
     padded: Pair  # the map padded to whole windows
 
@@ -111,7 +109,7 @@ def window_partition(x: Tensor, window: Pair) -> Tensor:
         ``(B * nW, N, C)``, tokens of a window row by row.
 
     Raises:
-        ValueError: If the map is no multiple of the window; the message gives the size to pad to.
+        ValueError: If the map is not a multiple of the window; the message gives the size to pad to.
     """
     _, height, width, channels = x.shape
     rows, columns = window
@@ -199,195 +197,36 @@ def relative_position_index(
     return (relative[..., 0] + height - 1) * (2 * width - 1) + relative[..., 1] + width - 1
 
 
-@lru_cache(maxsize=64)
-def _cached_index(window: Pair, table_window: Pair, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not serve a later training step
-        return relative_position_index(window, table_window, device)
+def window_mask(
+    geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device | str | None = None
+) -> Tensor | None:
+    """Everything that a block adds to its scores besides the bias, ``(nW, 1, N, N)``; None where that is nothing.
 
-
-@lru_cache(maxsize=64)
-def _cached_mask(geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return _window_mask(geometry, mask_padding, dtype, device)
-
-
-def _window_mask(geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    Args:
+        geometry: How the map is cut.
+        mask_padding: Whether padded tokens are kept out of attention as keys.
+        dtype: Type of the scores.
+        device: Where the mask is wanted.
+    """
+    mask_padding = mask_padding and geometry.is_padded
+    if not geometry.is_shifted and not mask_padding:
+        return None
     mask = shift_mask(geometry, device).to(dtype)
-    if mask_padding and geometry.is_padded:
+    if mask_padding:
         # Half of the lowest number: the bias may be added without overflow, and a window of nothing but padding
         # has equal scores instead of a NaN.
         mask = mask.masked_fill(padding_mask(geometry, device), torch.finfo(dtype).min / 2)
-    return mask
+    return mask[:, None]
 
 
-@lru_cache(maxsize=64)
-def window_order(geometry: WindowGeometry, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Shift and partition as one gather: which token of a padded map stands where in its windows, and the way back.
+def window_order(geometry: WindowGeometry, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Shift and partition as one gather, and the gather that undoes both.
 
     Returns:
         Two permutations of ``Hp * Wp``, int64: ``map.flatten(1, 2)[:, first]`` are the windows, one after the other;
         ``[:, second]`` of that is the map.
     """
     (height, width), window = geometry.padded, geometry.window
-    with torch.inference_mode(False):  # an inference tensor could not serve a later training step
-        places = torch.arange(height * width, device=device).view(1, height, width, 1)
-        order = window_partition(cyclic_shift(places, geometry.shift), window).flatten()
-        return order, order.argsort()
-
-
-def bias_index(like: Tensor, window: Pair, table_window: Pair) -> Tensor:
-    """:func:`relative_position_index` on the device of ``like``, computed once for each size and device."""
-    if _is_plain(like):
-        return _cached_index(window, table_window, like.device)
-    return relative_position_index(window, table_window, like.device)
-
-
-def window_mask(like: Tensor, geometry: WindowGeometry, mask_padding: bool = False) -> Tensor | None:
-    """Additive mask ``(nW, 1, N, N)`` in the dtype and on the device of ``like``, or None where nothing is masked.
-
-    Computed once for each geometry, dtype and device.
-    """
-    if not geometry.is_shifted and not (mask_padding and geometry.is_padded):
-        return None
-    if _is_plain(like):
-        mask = _cached_mask(geometry, mask_padding, like.dtype, like.device)
-    else:
-        mask = _window_mask(geometry, mask_padding, like.dtype, like.device)
-    return mask[:, None]
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether a result for ``x`` may be kept: not where somebody looks on with tensors or a memory of his own."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()  # fake tensors, an exporter's proxies
-        or torch._C._are_functorch_transforms_active()
-        or (x.is_cuda and torch.cuda.is_current_stream_capturing())  # CUDA graphs reuse what they allocate
-    )
-
-
-def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubic") -> Tensor:
-    """Resample a relative position bias table for another window.
-
-    Args:
-        table: ``((2 Mh - 1)(2 Mw - 1), h)`` of the old window.
-        old: Old window height and width.
-        new: New window height and width.
-        method: ``"bicubic"`` as Microsoft's loader; ``"geometric"`` as SimMIM's, where the old offsets are spread
-            over the new range in a geometric progression, so that near offsets keep their resolution.
-
-    Returns:
-        ``((2 Mh' - 1)(2 Mw' - 1), h)``, dtype and device of ``table``.
-
-    Raises:
-        ValueError: If the method is unknown or the table does not have the rows of the old window.
-    """
-    old_sides, new_sides = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
-    if table.shape[0] != old_sides[0] * old_sides[1]:
-        raise ValueError(
-            f"the bias table has {table.shape[0]} rows; a window of {old[0]}x{old[1]} has {old_sides[0] * old_sides[1]}"
-        )
-    if method not in ("bicubic", "geometric"):
-        raise ValueError(f"unknown method {method!r}; choose 'bicubic' or 'geometric'")
-    if old == new:
-        return table
-    maps = table.T.float().reshape(1, -1, *old_sides)  # 1, h, 2Mh - 1, 2Mw - 1
-    if method == "bicubic":
-        maps = F.interpolate(maps, size=new_sides, mode="bicubic", align_corners=False)
-    else:
-        for axis in (2, 3):
-            weights = _geometric_weights(old_sides[axis - 2], new_sides[axis - 2]).to(maps)
-            maps = torch.movedim(torch.movedim(maps, axis, -1) @ weights.T, -1, axis)
-    return maps.reshape(-1, new_sides[0] * new_sides[1]).T.to(table.dtype).contiguous()
-
-
-def _geometric_weights(old_side: int, new_side: int) -> Tensor:
-    """Matrix ``(new_side, old_side)`` of a cubic spline through a geometric progression of offsets.
-
-    SimMIM's ``remap_pretrained_keys_swin`` finds by bisection the ratio q for which ``1 + q + q^2 + ...`` over the
-    old half axis reaches the end of the new one, places the old offsets there and interpolates. Where the window
-    shrinks, q is 1: the same offsets of the old table.
-    """
-    half_old, half_new = old_side // 2, new_side // 2
-    low, high = 1.0, max(1.5, float(half_new))
-    for _ in range(60):
-        ratio = (low + high) / 2
-        if sum(ratio**power for power in range(half_old)) > half_new:
-            high = ratio
-        else:
-            low = ratio
-    steps = [sum(ratio**power for power in range(k + 1)) for k in range(half_old)]
-    knots = torch.tensor([-s for s in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
-    targets = torch.arange(new_side, dtype=torch.float64) - half_new
-    return _cubic_spline_weights(knots, targets.clamp(knots[0], knots[-1]))
-
-
-def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
-    """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
-
-    The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
-    is continuous at the second knot from each end. Three knots define a parabola, one knot a constant.
-    """
-    count = knots.numel()
-    if count == 1:
-        return torch.ones(targets.numel(), 1, dtype=torch.float64)
-    gaps = knots.diff()
-    # The second derivatives m solve A m = D y.
-    a, d = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
-    for i in range(1, count - 1):
-        a[i, i - 1], a[i, i], a[i, i + 1] = gaps[i - 1], 2 * (gaps[i - 1] + gaps[i]), gaps[i]
-        d[i, i - 1], d[i, i + 1] = 6 / gaps[i - 1], 6 / gaps[i]
-        d[i, i] = -d[i, i - 1] - d[i, i + 1]
-    if count == 3:
-        a[0, :2], a[2, 1:] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
-    else:
-        a[0, :3] = torch.stack([gaps[1], -gaps[0] - gaps[1], gaps[0]])
-        a[-1, -3:] = torch.stack([gaps[-1], -gaps[-2] - gaps[-1], gaps[-2]])
-    second = torch.linalg.solve(a, d)
-    right = torch.searchsorted(knots, targets).clamp(1, count - 1)
-    left = right - 1
-    gap = gaps[left]
-    u, v = (knots[right] - targets) / gap, (targets - knots[left]) / gap
-    identity = torch.eye(count, dtype=torch.float64)
-    linear = u[:, None] * identity[left] + v[:, None] * identity[right]
-    bend = (u**3 - u)[:, None] * second[left] + (v**3 - v)[:, None] * second[right]
-    weights: Tensor = linear + bend * (gap**2 / 6)[:, None]
-    return weights
-
-
-def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tensor:
-    """Interpolate position embeddings ``(1, L, C)`` of one grid for another, bicubic; ``(1, H, W, C)``."""
-    maps: Tensor = embeddings.unflatten(1, old)  # 1, H, W, C
-    if old == new:
-        return maps
-    resized = F.interpolate(maps.permute(0, 3, 1, 2).float(), size=new, mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).to(embeddings.dtype)
-
-
-def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
-    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay what they were.
-
-    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): of all kernels of the new size the
-    one whose answer to a patch enlarged with bicubic interpolation is the old kernel's answer to the patch itself.
-    """
-    old = (kernel.shape[2], kernel.shape[3])
-    if old == new:
-        return kernel
-    pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
-    enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
-    resampled: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
-    resampled = resampled.unflatten(2, new)  # out, in, h', w'
-    return resampled.to(kernel.dtype)
-
-
-def channel_matrix(old: int, new: int) -> Tensor:
-    """Who stands for whom when image channels change: ``(new, old)`` float32, its ones divided by their column's sum.
-
-    Multiplied with kernels, a picture of equal channels keeps its answer: with more channels than before, the old
-    ones are taken in turn, each divided by how often it occurs (1 to 3: a third each); with fewer, the surplus is
-    added in turn to those that stay (3 to 1: the sum).
-    """
-    matrix = torch.zeros(new, old)
-    for place in range(max(old, new)):
-        matrix[place % new, place % old] = 1
-    return matrix / matrix.sum(dim=0)
+    places = torch.arange(height * width, device=device).view(1, height, width, 1)
+    order = window_partition(cyclic_shift(places, geometry.shift), window).flatten()
+    return order, order.argsort()

@@ -1,7 +1,7 @@
 """The fused kernels against a definition written with loops, in Triton's interpreter; on a GPU where there is one.
 
 Triton decides when it is imported whether kernels are interpreted, so those tests run in a process of their own:
-``TRITON_INTERPRET=1 pytest tests/test_attention_triton.py`` shows them one by one.
+``TRITON_INTERPRET=1 pytest tests/test_kernels_triton.py`` shows them one by one.
 """
 
 import importlib
@@ -20,8 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_hf.model import attention_triton
-from swin_hf.model.attention_triton import choose_launch, reasons_against_triton, triton_window_attention
+from swin_hf.model import kernels_triton
+from swin_hf.model.kernels_triton import choose_launch, reasons_against_triton, triton_window_attention
 from swin_hf.model.windows import WindowGeometry, window_geometry
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -209,10 +209,8 @@ def test_interpreter_agrees_with_the_definition_at_real_sizes(case, poisoned):
 @pytest.mark.parametrize("multiprocessors", [1, 2, 7, 40])
 def test_interpreter_shares_windows_among_any_number_of_programs(multiprocessors, monkeypatch, poisoned):
     # 3 images of 3 x 2 windows in four kinds: most numbers of programs divide nothing evenly.
-    monkeypatch.setattr(attention_triton, "INTERPRETED_MULTIPROCESSORS", multiprocessors)
-    monkeypatch.setattr(
-        attention_triton, "choose_launch", lambda *_: attention_triton.Launch(16, 16, 1, 1, occupancy=1)
-    )
+    monkeypatch.setattr(kernels_triton, "INTERPRETED_MULTIPROCESSORS", multiprocessors)
+    monkeypatch.setattr(kernels_triton, "choose_launch", lambda *_: kernels_triton.Launch(16, 16, 1, 1, occupancy=1))
     assert_kernels_agree((3, 4), (9, 8), num_heads=2, batch=3)
 
 
@@ -333,7 +331,7 @@ def test_reasons_know_the_gpu(capability, hip, reasons, monkeypatch):
 
 def test_without_a_c_compiler_auto_does_not_try(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(attention_triton, "C_COMPILER", False)
+    monkeypatch.setattr(kernels_triton, "C_COMPILER", False)
     (reason,) = reasons_against_triton(torch.device("cuda"), torch.float16, 32, 0.0)
     assert reason == "there is no C compiler, with which Triton builds its launcher; install gcc, or set CC"
 
@@ -354,15 +352,15 @@ def test_a_transform_that_differentiates_is_a_reason(monkeypatch):
 def test_a_copy_without_triton_imports_and_says_what_is_missing(monkeypatch):
     # Also what happens when a checkpoint from the Hub brings its own copy of this module.
     package = types.ModuleType("copied_core")
-    package.__path__ = [str(Path(attention_triton.__file__).parent)]
+    package.__path__ = [str(Path(kernels_triton.__file__).parent)]
     monkeypatch.setitem(sys.modules, "copied_core", package)
     monkeypatch.setitem(sys.modules, "triton", None)
-    copy = importlib.import_module("copied_core.attention_triton")
-    for name in ("copied_core.attention_triton", "copied_core.windows"):
+    copy = importlib.import_module("copied_core.kernels_triton")
+    for name in ("copied_core.kernels_triton", "copied_core.windows"):
         monkeypatch.delitem(sys.modules, name)
     (reason,) = copy.reasons_against_triton(torch.device("cuda"), torch.float16, 32, 0.0)
     assert re.match(r"triton cannot be imported \(.*\); install the triton that your torch release names", reason)
-    assert copy.NAMESPACE != attention_triton.NAMESPACE == "swin_hf"
+    assert copy.NAMESPACE != kernels_triton.NAMESPACE == "swin_hf"
 
 
 def test_calls_that_do_not_fit_say_what_would():
@@ -386,7 +384,7 @@ def compile_kernel(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(attention_triton, name)
+    kernel = getattr(kernels_triton, name)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[element]
     launch = choose_launch(name.split("_")[1], window**2, head_dim, dtype, divmod(arch, 10))
     options = launch.options()
@@ -491,7 +489,7 @@ GPU = [
 @pytest.mark.parametrize(("window", "grid", "heads"), GPU)
 def test_gpu_is_as_exact_as_eager_and_repeats_itself(window, grid, heads, mask_padding, dtype):
     from swin_hf import SwinHFConfig
-    from swin_hf.model.attention import SwinHFAttention
+    from swin_hf.model.modeling_swin_hf import SwinHFAttention
 
     geometry = window_geometry(grid, window, True)
     torch.manual_seed(0)

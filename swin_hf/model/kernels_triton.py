@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active  # a torch without it does without this file
 
 from .windows import MASKED, Pair, WindowGeometry
 
@@ -585,7 +586,7 @@ def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, c
 
     Chosen by compiling every kernel for compute capability 8.0 and 9.0: no more than a few bytes of registers spill,
     and no more programs are asked for than a multiprocessor holds at once, because a program that has to wait for
-    another to end would double the time. ``tests/test_attention_triton.py`` compiles them again. Not yet tuned by
+    another to end would double the time. ``tests/test_kernels_triton.py`` compiles them again. Not yet tuned by
     time on a device.
     """
     forward = kernel == "forward"
@@ -739,7 +740,7 @@ def reasons_against_triton(
         reasons.append(f"the dtype is {dtype}; the kernels take float16, bfloat16 and float32")
     elif dtype == torch.bfloat16 and _interpreted():
         reasons.append("the dtype is torch.bfloat16, which Triton's interpreter does not know")
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and _are_functorch_transforms_active():
         reasons.append("a transform of torch.func is active, which cannot differentiate the kernels")
     if head_dim not in HEAD_DIMS:
         reasons.append(f"a head has {head_dim} channels; the kernels take 16, 32 and 64")

@@ -1,0 +1,154 @@
+"""What a model returns: transformers' conventions for losses, hidden states and attentions.
+
+Shape legend:
+    B batch, H and W height and width of a map in tokens, L = H * W, C channels of a stage,
+    nW windows of a map, N tokens of a window, h heads.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from .configuration_swin_hf import SwinHFConfig
+
+
+@dataclass
+class SwinHFModelOutput(ModelOutput):
+    """Output of ``SwinHFModel``.
+
+    Args:
+        last_hidden_state: Tokens of the last stage, ``(B, L, C)``.
+        pooler_output: Their mean, ``(B, C)``; None without a pooling layer.
+        hidden_states: Patch embeddings and the output of each stage after merging, ``(B, L, C)`` each.
+        attentions: Probabilities of the last block of each stage, ``(B * nW, h, N, N)`` each.
+        reshaped_hidden_states: ``hidden_states`` as maps, ``(B, C, H, W)`` each.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
+
+    def states(self) -> dict[str, Any]:
+        """Hidden states and attentions by name, for the output of a head."""
+        names = ("hidden_states", "attentions", "reshaped_hidden_states")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class SwinHFImageClassifierOutput(ModelOutput):
+    """Output of ``SwinHFForImageClassification``; what is not listed is as in :class:`SwinHFModelOutput`.
+
+    Args:
+        loss: Scalar, if labels were given.
+        logits: ``(B, num_labels)``.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
+
+
+@dataclass
+class SwinHFMaskedImageModelingOutput(ModelOutput):
+    """Output of ``SwinHFForMaskedImageModeling``; what is not listed is as in :class:`SwinHFModelOutput`.
+
+    Args:
+        loss: Scalar, if a mask was given.
+        reconstruction: Predicted pixels, ``(B, channels, height, width)`` of the image.
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
+
+
+class Record:
+    """What one call returns besides its result; the loop over the stages shows it every map.
+
+    Args:
+        config: Decides where the call says nothing.
+        attentions: Whether to return attentions.
+        hidden_states: Whether to return hidden states, or the numbers of those to return.
+        merged: Whether the hidden state of a stage is the map after merging, as in transformers' ``SwinModel``, or
+            before it, as in its ``SwinBackbone``.
+        norms: The LayerNorm of each stage, by number, whose map is added to ``maps``; 0 is the stem.
+    """
+
+    def __init__(
+        self,
+        config: SwinHFConfig,
+        attentions: bool | None,
+        hidden_states: bool | int | Iterable[int] | None,
+        merged: bool = True,
+        norms: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
+        self.wants_attentions = bool(config.output_attentions if attentions is None else attentions)
+        wanted = config.output_hidden_states if hidden_states is None else hidden_states
+        if wanted is None or isinstance(wanted, bool):
+            self.wanted: bool | tuple[int, ...] = bool(wanted)
+        else:
+            self.wanted = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+        self.merged, self.last = merged, config.num_layers
+        self.norms = norms or {}
+        self.maps: list[Tensor] = []  # B, C, H, W
+        self._attentions: list[Tensor] = []
+        self._tokens: list[Tensor] = []  # B, L, C
+        self._images: list[Tensor] = []  # B, C, H, W
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether every stage has to run."""
+        return self.wants_attentions or self.wanted is not False
+
+    def keep(self, x: Tensor, stage: int, attention: Tensor | None = None) -> Tensor:
+        """Show the map ``(B, H, W, C)`` of a stage before merging, and go on with what comes back."""
+        if attention is not None:
+            self._attentions.append(attention)
+        if not self.merged or stage in (0, self.last):
+            x = self._keep_state(x)
+        if stage in self.norms:
+            self.maps.append(self.norms[stage](x).permute(0, 3, 1, 2).contiguous())
+        return x
+
+    def keep_merged(self, x: Tensor) -> Tensor:
+        """Show the map ``(B, H/2, W/2, 2C)`` after merging, and go on with what comes back."""
+        return self._keep_state(x) if self.merged else x
+
+    def _keep_state(self, x: Tensor) -> Tensor:
+        """Keep x as tokens and as an image, and rebuild it from them, so that gradients reach the returned states."""
+        if self.wanted is False:
+            return x
+        self._tokens.append(x.flatten(1, 2))
+        self._images.append(self._tokens[-1].unflatten(1, x.shape[1:3]).permute(0, 3, 1, 2).contiguous())
+        return self._images[-1].permute(0, 2, 3, 1)
+
+    @property
+    def attentions(self) -> tuple[Tensor, ...] | None:
+        """Probabilities of the last block of each stage."""
+        return tuple(self._attentions) if self.wants_attentions else None
+
+    @property
+    def reshaped_hidden_states(self) -> tuple[Tensor | None, ...] | None:
+        """Each state as an image ``(B, C, H, W)``; None in place of one that is not wanted."""
+        return self._select(self._images)
+
+    def states(self) -> dict[str, Any]:
+        """Attentions and both forms of the hidden states, tokens and images, by the names that outputs have."""
+        states, images = self._select(self._tokens), self.reshaped_hidden_states
+        return {"hidden_states": states, "attentions": self.attentions, "reshaped_hidden_states": images}
+
+    def _select(self, states: list[Tensor]) -> tuple[Tensor | None, ...] | None:
+        if isinstance(self.wanted, bool):
+            return tuple(states) if self.wanted else None
+        count = len(states)
+        numbers = {number % count for number in self.wanted if -count <= number < count}
+        return tuple(state if number in numbers else None for number, state in enumerate(states))

@@ -1,0 +1,529 @@
+"""Loading and resizing: a checkpoint in other sizes than it was trained in, and never a random layer in silence.
+
+:class:`ResizableMixin` extends transformers' ``from_pretrained`` and changes the sizes of a live model. The functions
+below it say what a change of size does to the tensors that know a size: bias tables, position embeddings, patch
+kernels, the decoder of a masked image model.
+
+Shape legend:
+    H and W height and width of a map in tokens, L = H * W, C channels,
+    Mh and Mw sides of a window, h heads. Sizes are pairs (height, width), in tokens where nothing else is said.
+"""
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_swin_hf import FREE_PARAMETERS, SwinHFConfig
+from .windows import Pair
+
+logger = logging.get_logger(__name__)
+
+# Keys of task heads: may be missing, or unused, when a model of another task saved the checkpoint.
+_HEADS = re.compile(r"(^|\.)(classifier|decoder|hidden_states_norms)\.|(^|\.)mask_token$")
+# Sizes that weights can be adapted to on load, and the keywords that say where a checkpoint is.
+_RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
+_LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class ResizableMixin:
+    """What ``SwinHFPreTrainedModel`` adds to transformers' ``PreTrainedModel``; comes before it in the bases."""
+
+    config: SwinHFConfig
+    _left_out = "$^"  # pattern of the keys of the family that a class leaves out on purpose
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: Any = None,
+        strict: bool = False,
+        method: str = "bicubic",
+        head_rows: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model as transformers does, adapt its weights to other sizes, and notice random layers.
+
+        Args:
+            pretrained_model_name_or_path: See transformers, like all that is not listed here.
+            model_args: See there.
+            config: See there. Where its sizes differ from those of the checkpoint, weights are adapted too.
+            strict: Whether to refuse a checkpoint that does not fill the model or has layers to spare. Heads and mask
+                tokens may be new, or left over, if another class saved the checkpoint. Without it, random layers are
+                logged as an error.
+            method: How bias tables are resampled, see :func:`resize_bias_table`.
+            head_rows: Numbers of the classes to keep, see :meth:`select_labels`.
+            kwargs: ``image_size``, ``window_size``, ``patch_size`` and ``num_channels`` adapt the weights, see
+                :meth:`set_input_size`, :meth:`resize_patches` and :meth:`resize_channels`. ``use_safetensors`` is
+                True unless it is given.
+
+        Raises:
+            ValueError: If the checkpoint does not fit under ``strict``, all keys listed, a size is out of range, or the
+                index of a folder names a file outside of it.
+        """
+        _check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        changes = {name: kwargs.pop(name) for name in _RESIZABLE if name in kwargs}
+        if head_rows is not None:
+            kwargs.pop("num_labels", None)  # as many as there are rows
+        if isinstance(config, SwinHFConfig) and pretrained_model_name_or_path is not None:
+            stored = cls._stored_config(pretrained_model_name_or_path, kwargs)
+            if stored is not None:
+                config, differences = _with_sizes_of(stored, config)
+                changes = {**differences, **changes}
+                if head_rows is not None:
+                    config.id2label, config.label2id = stored.id2label, stored.label2id
+        if "patch_size" in changes:
+            kwargs.pop("encoder_stride", None)  # follows from the patch
+        kwargs.setdefault("use_safetensors", True)
+        with _no_conversion():
+            loaded: Any = super().from_pretrained(  # type: ignore[misc]  # of PreTrainedModel
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
+        model, info = loaded
+        model._check_loading(info, strict, pretrained_model_name_or_path)
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if changes and any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                f"{sorted(changes)} cannot change while weights are offloaded; load without device_map, save the "
+                "resized model, and load that"
+            )
+        if "patch_size" in changes:
+            model.resize_patches(changes["patch_size"])
+        if "num_channels" in changes:
+            model.resize_channels(changes["num_channels"])
+        if changes:
+            model.set_input_size(changes.get("image_size"), changes.get("window_size"), method)
+        if head_rows is not None:
+            model.select_labels(head_rows)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _stored_config(cls, source: Any, kwargs: dict[str, Any]) -> SwinHFConfig | None:
+        """The configuration of a checkpoint; None where it has none."""
+        where = {name: kwargs[name] for name in _LOCATION if name in kwargs}
+        try:
+            return SwinHFConfig.from_pretrained(source, **where)
+        except OSError:
+            return None
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, once the files are found to hold what the model, yet without memory, asks for."""
+        check_files([Path(path) for path in checkpoint_files or ()], model.config)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+    def _check_loading(self: Any, info: dict[str, Any], strict: bool, source: Any) -> None:
+        """Refuse, or log, what loading left random."""
+        same_class = type(self).__name__ in (self.config.architectures or ())
+        mismatched = {key for key, *_ in info["mismatched_keys"]}
+        missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
+        missing |= {key for key in mismatched if not _HEADS.search(key)}
+        spare = set(info["unexpected_keys"]) if strict else set()
+        spare = {key for key in spare if not _HEADS.search(key) and not re.search(self._left_out, key)}
+        if strict and (missing or spare):
+            raise ValueError(
+                f"{source} does not fit {type(self).__name__}: {len(missing)} keys are missing and would be random"
+                f"{_listed(missing)}; {len(spare)} have no place in the model{_listed(spare)}; make config.json agree "
+                "with the weights (depths, embed_dim), or load without strict=True"
+            )
+        if missing:
+            logger.error(
+                f"{len(missing)} of {len(self.state_dict())} weights of {type(self).__name__} are not in {source} and "
+                f"are random{_listed(missing)}; strict=True refuses such a checkpoint"
+            )
+
+    @torch.no_grad()
+    def set_input_size(
+        self: Any, image_size: int | Pair | None = None, window_size: Any = None, method: str = "bicubic"
+    ) -> Any:
+        """Change the training image size and the windows of a live model, keeping what it has learned.
+
+        Bias tables are resampled for the new windows and absolute position embeddings for the new image.
+
+        Args:
+            image_size: New image size in pixels, if it changes.
+            window_size: New windows, in any form that the configuration takes, if they change.
+            method: How bias tables are resampled, see :func:`resize_bias_table`.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If a size is out of range, or the image is smaller than one patch.
+        """
+        target = _changed(self.config, image_size=image_size, window_size=window_size)
+        if target.image_hw[0] < target.patch_hw[0] or target.image_hw[1] < target.patch_hw[1]:
+            raise ValueError(
+                f"image_size {target.image_size} is smaller than one patch of {target.patch_size}; "
+                "choose a larger image or resample the patches first"
+            )
+        for stage, window in zip(self.base_model.stages, target.stage_windows, strict=False):
+            for block in stage.blocks:
+                attention = block.attention
+                table = resize_bias_table(attention.relative_position_bias_table, attention.window, window, method)
+                attention.relative_position_bias_table = _like(attention.relative_position_bias_table, table)
+                attention.window = block.window = window
+        self._move_to_grid(target.grid_hw)
+        self.config.image_size, self.config.window_size = target.image_size, target.window_size
+        return self
+
+    def resize_windows(self, *args: Any, **kwargs: Any) -> Any:
+        """:meth:`set_input_size` under its name of version 0.1; goes in 0.3."""
+        return self.set_input_size(*args, **kwargs)
+
+    @torch.no_grad()
+    def resize_patches(self: Any, patch_size: int | Pair) -> Any:
+        """Change the patch size of a live model: its kernels are resampled, see :func:`resample_patches`.
+
+        The decoder of a masked image model, whose stride follows from the patch, is interpolated.
+
+        Args:
+            patch_size: New patch size in pixels; a masked image model needs a square.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If the size is out of range, or a masked image model is given a rectangle.
+        """
+        target = _changed(self.config, patch_size=patch_size)
+        target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
+        self._resize_head(target)
+        convolution = self.base_model.embeddings.patch_embeddings
+        convolution.weight = _like(convolution.weight, resample_patches(convolution.weight, target.patch_hw))
+        convolution.kernel_size = convolution.stride = target.patch_hw
+        self._move_to_grid(target.grid_hw)
+        self.config.patch_size, self.config.encoder_stride = target.patch_size, target.encoder_stride
+        return self
+
+    @torch.no_grad()
+    def resize_channels(self: Any, num_channels: int) -> Any:
+        """Change the image channels of a live model, see :func:`channel_matrix` for the rule.
+
+        Args:
+            num_channels: New number of channels. A masked image model also reconstructs that many: the old ones in
+                turn, or, if there are fewer, the mean of those that fall on the same place.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If the number is not positive.
+        """
+        target = _changed(self.config, num_channels=num_channels)
+        self._resize_head(target)
+        convolution = self.base_model.embeddings.patch_embeddings
+        mix = channel_matrix(convolution.in_channels, num_channels).to(convolution.weight)
+        convolution.weight = _like(convolution.weight, torch.einsum("oihw,ni->onhw", convolution.weight, mix))
+        convolution.in_channels = num_channels
+        self.config.num_channels = num_channels
+        return self
+
+    @torch.no_grad()
+    def select_labels(self: Any, rows: Sequence[int]) -> Any:
+        """Keep some classes of a live classifier, in the order given: the 1k of ImageNet out of 22k, for example.
+
+        Args:
+            rows: Numbers of the classes to keep; names in ``config.id2label`` go with them.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If a number is not a class of the model, or none is given.
+        """
+        classes, head = self.config.id2label, self.classifier
+        wrong = [row for row in rows if not 0 <= row < len(classes)]
+        if wrong or not len(rows):
+            raise ValueError(
+                f"rows {wrong[:5] if wrong else list(rows)} are not classes of the model; give numbers from 0 to "
+                f"{len(classes) - 1}"
+            )
+        index = torch.as_tensor(list(rows), device=head.weight.device)
+        head.weight, head.bias = _like(head.weight, head.weight[index]), _like(head.bias, head.bias[index])
+        names = [classes[row] for row in rows]
+        self.num_labels = head.out_features = self.config.num_labels = len(rows)
+        if len(set(names)) == len(names):
+            self.config.id2label = dict(enumerate(names))
+            self.config.label2id = {name: number for number, name in enumerate(names)}
+        return self
+
+    def _resize_head(self, target: SwinHFConfig) -> None:
+        """Adapt a head whose sizes depend on those of ``target``; refuse a target that it cannot take."""
+
+    def _move_to_grid(self: Any, grid: Pair) -> None:
+        """Interpolate absolute position embeddings, where there are any."""
+        embeddings = self.base_model.embeddings
+        if embeddings.position_embeddings is not None:
+            positions = resize_position_embeddings(embeddings.position_embeddings, embeddings.grid, grid)
+            embeddings.position_embeddings = _like(embeddings.position_embeddings, positions.flatten(1, 2))
+        embeddings.grid = grid
+
+
+def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubic") -> Tensor:
+    """Resample a relative position bias table for another window.
+
+    Args:
+        table: ``((2 Mh - 1)(2 Mw - 1), h)`` of the old window.
+        old: Old window height and width.
+        new: New window height and width.
+        method: ``"bicubic"`` as Microsoft's loader does; ``"geometric"`` as SimMIM's does, where the old offsets are
+            spread over the new range in a geometric progression, so that near offsets keep their resolution.
+
+    Returns:
+        ``((2 Mh' - 1)(2 Mw' - 1), h)``, dtype and device of ``table``.
+
+    Raises:
+        ValueError: If the method is unknown or the table does not have the rows of the old window.
+    """
+    old_sides, new_sides = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
+    if table.shape[0] != old_sides[0] * old_sides[1]:
+        raise ValueError(
+            f"the bias table has {table.shape[0]} rows; a window of {old[0]}x{old[1]} has {old_sides[0] * old_sides[1]}"
+        )
+    if method not in ("bicubic", "geometric"):
+        raise ValueError(f"unknown method {method!r}; choose 'bicubic' or 'geometric'")
+    if old == new:
+        return table
+    maps = table.T.float().reshape(1, -1, *old_sides)  # 1, h, 2Mh - 1, 2Mw - 1
+    if method == "bicubic":
+        maps = F.interpolate(maps, size=new_sides, mode="bicubic", align_corners=False)
+    else:
+        for axis in (2, 3):
+            weights = _geometric_weights(old_sides[axis - 2], new_sides[axis - 2]).to(maps)
+            maps = torch.movedim(torch.movedim(maps, axis, -1) @ weights.T, -1, axis)
+    return maps.reshape(-1, new_sides[0] * new_sides[1]).T.to(table.dtype).contiguous()
+
+
+def _geometric_weights(old_side: int, new_side: int) -> Tensor:
+    """Matrix ``(new_side, old_side)`` of a cubic spline through a geometric progression of offsets.
+
+    SimMIM's ``remap_pretrained_keys_swin`` finds by bisection the ratio q for which ``1 + q + q^2 + ...`` over the
+    old half axis reaches the end of the new one, places the old offsets there and interpolates. Where the window
+    shrinks, q is 1: the same offsets of the old table.
+    """
+    half_old, half_new = old_side // 2, new_side // 2
+    low, high = 1.0, max(1.5, float(half_new))
+    for _ in range(60):
+        ratio = (low + high) / 2
+        if sum(ratio**power for power in range(half_old)) > half_new:
+            high = ratio
+        else:
+            low = ratio
+    steps = [sum(ratio**power for power in range(k + 1)) for k in range(half_old)]
+    knots = torch.tensor([-s for s in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
+    targets = torch.arange(new_side, dtype=torch.float64) - half_new
+    return _cubic_spline_weights(knots, targets.clamp(knots[0], knots[-1]))
+
+
+def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
+    """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
+
+    The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
+    is continuous at the second knot from each end. Three knots define a parabola, one knot a constant.
+    """
+    count = knots.numel()
+    if count == 1:
+        return torch.ones(targets.numel(), 1, dtype=torch.float64)
+    gaps = knots.diff()
+    # The second derivatives m solve A m = D y.
+    a, d = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
+    for i in range(1, count - 1):
+        a[i, i - 1], a[i, i], a[i, i + 1] = gaps[i - 1], 2 * (gaps[i - 1] + gaps[i]), gaps[i]
+        d[i, i - 1], d[i, i + 1] = 6 / gaps[i - 1], 6 / gaps[i]
+        d[i, i] = -d[i, i - 1] - d[i, i + 1]
+    if count == 3:
+        a[0, :2], a[2, 1:] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
+    else:
+        a[0, :3] = torch.stack([gaps[1], -gaps[0] - gaps[1], gaps[0]])
+        a[-1, -3:] = torch.stack([gaps[-1], -gaps[-2] - gaps[-1], gaps[-2]])
+    second = torch.linalg.solve(a, d)
+    right = torch.searchsorted(knots, targets).clamp(1, count - 1)
+    left = right - 1
+    gap = gaps[left]
+    u, v = (knots[right] - targets) / gap, (targets - knots[left]) / gap
+    identity = torch.eye(count, dtype=torch.float64)
+    linear = u[:, None] * identity[left] + v[:, None] * identity[right]
+    bend = (u**3 - u)[:, None] * second[left] + (v**3 - v)[:, None] * second[right]
+    weights: Tensor = linear + bend * (gap**2 / 6)[:, None]
+    return weights
+
+
+def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tensor:
+    """Interpolate position embeddings ``(1, L, C)`` of one grid for another, bicubic; ``(1, H, W, C)``."""
+    maps: Tensor = embeddings.unflatten(1, old)  # 1, H, W, C
+    if old == new:
+        return maps
+    resized = F.interpolate(maps.permute(0, 3, 1, 2).float(), size=new, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(embeddings.dtype)
+
+
+def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
+    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay what they were.
+
+    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): of all kernels of the new size the
+    one whose answer to a patch enlarged with bicubic interpolation is the old kernel's answer to the patch itself.
+    """
+    old = (kernel.shape[2], kernel.shape[3])
+    if old == new:
+        return kernel
+    pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
+    enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
+    resampled: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
+    resampled = resampled.unflatten(2, new)  # out, in, h', w'
+    return resampled.to(kernel.dtype)
+
+
+def channel_matrix(old: int, new: int) -> Tensor:
+    """Matrix ``(new, old)`` float32 that mixes the input weights of a model for another number of image channels.
+
+    Multiplied with kernels, a picture of equal channels keeps its answer: with more channels than before, the old
+    ones are taken in turn, each divided by how often it occurs (1 to 3: a third each); with fewer, the surplus is
+    added in turn to those that stay (3 to 1: the sum).
+    """
+    matrix = torch.zeros(new, old)
+    for place in range(max(old, new)):
+        matrix[place % new, place % old] = 1
+    return matrix / matrix.sum(dim=0)
+
+
+def resize_decoder(decoder: Any, channels: int, stride: int) -> None:
+    """Adapt the decoder of a masked image model in place, for other image channels and another stride in pixels.
+
+    Its rows are the pixels of ``stride x stride`` squares, channel by channel.
+    """
+    convolution, shuffle = decoder
+    side = shuffle.upscale_factor
+    rows = torch.cat([convolution.weight.flatten(1), convolution.bias[:, None]], dim=1).float()
+    pixels = rows.T.unflatten(1, (-1, side, side))  # C + 1, channels, stride, stride
+    mix = channel_matrix(pixels.shape[1], channels).to(pixels)
+    pixels = torch.einsum("ckhw,nk->cnhw", pixels, mix / mix.sum(dim=1, keepdim=True))
+    if stride != side:
+        pixels = F.interpolate(pixels, size=(stride, stride), mode="bicubic", align_corners=False)
+    rows = pixels.flatten(1).T.to(convolution.weight.dtype)
+    convolution.weight = _like(convolution.weight, rows[:, :-1, None, None])
+    convolution.bias = _like(convolution.bias, rows[:, -1])
+    convolution.out_channels = channels * stride**2
+    shuffle.upscale_factor = stride
+
+
+def check_stride(config: SwinHFConfig) -> None:
+    """Refuse a decoder that does not give back the size of the image.
+
+    Raises:
+        ValueError: If ``encoder_stride`` is not the pixels of a last stage's token, or the patch is not square.
+    """
+    stride = tuple(side * 2 ** (config.num_layers - 1) for side in config.patch_hw)
+    if stride != (config.encoder_stride, config.encoder_stride):
+        raise ValueError(
+            f"encoder_stride is {config.encoder_stride} but patches of {config.patch_hw} in {config.num_layers} "
+            f"stages shrink an image by {stride}; the decoder needs a square patch and encoder_stride={stride[0]}"
+        )
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.contiguous(), requires_grad=parameter.requires_grad)
+
+
+def _changed(config: SwinHFConfig, **changes: Any) -> SwinHFConfig:
+    """Copy of a configuration with other sizes, checked; None changes nothing."""
+    target = copy.deepcopy(config)
+    for name, value in changes.items():
+        if value is not None:
+            setattr(target, name, value)
+    target.check_sizes()
+    return target
+
+
+def _with_sizes_of(stored: SwinHFConfig, config: SwinHFConfig) -> tuple[SwinHFConfig, dict[str, Any]]:
+    """Copy ``config`` with the checkpoint's sizes; return also the requested sizes that differ, to resize to later."""
+    config.check_sizes()
+    derived = {"image_size": "image_hw", "patch_size": "patch_hw", "window_size": "stage_windows"}
+    names = [n for n in _RESIZABLE if getattr(config, derived.get(n, n)) != getattr(stored, derived.get(n, n))]
+    differences = {name: getattr(config, name) for name in names}
+    config = _changed(config, **{name: getattr(stored, name) for name in names})
+    if "patch_size" in names:
+        config.encoder_stride = stored.encoder_stride
+    return config, differences
+
+
+def _check_indices(source: Any, subfolder: str | None) -> None:
+    """Refuse a folder whose index of shards names a file that is not in it; transformers would follow any path."""
+    if source is None or not (folder := Path(source, subfolder or "")).is_dir():
+        return
+    for index in sorted(folder.glob("*.index*.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # transformers cannot read it either, and says so
+        for name in sorted(names, key=str):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+                raise ValueError(
+                    f"{index.name} points to {name!r}; a shard is in the folder of its index and has a plain name, "
+                    "anything else is refused: download the folder again, or save the model again"
+                )
+
+
+def check_files(files: Sequence[Path], config: SwinHFConfig) -> None:
+    """Refuse weights that are not numbers with a fraction, or that are far too few for the configuration.
+
+    Args:
+        files: Files of weights; their headers alone are read.
+        config: What asks for parameters; the smallest type of a number has one byte.
+
+    Raises:
+        ValueError: If a tensor holds integers, or the missing parameters would fill the memory.
+    """
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                refuse_types(path.name, {name: file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
+    size = sum(path.stat().st_size for path in files)
+    if files and config.parameters > max(size, FREE_PARAMETERS):
+        raise ValueError(
+            f"config.json asks for {config.parameters:,} parameters, but the weights have {size:,} bytes, less than "
+            "one for each; save both again with save_pretrained"
+        )
+
+
+def refuse_types(source: str, types: Mapping[str, str]) -> None:
+    """Refuse tensors whose type, in the words of safetensors, has no fractions or needs a scale."""
+    for name, kind in types.items():
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(
+                f"{source} holds {name} as {kind}; weights are floating-point numbers (F64, F32, F16, BF16): save the "
+                "model again, not quantised"
+            )
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Disable transformers' automatic safetensors conversion; it posts repository id and token to a Space."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+def _listed(keys: set[str]) -> str:
+    """The first twenty keys, for a message."""
+    if not keys:
+        return ""
+    shown = ", ".join(sorted(keys)[:20])
+    return f" ({shown}{', ...' if len(keys) > 20 else ''})"
