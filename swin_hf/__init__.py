@@ -110,10 +110,9 @@ def register_models() -> None:
         AutoModel,
         AutoModelForImageClassification,
         AutoModelForMaskedImageModeling,
-        ViTImageProcessor,
-        ViTImageProcessorPil,
     )
 
+    from swin_hf.model import image_processing_swin_hf as processing
     from swin_hf.model import modeling_swin_hf as modeling
     from swin_hf.model.configuration_swin_hf import SwinHFConfig
 
@@ -121,8 +120,11 @@ def register_models() -> None:
     AutoModelForImageClassification.register(SwinHFConfig, modeling.SwinHFForImageClassification, exist_ok=True)
     AutoModelForMaskedImageModeling.register(SwinHFConfig, modeling.SwinHFForMaskedImageModeling, exist_ok=True)
     AutoBackbone.register(SwinHFConfig, modeling.SwinHFBackbone, exist_ok=True)
-    # Both backends: with one of them, transformers would lose the other for every ViT checkpoint of the process.
-    processors: dict[str, type] = {"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil}
+    # Classes of our own, for both backends: what is registered here is looked up by name for all models of the process.
+    processors: dict[str, type] = {
+        "torchvision": processing.SwinHFImageProcessor,
+        "pil": processing.SwinHFImageProcessorPil,
+    }
     AutoImageProcessor.register(SwinHFConfig, image_processor_classes=processors, exist_ok=True)
 
 

@@ -11,7 +11,6 @@ Torch and the model are imported where they are first used: what can be refused 
 from __future__ import annotations
 
 import glob
-import io
 import sys
 import urllib.error
 import urllib.request
@@ -20,9 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swin_hf.loading import find_model
+from swin_hf.model.pixels import GREY_MAXIMUM, WHITE
+from swin_hf.processing import PICTURE_SUFFIXES, Preprocessing, UnreadablePictureError, decode_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
     from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
-
-# What a folder is searched for; a file that is named explicitly may have any name.
-PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
@@ -101,35 +99,40 @@ def _is_address(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def read_picture(source: str, mode: str = "RGB") -> Image:
-    """Read one picture, upright as its EXIF says.
+def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor | None = None) -> Image:
+    """Read one picture as training does, see :func:`swin_hf.processing.decode_picture`.
 
     Args:
         source: A path, an http(s) address, or ``-`` for standard input.
         mode: PIL mode that the model wants, ``"RGB"`` or ``"L"``.
+        processor: Image processor of the model, which knows the colour behind transparent pixels and the white of
+            grey pictures of 16 bits; if not given, white and 65535.
 
     Raises:
         PictureError: If it cannot be fetched, opened or decoded.
     """
-    from PIL import Image, ImageOps
-
+    cell = _stream(source)
     try:
-        with Image.open(_stream(source)) as picture:
-            return _to_8_bits(ImageOps.exif_transpose(picture), mode)
-    except PictureError:
-        raise
-    except Exception as error:  # the decoders of PIL raise whatever a broken file leads them to
-        reason = "it is not a picture, or a damaged one" if _is_undecodable(error) else str(error)
+        return decode_picture(
+            cell,
+            num_channels=len(mode),
+            background=getattr(processor, "background", WHITE),
+            grey_maximum=getattr(processor, "grey_maximum", GREY_MAXIMUM),
+        )
+    except UnreadablePictureError as error:
+        cause = error.__cause__
+        reason = str(cause) if _is_telling(cause) else "it is not a picture, or a damaged one"
         raise PictureError(f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out") from error
 
 
-def _is_undecodable(error: Exception) -> bool:
-    return not isinstance(error, OSError) or error.errno is None
+def _is_telling(cause: BaseException | None) -> bool:
+    """Whether an error was raised by the system, or by a rule of ours, and not by a decoder that met a broken file."""
+    return (isinstance(cause, OSError) and cause.errno is not None) or "grey values" in str(cause)
 
 
-def _stream(source: str) -> Any:
+def _stream(source: str) -> bytes | str:
     if source == STANDARD_INPUT:
-        return io.BytesIO(sys.stdin.buffer.read())
+        return sys.stdin.buffer.read()
     if not _is_address(source):
         return source
     request = urllib.request.Request(source, headers={"User-Agent": "swin-hf"})
@@ -142,24 +145,7 @@ def _stream(source: str) -> Any:
         raise PictureError(f"{source}: cannot be fetched: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_BYTES:
         raise PictureError(f"{source}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
-    return io.BytesIO(content)
-
-
-def _to_8_bits(picture: Image, mode: str) -> Image:
-    """Bring any PIL mode to ``mode`` as training does: transparency onto white, 16 bits and floats scaled."""
-    import numpy as np
-    from PIL import Image
-
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        pixels = np.asarray(picture)
-        highest = 65535.0 if picture.mode.startswith("I") else 1.0 if pixels.max() <= 1 else 255.0
-        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > highest:
-            raise ValueError(f"grey values from {pixels.min()} to {pixels.max()} have no place between black and white")
-        picture = Image.fromarray(np.rint(pixels * np.float32(255 / highest)).astype(np.uint8))
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture if picture.mode == mode else picture.convert(mode)
+    return bytes(content)
 
 
 def load_classifier(
@@ -223,12 +209,10 @@ def _load_ours(path: Path, source: str) -> tuple[SwinHFForImageClassification, B
 
 
 def _load_foreign(path: Path) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
-    import transformers
-
     import swin_hf
     from swin_hf.checkpoints import open_checkpoint
     from swin_hf.checkpoints.load import build_model
-    from swin_hf.checkpoints.preprocessing import evaluation_transform
+    from swin_hf.checkpoints.preprocessing import image_processor, preprocessing_of
 
     checkpoint = open_checkpoint(path)
     if "classifier.weight" not in checkpoint.translation.state:
@@ -236,11 +220,8 @@ def _load_foreign(path: Path) -> tuple[SwinHFForImageClassification, BaseImagePr
     model = build_model(checkpoint, swin_hf.SwinHFForImageClassification)
     if path.is_dir() and (saved := _saved_processor(path)):
         return model, saved
-    values = evaluation_transform(checkpoint, model.config)
-    if values is None:
-        return model, _default_processor(model)
-    kind = getattr(transformers, values.pop("image_processor_type", "ViTImageProcessor"))
-    return model, kind(**values)
+    preprocessing = preprocessing_of(checkpoint, model.config)
+    return model, _default_processor(model) if preprocessing is None else image_processor(preprocessing)
 
 
 def _saved_processor(folder: Path) -> BaseImageProcessor | None:
@@ -253,9 +234,7 @@ def _saved_processor(folder: Path) -> BaseImageProcessor | None:
 
 
 def _default_processor(model: SwinHFForImageClassification) -> BaseImageProcessor:
-    from swin_hf.hub.staging import default_processor
-
-    return default_processor(model.config)
+    return Preprocessing.of_release(model.config.image_hw, model.config.num_channels).processor()
 
 
 @contextmanager
@@ -395,7 +374,7 @@ def predict(
 
     def read(source: str) -> Tensor | PictureError:
         try:
-            return _pixels_of(processor, read_picture(source, mode))
+            return _pixels_of(processor, read_picture(source, mode, processor))
         except PictureError as error:
             return error
 

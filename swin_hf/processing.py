@@ -1,24 +1,41 @@
-"""Pictures: which files are pictures, and how one becomes 8-bit pixels. The one decoder of the package.
+"""Pictures: which files are pictures, the one decoder, and the one description of preprocessing.
 
-Training, evaluation, prediction, export and the saved image processor read pictures through :func:`decode_picture`.
+Training, evaluation, prediction, export and the saved image processor read pictures through :func:`decode_picture` and
+turn them into what a model takes by a :class:`Preprocessing`.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec  # type: ignore[import-untyped]
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, to_8_bits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision.transforms.v2 import InterpolationMode
+    from transformers import BaseImageProcessor
 
 # Suffixes that make a file of a folder a picture, wherever folders are searched. A file that is named may have any.
 PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tga",
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+# PIL's numbers. No resampling may be guessed: these three exist with antialiasing in PIL, torchvision and transformers.
+RESAMPLING: dict[Interpolation, int] = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+
+# From this side on Microsoft squashes the image instead of cropping it (TEST.CROP of its configs).
+_SQUASHED_FROM = 384
+_RELEASE_CROP_PCT = 224 / 256
 
 
 class UnreadablePictureError(OSError):
@@ -28,23 +45,18 @@ class UnreadablePictureError(OSError):
 def decode_picture(
     cell: Any,
     num_channels: int = 3,
-    background: Sequence[int] = (255, 255, 255),
+    background: Sequence[int] = WHITE,
     root: str | None = None,
+    grey_maximum: int = GREY_MAXIMUM,
 ) -> Image.Image:
-    """Decode a cell of an image column into an upright 8-bit picture.
-
-    * The EXIF orientation is applied; of an animation, the first frame is taken.
-    * 16-bit grey is scaled by 255/65535; PIL's own conversion would saturate it to white.
-    * Floating-point grey is taken as 0..1, or as 0..255 when its largest value exceeds 1; any other range is an error.
-    * Transparent pixels (an alpha channel, or a transparent colour or palette entry) are blended with ``background``;
-      PIL's own conversion would show whatever colour hides under them.
-    * Palette, CMYK, YCbCr and bilevel pictures are converted.
+    """Decode a cell of an image column into an upright 8-bit picture; see :func:`swin_hf.model.pixels.to_8_bits`.
 
     Args:
         cell: ``{"bytes", "path"}`` as ``datasets.Image(decode=False)`` gives it, a path or URL, bytes, or a PIL image.
         num_channels: 3 for ``RGB``, 1 for ``L``.
         background: Red, green and blue (0..255) behind transparent pixels.
         root: Folder that relative paths start from.
+        grey_maximum: Value that is white in grey pictures of 16 bits.
 
     Returns:
         A loaded PIL image in mode ``RGB`` or ``L``.
@@ -53,19 +65,17 @@ def decode_picture(
         UnreadablePictureError: If the picture cannot be decoded, for whatever reason; the cause is chained.
     """
     try:
-        picture = _open(cell, root)
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        return _to_8_bits(picture, "RGB" if num_channels == 3 else "L", tuple(background))
+        # A picture that was given stays open, one that is opened here is closed.
+        with nullcontext(cell) if isinstance(cell, Image.Image) else open_picture(cell, root) as picture:
+            return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise UnreadablePictureError(f"{_describe(cell)}: {type(error).__name__}: {error}") from error
 
 
-def _open(cell: Any, root: str | None) -> Image.Image:
-    if isinstance(cell, Image.Image):
-        return cell
+def open_picture(cell: Any, root: str | None = None) -> Image.Image:
+    """Open a stored cell of an image column without decoding it; arguments as of :func:`decode_picture`."""
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, bytes):
@@ -83,30 +93,150 @@ def _describe(cell: Any) -> str:
     return str(path) if isinstance(path, str) else "picture without a path"
 
 
-def _to_8_bits(picture: Image.Image, mode: str, background: tuple[int, ...]) -> Image.Image:
-    transparent = picture.info.get("transparency")
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        picture = Image.fromarray(_scale_grey(values))
-        if isinstance(transparent, int):
-            picture.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    elif isinstance(transparent, tuple) and max(transparent) > 255:  # 16 bits a channel, of which Pillow keeps 8
-        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
-    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-        canvas = Image.new("RGBA", picture.size, (*background, 255))
-        picture = Image.alpha_composite(canvas, picture.convert("RGBA"))
-    return picture if picture.mode == mode else picture.convert(mode)
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes what a model takes: decoded, resized, cropped or squashed, normalised.
+
+    Attributes:
+        size: Height and width of the result, in pixels.
+        short_side: The shorter side is brought to so many pixels and ``size`` is cut out of the centre; None resizes
+            to ``size``, whatever the proportions were ("squash").
+        mean: Mean of each channel, for values in 0..1.
+        std: Standard deviation of each channel, likewise.
+        interpolation: Resampling, always antialiased.
+        background: Red, green and blue (0..255) behind transparent pixels.
+        grey_maximum: Value that is white in grey pictures of 16 bits.
+    """
+
+    size: tuple[int, int]
+    short_side: int | None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Interpolation = "bicubic"
+    background: tuple[int, ...] = WHITE
+    grey_maximum: int = GREY_MAXIMUM
+
+    @classmethod
+    def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Preprocessing:
+        """How Microsoft evaluates its models: a crop, short side 256/224 of the image; from 384 on, a squash.
+
+        RGB is normalised with the mean and deviation of ImageNet, any other number of channels with 0.5.
+        """
+        short = None if min(size) >= _SQUASHED_FROM else short_side(size, _RELEASE_CROP_PCT)
+        if num_channels == 3:
+            return cls(size, short)
+        return cls(size, short, (0.5,) * num_channels, (0.5,) * num_channels)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Preprocessing | None:
+        """Read ``preprocessor_config.json``, or ``to_dict()`` of an image processor.
+
+        Returns:
+            None where a processor does something else than resize, crop the centre, rescale to 0..1 and normalise.
+        """
+        size, crop = values.get("size"), values.get("crop_size")
+        names = {number: name for name, number in RESAMPLING.items()}
+        as_usual = (
+            isinstance(size, Mapping)
+            and values.get("do_resize", True) and values.get("do_rescale", True) and values.get("do_normalize", True)
+            and abs(values.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
+            and not values.get("do_pad")
+            and values.get("image_mean") and values.get("image_std")
+            and values.get("resample") in names
+        )  # fmt: skip
+        if not as_usual or size is None:
+            return None
+        is_cropped = bool(values.get("do_center_crop")) and isinstance(crop, Mapping)
+        box = crop if is_cropped else size
+        if not (isinstance(box, Mapping) and {"height", "width"} <= box.keys()):
+            return None
+        if is_cropped and set(size) != {"shortest_edge"}:
+            return None
+        return cls(
+            (int(box["height"]), int(box["width"])),
+            int(size["shortest_edge"]) if is_cropped else None,
+            tuple(values["image_mean"]),
+            tuple(values["image_std"]),
+            names[values["resample"]],
+            tuple(values.get("background") or WHITE),
+            int(values.get("grey_maximum") or GREY_MAXIMUM),
+        )
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels, 3 or 1 for pictures."""
+        return len(self.mean)
+
+    @property
+    def crop_pct(self) -> float:
+        """Share of the shorter side that the crop keeps; 1 where the picture is squashed."""
+        return 1.0 if self.short_side is None else max(self.size) / self.short_side
+
+    def values(self) -> dict[str, Any]:
+        """Arguments of an image processor, for JSON."""
+        box = dict(zip(("height", "width"), self.size, strict=True))
+        values: dict[str, Any] = {
+            "do_resize": True,
+            "size": box if self.short_side is None else {"shortest_edge": self.short_side},
+            "resample": RESAMPLING[self.interpolation],
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_convert_rgb": self.num_channels == 3,
+            "background": list(self.background),
+            "grey_maximum": self.grey_maximum,
+        }
+        if self.short_side is not None:
+            values |= {"do_center_crop": True, "crop_size": box}
+        return values
+
+    def stock_values(self) -> dict[str, Any]:
+        """``preprocessor_config.json`` of the nearest class of transformers, for models of other packages.
+
+        ViTImageProcessor, which Swin has in transformers, squashes; BitImageProcessor is the plain one that crops.
+        """
+        kind = "ViTImageProcessor" if self.short_side is None else "BitImageProcessor"
+        values = {key: value for key, value in self.values().items() if key not in ("background", "grey_maximum")}
+        return {"image_processor_type": kind, **values}
+
+    def processor(self, backend: Literal["torchvision", "pil"] = "torchvision") -> BaseImageProcessor:
+        """The image processor to use and to save with a model of this package."""
+        from swin_hf.model import image_processing_swin_hf as room
+
+        kind = room.SwinHFImageProcessor if backend == "torchvision" else room.SwinHFImageProcessorPil
+        processor: BaseImageProcessor = kind(**self.values())
+        return processor
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """Resize (and crop) a decoded picture to ``uint8``, ``(C, H, W)``: the processor before it normalises."""
+        from torchvision.transforms.v2 import functional as tvf
+
+        (height, width), resampling = self.size, resampling_of(self.interpolation)
+        size = [height, width] if self.short_side is None else [self.short_side]
+        pixels: Tensor = tvf.resize(tvf.pil_to_tensor(picture), size, interpolation=resampling, antialias=True)
+        if self.short_side is not None:
+            top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+            pixels = tvf.crop(pixels, top, left, height, width)
+        return pixels
+
+    def words(self) -> dict[str, str]:
+        """The resize and the crop in words, for a card."""
+        size = "x".join(map(str, self.size))
+        if self.short_side is None:
+            return {"resize": f"squash to {size} pixels", "crop": "none"}
+        return {"resize": f"short side to {self.short_side} pixels", "crop": f"{size} from the centre"}
 
 
-def _scale_grey(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Scale 16-bit, 32-bit or floating-point grey values to ``uint8``."""
-    if not np.isfinite(pixels).all() or pixels.min() < 0:
-        raise ValueError("grey values are negative or not finite, so they have no place on a scale from 0 to 255")
-    if np.issubdtype(pixels.dtype, np.integer):
-        if pixels.max() > 65535:
-            raise ValueError(f"grey values reach {pixels.max()}; at most 16 bits are understood")
-        return np.asarray(np.rint(pixels.astype(np.float32) * (255 / 65535)), dtype=np.uint8)
-    if pixels.max() > 255:
-        raise ValueError(f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood")
-    scale = 255.0 if pixels.max() <= 1 else 1.0
-    return np.asarray(np.rint(pixels * scale), dtype=np.uint8)
+def resampling_of(interpolation: Interpolation) -> InterpolationMode:
+    """Torchvision's name of a resampling."""
+    from torchvision.transforms.v2 import InterpolationMode
+
+    # PIL's nearest, and what transformers makes of it, is NEAREST_EXACT of torchvision.
+    return InterpolationMode["NEAREST_EXACT" if interpolation == "nearest" else interpolation.upper()]
+
+
+def short_side(size: tuple[int, int], crop_pct: float) -> int:
+    """Length of the shorter side before a centre crop: long enough for both sides of ``size``."""
+    return int(max(size) / crop_pct)

@@ -442,7 +442,7 @@ def test_config_of_timm_and_classes_of_openmmlab(tmp_path):
     assert ours.config.id2label == {0: "n0", 1: "n1", 2: "tench", 3: "n3", 4: "n4"}
     written = convert_checkpoint(folder, tmp_path / "out", to="swin_hf")
     transform = json.loads((written / "preprocessor_config.json").read_text())
-    assert transform["size"] == {"shortest_edge": 40} and transform["image_mean"] == [0.1] * 3
+    assert transform["size"] == {"shortest_edge": 60} and transform["image_mean"] == [0.1] * 3
 
     meta = {"dataset_meta": {"classes": tuple(names)}}
     assert load_checkpoint({"meta": meta, "state_dict": peer("openmmlab").state}).config.id2label[1] == "n1"
@@ -722,7 +722,7 @@ def test_transform_is_that_of_the_original_evaluation(tmp_path, size, steps):
 
 
 def test_torchvision_weights_keep_their_own_transform():
-    from swin_hf.checkpoints.preprocessing import evaluation_transform
+    from swin_hf.checkpoints.preprocessing import preprocessing_of
     from swin_hf.checkpoints.verify import build_peer
 
     for preset, short in (("tiny", 232), ("small", 246), ("base", 238)):
@@ -730,7 +730,7 @@ def test_torchvision_weights_keep_their_own_transform():
         with torch.device("meta"):
             state = build_peer("torchvision", config).state_dict()
         checkpoint = open_checkpoint(state)
-        assert evaluation_transform(checkpoint, checkpoint.config)["size"] == {"shortest_edge": short}
+        assert preprocessing_of(checkpoint, checkpoint.config).short_side == short
 
 
 def test_transform_beside_the_weights_is_kept(weights_file, tmp_path):

@@ -18,13 +18,13 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
-from swin_hf.processing import UnreadablePictureError
+from swin_hf import SwinHFConfig
+from swin_hf.processing import Preprocessing, UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
 from swin_hf.training.pictures import collate
 from swin_hf.training.record import RunRecord
 from swin_hf.training.sources import load_source, natural_order
 from swin_hf.training.splits import count_classes, stratified_split
-from swin_hf.training.transforms import EvalTransform
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 
@@ -310,7 +310,7 @@ def test_a_stream_is_told_its_classes(tmp_path):
     }
     module = ImageDataModule("json", data_files=files, streaming=True, class_names=3, **OPTIONS)
     assert module.id2label == {0: "0", 1: "1", 2: "2"}
-    stream = module._stream("train", EvalTransform((8, 8)), 0, 1)
+    stream = module._stream("train", Preprocessing((8, 8), None).pixels, 0, 1)
     assert sorted({int(sample["label"]) for sample, _ in zip(stream, range(24), strict=False)}) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"label 7 of column 'label' is none of the 3 classes 0, 1, 2"):
         list(module.test_dataloader())
@@ -711,6 +711,7 @@ def test_the_image_processor_gives_the_pixels_of_the_evaluation(tmp_path, channe
         str(tmp_path / "saved"), num_channels=channels, validation_fraction=0, num_workers=0, **options
     )
     module.image_processor().save_pretrained(tmp_path / "model")
+    SwinHFConfig().save_pretrained(tmp_path / "model")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
     (batch,) = module.test_dataloader()
     ours = module.on_after_batch_transfer(batch, 0)["pixel_values"]

@@ -26,11 +26,11 @@ from swin_hf.hub import (
     publish,
     remote,
     render_card,
-    staging,
 )
 from swin_hf.hub.model_card import check_metadata, confidence_interval, count_macs, count_parameters
 from swin_hf.hub.pictures import draw_pictures
 from swin_hf.hub.preset_cards import PUBLISHED, render_preset_card, write_cards
+from swin_hf.processing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 
@@ -138,10 +138,11 @@ def test_snippet_fits_the_channels_of_the_model(tiny_config, tmp_path, monkeypat
     """It runs as it stands: the names lead to a folder, so that no Hub is needed."""
     tiny_config.num_channels = channels
     swin_hf.SwinHFForImageClassification(tiny_config).save_pretrained(tmp_path / "user" / "x")
-    staging.default_processor(tiny_config).save_pretrained(tmp_path / "user" / "x")
+    processor = Preprocessing.of_release(tiny_config.image_hw, channels).processor()
+    processor.save_pretrained(tmp_path / "user" / "x")
     Image.effect_noise((60, 50), 90).convert("RGB").save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
-    card = render_card(CardSource(tiny_config, "SwinHFForImageClassification", {}, repo_id="user/x"))
+    card = render_card(CardSource(tiny_config, "SwinHFForImageClassification", processor.to_dict(), repo_id="user/x"))
     blocks = [block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "import swin_hf" not in block]
     assert [block for block in blocks if "pipeline(" in block] == blocks[: int(channels == 3)]
     names: dict = {}

@@ -206,8 +206,8 @@ def test_no_more_pictures_are_held_in_full_size_than_threads_read(model_folder, 
 
     taken, most, read = [], [], swin_hf.predict.read_picture
 
-    def watched(source, mode):
-        picture = read(source, mode)
+    def watched(source, mode, processor):
+        picture = read(source, mode, processor)
         taken.append(weakref.ref(picture))
         most.append(sum(reference() is not None for reference in taken))
         return picture
@@ -222,7 +222,7 @@ def test_no_more_pictures_are_held_in_full_size_than_threads_read(model_folder, 
 
 
 def test_odd_modes_become_what_training_makes_of_them(tmp_path):
-    """The same rules, written down twice; see swin_hf.processing.decode_picture."""
+    """By the same rules; see swin_hf.model.pixels.to_8_bits."""
     from swin_hf.processing import decode_picture
 
     random = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def test_odd_modes_become_what_training_makes_of_them(tmp_path):
 def test_grey_values_without_a_scale_are_unreadable(tmp_path):
     path = tmp_path / "heights.tiff"
     Image.fromarray(np.full((4, 4), 900, dtype=np.float32)).save(path)
-    with pytest.raises(PictureError, match="it is not a picture, or a damaged one"):
+    with pytest.raises(PictureError, match="floating-point grey values reach 900; a range of"):
         read_picture(str(path))
 
 

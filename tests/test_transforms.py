@@ -10,13 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from swin_hf.processing import UnreadablePictureError, decode_picture
-from swin_hf.training.transforms import (
-    EvalTransform,
-    TrainTransform,
-    normalize,
-    shortest_edge,
-)
+from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_picture, short_side
+from swin_hf.training.transforms import TrainTransform, normalize
 
 
 def stored(picture: Image.Image, kind: str = "PNG", **options) -> dict:
@@ -215,15 +210,16 @@ def test_randaugment_survives_three_thousand_pictures_with_this_pillow():
         operations(picture)
 
 
-def test_shortest_edge_covers_both_sides():
-    assert shortest_edge((224, 224), 0.875) == 256
-    assert shortest_edge((64, 128), 1.0) == 128
+def test_the_short_side_covers_both_sides():
+    assert short_side((224, 224), 0.875) == 256
+    assert short_side((64, 128), 1.0) == 128
 
 
 @pytest.mark.parametrize("size", [(8, 8), (57, 100), (300, 33)], ids=str)
 @pytest.mark.parametrize("mode", ["crop", "squash"])
 def test_eval_transform_keeps_the_size(mode, size):
-    transform = pickle.loads(pickle.dumps(EvalTransform((24, 40), mode, crop_pct=0.9)))
+    preprocessing = Preprocessing((24, 40), short_side((24, 40), 0.9) if mode == "crop" else None)
+    transform = pickle.loads(pickle.dumps(preprocessing.pixels))
     assert transform(Image.new("RGB", size)).shape == (3, 24, 40)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swin_hf.checkpoints.derive import class_names
 from swin_hf.checkpoints.load import MODELS, Checkpoint, Size, build_model, open_checkpoint
-from swin_hf.checkpoints.preprocessing import evaluation_transform
+from swin_hf.checkpoints.preprocessing import preprocessing_of
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, Weights
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.translate import Place, to_theirs
@@ -19,6 +19,7 @@ from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
 from swin_hf.model.windows import window_geometry
+from swin_hf.processing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +191,8 @@ def convert_checkpoint(
 
 def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layout) -> Contents:
     """Everything that is written for a model: weights, configuration, evaluation transform."""
-    transform = evaluation_transform(checkpoint, model.config)
-    if transform is None:
+    preprocessing = preprocessing_of(checkpoint, model.config)
+    if preprocessing is None:
         logger.warning(
             "no preprocessor_config.json is written: how images of %d channels were normalised is not known",
             model.config.num_channels,
@@ -199,12 +200,25 @@ def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layo
     return Contents(
         layout,
         export_checkpoint(model, layout.name),
-        {CONFIG_NAME: describe(model, layout, transform), PREPROCESSOR_NAME: transform},
+        {
+            CONFIG_NAME: describe(model, layout, preprocessing),
+            PREPROCESSOR_NAME: _processor_values(layout, preprocessing),
+        },
         classes=class_names(model.config),
     )
 
 
-def describe(model: SwinHFPreTrainedModel, layout: Layout, transform: Mapping[str, Any] | None) -> dict[str, Any]:
+def _processor_values(layout: Layout, preprocessing: Preprocessing | dict[str, Any] | None) -> dict[str, Any] | None:
+    """``preprocessor_config.json``: our processor beside a configuration of ours, a stock one beside a foreign one."""
+    if not isinstance(preprocessing, Preprocessing):
+        return preprocessing
+    is_foreign = layout.name.startswith(("transformers", "maskformer", "timm"))
+    return preprocessing.stock_values() if is_foreign else preprocessing.values()
+
+
+def describe(
+    model: SwinHFPreTrainedModel, layout: Layout, preprocessing: Preprocessing | dict[str, Any] | None
+) -> dict[str, Any]:
     """``config.json`` for a layout: transformers' for its own, timm's for timm, ours for all others."""
     kind = _place_of(model, layout.name).kind
     if layout.name.startswith("transformers"):
@@ -218,7 +232,7 @@ def describe(model: SwinHFPreTrainedModel, layout: Layout, transform: Mapping[st
 
         return _described(model.config, MaskFormerSwinConfig, "MaskFormerSwinBackbone")
     if layout.name == "timm":
-        return _describe_for_timm(model.config, kind, transform or {})
+        return _describe_for_timm(model.config, kind, preprocessing)
     return {**model.config.to_dict(), "architectures": [type(model).__name__]}
 
 
@@ -235,10 +249,12 @@ def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, An
     return {**values, "window_size": config.stage_windows[0][0]}
 
 
-def _describe_for_timm(config: SwinHFConfig, kind: Kind, transform: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_for_timm(
+    config: SwinHFConfig, kind: Kind, preprocessing: Preprocessing | dict[str, Any] | None
+) -> dict[str, Any]:
     """What timm's factory reads from a folder; the arguments say everything, the architecture is a name of its own."""
-    size, crop = transform.get("size", {}), transform.get("crop_size", {})
-    crop_pct = crop["height"] / size["shortest_edge"] if "shortest_edge" in size else 1.0
+    if not isinstance(preprocessing, Preprocessing):
+        preprocessing = Preprocessing.of_release(config.image_hw, config.num_channels)
     names = class_names(config) if kind is Kind.CLASSIFIER else []
     return {
         "architecture": "swin_tiny_patch4_window7_224",
@@ -259,11 +275,11 @@ def _describe_for_timm(config: SwinHFConfig, kind: Kind, transform: Mapping[str,
         "pretrained_cfg": {
             "input_size": [config.num_channels, *config.image_hw],
             "num_classes": len(names),
-            "interpolation": "bicubic",
-            "crop_pct": crop_pct,
-            "crop_mode": "center" if crop else "squash",
-            "mean": list(transform.get("image_mean", [0.5] * config.num_channels)),
-            "std": list(transform.get("image_std", [0.5] * config.num_channels)),
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": "squash" if preprocessing.short_side is None else "center",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
         },

@@ -1,111 +1,81 @@
-"""The evaluation transform that belongs to the weights: a wrong one costs more accuracy than most mistakes."""
+"""The preprocessing that belongs to foreign weights: a wrong one costs more accuracy than most mistakes."""
 
-import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_hf.checkpoints.read import PREPROCESSOR_NAME
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+from swin_hf.processing import RESAMPLING, Preprocessing, short_side
 
 if TYPE_CHECKING:
-    from swin_hf.checkpoints.load import Checkpoint
+    from transformers import BaseImageProcessor
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
-BICUBIC = 3  # PIL's number
+    from swin_hf.checkpoints.load import Checkpoint
 
 # Short sides that torchvision found best for its own trainings at 224 (Swin_T_Weights, Swin_S_Weights, Swin_B_Weights).
 _TORCHVISION_SHORT_SIDES = {(96, 6): 232, (96, 18): 246, (128, 18): 238}  # by embed_dim and depth of the third stage
 
-# From this side on Microsoft squashes the image instead of cropping it (TEST.CROP of its configs).
-_SQUASHED_FROM = 384
 
+def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preprocessing | dict[str, Any] | None:
+    """How the pictures of a checkpoint were prepared.
 
-def evaluation_transform(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str, Any] | None:
-    """Values for ``preprocessor_config.json``.
-
-    What lies beside the weights is kept as long as the image size is; otherwise Microsoft's evaluation is described,
-    which the weights of all layouts but torchvision's were measured with: short side 256/224 of the image, bicubic,
-    and a centre crop; from 384 on the image is squashed.
+    What lies beside the weights is kept as long as the image size is; otherwise it is Microsoft's evaluation, which the
+    weights of all layouts but torchvision's were measured with.
 
     Args:
         checkpoint: The opened source.
         config: Configuration of what is written.
 
     Returns:
-        The values, or None where the normalisation cannot be known (other than three channels).
+        The preprocessing; the values of ``preprocessor_config.json`` as they are where they describe something else
+        than a :class:`Preprocessing` can; None where the normalisation is not known (other than three channels).
     """
     same_size = checkpoint.config.image_hw == config.image_hw
-    if checkpoint.source.preprocessor and same_size:
-        return dict(checkpoint.source.preprocessor)
+    values = checkpoint.source.preprocessor
+    if values and same_size:
+        return Preprocessing.from_values(values) or dict(values)
     pretrained = checkpoint.source.beside.get("pretrained_cfg")
     if isinstance(pretrained, Mapping) and pretrained.get("mean") and same_size:
-        return _like_timm(pretrained, config)
+        return _of_timm(pretrained, config)
     if config.num_channels != 3:
         return None
-    height, width = config.image_hw
-    if min(height, width) >= _SQUASHED_FROM:
-        return squash(height, width, IMAGENET_MEAN, IMAGENET_STD)
-    short = int(256 / 224 * min(height, width))
     is_torchvision = checkpoint.place.layout.name == "torchvision" and config.num_labels == 1000
-    if is_torchvision and (height, width) == (224, 224) and config.num_layers > 2:
-        short = _TORCHVISION_SHORT_SIDES.get((config.embed_dim, config.depths[2]), short)
-    return crop(short, height, width, IMAGENET_MEAN, IMAGENET_STD)
+    if is_torchvision and config.image_hw == (224, 224) and config.num_layers > 2:
+        short = _TORCHVISION_SHORT_SIDES.get((config.embed_dim, config.depths[2]))
+        if short is not None:
+            return Preprocessing(config.image_hw, short)
+    return Preprocessing.of_release(config.image_hw)
 
 
-def _like_timm(pretrained: Mapping[str, Any], config: SwinHFConfig) -> dict[str, Any]:
-    height, width = config.image_hw
-    mean, std = list(pretrained["mean"]), list(pretrained.get("std") or IMAGENET_STD)
+def _of_timm(pretrained: Mapping[str, Any], config: SwinHFConfig) -> Preprocessing:
     share = float(pretrained.get("crop_pct") or 0.875)
-    if pretrained.get("crop_mode") == "squash":
-        return squash(height, width, mean, std)
-    return crop(int(min(height, width) / share), height, width, mean, std)
+    name = pretrained.get("interpolation")
+    return Preprocessing(
+        config.image_hw,
+        None if pretrained.get("crop_mode") == "squash" else short_side(config.image_hw, share),
+        tuple(pretrained.get("mean") or IMAGENET_MEAN),
+        tuple(pretrained.get("std") or IMAGENET_STD),
+        name if name in RESAMPLING else "bicubic",
+    )
 
 
-def image_processor(transform: Mapping[str, Any]) -> Any:
-    """The image processor of transformers that some values of ``preprocessor_config.json`` describe."""
-    from transformers import AutoImageProcessor
+def image_processor(preprocessing: Preprocessing | Mapping[str, Any]) -> "BaseImageProcessor":
+    """The image processor that :func:`preprocessing_of` describes.
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / PREPROCESSOR_NAME).write_text(json.dumps(dict(transform)), encoding="utf-8")
-        return AutoImageProcessor.from_pretrained(folder)
-
-
-def crop(short: int, height: int, width: int, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """Resize the short side to ``short`` pixels, then cut ``height`` by ``width`` out of the centre.
-
-    ViTImageProcessor, which Swin has in transformers, cannot crop; BitImageProcessor is the plain processor that can.
+    Raises:
+        ValueError: If it is of a class that transformers does not have.
     """
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": short},
-        "resample": BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        **_rest(mean, std),
-    }
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing.processor()
+    import transformers
 
-
-def squash(height: int, width: int, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """Resize to ``height`` by ``width``, whatever the proportions were."""
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": BICUBIC,
-        **_rest(mean, std),
-    }
-
-
-def _rest(mean: list[float], std: list[float]) -> dict[str, Any]:
-    return {
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-        "do_convert_rgb": True,
-    }
+    values = dict(preprocessing)
+    name = values.pop("image_processor_type", "ViTImageProcessor")
+    kind = getattr(transformers, str(name).replace("FeatureExtractor", "ImageProcessor"), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor)):
+        raise ValueError(
+            f"preprocessor_config.json names the image processor {name!r}, which transformers does not have; save one "
+            "of transformers beside the weights, or remove the file"
+        )
+    processor: BaseImageProcessor = kind(**values)
+    return processor

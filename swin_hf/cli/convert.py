@@ -84,15 +84,15 @@ def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | Non
 
 
 def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
-    from swin_hf.checkpoints.preprocessing import evaluation_transform, image_processor
+    from swin_hf.checkpoints.preprocessing import image_processor, preprocessing_of
 
-    transform = evaluation_transform(checkpoint, checkpoint.target)
-    if transform is None:
+    preprocessing = preprocessing_of(checkpoint, checkpoint.target)
+    if preprocessing is None:
         raise ValueError(
             f"--verify needs the normalisation of images of {checkpoint.target.num_channels} channels, which is not "
             "known; put a preprocessor_config.json beside the source"
         )
-    pixel_values: Tensor = image_processor(transform)(picture, return_tensors="pt")["pixel_values"]
+    pixel_values: Tensor = image_processor(preprocessing)(picture, return_tensors="pt")["pixel_values"]
     return pixel_values
 
 

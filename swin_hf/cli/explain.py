@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"the folder {output.parent} does not exist; make it first, or choose another --output")
 
     model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
-    picture = read_picture(source, picture_mode(model))
+    picture = read_picture(source, picture_mode(model), processor)
     from swin_hf.explain import draw_explanation, explain, save_figure
 
     stages = model.config.num_layers

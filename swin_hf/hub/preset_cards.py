@@ -9,9 +9,9 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from swin_hf.model.configuration_swin_hf import SwinHFConfig, list_presets
+from swin_hf.processing import Preprocessing
 
 from .model_card import count_macs, count_parameters, template_environment
 
@@ -115,7 +115,7 @@ def render_preset_card(name: str) -> str:
         architecture=architecture,
         parameters=count_parameters(config, architecture),
         macs=count_macs(config, architecture),
-        evaluation=evaluation_transform(config, published),
+        evaluation=Preprocessing.of_release(config.image_hw).words() if published else None,
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
@@ -146,18 +146,6 @@ def write_cards(folder: Path, check: bool = False) -> list[str]:
             else:
                 (folder / name).unlink()
     return outdated
-
-
-def evaluation_transform(config: SwinHFConfig, published: Published | None) -> dict[str, Any] | None:
-    """How Microsoft evaluates: resize the short side and crop, or squash; None for an architecture of our own."""
-    if published is None:
-        return None
-    height, width = config.image_hw
-    crop = height < 384
-    return {
-        "resize": f"short side to {int(256 / 224 * height)} pixels" if crop else f"squash to {height}x{width} pixels",
-        "crop": f"{height}x{width} from the centre" if crop else "none",
-    }
 
 
 if __name__ == "__main__":  # `make cards`

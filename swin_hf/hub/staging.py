@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import BaseImageProcessor, PreTrainedModel, ViTImageProcessor
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.processing import Preprocessing
 
 from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
@@ -34,9 +35,13 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": "modeling_swin_hf.SwinHFForMaskedImageModeling",
     "AutoBackbone": "modeling_swin_hf.SwinHFBackbone",
 }
+# For each backend of transformers, in the order in which it reads a pair: PIL's, then torchvision's.
+PROCESSOR_MAP = [
+    "image_processing_swin_hf.SwinHFImageProcessorPil",
+    "image_processing_swin_hf.SwinHFImageProcessor",
+]
 PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Keys that say where a model was loaded from on this machine, or which code loads it; neither is the reader's business.
 PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_implementation_internal")
 
@@ -149,7 +154,7 @@ def stage(
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
     paths[CONFIG] = _write_config(folder / CONFIG, values, include_code)
-    paths[PROCESSOR] = _write_processor(saved, folder, processor, config)
+    paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:
         # Copies: an installation that changes while the push runs must not be sent half old and half new.
         for name in CORE:
@@ -205,31 +210,35 @@ def _write_config(path: Path, values: dict[str, Any], include_code: bool) -> Pat
     return path
 
 
-def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig) -> Path:
-    """Write the values of the image processor, without what would load code or tells of this machine.
+def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig, include_code: bool) -> Path:
+    """Write the values of the image processor, without what would load foreign code or tells of this machine.
 
     Raises:
-        ValueError: When the file is not a JSON object, or its class is not one of transformers.
+        ValueError: When the file is not a JSON object, or its class is neither ours nor one of transformers.
     """
     path = folder / PROCESSOR
     remedy = "save the image processor again, or remove the file for the one of the published models"
     if given is None and (saved / PROCESSOR).is_file():
         path.write_bytes((saved / PROCESSOR).read_bytes())
     else:
-        (given if given is not None else default_processor(config)).save_pretrained(folder)
+        default = Preprocessing.of_release(config.image_hw, config.num_channels)
+        (given if given is not None else default.processor()).save_pretrained(folder)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("the top level is not an object")
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{PROCESSOR} cannot be read ({error}); {remedy}") from None
+    values = {key: value for key, value in values.items() if key != "auto_map" and not key.startswith("_")}
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
-    if not _is_image_processor(name):
+    if name is None and "grey_maximum" in values:  # ours, which is found by the model's configuration
+        if include_code:
+            values["auto_map"] = {"AutoImageProcessor": PROCESSOR_MAP}
+    elif not _is_image_processor(name):
         raise ValueError(
             f"{PROCESSOR} names the image processor {name!r}; it must be a class of transformers, because no code "
-            f"travels with it: {remedy}"
+            f"but this package's travels with it: {remedy}"
         )
-    values = {key: value for key, value in values.items() if key != "auto_map" and not key.startswith("_")}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 
@@ -240,30 +249,6 @@ def _is_image_processor(name: Any) -> bool:
         return False
     kind = getattr(transformers, name.replace("FeatureExtractor", "ImageProcessor"), None)
     return isinstance(kind, type) and issubclass(kind, BaseImageProcessor)
-
-
-def default_processor(config: SwinHFConfig) -> ViTImageProcessor:
-    """The evaluation transform of the released models, for a model that comes without a processor.
-
-    Microsoft resizes the short side to 256/224 of the image and crops the centre, bicubic; images of 384 pixels and
-    more, and rectangles, are squashed to their size. RGB is normalised with the mean and deviation of ImageNet.
-    """
-    height, width = config.image_hw
-    channels = config.num_channels
-    common: dict[str, Any] = {
-        "resample": 3,  # bicubic, PIL's number
-        "image_mean": list(IMAGENET_MEAN) if channels == 3 else [0.5] * channels,
-        "image_std": list(IMAGENET_STD) if channels == 3 else [0.5] * channels,
-        "do_convert_rgb": channels == 3,
-    }
-    if height == width and 224 <= height < 384:
-        return ViTImageProcessor(
-            size={"shortest_edge": int(256 / 224 * height)},
-            do_center_crop=True,
-            crop_size={"height": height, "width": width},
-            **common,
-        )
-    return ViTImageProcessor(size={"height": height, "width": width}, **common)
 
 
 def _find_facts(saved: Path) -> TrainingFacts | None:

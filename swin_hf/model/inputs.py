@@ -42,6 +42,11 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
 
 def check_mask(mask: Tensor | None, mask_token: Tensor | None) -> None:
     """Refuse a mask for a model without a mask token."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}, which are pixels as they are stored; the model takes floating-point "
+            "values; normalise them with the image processor of the model"
+        )
     if mask is not None and mask_token is None:
         raise ValueError("bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True")
 

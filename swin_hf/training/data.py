@@ -23,25 +23,26 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor, BitImageProcessor, ViTImageProcessor
+from transformers import BaseImageProcessor
 
-from swin_hf.processing import UnreadablePictureError
+from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD
+from swin_hf.processing import RESAMPLING, Interpolation, Preprocessing, UnreadablePictureError, short_side
 from swin_hf.ranges import check_range
 
 from . import sampling, sources
-from .pictures import Batch, OnError, PictureDataset, PictureReader, PictureStream, channel_statistics, collate
+from .pictures import (
+    Batch,
+    OnError,
+    PictureDataset,
+    PictureReader,
+    PictureStream,
+    channel_statistics,
+    collate,
+    measure_grey_maximum,
+)
 from .reading import FORMATS
 from .splits import announce_classes, count_classes, divide
-from .transforms import (
-    INTERPOLATIONS,
-    AutoAugment,
-    EvalTransform,
-    Interpolation,
-    ResizeMode,
-    TrainTransform,
-    normalize,
-    shortest_edge,
-)
+from .transforms import AutoAugment, TrainTransform, normalize
 
 # What a number may be; where a machine has a limit of its own, it is met later and told then.
 _RANGES = {
@@ -51,13 +52,13 @@ _RANGES = {
     "[0, 4096]": "crop_padding",
     "[0, 4294967295]": "seed split_seed",
     "[0, 255]": "background",
+    "[1, 65535]": "grey_maximum",
     "[0, 1)": "validation_fraction test_fraction",
     "[0, 1]": "hflip erasing",
     "(0, 1]": "crop_scale crop_pct",
     "(0, inf)": "crop_ratio",
 }
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+ResizeMode = Literal["crop", "squash"]
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
 
 
@@ -103,6 +104,8 @@ class ImageDataModule(LightningDataModule):
         resize_mode: Evaluation: crop (shorter side, then centre crop) or squash (all of the picture).
         crop_pct: Evaluation: share of the shorter side that the centre crop keeps.
         background: Red, green and blue (0..255) behind transparent pixels.
+        grey_maximum: Value that is white in grey pictures of 16 bits: 4095 where they hold 12; found from a sample of
+            the pictures if not given.
         on_error: What to do with an unreadable picture: raise, skip, or replace (by another one, in training only).
     """
 
@@ -140,6 +143,7 @@ class ImageDataModule(LightningDataModule):
         resize_mode: ResizeMode = "crop",
         crop_pct: float = 0.875,
         background: tuple[int, int, int] = (255, 255, 255),
+        grey_maximum: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()
@@ -160,7 +164,7 @@ class ImageDataModule(LightningDataModule):
         self.crop_scale, self.crop_ratio, self.crop_padding = crop_scale, crop_ratio, crop_padding
         self.hflip, self.auto_augment, self.erasing = hflip, auto_augment, erasing
         self.interpolation, self.resize_mode, self.crop_pct = interpolation, resize_mode, crop_pct
-        self.background, self.on_error = background, on_error
+        self.background, self.grey_maximum, self.on_error = background, grey_maximum, on_error
         self._check_options()
         self._source: sources.Source | None = None
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
@@ -199,8 +203,8 @@ class ImageDataModule(LightningDataModule):
                 check_range(name, getattr(self, name), interval)
         if len(self.background) != 3:
             raise ValueError(f"background is {self.background}; give red, green and blue in [0, 255]")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r} is none of {sorted(INTERPOLATIONS)}")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation {self.interpolation!r} is none of {sorted(RESAMPLING)}")
         if self.resize_mode not in ("crop", "squash"):
             raise ValueError(f"resize_mode {self.resize_mode!r} is neither 'crop' nor 'squash'")
         if self.auto_augment not in (None, "randaugment", "trivialaugment"):
@@ -240,15 +244,17 @@ class ImageDataModule(LightningDataModule):
         return self._source
 
     def _measure(self) -> None:
-        """Replace mean="dataset" and std="dataset" by the statistics of evenly spaced training pictures."""
+        """Find the white of 16-bit pictures; replace mean="dataset" and std="dataset" by statistics. From samples."""
+        if self.grey_maximum is None:
+            self.grey_maximum = measure_grey_maximum(self.load())
         if "dataset" not in (self.mean, self.std):
             return
         if self.streaming:
             raise ValueError('mean="dataset" needs the pictures at hand; give numbers when streaming')
         if "train" not in self._rows:
             raise ValueError('mean="dataset" is measured on a training split, and there is none; give its numbers')
-        transform = EvalTransform(self.image_size, "squash", 1.0, self.interpolation)
-        mean, std = channel_statistics(self._dataset("train", transform, training=False), self.num_channels)
+        squash = Preprocessing(self.image_size, None, interpolation=self.interpolation).pixels
+        mean, std = channel_statistics(self._dataset("train", squash, training=False), self.num_channels)
         self.mean = mean if self.mean == "dataset" else self.mean
         self.std = std if self.std == "dataset" else self.std
 
@@ -332,27 +338,23 @@ class ImageDataModule(LightningDataModule):
             steps=trainer.limit_train_batches if trainer is not None else None,
         )
 
-    def image_processor(self) -> BaseImageProcessor:
-        """The image processor to save beside the weights: same pixels as this module's evaluation batches.
-
-        A ``ViTImageProcessor``; a ``BitImageProcessor`` where there is a centre crop. Both blend transparency with
-        white, so a ``background`` of another colour is not part of them.
-        """
-        self.load()
-        height, width = self.image_size
-        common: dict[str, Any] = {
-            "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[self.interpolation],  # PIL's numbers
-            "image_mean": self.mean,
-            "image_std": self.std,
-            "do_convert_rgb": self.num_channels == 3,
-        }
-        if self.resize_mode == "squash":
-            return ViTImageProcessor(size={"height": height, "width": width}, **common)
-        return BitImageProcessor(
-            size={"shortest_edge": shortest_edge(self.image_size, self.crop_pct)},
-            crop_size={"height": height, "width": width},
-            **common,
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How evaluation pictures are prepared; what is saved beside the weights says the same."""
+        self.load()  # measures mean="dataset"
+        return Preprocessing(
+            self.image_size,
+            None if self.resize_mode == "squash" else short_side(self.image_size, self.crop_pct),
+            tuple(float(value) for value in self.mean),
+            tuple(float(value) for value in self.std),
+            self.interpolation,
+            tuple(self.background),
+            self.grey_maximum or GREY_MAXIMUM,
         )
+
+    def image_processor(self) -> BaseImageProcessor:
+        """The image processor to save beside the weights: same pixels as this module's evaluation batches."""
+        return self.preprocessing.processor()
 
     def facts(self) -> dict[str, Any]:
         """What a model card should know about the data; plain values, no absolute path."""
@@ -389,6 +391,7 @@ class ImageDataModule(LightningDataModule):
             else {"resize_mode": self.resize_mode},
             "interpolation": self.interpolation,
             "background": list(self.background),
+            "grey_maximum": self.grey_maximum,
             "on_error": self.on_error,
             "unreadable": len(self._unreadable),
         }
@@ -506,7 +509,7 @@ class ImageDataModule(LightningDataModule):
     def _eval_loader(self, name: str, persistent: bool) -> DataLoader[Any]:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        transform = EvalTransform(self.image_size, self.resize_mode, self.crop_pct, self.interpolation)
+        transform = self.preprocessing.pixels
         if self.streaming:
             stream = self._stream(name, transform, rank, world_size)
             return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options(persistent=False))
@@ -521,13 +524,19 @@ class ImageDataModule(LightningDataModule):
     def _dataset(self, name: str, transform: Callable[[Any], Tensor], training: bool) -> PictureDataset:
         source = self.load()
         stored = name if name in source.splits else "train"  # held out of the training split
-        reader = PictureReader(source, stored, transform, self.num_channels, self.background, self.on_error)
+        reader = self._reader(stored, transform)
         labels = self._labels[name] if source.label_column is not None else None
         return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training)
 
+    def _reader(self, split: str, transform: Callable[[Any], Tensor]) -> PictureReader:
+        white = self.grey_maximum or GREY_MAXIMUM
+        return PictureReader(
+            self.load(), split, transform, self.num_channels, self.background, self.on_error, grey_maximum=white
+        )
+
     def _stream(self, name: str, transform: Callable[[Any], Tensor], rank: int, world_size: int) -> PictureStream:
         source = self.load()
-        reader = PictureReader(source, name, transform, self.num_channels, self.background, self.on_error)
+        reader = self._reader(name, transform)
         data = source.splits[name].select_columns(reader.columns)
         if name == "train":
             data = data.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.utils.data
 from datasets import Dataset, IterableDataset
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from swin_hf.processing import UnreadablePictureError, decode_picture
+from swin_hf.model.pixels import GREY_MAXIMUM, least_white
+from swin_hf.processing import UnreadablePictureError, decode_picture, open_picture
 
 from . import sampling, sources
 
@@ -19,6 +22,8 @@ OnError = Literal["raise", "skip", "replace"]
 Batch = dict[str, Any]
 
 STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
+GREY_SAMPLE, FAR_SAMPLE = 128, 8  # pictures behind grey_maximum: at hand; in a stream or behind addresses
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners store in 16
 REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving up
 
 
@@ -32,6 +37,7 @@ class PictureReader:
         num_channels: 3 or 1.
         background: Colour behind transparent pixels.
         on_error: What to do with a picture that cannot be decoded.
+        grey_maximum: Value that is white in grey pictures of 16 bits.
     """
 
     def __init__(
@@ -42,11 +48,13 @@ class PictureReader:
         num_channels: int,
         background: Sequence[int],
         on_error: OnError,
+        grey_maximum: int = GREY_MAXIMUM,
     ) -> None:
         self.image_column, self.label_column = source.image_column, source.label_column
         self.encode, self.root = source.encode, source.roots.get(split)
         self.split, self.transform = split, transform
         self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
+        self.grey_maximum = grey_maximum
 
     @property
     def columns(self) -> list[str]:
@@ -68,7 +76,7 @@ class PictureReader:
             UnreadablePictureError: If the policy is ``raise``.
         """
         try:
-            picture = decode_picture(cell, self.num_channels, self.background, self.root)
+            picture = decode_picture(cell, self.num_channels, self.background, self.root, self.grey_maximum)
         except UnreadablePictureError as error:
             message = f"{self.split} row {row}: {error}"
             if self.on_error == "raise":
@@ -240,3 +248,38 @@ def channel_statistics(data: PictureDataset, num_channels: int) -> tuple[list[fl
     if not bool((std > 1e-3).all()):
         raise ValueError(f"the training pictures are of one colour (standard deviation {std.tolist()})")
     return [round(float(value), 4) for value in mean], [round(float(value), 4) for value in std]
+
+
+def measure_grey_maximum(source: sources.Source) -> int:
+    """White of the grey pictures of 16 bits: a camera of 12 bits fills no more than 0..4095 of 0..65535.
+
+    Of a sample of the training pictures (of another split where there is none), the largest value decides how many bits
+    are used; all pictures are then scaled alike.
+
+    Returns:
+        255, 1023, 4095, 16383 or 65535; the last also where there are no such pictures.
+    """
+    split = "train" if "train" in source.splits else next(iter(source.splits))
+    data = source.splits[split].select_columns([source.image_column])
+    if isinstance(data, Dataset):
+        far = "://" in str((data[0][source.image_column] or {}).get("path")) if len(data) else False
+        number = min(len(data), FAR_SAMPLE if far else GREY_SAMPLE)
+        rows: Iterable[Any] = (data[int(row)] for row in np.linspace(0, len(data) - 1, num=number, dtype=int))
+    else:
+        rows = itertools.islice(data, FAR_SAMPLE)
+    whites = []
+    for row in rows:
+        try:
+            with open_picture(row[source.image_column], source.roots.get(split)) as picture:
+                whites.append(least_white(picture))
+        except Exception:
+            continue
+    largest = max((white for white in whites if white is not None), default=0)
+    bits = next((depth for depth in DEPTHS if 0 < largest < 2**depth), 16)
+    if bits < 16:
+        rank_zero_warn(
+            f"the 16-bit grey pictures among {len(whites)} of {split!r} reach {largest} of {GREY_MAXIMUM}: they seem "
+            f"to hold {bits} bits, so {2**bits - 1} is taken as white in all; if they are only dark, give grey_maximum "
+            f"{GREY_MAXIMUM}"
+        )
+    return int(2**bits - 1)

@@ -1,4 +1,6 @@
-"""From a decoded picture to a ``uint8`` tensor: the training and the evaluation pipeline of a classifier.
+"""From a decoded picture to a ``uint8`` tensor: the training pipeline of a classifier.
+
+That of evaluation is :meth:`swin_hf.processing.Preprocessing.pixels`.
 
 Everything here is a plain function or a small class that can be pickled: loader workers, whatever their start method,
 get nothing but these objects. Random numbers come from torch's global generator; who seeds it, and with what, is
@@ -16,16 +18,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-AutoAugment = Literal["randaugment", "trivialaugment"]
-ResizeMode = Literal["crop", "squash"]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
+from swin_hf.processing import Interpolation, resampling_of
 
-# No resampling may be guessed from a number: these three exist with antialiasing in PIL, torchvision and transformers.
-INTERPOLATIONS = {
-    "nearest": v2.InterpolationMode.NEAREST_EXACT,  # PIL's nearest, and what transformers makes of it
-    "bilinear": v2.InterpolationMode.BILINEAR,
-    "bicubic": v2.InterpolationMode.BICUBIC,
-}
+AutoAugment = Literal["randaugment", "trivialaugment"]
 
 
 class TrainTransform:
@@ -58,7 +53,7 @@ class TrainTransform:
         interpolation: Interpolation = "bicubic",
         fill: Sequence[int] = (0,),
     ) -> None:
-        resampling = INTERPOLATIONS[interpolation]
+        resampling = resampling_of(interpolation)
         steps: list[Any] = []
         if crop_padding is None:
             steps.append(v2.PILToTensor())
@@ -84,46 +79,6 @@ class TrainTransform:
             value = step(value)
         pixels: Tensor = value if isinstance(value, Tensor) else tvf.pil_to_tensor(value)
         return pixels
-
-
-class EvalTransform:
-    """Resize (and centre crop), exactly as the image processor saved beside the weights does it.
-
-    ``crop`` brings the shorter side to ``max(image_size) / crop_pct`` and cuts the centre out, as ImageNet models are
-    evaluated; ``squash`` resizes to ``image_size`` and keeps all of the picture, as Swin's 384-pixel models are.
-
-    Args:
-        image_size: Height and width of the result, in pixels.
-        resize_mode: ``crop`` or ``squash``.
-        crop_pct: Share of the resized shorter side that the crop keeps, in (0, 1].
-        interpolation: Resampling, always antialiased.
-    """
-
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        resize_mode: ResizeMode = "crop",
-        crop_pct: float = 0.875,
-        interpolation: Interpolation = "bicubic",
-    ) -> None:
-        self.image_size = image_size
-        self.resampling = INTERPOLATIONS[interpolation]
-        self.shortest_edge = shortest_edge(image_size, crop_pct) if resize_mode == "crop" else None
-
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Return the resized picture, ``(C, H, W)`` of ``uint8``."""
-        height, width = self.image_size
-        size = [height, width] if self.shortest_edge is None else [self.shortest_edge]
-        pixels: Tensor = tvf.resize(tvf.pil_to_tensor(picture), size, interpolation=self.resampling, antialias=True)
-        if self.shortest_edge is not None:
-            top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
-            pixels = tvf.crop(pixels, top, left, height, width)
-        return pixels
-
-
-def shortest_edge(image_size: tuple[int, int], crop_pct: float) -> int:
-    """Length of the shorter side before the centre crop: long enough for both sides of ``image_size``."""
-    return int(max(image_size) / crop_pct)
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

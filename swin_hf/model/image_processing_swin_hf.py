@@ -1,0 +1,94 @@
+"""The image processor of the family: pixels as in training, from the bare picture.
+
+A stock processor of transformers scales, crops and normalises alike, but takes what it gets from Pillow: 16-bit grey
+saturates, a transparent value of 16-bit grey is ignored, EXIF orientation is not applied. This one decodes first, by
+the rule of ``pixels.py``, in both backends of transformers.
+"""
+
+import io
+import os
+import urllib.request
+from typing import Any
+
+from PIL import Image
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+from .pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, to_8_bits
+
+_DOWNLOAD_SECONDS = 30
+
+
+class SwinHFImagesKwargs(ImagesKwargs, total=False):
+    """Values of the processor beyond those that transformers knows.
+
+    Attributes:
+        background: Red, green and blue (0..255) behind transparent pixels.
+        grey_maximum: Value that is white in grey pictures of 16 bits.
+    """
+
+    background: list[int] | tuple[int, ...]
+    grey_maximum: int
+
+
+class _Decoding:
+    """The part that both backends share: decode before anything else is done."""
+
+    valid_kwargs: Any = SwinHFImagesKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_MEAN
+    image_std = IMAGENET_STD
+    size = {"height": 224, "width": 224}  # noqa: RUF012 - transformers copies class attributes before it changes them
+    default_to_square = False
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    background = WHITE
+    grey_maximum = GREY_MAXIMUM
+
+    def fetch_images(self, images: Any) -> Any:
+        """Decode pictures as training does; transformers calls this first for whatever a processor is given.
+
+        A pipeline of transformers converts a picture to RGB before its processor sees it, which loses transparency and
+        saturates 16-bit grey; it takes what this returns as it is: ``pipe(pipe.image_processor.fetch_images(path))``.
+
+        Args:
+            images: A path, an http(s) address, or a PIL image: upright 8-bit PIL images are returned for these. Arrays
+                and tensors are returned as they are. A list is treated one by one.
+        """
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, str):
+            if images.startswith(("http://", "https://")):
+                with urllib.request.urlopen(images, timeout=_DOWNLOAD_SECONDS) as answer:
+                    images = Image.open(io.BytesIO(answer.read()))
+            elif os.path.isfile(images):
+                with Image.open(images) as picture:
+                    return self._decode(picture)
+            else:
+                raise ValueError(f"{images[:200]!r} is not a file; give the path or address of a picture, or its image")
+        return self._decode(images) if isinstance(images, Image.Image) else images
+
+    def _decode(self, picture: Image.Image) -> Image.Image:
+        mode = "L" if len(self.image_mean) == 1 else "RGB"
+        return to_8_bits(picture, mode, self.background, self.grey_maximum)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values to save. They name no class: AutoImageProcessor then finds it by the configuration of the model.
+
+        A name would be looked for among the classes that are registered, and this one is registered with the first
+        configuration that is made, so that importing the package does not import torchvision.
+        """
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        values.pop("image_processor_type", None)
+        return values
+
+
+class SwinHFImageProcessor(_Decoding, TorchvisionBackend):
+    """Decode, resize, crop and normalise with torchvision: bit for bit what evaluation batches are."""
+
+
+class SwinHFImageProcessorPil(_Decoding, PilBackend):
+    """The same with PIL and NumPy; resized values may differ from torchvision's by the rounding of 8 bits."""
