@@ -18,7 +18,7 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
     """Return images ``(B, channels, height, width)`` as they are.
 
     Raises:
-        ValueError: If there are none, if they are not 4-D, or if they have another number of channels.
+        ValueError: If there are none, if they are not 4-D, not floating-point, or have other channels.
     """
     if pixel_values is None:
         raise ValueError("pixel_values is missing; give images of shape (batch, channels, height, width)")
@@ -32,6 +32,11 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
             f"pixel_values has {pixel_values.shape[1]} channels but the model takes num_channels "
             f"{config.num_channels}; convert the images, or load the model with num_channels={pixel_values.shape[1]}"
         )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}, which are pixels as they are stored; the model takes floating-point "
+            "values; normalise them with the image processor of the model"
+        )
     if torch.compiler.is_dynamo_compiling():
         # range() specialises the graph on height and width (the batch stays dynamic). With dynamic sides, the
         # divisions with rounding up that follow from them take minutes to trace.
@@ -42,11 +47,6 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
 
 def check_mask(mask: Tensor | None, mask_token: Tensor | None) -> None:
     """Refuse a mask for a model without a mask token."""
-    if not pixel_values.is_floating_point():
-        raise ValueError(
-            f"pixel_values are {pixel_values.dtype}, which are pixels as they are stored; the model takes floating-point "
-            "values; normalise them with the image processor of the model"
-        )
     if mask is not None and mask_token is None:
         raise ValueError("bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True")
 
