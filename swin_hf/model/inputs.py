@@ -34,8 +34,8 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
         )
     if not pixel_values.is_floating_point():
         raise ValueError(
-            f"pixel_values are {pixel_values.dtype}, which are pixels as they are stored; the model takes floating-point "
-            "values; normalise them with the image processor of the model"
+            f"pixel_values are {pixel_values.dtype}, which are pixels as they are stored, and the model takes "
+            "floating-point values; normalise them with the image processor of the model"
         )
     if torch.compiler.is_dynamo_compiling():
         # range() specialises the graph on height and width (the batch stays dynamic). With dynamic sides, the
