@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swin_hf.loading import find_model
-from swin_hf.model.pixels import GREY_MAXIMUM, WHITE
-from swin_hf.processing import PICTURE_SUFFIXES, Preprocessing, UnreadablePictureError, decode_picture
+from swin_hf.processing import PICTURE_SUFFIXES, Preprocessing, UnreadablePictureError, decode_picture, decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,12 +112,7 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
     """
     cell = _stream(source)
     try:
-        return decode_picture(
-            cell,
-            num_channels=len(mode),
-            background=getattr(processor, "background", WHITE),
-            grey_maximum=getattr(processor, "grey_maximum", GREY_MAXIMUM),
-        )
+        return decode_picture(cell, num_channels=len(mode), **decoding(processor))
     except UnreadablePictureError as error:
         cause = error.__cause__
         reason = str(cause) if _is_telling(cause) else "it is not a picture, or a damaged one"

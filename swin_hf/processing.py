@@ -74,6 +74,14 @@ def decode_picture(
         raise UnreadablePictureError(f"{_describe(cell)}: {type(error).__name__}: {error}") from error
 
 
+def decoding(processor: object) -> dict[str, Any]:
+    """Keywords of :func:`decode_picture` that an image processor of this package knows; the defaults for another."""
+    return {
+        "background": getattr(processor, "background", WHITE),
+        "grey_maximum": getattr(processor, "grey_maximum", GREY_MAXIMUM),
+    }
+
+
 def open_picture(cell: Any, root: str | None = None) -> Image.Image:
     """Open a stored cell of an image column without decoding it; arguments as of :func:`decode_picture`."""
     if isinstance(cell, dict):

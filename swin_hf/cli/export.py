@@ -19,7 +19,7 @@ from swin_hf.export import ExportReport, export_onnx, export_openvino, export_to
 from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
-from swin_hf.processing import decode_picture
+from swin_hf.processing import decode_picture, decoding
 from swin_hf.ranges import check_range
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -98,7 +98,7 @@ def _batches(
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        pictures = [decode_picture(cell, model.config.num_channels) for cell in batch[image]]
+        pictures = [decode_picture(cell, model.config.num_channels, **decoding(processor)) for cell in batch[image]]
         yield torch.stack(prepare(model, processor, pictures)), order[batch[label]]  # type: ignore[arg-type]
 
 
