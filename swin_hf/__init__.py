@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from swin_hf.explain import attention_maps, grad_cam
     from swin_hf.export import export_onnx, export_openvino, export_torch
     from swin_hf.hub import load_backbone, pull, push
-    from swin_hf.model.configuration_swin_hf import SwinHFConfig, list_presets
+    from swin_hf.model.configuration_swin_hf import SwinHFConfig
     from swin_hf.model.modeling_swin_hf import (
         SwinHFBackbone,
         SwinHFForImageClassification,
         SwinHFForMaskedImageModeling,
         SwinHFModel,
     )
+    from swin_hf.presets import list_presets
 
 __version__ = "0.1.0"
 
 # Where each public name lives; it is imported when it is first used (PEP 562).
 _ROOMS = {
     "SwinHFConfig": "model.configuration_swin_hf",
-    "list_presets": "model.configuration_swin_hf",
+    "list_presets": "presets",
     "SwinHFModel": "model.modeling_swin_hf",
     "SwinHFForImageClassification": "model.modeling_swin_hf",
     "SwinHFForMaskedImageModeling": "model.modeling_swin_hf",
@@ -89,7 +90,9 @@ def register_config() -> None:
     from transformers import AutoConfig
 
     from swin_hf.model.configuration_swin_hf import SwinHFConfig
+    from swin_hf.presets import PRESETS
 
+    SwinHFConfig.presets.update(PRESETS)
     AutoConfig.register(SwinHFConfig.model_type, SwinHFConfig, exist_ok=True)
     plain_init = SwinHFConfig.__init__
 

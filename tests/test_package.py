@@ -16,6 +16,7 @@ PACKAGE = ROOT / "swin_hf"
 # An import may go to a lower number, or stay in its room.
 LAYERS = {
     "model": 0,
+    "presets": 1,
     "classes": 1,
     "files": 1,
     "ranges": 1,

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from swin_hf.checkpoints.tables import Buffer, Kind
 from swin_hf.checkpoints.translate import Translation
-from swin_hf.model.configuration_swin_hf import PRESETS, SwinHFConfig
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
+from swin_hf.presets import PRESETS
 
 Pair = tuple[int, int]
 

@@ -1,4 +1,4 @@
-"""The configuration of a Swin Transformer: what every size means, where it comes from, and which sizes exist.
+"""The configuration of a Swin Transformer: what every size means and where it comes from.
 
 Every field is derived and checked here, so that the modeling file only reads. The fields carry the names of
 transformers' own ``SwinConfig``: the dictionary of one can be handed to the other. Those of this family on top are
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
@@ -87,6 +87,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "swin_hf"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}  # noqa: RUF012
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # the installed package fills it, see swin_hf/presets.py
 
     image_size: int | Sequence[int] = 224
     patch_size: int | Sequence[int] = 4
@@ -143,18 +144,19 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         """Build the configuration of a released model, or of one of the two small ones of this project.
 
         Args:
-            name: One of :func:`list_presets`.
+            name: One of ``swin_hf.list_presets()``.
             overrides: Fields to change, such as ``num_labels=10``; ``id2label`` brings its own number of classes.
 
         Raises:
             ValueError: If there is no such preset (the message names the nearest and lists all), or ``num_labels``
                 contradicts ``id2label``.
         """
-        if name not in PRESETS:
-            near = difflib.get_close_matches(name, PRESETS, n=1)
+        if name not in cls.presets:
+            near = difflib.get_close_matches(name, cls.presets, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown preset {name!r}; {hint}there are {', '.join(PRESETS)}")
-        fields = {**PRESETS[name], **overrides}
+            known = f"there are {', '.join(cls.presets)}" if cls.presets else "pip install swin-hf, which has them"
+            raise ValueError(f"unknown preset {name!r}; {hint}{known}")
+        fields = {**cls.presets[name], **overrides}
         names = overrides.get("id2label")
         if names is not None:  # transformers would drop the names for the sake of the preset's number
             fields["num_labels"] = len(names) if overrides.get("num_labels") is None else overrides["num_labels"]
@@ -371,11 +373,6 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise TypeError(f"unknown config field {name!r}; did you mean {near[0]!r}?")
 
 
-def list_presets() -> list[str]:
-    """Names that :meth:`SwinHFConfig.from_preset` accepts."""
-    return list(PRESETS)
-
-
 def _as_lists(value: Any) -> Any:
     """Turn tuples into lists, at any depth."""
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
@@ -433,71 +430,4 @@ def _check_sides(name: str, value: Any) -> None:
         _check_positive(name, side, LONGEST_SIDE)
 
 
-# Table 7 of the paper and Microsoft's model zoo (https://github.com/microsoft/Swin-Transformer/blob/main/MODELHUB.md);
-# names are those of its files. drop_path_rate is that of the training recipe (configs/swin/*.yaml there).
-_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
-_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
-_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
-_LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
-_W7 = {"image_size": 224, "window_size": 7, "num_labels": 1000}
-_W12 = {"image_size": 384, "window_size": 12, "num_labels": 1000}
-_22K = {"num_labels": 21841}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "swin_tiny_patch4_window7_224": {**_TINY, **_W7, "drop_path_rate": 0.2},
-    "swin_tiny_patch4_window7_224_22k": {**_TINY, **_W7, **_22K, "drop_path_rate": 0.1},
-    "swin_tiny_patch4_window7_224_22kto1k": {**_TINY, **_W7, "drop_path_rate": 0.1},
-    "swin_tiny_c24_patch4_window8_256": {
-        **_TINY,
-        "num_heads": (4, 8, 16, 32),
-        "image_size": 256,
-        "window_size": 8,
-        "num_labels": 1000,
-        "drop_path_rate": 0.2,
-    },
-    "swin_small_patch4_window7_224": {**_SMALL, **_W7, "drop_path_rate": 0.3},
-    "swin_small_patch4_window7_224_22k": {**_SMALL, **_W7, **_22K, "drop_path_rate": 0.2},
-    "swin_small_patch4_window7_224_22kto1k": {**_SMALL, **_W7, "drop_path_rate": 0.2},
-    "swin_base_patch4_window7_224": {**_BASE, **_W7, "drop_path_rate": 0.5},
-    "swin_base_patch4_window12_384": {**_BASE, **_W12, "drop_path_rate": 0.5},
-    "swin_base_patch4_window7_224_22k": {**_BASE, **_W7, **_22K, "drop_path_rate": 0.2},
-    "swin_base_patch4_window12_384_22k": {**_BASE, **_W12, **_22K, "drop_path_rate": 0.2},
-    "swin_base_patch4_window7_224_22kto1k": {**_BASE, **_W7, "drop_path_rate": 0.2},
-    "swin_base_patch4_window12_384_22kto1k": {**_BASE, **_W12, "drop_path_rate": 0.2},
-    "swin_large_patch4_window7_224_22k": {**_LARGE, **_W7, **_22K, "drop_path_rate": 0.2},
-    "swin_large_patch4_window12_384_22k": {**_LARGE, **_W12, **_22K, "drop_path_rate": 0.2},
-    "swin_large_patch4_window7_224_22kto1k": {**_LARGE, **_W7, "drop_path_rate": 0.2},
-    "swin_large_patch4_window12_384_22kto1k": {**_LARGE, **_W12, "drop_path_rate": 0.2},
-    # SimMIM pre-training (https://arxiv.org/abs/2111.09886, configs/swin_base__800ep of its repository).
-    "swin_base_patch4_window6_192_simmim": {
-        **_BASE,
-        "image_size": 192,
-        "window_size": 6,
-        "drop_path_rate": 0.0,
-    },
-    # Two of our own, small enough for a CPU: the offline recipes and the tests.
-    "swin_digits_patch4_window4_32": {
-        "image_size": 32,
-        "patch_size": 4,
-        "embed_dim": 48,
-        "depths": (2, 2),
-        "num_heads": (3, 6),
-        "window_size": 4,
-        "drop_path_rate": 0.1,
-        "encoder_stride": 8,
-        "num_labels": 10,
-    },
-    "swin_fashion_patch2_window7_28": {
-        "image_size": 28,
-        "patch_size": 2,
-        "embed_dim": 64,
-        "depths": (2, 4),
-        "num_heads": (2, 4),
-        "window_size": 7,
-        "drop_path_rate": 0.1,
-        "encoder_stride": 4,
-        "num_labels": 10,
-    },
-}
-
-__all__ = ["PRESETS", "SwinHFConfig", "list_presets"]
+__all__ = ["SwinHFConfig"]

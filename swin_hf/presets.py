@@ -1,0 +1,81 @@
+"""Sizes of the released models, with their source.
+
+The code that travels with a model has no sizes in it: ``import swin_hf`` gives these to ``SwinHFConfig.presets``.
+"""
+
+from typing import Any
+
+# Table 7 of the paper and Microsoft's model zoo (https://github.com/microsoft/Swin-Transformer/blob/main/MODELHUB.md);
+# names are those of its files. drop_path_rate is that of the training recipe (configs/swin/*.yaml there).
+_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+_LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
+_W7 = {"image_size": 224, "window_size": 7, "num_labels": 1000}
+_W12 = {"image_size": 384, "window_size": 12, "num_labels": 1000}
+_22K = {"num_labels": 21841}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "swin_tiny_patch4_window7_224": {**_TINY, **_W7, "drop_path_rate": 0.2},
+    "swin_tiny_patch4_window7_224_22k": {**_TINY, **_W7, **_22K, "drop_path_rate": 0.1},
+    "swin_tiny_patch4_window7_224_22kto1k": {**_TINY, **_W7, "drop_path_rate": 0.1},
+    "swin_tiny_c24_patch4_window8_256": {
+        **_TINY,
+        "num_heads": (4, 8, 16, 32),
+        "image_size": 256,
+        "window_size": 8,
+        "num_labels": 1000,
+        "drop_path_rate": 0.2,
+    },
+    "swin_small_patch4_window7_224": {**_SMALL, **_W7, "drop_path_rate": 0.3},
+    "swin_small_patch4_window7_224_22k": {**_SMALL, **_W7, **_22K, "drop_path_rate": 0.2},
+    "swin_small_patch4_window7_224_22kto1k": {**_SMALL, **_W7, "drop_path_rate": 0.2},
+    "swin_base_patch4_window7_224": {**_BASE, **_W7, "drop_path_rate": 0.5},
+    "swin_base_patch4_window12_384": {**_BASE, **_W12, "drop_path_rate": 0.5},
+    "swin_base_patch4_window7_224_22k": {**_BASE, **_W7, **_22K, "drop_path_rate": 0.2},
+    "swin_base_patch4_window12_384_22k": {**_BASE, **_W12, **_22K, "drop_path_rate": 0.2},
+    "swin_base_patch4_window7_224_22kto1k": {**_BASE, **_W7, "drop_path_rate": 0.2},
+    "swin_base_patch4_window12_384_22kto1k": {**_BASE, **_W12, "drop_path_rate": 0.2},
+    "swin_large_patch4_window7_224_22k": {**_LARGE, **_W7, **_22K, "drop_path_rate": 0.2},
+    "swin_large_patch4_window12_384_22k": {**_LARGE, **_W12, **_22K, "drop_path_rate": 0.2},
+    "swin_large_patch4_window7_224_22kto1k": {**_LARGE, **_W7, "drop_path_rate": 0.2},
+    "swin_large_patch4_window12_384_22kto1k": {**_LARGE, **_W12, "drop_path_rate": 0.2},
+    # SimMIM pre-training (https://arxiv.org/abs/2111.09886, configs/swin_base__800ep of its repository).
+    "swin_base_patch4_window6_192_simmim": {
+        **_BASE,
+        "image_size": 192,
+        "window_size": 6,
+        "drop_path_rate": 0.0,
+    },
+    # Two of our own, small enough for a CPU: the offline recipes and the tests.
+    "swin_digits_patch4_window4_32": {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 48,
+        "depths": (2, 2),
+        "num_heads": (3, 6),
+        "window_size": 4,
+        "drop_path_rate": 0.1,
+        "encoder_stride": 8,
+        "num_labels": 10,
+    },
+    "swin_fashion_patch2_window7_28": {
+        "image_size": 28,
+        "patch_size": 2,
+        "embed_dim": 64,
+        "depths": (2, 4),
+        "num_heads": (2, 4),
+        "window_size": 7,
+        "drop_path_rate": 0.1,
+        "encoder_stride": 4,
+        "num_labels": 10,
+    },
+}
+
+
+def list_presets() -> list[str]:
+    """Names that ``SwinHFConfig.from_preset`` accepts."""
+    return list(PRESETS)
+
+
+__all__ = ["PRESETS", "list_presets"]
