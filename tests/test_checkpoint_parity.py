@@ -4,6 +4,8 @@ Reference sources: microsoft/Swin-Transformer models/swin_transformer.py, transf
 swin_transformer.py, OpenMMLab mmpretrain/models/backbones/swin_transformer.py.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from checkpoint_peers import (
@@ -32,6 +34,8 @@ from swin_hf import (
     load_checkpoint,
 )
 from swin_hf.checkpoints import open_checkpoint
+from swin_hf.checkpoints.conventions import differences
+from swin_hf.checkpoints.tables import LAYOUTS
 from swin_hf.checkpoints.translate import fold, unfold
 from swin_hf.checkpoints.verify import build_peer
 
@@ -283,3 +287,26 @@ def test_all_layouts_have_a_peer_here():
     from swin_hf.checkpoints import LAYOUTS
 
     assert {name.split()[0] for name in (*CLASSIFIERS, *BACKBONES)} | {"swin_hf"} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "side"),
+    [
+        *product(("timm", "torchvision"), (16, 24, 32, 36, 40, 48)),
+        ("transformers-memory", 32),
+        ("transformers-memory", 40),
+    ],
+)
+def test_a_difference_of_geometry_is_told_exactly_where_there_is_one(layout, side, caplog):
+    """Windows of 4 on maps of 2 to 16 tokens: whole, padded, and smaller than the window."""
+    sizes = {"image_size": side, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2)}
+    config = SwinHFConfig(**sizes, num_labels=5, shift_per_axis=LAYOUTS[layout].shift_per_axis)
+    theirs = randomise(build_peer(layout, config))
+    ours = load_checkpoint(theirs.state_dict(), layout, image_size=side)
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = theirs(pixels), ours(pixels).logits
+    distance = float((found - getattr(expected, "logits", expected)).abs().max())
+    told = differences(ours.config, LAYOUTS[layout])
+    assert (distance > 1e-4) == bool(told), (distance, told)
+    assert all(difference in caplog.text for difference in told)

@@ -794,6 +794,25 @@ def test_output_of_a_stranger_is_refused():
         output_of(Stranger(2, 2), torch.zeros(1, 2))
 
 
+def test_convert_command_asks_the_library_of_the_source_too(tmp_path, capsys):
+    """timm pads a map of 10 tokens after the shift: the weights are the same, the logits are not."""
+    config = SwinHFConfig(**{**SQUARE, "image_size": 40, "window_size": 4, "shift_per_axis": True})
+    torch.manual_seed(0)
+    model = SwinHFForImageClassification(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias_table" in name or "classifier" in name:
+                parameter.normal_()
+    convert_checkpoint(model.state_dict(), tmp_path / "timm", to="timm", config=config)
+    picture().save(tmp_path / "a.png")
+    arguments = ["--to", "swin_hf", "--verify", str(tmp_path / "a.png")]
+    assert main(["convert", str(tmp_path / "timm"), str(tmp_path / "ours"), *arguments]) == 1
+    said = capsys.readouterr()
+    assert "verified with swin_hf: largest difference 0.00e+00" in said.out
+    assert "verified with the source's library, timm: largest difference" in said.out
+    assert "on one picture of 40x40 pixels" in said.out and "is padded to whole windows" in said.out
+
+
 def test_convert_command_reports_a_difference(weights_file, tmp_path, capsys, monkeypatch):
     """A file that is changed between writing and verifying: the exit code says so."""
     from swin_hf.checkpoints import convert as room

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.derive import class_names
 from swin_hf.checkpoints.load import MODELS, Checkpoint, Size, build_model, open_checkpoint
 from swin_hf.checkpoints.preprocessing import preprocessing_of
@@ -18,7 +19,6 @@ from swin_hf.checkpoints.write import Contents, refuse_existing, refuse_neighbou
 from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
-from swin_hf.model.windows import window_geometry
 from swin_hf.processing import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -93,30 +93,6 @@ def _is_clamped(config: SwinHFConfig) -> bool:
     return all(
         window[0] in (largest, min(largest, side)) for window, side in zip(config.stage_windows, maps, strict=True)
     )
-
-
-def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
-    """Where the code of a layout computes something else from the same weights, at the model's image size."""
-    if layout.name == "swin_hf":
-        return []
-    found = []
-    if config.mask_padding:
-        found.append("mask_padding is on, and only this package keeps padding out of attention")
-    if not layout.name.startswith(("transformers", "maskformer")):
-        if config.hidden_act != "gelu":
-            found.append(f"hidden_act is {config.hidden_act!r}, it has 'gelu'")
-        if config.layer_norm_eps != 1e-5:
-            found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
-    grid = config.grid_hw
-    for stage, window in enumerate(config.stage_windows):
-        by_rule = {rule: window_geometry(grid, window, True, shift_per_axis=rule) for rule in (False, True)}
-        if config.shift_per_axis != layout.shift_per_axis and by_rule[False] != by_rule[True]:
-            found.append(
-                f"the {grid[0]}x{grid[1]} map of stage {stage + 1} is covered by its window on one axis only, and "
-                f"shift_per_axis is {config.shift_per_axis} here but {layout.shift_per_axis} there"
-            )
-        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
-    return found
 
 
 def convert_checkpoint(

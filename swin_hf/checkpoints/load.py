@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_hf.checkpoints import derive
+from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import detect
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
@@ -163,6 +164,9 @@ def _open(
     if target.stage_windows != found.stage_windows:
         change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
         notes.append(f"bias tables resampled {change}")
+    for difference in differences(target, place.layout):
+        notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
+        logger.warning("%s: %s", source.name, notes[-1])
     return Checkpoint(source, place, translation, found, target, presets, notes)
 
 

@@ -196,10 +196,8 @@ def check_processor(values: Mapping[str, Any], path: Path) -> None:
     """
     for name in ("size", "crop_size", "pad_size"):
         size = values.get(name)
-        sides: list[Any] = (
-            list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
-        )
-        sides = [side for side in sides if side is not None]
+        values_of: Any = size.values() if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
+        sides = [side for side in values_of if side is not None]
         if wrong := [side for side in sides if not isinstance(side, int | float) or not 0 < side < math.inf]:
             raise ValueError(f"{path} has the {name} {str(wrong[0])[:80]!r}; a side is a positive number")
         pixels = math.prod(sides) if len(sides) > 1 else sum(side**2 for side in sides)

@@ -87,6 +87,8 @@ class Layout:
         aliases: Older names of a key, as regular expression and replacement, applied before the table.
         writes_buffers: Whether its files hold the computed buffers of the table.
         shift_per_axis: Which rule drops the shift at home, see ``SwinHFConfig``.
+        pads_after_shift: Whether its code shifts a map before it pads it to whole windows, not after.
+        pads_small_maps: Whether its code pads a map that is smaller than its window, where others shrink the window.
         windows: Which windows its code can build.
         wrapper: Key under which a pickled file keeps the state dict.
         file_name: Name of the weights in a folder.
@@ -100,6 +102,8 @@ class Layout:
     aliases: tuple[tuple[str, str], ...] = ()
     writes_buffers: bool = True
     shift_per_axis: bool = False
+    pads_after_shift: bool = False
+    pads_small_maps: bool = False
     windows: Windows = Windows.ANY
     wrapper: str | None = None
     file_name: str = "model.pth"
@@ -308,6 +312,7 @@ LAYOUTS: dict[str, Layout] = {
             _PLAIN,
             writes_buffers=False,
             shift_per_axis=True,
+            pads_after_shift=True,
             file_name="model.safetensors",
         ),
         Layout(
@@ -334,6 +339,7 @@ LAYOUTS: dict[str, Layout] = {
             TORCHVISION,
             _PLAIN,
             shift_per_axis=True,
+            pads_small_maps=True,
             windows=Windows.ONE,
         ),
         Layout(

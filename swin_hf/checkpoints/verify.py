@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swin_hf.checkpoints.convert import export_checkpoint, transformers_fields
-from swin_hf.checkpoints.load import load_checkpoint
+from swin_hf.checkpoints.load import Checkpoint, load_checkpoint
 from swin_hf.checkpoints.read import read_source
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification, SwinHFPreTrainedModel
@@ -89,6 +89,35 @@ def verify(
             for name, peer in _peers(again, written, layout):
                 differences[name] = _distance(expected, peer(pixel_values))
     return differences
+
+
+def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_values: Tensor) -> dict[str, float]:
+    """Compare a model with what the library of its source computes from the weights as they were read.
+
+    Returns:
+        Largest absolute difference of the logits; empty where that library is not installed, builds no such model, or
+        the weights were resampled.
+    """
+    layout, config = checkpoint.place.layout.name, checkpoint.config
+    is_resampled = (checkpoint.target.image_hw, checkpoint.target.stage_windows) != (
+        config.image_hw,
+        config.stage_windows,
+    )
+    if is_resampled or not isinstance(model, SwinHFForImageClassification):
+        return {}
+    name = "transformers-memory" if layout.startswith("transformers") else layout
+    peer = build_peer(name, config)
+    if peer is None:
+        return {}
+    state = checkpoint.source.state if name == layout else export_checkpoint(model, name)
+    try:
+        peer.load_state_dict(state, strict=True)
+    except RuntimeError:  # prefixes and neighbours in the file, which our reader took off
+        peer.load_state_dict(export_checkpoint(model, name), strict=True)
+    with torch.inference_mode():
+        theirs = peer(pixel_values)
+        theirs = getattr(theirs, "logits", theirs)
+        return {f"the source's library, {layout}": _distance(output_of(model, pixel_values), theirs)}
 
 
 def _peers(
