@@ -188,3 +188,84 @@ def test_saving_a_pulled_model_again_leaves_no_dangling_auto_map(hub, tiny_model
 def test_swin_hf_is_importable_here():
     """Else the tests above would prove nothing by its absence there."""
     assert find_spec("swin_hf") is not None
+
+
+# The code of a pushed folder as a plain package: transformers' own loader insists on every file that one file imports.
+LOAD_AS_PACKAGE = """
+import builtins, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+folder, way = Path(sys.argv[1]), sys.argv[2]
+ordinary = builtins.__import__
+
+def without_private_names(name, globals=None, locals=None, fromlist=(), level=0):
+    ours = (globals or {}).get("__package__") == folder.name
+    if ours and name.split(".")[0] == "torch" and any(n.startswith("_") for n in (*name.split("."), *(fromlist or ()))):
+        raise ImportError(f"this torch has no {fromlist} in {name}")
+    return ordinary(name, globals, locals, fromlist, level)
+
+if way == "private names raise":
+    builtins.__import__ = without_private_names
+sys.path.insert(0, str(folder.parent))
+modeling = __import__(f"{folder.name}.modeling_swin_hf", fromlist=["x"])
+assert not [name for name in sys.modules if name.startswith(f"{folder.name}.kernels_") and way != "whole"]
+attention = sys.modules[f"{folder.name}.attention"]
+model = modeling.SwinHFForImageClassification.from_pretrained(folder, strict=True)
+x = load_file("inputs.safetensors")["pixels"]
+outputs = {}
+for backend in ("eager", "sdpa", "auto"):
+    model.set_attn_implementation(backend)
+    model.eval()
+    with torch.no_grad():
+        outputs[backend] = model(x).logits
+    model.zero_grad()
+    model(x, labels=torch.tensor([0, 1])).loss.backward()
+    outputs |= {f"{backend} {name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+try:
+    attention.choose_backend(model.config, x.device, x.dtype, 32, 0.0, (7, 7))
+    model.set_attn_implementation("triton")
+    model(x)
+except NotImplementedError as error:
+    print(error)
+attention.clear_caches()
+save_file(outputs, "outputs.safetensors")
+"""
+
+
+@pytest.mark.parametrize("way", ["whole", "files deleted", "private names raise"])
+def test_nothing_but_time_depends_on_the_optional_files(way, hub, tiny_model, tmp_path):
+    """Without the kernels, or on a torch that has lost the private names that they import, results are the same."""
+    push(tiny_model, "user/tiny", endpoint=hub.url)
+    folder = tmp_path / "pushed"
+    swin_hf.pull("user/tiny", local_dir=folder, endpoint=hub.url)
+    optional = sorted(folder.glob("kernels_*.py"))
+    assert [path.name for path in optional] == ["kernels_cpu.py", "kernels_triton.py"]
+    if way == "files deleted":
+        for path in optional:
+            path.unlink()
+    pixels = torch.randn(2, 3, 32, 48)
+    save_file({"pixels": pixels}, tmp_path / "inputs.safetensors")
+    said = run_elsewhere(LOAD_AS_PACKAGE, hub, tmp_path, str(folder), way)
+    assert "attn_implementation='triton' cannot run here" in said
+    assert ("the kernels cannot be imported" in said) == (way != "whole")
+    theirs = load_file(tmp_path / "outputs.safetensors")
+    with torch.no_grad():
+        logits = tiny_model(pixels).logits
+    for backend in ("eager", "sdpa", "auto"):
+        torch.testing.assert_close(theirs[backend], logits, rtol=1e-5, atol=2e-6)
+    tiny_model(pixels, labels=torch.tensor([0, 1])).loss.backward()
+    for name, parameter in tiny_model.named_parameters():
+        for backend in ("eager", "sdpa", "auto"):
+            torch.testing.assert_close(theirs[f"{backend} {name}"], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_optional_files_use_private_names_of_torch():
+    """In any other file, no name of torch that begins with an underscore is imported or read."""
+    for name in set(CORE) - {"kernels_cpu.py", "kernels_triton.py"}:
+        for node in ast.walk(ast.parse((MODEL / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], name
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                root = ast.unparse(node).split(".")[0]
+                assert root not in ("torch", "F", "nn", "forward_ad", "init"), f"{name}: {ast.unparse(node)}"
