@@ -6,6 +6,7 @@ image size is fixed, because how a map is padded and shifted is decided while th
 """
 
 import copy
+import io
 import json
 import os
 import tempfile
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_hf.files import raise_write_error
 from swin_hf.model.configuration_swin_hf import Pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
@@ -237,7 +239,9 @@ def export_torch(
     size, images = _prepare(model, image_size, images)
     with _destination(path, ".pt2", overwrite) as temporary:
         facts = {key: json.dumps(value) for key, value in _facts(model, size).items()}
-        torch.export.save(_program(model, images), temporary, extra_files=facts)
+        content = io.BytesIO()  # given a path on a full disk, torch 2.14 aborts the process
+        torch.export.save(_program(model, images), content, extra_files=facts)
+        temporary.write_bytes(content.getbuffer())
         program = torch.export.load(temporary).module()
         report = _compare(
             model,
@@ -419,10 +423,14 @@ def _destination(
         raise ValueError(f"{path}: the name must end in {suffix}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or overwrite it with --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        temporary = Path(folder, path.name)
-        yield temporary
-        if companion:
-            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
-        os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+            temporary = Path(folder, path.name)
+            yield temporary
+            if companion:
+                os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
+            os.replace(temporary, path)
+    except Exception as error:
+        raise_write_error(error, path)
+        raise

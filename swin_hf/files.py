@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,22 @@ from typing import Any
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")  # written by replacing and replacing_folder
+_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of replacing and replacing_folder; earlier names
 _RETIRED = re.compile(r"\.(?P<name>.+)\.\d+\.retired")  # the folder that replacing_folder is about to replace
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file is larger than the disk or a limit (ulimit -f) allows",
+}
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class WriteError(OSError):
     """A file that cannot be written; the message names it, the reason and the remedy."""
+
+    def __str__(self) -> str:
+        """The sentence alone, without the number of the system's error."""
+        return str(self.args[-1]) if self.args else ""
 
 
 @contextmanager
@@ -108,34 +118,61 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
     """Raise :class:`WriteError` for a disk without room or a place without permission; return for other errors."""
-    if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error):  # safetensors raises its own
-        error = OSError(errno.ENOSPC, str(error))
-    if isinstance(error, WriteError) or not isinstance(error, OSError):
+    if isinstance(error, WriteError):
         return
-    path = Path(path)
-    if error.errno in _NO_ROOM:
-        raise WriteError(
-            error.errno,
-            f"{path} cannot be written: the disk is full ({free_space(path)} free there); make room and run the same"
-            " command again",
-        ) from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not isinstance(error, FileNotFoundError):
+    if full := full_disk(error, path=path):
+        raise full from error
+    if isinstance(error, OSError) and error.errno in _NO_PLACE:
         raise WriteError(
             error.errno, f"{path} cannot be written ({error.strerror}); choose a folder that you may write to"
         ) from error
 
 
+def full_disk(
+    error: BaseException | None, *folders: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> "WriteError | None":
+    """The sentence for a disk without room, whatever error a library made of it; None where the reason is another.
+
+    Args:
+        error: What was raised.
+        folders: Where else than in the home and the folder of temporary files it may have been written.
+        path: The file, where it is known. Few errors name it; without a name, the folder with the least room is named.
+    """
+    while error is not None:
+        if isinstance(error, WriteError):
+            return error if error.errno in _NO_ROOM else None
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None:  # safetensors and other libraries only quote the system
+            said = str(error)
+            number = next((n for n in _NO_ROOM if f"(os error {n})" in said or f"[Errno {n}]" in said), None)
+            number = errno.ENOSPC if os.strerror(errno.ENOSPC) in said else number
+        if number in _NO_ROOM:
+            named = path or getattr(error, "filename", None)
+            named = named or min((*folders, tempfile.gettempdir(), Path.home()), key=_free_bytes)
+            return WriteError(
+                number,
+                f"{named} cannot be written: {_NO_ROOM[number]} ({free_space(named)} free there); make room and run the"
+                " same command again",
+            )
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
 def free_space(path: str | os.PathLike[str]) -> str:
     """Room on the disk of a file that may not exist yet, such as ``12.3 GiB``."""
-    place = Path(path).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    size = float(shutil.disk_usage(place).free)
+    size = float(_free_bytes(path))
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def _free_bytes(path: str | os.PathLike[str]) -> int:
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 # What is private is known by what it is: a key, a signature, a password, a home. Names help where a value has no form.

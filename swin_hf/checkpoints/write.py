@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from swin_hf.checkpoints.tables import Layout
-from swin_hf.files import WEIGHT_SUFFIXES, free_space
+from swin_hf.files import WEIGHT_SUFFIXES, raise_write_error
 
 
 @dataclass
@@ -98,18 +97,16 @@ def _stage(parent: Path, name: str) -> Iterator[Path]:
     """A temporary folder on the disk of the destination that is gone afterwards, whatever happens.
 
     Raises:
-        OSError: If anything in it cannot be written; the message names the destination and the remedy.
+        WriteError: If anything in it cannot be written; the message names the destination and the remedy.
     """
     stage = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=parent))
         yield stage
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        raise OSError(
-            f"{parent / name} cannot be written ({_first_line(error)}; {free_space(parent)} free there); nothing was "
-            "left behind. Make room, or choose a destination that may be written to"
-        ) from error
+    except Exception as error:
+        raise_write_error(error, parent / name)
+        raise
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
@@ -154,7 +151,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

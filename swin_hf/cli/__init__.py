@@ -8,6 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+
+from swin_hf.files import full_disk
 
 VERBS = {
     "predict": "classify images with a folder, a Hub id or a foreign checkpoint",
@@ -33,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
-        return int(command.run(args) or 0)
+        try:
+            return int(command.run(args) or 0)
+        except Exception as error:
+            if full := full_disk(error, Path.cwd()):
+                raise full from error
+            raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"swin-hf {verb}: {error}", file=sys.stderr)
         return 2

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(render_preset_card(args.preset), end="")
         return 0
+    from swin_hf.files import replacing
     from swin_hf.hub import CARD_NAME, is_edited
     from swin_hf.hub.model_card import read_card
     from swin_hf.hub.remote import checked_ref, checked_repo_id
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     path = folder / CARD_NAME
     if path.is_file() and is_edited(read_card(path)) and not args.replace_card:
         raise ValueError(f"{path} was edited by hand and is kept; --replace-card overwrites it")
-    path.write_text(card, encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(card, encoding="utf-8")
     print(path)
     return 0
 

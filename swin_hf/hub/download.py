@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
+from swin_hf.files import replacing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone
 
@@ -251,10 +252,8 @@ def _write_ref(cache: Path, revision: str, commit: str) -> None:
     path = cache / "refs" / revision
     if COMMIT.fullmatch(revision) or (cache / "refs").resolve() not in path.resolve().parents:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(commit, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(commit, encoding="utf-8")
 
 
 # -- local_dir --------------------------------------------------------------------------------------------------------
@@ -295,9 +294,9 @@ def _settle(folder: Path, repo_id: str, revision: str | None, commit: str, stale
     for name in stale:
         (folder / name).unlink(missing_ok=True)
         (folder / NOTES / f"{name}.metadata").unlink(missing_ok=True)
-    (folder / SOURCE).parent.mkdir(parents=True, exist_ok=True)
     source = {"repo_id": repo_id, "revision": revision or "main", "commit": commit}
-    (folder / SOURCE).write_text(json.dumps(source) + "\n", encoding="utf-8")
+    with replacing(folder / SOURCE) as partial:
+        partial.write_text(json.dumps(source) + "\n", encoding="utf-8")
 
 
 def _pulled_commit(folder: Path, repo_id: str, revision: str | None) -> str | None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
+from swin_hf.files import replacing
+
 FACTS_NAME = "training_facts.json"
 
 
@@ -134,9 +136,8 @@ class TrainingFacts:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``training_facts.json`` into a folder, whole or not at all, and return its path."""
         path = Path(folder) / FACTS_NAME
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(self.to_json(), encoding="utf-8")
         return path
 
     @classmethod

@@ -5,7 +5,6 @@ be seen in a traceback, a log or a command line. For the same reason an error of
 with the token in a header, is never chained to ours.
 """
 
-import errno
 import json
 import re
 import time
@@ -30,6 +29,7 @@ except ImportError:
     from httpx import TransportError  # type: ignore[assignment,import-not-found,no-redef,unused-ignore]
 
 from swin_hf import __version__
+from swin_hf.files import full_disk
 
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, ... try
 LONGEST_WAIT = 300.0  # seconds; the longest that a Hub may ask us to wait
@@ -179,10 +179,8 @@ def understand(error: BaseException, repo_id: str) -> Failure:
             return Failure(f"{repo_id} has no such revision; its branches and tags are on its page", status=status)
         if isinstance(cause, HfHubHTTPError):
             return _answered(cause, status, repo_id)
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            return Failure(
-                "the disk is full; make room, or move the cache with HF_HOME and temporary files with TMPDIR"
-            )
+        if full := full_disk(cause):
+            return Failure(f"{full}, or move the cache with HF_HOME and temporary files with TMPDIR")
         if isinstance(cause, TransportError | ConnectionError | json.JSONDecodeError):
             return Failure(
                 f"the Hub cannot be reached or broke off ({type(cause).__name__}); check the network and HF_ENDPOINT, "

@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,15 +27,15 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
-from swin_hf.files import WriteError, remove_leftovers
+from swin_hf.files import WriteError, full_disk, remove_leftovers, replacing
 from swin_hf.hub.publish import check_access
 from swin_hf.hub.remote import HubError
 from swin_hf.processing import UnreadablePictureError
@@ -44,7 +45,7 @@ from .callbacks import EpochReport, Reconstructions, log_configuration
 from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError
 from .data import ImageDataModule
 from .facts import command_line
-from .loggers import AppendingCSVLogger
+from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
 from .progress import TrainingBar
 from .record import RunRecord
@@ -137,6 +138,15 @@ def _nearest(unknown: str, parser: argparse.ArgumentParser) -> str:
     return f", the nearest are {' and '.join(near)}" if near else ""
 
 
+class WholeConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` of the run whole or not at all."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, on rank 0."""
+        with replacing(Path(trainer.default_root_dir, self.config_filename)) as partial:
+            partial.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+
+
 class RecipeCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` of one LightningModule on an :class:`ImageDataModule`.
 
@@ -159,6 +169,8 @@ class RecipeCLI(LightningCLI):
             self.leave_in_order(error)
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into the exit code 1
                 raise KeyboardInterrupt from None
+            if not isinstance(error, SystemExit) and (full := full_disk(error, self.run_folder or Path.cwd())):
+                raise full from error
             raise
 
     def _start(self, module_class: type[SwinModule], args: Sequence[str] | None) -> None:
@@ -169,7 +181,8 @@ class RecipeCLI(LightningCLI):
             args=list(sys.argv[1:] if args is None else args),
             seed_everything_default=0,
             auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=WholeConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=OneLineParser,
             trainer_defaults={
                 "max_epochs": 30,
@@ -276,6 +289,8 @@ class RecipeCLI(LightningCLI):
             super().instantiate_classes()
             check_launch(self.trainer)
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+            if full_disk(error):
+                raise
             sys.exit(f"error: {error}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -385,7 +400,7 @@ def run_loggers(folder: Path) -> list[Logger]:
     """The logs that every run keeps: ``metrics.csv`` and ``tensorboard/``."""
     return [
         AppendingCSVLogger(str(folder), name="", version=""),
-        TensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
+        WholeTensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
     ]
 
 
@@ -473,6 +488,8 @@ def run_recipe(module_class: type[SwinModule], default_config: str | Path, args:
     1 an error.
     """
     quieten()
+    show = threading.excepthook  # TensorBoard's thread fails before the run hears of it at the next event
+    threading.excepthook = lambda failure: None if full_disk(failure.exc_value) else show(failure)
     try:
         RecipeCLI(module_class, default_config, args)
     except SIGTERMException:
@@ -484,6 +501,8 @@ def run_recipe(module_class: type[SwinModule], default_config: str | Path, args:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the message
         return 1
+    finally:
+        threading.excepthook = show
     return 0
 
 

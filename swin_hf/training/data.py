@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
+from swin_hf.files import replacing
 from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD
 from swin_hf.processing import RESAMPLING, Interpolation, Preprocessing, UnreadablePictureError, short_side
 from swin_hf.ranges import check_range
@@ -441,11 +442,8 @@ class ImageDataModule(LightningDataModule):
             "split_seed": self.split_seed,
             **{name: self._rows[name].tolist() for name in self._held_out},
         }
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        temporary = path / "split.json.tmp"
-        temporary.write_text(json.dumps(record) + "\n")
-        temporary.replace(path / "split.json")
+        with replacing(Path(folder, "split.json")) as partial:
+            partial.write_text(json.dumps(record) + "\n")
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training split, from where a restored run stopped."""

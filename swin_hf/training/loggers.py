@@ -8,7 +8,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -47,6 +48,19 @@ class AppendingCSVLogger(CSVLogger):
                     lost.setdefault((kind, here), {"epoch": epochs.get(here, "")})[name] = value
         rows += [{"step": here, **values} for (_, here), values in sorted(lost.items(), key=lambda row: row[0][::-1])]
         self.experiment.rows = sorted(rows, key=lambda row: int(row["step"]))
+
+
+class WholeTensorBoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoard log, whose ``hparams.yaml`` is written whole: half of one would never be replaced."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Bring the events to the disk, and the configuration once."""
+        self.experiment.flush()
+        path = Path(self.log_dir, self.NAME_HPARAMS_FILE)
+        if not path.is_file():
+            with replacing(path) as partial:
+                save_hparams_to_yaml(partial, self.hparams)
 
 
 class WholeWriter(ExperimentWriter):
