@@ -671,7 +671,8 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         DatasetDict(train=table(), test=test).save_to_disk(folder / "saved")
         options = OPTIONS | {"image_size": 16, "on_error": "skip", "eval_batch_size": batch_size}
         data = ImageDataModule(str(folder / "saved"), **options)
-        model = SwinClassifier("swin_digits_patch4_window4_32", image_size=16, num_labels=3)
+        names = dict(enumerate(sorted(COLOURS)))
+        model = SwinClassifier("swin_digits_patch4_window4_32", image_size=16, id2label=names)
         model.load_state_dict(found[0][1].state_dict() if found else model.state_dict())
         record = RunRecord()
         found.append((trainer(tmp_path, record).test(model, data, verbose=False)[0], model))

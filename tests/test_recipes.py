@@ -46,6 +46,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     # peft 0.21 asks transformers 5.23 by an old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # The frozen parts of a model.
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
 ]
 
 

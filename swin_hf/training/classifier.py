@@ -295,7 +295,7 @@ class SwinClassifier(SwinModule):
             loss = (1 - self.distill_weight) * loss + self.distill_weight * imitation
         self.train_loss.update(loss.detach(), weight=len(labels))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log_step(loss)
+        self.log("train_loss_step", loss.detach(), prog_bar=True)
         return loss
 
     def imitation_loss(self, logits: Tensor, images: Tensor) -> Tensor:

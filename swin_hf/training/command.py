@@ -470,6 +470,7 @@ def quieten() -> None:
         "Be aware that when using `ckpt_path`",  # a test needs no callback that saves checkpoints
         "Glyph .* missing from",  # letters that the font of a figure lacks are boxes in it
         "The number of training batches .* is smaller than the logging interval",  # the epochs are logged anyway
+        "Found .* module.s. in eval mode at the start of training",  # frozen parts, and nothing else: SwinModule.train
     ):
         warnings.filterwarnings("ignore", message)
 

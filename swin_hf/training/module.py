@@ -117,9 +117,8 @@ class SwinModule(LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(window / held)
 
-    def log_step(self, loss: Tensor) -> None:
-        """Log the loss and the learning rate of a training step, every ``trainer.log_every_n_steps``."""
-        self.log("train_loss_step", loss.detach(), prog_bar=True)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Log the learning rate of the step, every ``trainer.log_every_n_steps``."""
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[-1]["lr"])
 
     def on_train_start(self) -> None:

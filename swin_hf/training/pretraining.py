@@ -165,7 +165,7 @@ class SwinMaskedImageModeler(SwinModule):
         loss: Tensor = self(images, self.draw_masks(images)).loss
         self.train_loss.update(loss.detach(), weight=len(images))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log_step(loss)
+        self.log("train_loss_step", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
