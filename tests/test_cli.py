@@ -50,6 +50,23 @@ def test_unknown_verb_lists_the_verbs(capsys):
     assert all(verb in error for verb in VERBS)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict"], "the following arguments are required: MODEL, IMAGE"),
+        (["predict", "model", "a.png", "--topk", "3"], "unrecognized arguments: --topk 3"),
+        (["export", "model", "--to", "onxx"], "argument --to: invalid choice: 'onxx'"),
+        (["explain", "model", "a.png", "--stage", "two"], "argument --stage: invalid int value: 'two'"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith(f"swin-hf {words[0]}: ") and said in error and error.count("\n") == 1
+
+
 def test_version_and_bare_call(capsys):
     import swin_hf
 

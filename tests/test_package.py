@@ -19,6 +19,7 @@ LAYERS = {
     "presets": 1,
     "classes": 1,
     "files": 1,
+    "memory": 1,
     "ranges": 1,
     "text": 1,
     "processing": 2,

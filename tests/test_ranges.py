@@ -5,8 +5,11 @@ import math
 import re
 import typing
 
+import numpy as np
 import pytest
+import torch
 
+from swin_hf.memory import check_batch, free_memory, memory_sentence
 from swin_hf.ranges import check_range
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
 from swin_hf.training.command import TRAINER_RANGES, check_numbers
@@ -93,3 +96,34 @@ def test_the_examples():
     for name, value in {"num_workers": -1, "batch_size": 0, "eval_batch_size": 0, "image_size": 0}.items():
         with pytest.raises(ValueError, match=rf"{name} is "):
             ImageDataModule(data_dir="photos", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(2**53), lambda: np.empty(2**53), lambda: bytearray(2**56)],
+    ids=["torch", "numpy", "python"],
+)
+def test_an_allocation_that_fails_is_a_sentence(allocate):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate()
+    said = memory_sentence(caught.value)
+    assert said and said.startswith("the memory is used up") and "choose a smaller batch" in said and "\n" not in said
+    assert "asked for" in said or allocate.__code__.co_names == ("bytearray",)  # Python does not tell
+
+
+def test_memory_of_a_device_is_told_and_other_errors_are_not():
+    said = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 79.11 GiB, of which 3.25 GiB is free. See"
+    assert "20.00 GiB more were asked for; 3.25 GiB are free" in memory_sentence(torch.OutOfMemoryError(said))
+    assert memory_sentence(RuntimeError("shapes differ")) is None
+
+
+def test_a_batch_larger_than_the_memory_is_refused_before_the_first_step():
+    assert free_memory() > 2**20
+    check_batch(1, 3, (8, 8))
+    for size in ({"batch_size": 10**6, "image_size": 4096}, {"eval_batch_size": 10**5, "image_size": (16384, 9000)}):
+        with pytest.raises(
+            ValueError, match=r"takes \S+ GiB and \S+ GiB of memory are free; choose a smaller image_size"
+        ):
+            ImageDataModule(data_dir="photos", **size)
+    with pytest.raises(ValueError, match=r"image_size is 200000; it must be in \[1, 16384\]"):
+        ImageDataModule(data_dir="photos", image_size=200_000)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub
@@ -243,11 +244,28 @@ def test_a_missing_checkpoint_is_an_error(config, tmp_path):
     [
         (["--data.data_files.test", "missing.parquet"], r"missing\.parquet"),
         (["--model.preset", "swin_huge"], "unknown preset 'swin_huge'"),
+        (["--data.batch_size", "1000000", "--data.image_size", "4096"], "GiB of memory are free"),
+        *(
+            pytest.param(
+                [f"--trainer.logger+={name}"],
+                f"{name}: .*{package}",
+                marks=pytest.mark.skipif(find_spec(package) is not None, reason=f"{package} is there"),
+            )
+            for name, package in {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet"}.items()
+        ),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(config, tmp_path, words, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=message) as stop:
         fit(config, tmp_path, *words)
+    assert "\n" not in str(stop.value.code) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec("trackio") is not None, reason="trackio is there")
+def test_a_logger_of_ours_without_its_package_is_an_error_of_one_line(config, tmp_path, capsys):
+    assert fit(config, tmp_path, "--trainer.logger+=swin_hf.training.TrackioLogger") == 1
+    assert "error: this logger needs trackio: pip install trackio" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from swin_hf.files import full_disk
+from swin_hf.memory import memory_sentence
 
 VERBS = {
     "predict": "classify images with a folder, a Hub id or a foreign checkpoint",
@@ -24,6 +26,14 @@ VERBS = {
 }
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; {self.prog} --help lists what there is\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``swin-hf VERB ...`` and return the exit code: 0 done, 1 partly failed, 2 refused."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -32,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = argv[0]
     import_module("swin_hf").register_config()
     command = import_module(f"swin_hf.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"swin-hf {verb}", description=command.__doc__)
+    parser = OneLineParser(prog=f"swin-hf {verb}", description=command.__doc__)
     command.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
@@ -42,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if full := full_disk(error, Path.cwd()):
                 raise full from error
             raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"swin-hf {verb}: {error}", file=sys.stderr)
+    except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
+        print(f"swin-hf {verb}: {memory_sentence(error) or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -53,7 +63,7 @@ def _top_level(argv: list[str]) -> int:
     """``swin-hf``, ``swin-hf --help``, ``swin-hf --version`` and unknown verbs."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="swin-hf",
         usage="swin-hf VERB [options]",
         description="Swin Transformer for the Hugging Face and Lightning world.",

@@ -38,6 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 from swin_hf.files import WriteError, full_disk, remove_leftovers, replacing
 from swin_hf.hub.publish import check_access
 from swin_hf.hub.remote import HubError
+from swin_hf.memory import memory_sentence
 from swin_hf.processing import UnreadablePictureError
 from swin_hf.ranges import check_range
 
@@ -291,7 +292,7 @@ class RecipeCLI(LightningCLI):
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             if full_disk(error):
                 raise
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_reason(error)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the logs of the run folder and the callbacks that no configuration can drop."""
@@ -396,6 +397,14 @@ class RecipeCLI(LightningCLI):
         print(f"published: {result.url}")  # noqa: T201 - the result
 
 
+def _reason(error: Exception) -> str:
+    """What a class said that the parser could not build, without what the parser says around it."""
+    if computed := re.match(r"Call to compute_fn .*?\) failed: (.*)", str(error), re.DOTALL):
+        return computed[1]
+    built = re.search(r"Problem with given class_path '([\w.]+)':\s*(.+)", str(error))
+    return f"{built[1]}: {built[2]}" if built else str(error)
+
+
 def run_loggers(folder: Path) -> list[Logger]:
     """The logs that every run keeps: ``metrics.csv`` and ``tensorboard/``."""
     return [
@@ -497,10 +506,15 @@ def run_recipe(module_class: type[SwinModule], default_config: str | Path, args:
         return EXIT_SIGTERM
     except KeyboardInterrupt:
         return EXIT_SIGINT
-    except (NonFiniteLossError, ValueError, UnreadablePictureError, WriteError, HubError) as error:
-        if type(error) is ValueError and not _raised_here(error):
+    except (NonFiniteLossError, ValueError, ImportError, UnreadablePictureError, WriteError, HubError) as error:
+        if (type(error) is ValueError or isinstance(error, ImportError)) and not _raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the message
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if (sentence := memory_sentence(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)  # noqa: T201 - the message
         return 1
     finally:
         threading.excepthook = show

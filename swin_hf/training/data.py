@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
 from swin_hf.files import replacing
+from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD
 from swin_hf.processing import RESAMPLING, Interpolation, Preprocessing, UnreadablePictureError, short_side
 from swin_hf.ranges import check_range
@@ -202,6 +203,7 @@ class ImageDataModule(LightningDataModule):
         for name, interval in (("mean", "(-inf, inf)"), ("std", "(0, inf)")):
             if getattr(self, name) != "dataset":
                 check_range(name, getattr(self, name), interval)
+        check_batch(max(self.batch_size, self.eval_batch_size), self.num_channels, self.image_size)
         if len(self.background) != 3:
             raise ValueError(f"background is {self.background}; give red, green and blue in [0, 255]")
         if self.interpolation not in RESAMPLING:

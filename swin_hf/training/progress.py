@@ -32,7 +32,7 @@ class TrainingBar(TQDMProgressBar):
         items.pop("v_num", None)
         done = trainer.global_step - self.first_step
         if done > 0 and trainer.training:
-            _, total = pl_module.planned_steps()
+            _, total = pl_module.planned_steps()  # type: ignore[operator]  # it is a SwinModule
             seconds = (time.monotonic() - self.started) / done * (total - trainer.global_step)
             items["left"] = str(timedelta(seconds=round(max(seconds, 0))))
         return items
