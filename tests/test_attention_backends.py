@@ -554,6 +554,7 @@ def test_an_unsupported_dtype_or_head_is_a_reason(tiny_config):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # a compiler on a loaded machine
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_compiled_model_is_one_graph_and_agrees(tiny_model, training):
     torch.manual_seed(0)
