@@ -5,10 +5,15 @@ same two. Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) are 
 where both tables have nothing else, or where those of a model do, as many as there are names; the latter is said.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHOWN = 10  # classes of a table that a message lists
 
@@ -65,6 +70,21 @@ def match_classes(
         f" {_listed(known)}; classes are matched by name, and {_listed(lost)} cannot be found; give the classes the"
         " names that they have there"
     )
+
+
+def require_finite(logits: Tensor) -> Tensor:
+    """Return logits ``(B, num_labels)`` that say something.
+
+    Raises:
+        ValueError: If any is NaN or infinite.
+    """
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(
+            f"the model gives NaN or infinite scores for {int((~finite).sum())} of {len(finite)} pictures; its weights"
+            " are damaged, or too large for 16 bits: check the file they came from, or compute in float32"
+        )
+    return logits
 
 
 def _listed(table: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from swin_hf.classes import require_finite
 from swin_hf.files import replacing
 from swin_hf.model.modeling_swin_hf import SwinHFAttention, SwinHFEmbeddings, SwinHFStage
 from swin_hf.model.windows import (
@@ -421,7 +422,7 @@ def _logits(outputs: Any, model: nn.Module) -> Tensor:
             f"{type(model).__name__} gives no logits; Grad-CAM needs a class to ask for, so give a "
             "SwinHFForImageClassification"
         )
-    return logits
+    return require_finite(logits)
 
 
 def _name_of(layer: nn.Module, model: nn.Module) -> str:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_hf.classes import require_finite
 from swin_hf.files import raise_write_error
 from swin_hf.model.configuration_swin_hf import Pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
@@ -29,7 +30,8 @@ from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 BATCHES = (1, 3, 8)  # compared after writing; the last one is timed
 OPSET = 20  # the first with Gelu and its exact erf
 TOLERANCE = 1e-4  # fp32: an engine adds in another order
-INT8_SHARE = 0.5  # int8, of the range of the logits: catches a broken graph; what it costs is told by its accuracy
+INT8_SHARE = 0.5  # int8, of the range of the logits; what it costs is told by its accuracy
+CORRELATION = 0.8  # of an inexact engine with the model, from picture to picture: int8 has 0.99, random answers 0
 
 Engine = Callable[[Tensor], Tensor]  # images (B, channels, height, width) to logits (B, num_labels)
 
@@ -44,6 +46,9 @@ class ExportReport:
         form: Format, opset and number type.
         image_size: Height and width in pixels that it takes.
         largest_difference: Largest absolute difference of a logit, over all batches that were compared.
+        correlation: Of the engine's logits with the model's, each without its mean over the pictures; 0 for an engine
+            that answers the same whatever it is shown.
+        agreement: Share of the pictures for which both name the same class.
         engine_ms: Milliseconds for a batch of 8 in the engine, the fastest of five.
         model_ms: The same in the model, eager, on the same machine.
     """
@@ -53,6 +58,8 @@ class ExportReport:
     form: str
     image_size: Pair
     largest_difference: float
+    correlation: float
+    agreement: float
     engine_ms: float
     model_ms: float
 
@@ -62,6 +69,7 @@ class ExportReport:
             f"{self.path}: {self.form} for {height}x{width} images, any batch\n"
             f"largest difference from the model {self.largest_difference:.1e} in {self.engine} "
             f"(batches of {', '.join(map(str, BATCHES))})\n"
+            f"same class for {self.agreement:.0%} of the pictures, correlation {self.correlation:.4f}\n"
             f"batch of {BATCHES[-1]}: {self.engine_ms:.1f} ms, model {self.model_ms:.1f} ms "
             f"({self.model_ms / self.engine_ms:.2f}x)"
         )
@@ -91,8 +99,9 @@ def export_onnx(
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is missing; names the extra.
         FileExistsError: If the file exists.
-        ValueError: If the file's name or the images do not fit.
-        RuntimeError: If the engine's logits differ by more than ``tolerance``; nothing is left behind.
+        ValueError: If the file's name or the images do not fit, or a logit of the model is NaN or infinite.
+        RuntimeError: If the engine's logits differ by more than ``tolerance``, or do not follow the pictures as the
+            model's do; nothing is left behind.
     """
     _require("onnx", "onnx", "onnxscript", "onnxruntime")
     import onnx
@@ -162,8 +171,9 @@ def export_openvino(
     Raises:
         ImportError: If openvino, or nncf for int8, is missing; names the extra.
         FileExistsError: If the file exists.
-        ValueError: If the file's name or the images do not fit.
-        RuntimeError: If the engine's logits differ by more than ``tolerance``; nothing is left behind.
+        ValueError: If the file's name or the images do not fit, or a logit of the model is NaN or infinite.
+        RuntimeError: If the engine's logits differ by more than ``tolerance``, or do not follow the pictures as the
+            model's do; nothing is left behind.
     """
     _require("openvino", "openvino", *(["nncf"] if calibration is not None else []))
     import openvino
@@ -233,7 +243,7 @@ def export_torch(
 
     Raises:
         FileExistsError: If the file exists.
-        ValueError: If the file's name or the images do not fit.
+        ValueError: If the file's name or the images do not fit, or a logit of the model is NaN or infinite.
         RuntimeError: If the program's logits differ by more than ``tolerance``; nothing is left behind.
     """
     size, images = _prepare(model, image_size, images)
@@ -338,6 +348,8 @@ def _prepare(
         raise ValueError(
             f"images have shape {tuple(images.shape)}; give at least {BATCHES[-1]} normalised images of {wanted}"
         )
+    with torch.no_grad():
+        require_finite(_Logits(model)(images[: BATCHES[-1]].float()))
     return size, images.float()
 
 
@@ -367,7 +379,8 @@ def _compare(
 
     batch = images[: BATCHES[-1]]
     expected = run_model(batch)
-    largest = max(float((run(images[:n]) - expected[:n]).abs().max()) for n in BATCHES)
+    answers = {n: run(images[:n]) for n in BATCHES}
+    largest = max(float((answers[n] - expected[:n]).abs().max()) for n in BATCHES)
     if tolerance is None:
         tolerance = INT8_SHARE * float(expected.max() - expected.min()) if int8 else TOLERANCE
     if not largest <= tolerance:  # also true for NaN
@@ -375,7 +388,24 @@ def _compare(
             f"{engine} differs from the model by {largest:.2e}, more than the tolerance {tolerance:.0e}; nothing was "
             "written. Raise tolerance= if that is good enough"
         )
-    return ExportReport(path, engine, form, size, largest, _milliseconds(run, batch), _milliseconds(run_model, batch))
+    correlation = _correlation(answers[len(batch)], expected)
+    agreement = float((answers[len(batch)].argmax(1) == expected.argmax(1)).float().mean())
+    if largest > TOLERANCE and not correlation >= CORRELATION:
+        raise RuntimeError(
+            f"{engine} does not tell {len(batch)} pictures apart as the model does: correlation {correlation:.2f}, at"
+            f" least {CORRELATION} is needed, and the same class for {agreement:.0%} of them; nothing was written."
+            " Export without int8, or calibrate on other pictures"
+        )
+    times = _milliseconds(run, batch), _milliseconds(run_model, batch)
+    return ExportReport(path, engine, form, size, largest, correlation, agreement, *times)
+
+
+def _correlation(answers: Tensor, expected: Tensor) -> float:
+    """Correlation of logits ``(B, num_labels)`` from picture to picture; 1 where the model sees no difference."""
+    answers, expected = answers - answers.mean(0), expected - expected.mean(0)
+    if expected.norm() < TOLERANCE:
+        return 1.0
+    return float((answers * expected).sum() / (answers.norm() * expected.norm()).clamp_min(1e-12))
 
 
 def _onnx_engine(path: Path) -> Engine:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swin_hf.classes import require_finite
 from swin_hf.loading import find_model
 from swin_hf.processing import PICTURE_SUFFIXES, Preprocessing, UnreadablePictureError, decode_picture, decoding
 
@@ -298,6 +299,9 @@ def classify(
     Returns:
         For each picture its classes, the most probable first. Scores are probabilities: a softmax over the classes, or
         a sigmoid each for a model of several labels an image; the bare output for a regression.
+
+    Raises:
+        ValueError: If a score is NaN or infinite.
     """
     return _classify_pixels(model, prepare(model, processor, pictures), top_k)
 
@@ -310,7 +314,7 @@ def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tenso
     alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
     with torch.inference_mode():
         batches = [torch.stack(pixels)] if alike else [tensor[None] for tensor in pixels]
-        logits = torch.cat([model(batch).logits.float() for batch in batches])  # B, num_labels
+        logits = require_finite(torch.cat([model(batch).logits.float() for batch in batches]))  # B, num_labels
     scores = _scores(logits, model.config.problem_type)
     best = scores.topk(min(top_k, scores.shape[1]), dim=1)
     names = class_names(model)

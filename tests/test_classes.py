@@ -244,17 +244,18 @@ def test_export_measures_by_name_and_on_the_test_split(run, tmp_path, capsys):
     data = pictures(tmp_path / "both", ["blue", "green", "red"], split="train", count=9)
     assert main([*arguments, str(pictures(data, ["blue", "red"], split="test", count=2))]) == 0
     assert "accuracy on 4 pictures: model 1.0000" in capsys.readouterr().out
+    (tmp_path / "m.pt2").unlink()
     assert main([*arguments, str(pictures(tmp_path / "other", ["blue", "grey"]))]) != 0
+    assert not (tmp_path / "m.pt2").exists()
     assert "the model has 'blue', 'green', 'red'" in capsys.readouterr().err
 
 
 def test_calibration_pictures_are_those_of_the_training_split(run, tmp_path):
-    from swin_hf.cli.export import _batches
-    from swin_hf.predict import load_classifier
+    from swin_hf.cli.export import _read_labelled
 
-    model, processor = load_classifier(str(run / "runs/run/model"))
     data = pictures(pictures(tmp_path, ["blue", "red"], split="train"), ["green", "red"], split="test", count=1)
-    labels = torch.cat([numbers for _, numbers in _batches(str(data), "train", model, processor)])
-    assert sorted(labels.tolist()) == [0] * 6 + [2] * 6
+    rows, image, label = _read_labelled(str(data), "train")
+    assert sorted(rows.features[label].int2str(rows[label])) == ["blue"] * 6 + ["red"] * 6
+    assert len(_read_labelled(str(data), "train", 5)[0]) == 5 and "/train/" in rows[image][0]["path"]
     values = json.loads((run / "runs/run/model/config.json").read_text())
     assert values["id2label"] == {"0": "blue", "1": "green", "2": "red"}

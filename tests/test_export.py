@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFModel, export_onnx, export_openvino, export_torch
-from swin_hf.export import load_engine, sample_images
+from swin_hf.export import _compare, load_engine, sample_images
 
 FP32 = 1e-4  # another engine adds in another order
 
@@ -107,10 +107,67 @@ def test_a_difference_above_the_tolerance_fails_and_leaves_nothing(model, tmp_pa
 
 
 def test_logits_that_are_no_numbers_are_no_agreement(model, tmp_path):
-    model = copy.deepcopy(model)
-    model.classifier.bias.data[1] = torch.nan
+    images, options = sample_images((32, 32)), {"engine": "the engine", "form": "fp32", "size": (32, 32)}
     with pytest.raises(RuntimeError, match="differs from the model by nan"):
-        export_torch(model, tmp_path / "model.pt2")
+        _compare(
+            model,
+            lambda part: part.new_full((len(part), 3), torch.nan),
+            images,
+            path=tmp_path,
+            tolerance=None,
+            **options,
+        )
+
+
+def answers_of(kind, expected):
+    """What a broken engine may say, for a model that says ``expected``."""
+    return {
+        "zeros": torch.zeros_like(expected),
+        "the mean": expected.mean(0).expand_as(expected),
+        "other pictures": expected.roll(3, 0),
+        "reversed": 2 * expected.mean(0) - expected,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["zeros", "the mean", "other pictures", "reversed"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_engine_that_does_not_look_at_the_pictures_is_refused(model, tmp_path, kind, classes):
+    """The tolerance of int8 alone, half the range of the logits, lets most of these pass."""
+    pair = copy.deepcopy(model).select_labels(range(classes))
+    images = sample_images((32, 32))
+    expected = logits(pair, images)
+    with pytest.raises(
+        RuntimeError, match=r"does not tell 8 pictures apart as the model does: correlation -?[01]\.\d\d,"
+    ):
+        _compare(
+            pair,
+            lambda part: answers_of(kind, expected)[: len(part)],
+            images,
+            path=tmp_path / "model.onnx",
+            engine="the engine",
+            form="int8",
+            size=(32, 32),
+            tolerance=100.0,
+        )
+
+
+def test_an_engine_that_is_a_few_percent_off_is_kept(model, tmp_path):
+    images = sample_images((32, 32))
+    expected = logits(model, images)
+    noise = 0.05 * expected.std() * torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    options = {"path": tmp_path, "engine": "the engine", "form": "int8", "size": (32, 32), "tolerance": None}
+    report = _compare(model, lambda part: (expected + noise)[: len(part)], images, int8=True, **options)
+    assert 0.95 < report.correlation < 1 and report.agreement >= 0.75
+    assert f"same class for {report.agreement:.0%} of the pictures" in str(report)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_without_finite_answers_is_not_exported(model, tmp_path, value):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.classifier.bias[1] = value
+    with pytest.raises(ValueError, match="gives NaN or infinite scores for 8 of 8 pictures"):
+        export_torch(broken, tmp_path / "model.pt2")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -407,6 +407,19 @@ def test_model_of_five_channels_is_for_python_only(run, pictures, tmp_path):
     assert "the model takes 5 channels; pictures have 1 or 3" in err
 
 
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38], ids=["nan", "inf", "overflow"])
+def test_scores_that_are_no_numbers_are_an_error(run, model_folder, pictures, tmp_path, verb, value):
+    """Weights of 3e38 are numbers; their sum is not."""
+    model = SwinHFForImageClassification.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.classifier.weight[0] = value
+    model.save_pretrained(tmp_path / "broken")
+    code, out, err = run(verb, tmp_path / "broken", pictures / "0.png")
+    assert (code, out) == (2, "")
+    assert "the model gives NaN or infinite scores for 1 of 1 pictures" in err
+
+
 def test_explanation_is_written_and_named_after_the_picture(run, model_folder, pictures):
     code, out, err = run("explain", model_folder, pictures / "4.jpg", "--pixel", 23, 31, "--target", "[eel]")
     assert (code, err) == (0, "")

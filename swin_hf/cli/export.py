@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         mode = picture_mode(model)
         pictures = [read_picture(source, mode) for source in args.images]
         options["images"] = torch.stack(prepare(model, processor, pictures))
+    test = _read_test(args.test, model) if args.test else None  # before anything is written
     report: ExportReport
     if args.to == "onnx":
         report = export_onnx(model, output, int8=args.int8, **options)
@@ -70,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         calibration = None
         if args.int8:
-            found = _batches(args.calibration, "train", model, processor, CALIBRATION_PICTURES)
-            calibration = [images for images, _ in found]
+            found = _read_labelled(args.calibration, "train", CALIBRATION_PICTURES)
+            calibration = [images for images, _ in _batches(*found, model, processor)]
         report = export_openvino(model, output, calibration=calibration, **options)
     print(report)
-    if args.test:
-        _print_accuracy(args.test, model, processor, report)
+    if test is not None:
+        _print_accuracy(*test, model, processor, report)
     return 0
 
 
@@ -89,28 +90,23 @@ def _size(sides: list[int] | None) -> int | tuple[int, int] | None:
 
 
 def _batches(
-    data: str, split: str, model: SwinHFForImageClassification, processor: object, limit: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of normalised images and of the model's class numbers, shuffled with a fixed seed."""
-    rows, image, label = _read_labelled(data, split)
-    order = torch.tensor(match_classes(rows.features[label].names, class_table(model.config.id2label), data))
-    rows = rows.shuffle(seed=0)
-    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    rows: Any, image: str, label: str, model: SwinHFForImageClassification, processor: object
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Batches of normalised images, and the class numbers of the data; what :func:`_read_labelled` found, shuffled."""
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         pictures = [decode_picture(cell, model.config.num_channels, **decoding(processor)) for cell in batch[image]]
-        yield torch.stack(prepare(model, processor, pictures)), order[batch[label]]  # type: ignore[arg-type]
+        yield torch.stack(prepare(model, processor, pictures)), batch[label]  # type: ignore[arg-type]
 
 
-def _read_labelled(data: str, split: str) -> tuple[Any, str, str]:
-    """Rows of a folder or of a parquet file, and their columns of pictures and of labels.
+def _read_labelled(data: str, split: str, limit: int | None = None) -> tuple[Any, str, str]:
+    """Rows of a folder or of a parquet file, shuffled with a fixed seed, and their columns of pictures and of labels.
 
     Args:
         data: Folder of class folders, or of splits that hold them; or a parquet file.
         split: Which split of a folder to take, if it is there; otherwise the last that is: test, validation, train.
+        limit: Most rows to take.
     """
-    from datasets import ClassLabel, Image, load_dataset
-
     path = Path(data)
     if not path.exists():
         raise FileNotFoundError(f"{data}: no such folder or file; give labelled pictures")
@@ -119,7 +115,16 @@ def _read_labelled(data: str, split: str) -> tuple[Any, str, str]:
         for note in content.notes:
             print(note, file=sys.stderr)
         last = next(name for name in ("test", "validation", "train") if name in content.splits)
-        return content.splits.get(split, content.splits[last]), "image", "label"
+        rows, image, label = content.splits.get(split, content.splits[last]), "image", "label"
+    else:
+        rows, image, label = _read_parquet(data)
+    rows = rows.shuffle(seed=0)
+    return rows.select(range(min(limit or len(rows), len(rows)))), image, label
+
+
+def _read_parquet(data: str) -> tuple[Any, str, str]:
+    from datasets import ClassLabel, Image, load_dataset
+
     rows = load_dataset("parquet", data_files=data, split="train")
     columns = {type(feature): name for name, feature in rows.features.items()}
     if Image not in columns or ClassLabel not in columns:
@@ -127,11 +132,25 @@ def _read_labelled(data: str, split: str) -> tuple[Any, str, str]:
     return rows.cast_column(columns[Image], Image(decode=False)), columns[Image], columns[ClassLabel]
 
 
+def _read_test(data: str, model: SwinHFForImageClassification) -> tuple[tuple[Any, str, str], Tensor]:
+    """Rows and columns of what ``--test`` names, and the model's number of each of its classes."""
+    rows, image, label = _read_labelled(data, "test")
+    order = match_classes(rows.features[label].names, class_table(model.config.id2label), data)
+    return (rows, image, label), torch.tensor(order)
+
+
 @torch.no_grad()
-def _print_accuracy(data: str, model: SwinHFForImageClassification, processor: object, report: ExportReport) -> None:
+def _print_accuracy(
+    found: tuple[Any, str, str],
+    order: Tensor,
+    model: SwinHFForImageClassification,
+    processor: object,
+    report: ExportReport,
+) -> None:
     engine = load_engine(report.path)
     total = before = after = 0
-    for images, labels in _batches(data, "test", model, processor):
+    for images, numbers in _batches(*found, model, processor):
+        labels = order[numbers]
         total += len(labels)
         before += int((model(pixel_values=images).logits.argmax(1) == labels).sum())
         after += int((engine(images).argmax(1) == labels).sum())
