@@ -236,8 +236,9 @@ def test_what_a_kill_left_is_swept_at_the_next_start(config, tmp_path):
     run = runs / "tiny"
     left = [run / ".worst_pictures.png.77.partial", run / "model" / ".training_facts.json.77.partial"]
     left += [run / "checkpoints" / ".last.ckpt.77.partial", run / ".model.77.partial" / "config.json"]
+    left += [run / ".best.ckpt.77", run / "model" / "training_facts.77.tmp", run / "split.json.tmp"]  # older names
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")
     assert fit(config, runs, "--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
-    assert not [path for path in run.rglob(".*")]
+    assert not [path for path in run.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import PATIENCE
+from hub_server import READER, WRITER
 from huggingface_hub import HfApi
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
@@ -322,6 +324,35 @@ def test_a_failed_publication_says_how_to_try_again(config, tmp_path, hub, monke
     assert (tmp_path / "tiny" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("token", "repo", "said"),
+    [
+        (None, "user/new", "there is no access token"),
+        ("hf_unknownTOKENunknownTOKEN", "user/new", "the Hub does not accept the token"),
+        (READER, "reader/new", r"reader/new does not exist and cannot be made \(the token may only read\)"),
+        (READER, "user/there", "the token does not give access to user/there"),
+        (WRITER, "stranger/new", r"stranger/new does not exist and cannot be made \(the token belongs to user\)"),
+        (WRITER, "stranger/there", "the token does not give access to stranger/there"),
+        (WRITER, "nowhere", "'nowhere' is not a repository id"),
+        (WRITER, "unreachable/new", "the Hub cannot be reached"),
+    ],
+)
+def test_a_push_that_will_be_refused_is_told_before_the_first_step(
+    config, tmp_path, hub, monkeypatch, capsys, token, repo, said
+):
+    hub.create("user/there")
+    hub.create("stranger/there")
+    address = "http://127.0.0.1:9" if repo.startswith("unreachable") else hub.url
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(swin_hf.hub.remote, "WAITS", ())
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    assert fit(config, tmp_path / "runs", "--push", repo) == 1
+    output = capsys.readouterr()
+    assert re.search(rf"(?m)^error: .*{said}", output.err) and "Traceback" not in output.err
+    assert not (tmp_path / "runs").exists() and "epoch" not in output.out
+
+
 @pytest.mark.parametrize("family", ["swin_hf", pytest.param("swin", marks=pytest.mark.slow)])
 # huggingface_hub 2.4 hands its HTTP client raw bytes when it uploads.
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -374,6 +405,30 @@ def start(*words, **environment):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_130_with_the_best_weights_and_the_command_that_goes_on(config, tmp_path):
+    process = start("--config", str(config), "--runs", str(tmp_path), "--trainer.max_epochs", "500")
+    best = tmp_path / "tiny" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + PATIENCE
+    while not best.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    AutoModelForImageClassification.from_pretrained(tmp_path / "tiny" / "model")
+    step = torch.load(best, weights_only=True)["global_step"]
+    command = shlex.split(re.search(r"(?m)^resume with: python (.*)$", output)[1])
+    epochs = str(step // 10 + 1)
+    again = subprocess.run(
+        [sys.executable, *command, "--runs", str(tmp_path), "--trainer.max_epochs", epochs],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert torch.load(best, weights_only=True)["global_step"] == 10 * (step // 10 + 1)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["tiny"]
 
 
 def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(config, tmp_path):

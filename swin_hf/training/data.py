@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
-from swin_hf.files import replacing
+from swin_hf.files import redact, replacing
 from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD
 from swin_hf.processing import RESAMPLING, Interpolation, Preprocessing, UnreadablePictureError, short_side
@@ -640,7 +640,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def _shareable(value: Any) -> Any:
-    """Replace absolute paths by what is below the working directory, or by the file name."""
+    """Replace absolute paths by what is below the working directory, or by the file name; redact the rest."""
     if isinstance(value, dict):
         return {key: _shareable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -648,4 +648,4 @@ def _shareable(value: Any) -> Any:
     if isinstance(value, str) and os.path.isabs(value):
         path = Path(value)
         return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
-    return value
+    return redact(value)
