@@ -21,7 +21,7 @@ class FullFrom(Callback):
     """The disk is full from a hook on; whoever uses it makes room again."""
 
     def __init__(self, hook: str, size: int = 0, epoch: int = 0):
-        def fill(trainer, *_):
+        def fill(trainer, *_, **__):
             if trainer.current_epoch >= epoch and not trainer.sanity_checking:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
