@@ -45,9 +45,9 @@ cards: $(VENV)/.installed-dev ## rewrite model_cards/
 figures: $(VENV)/.installed-dev ## redraw the figures of docs/swin.md
 	$(RUN) docs/figures.py docs/figures
 
-schema: $(VENV)/.installed ## rewrite the JSON schemas beside the recipes' YAML files
-	$(RUN) recipes/finetune.py --print_schema > recipes/configs/finetune.schema.json
-	$(RUN) recipes/pretrain.py --print_schema > recipes/configs/pretrain.schema.json
+schema: $(VENV)/.installed ## rewrite the JSON schemas of the YAML files of swin_hf/training/configs
+	$(RUN) recipes/finetune.py --print_schema > swin_hf/training/configs/finetune.schema.json
+	$(RUN) recipes/pretrain.py --print_schema > swin_hf/training/configs/pretrain.schema.json
 
 speed: $(VENV)/.installed-dev ## measure against transformers, timm and torchvision; rewrites the README's table
 	$(RUN) -m benchmarks --readme README.md

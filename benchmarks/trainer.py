@@ -31,12 +31,12 @@ from transformers import Trainer as TheirTrainer
 
 from swin_hf.training import ImageDataModule, SwinClassifier
 
-DATA = Path(__file__).parents[1] / "recipes" / "data"
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both sides train: the values of ``recipes/configs``, where transformers can run them."""
+    """What both sides train: the values of ``swin_hf/training/configs``, where transformers can run them."""
 
     folder: Path  # with train.parquet and test.parquet
     sizes: dict[str, Any]  # fields that SwinConfig and SwinHFConfig share
@@ -54,7 +54,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(
-        DATA / "digits",
+        ROOT / "swin_hf" / "training" / "configs" / "digits",
         {
             "image_size": 32, "patch_size": 4, "num_channels": 3, "embed_dim": 48, "depths": [2, 2],
             "num_heads": [3, 6], "window_size": 4, "drop_path_rate": 0.1, "encoder_stride": 8,
@@ -64,7 +64,7 @@ RECIPES = {
         crop_padding=2, hflip=0.0,
     ),
     "fashion_mnist": Recipe(
-        DATA / "fashion_mnist",
+        ROOT / "recipes" / "data" / "fashion_mnist",
         {
             # Not the recipe's 28 pixels and windows of 7: the last map is 4x4, and transformers fails on it.
             "image_size": 32, "patch_size": 2, "num_channels": 1, "embed_dim": 32, "depths": [1, 2, 2],

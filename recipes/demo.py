@@ -1,4 +1,4 @@
-"""Classify a real test picture with the weights that `finetune.py fit` has just left, the way any user would.
+"""Classify a real test picture with the weights that `swin-hf train` has just left, the way any user would.
 
 python recipes/demo.py [FOLDER]
 """
@@ -10,16 +10,16 @@ import torch
 from datasets import load_dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import swin_hf  # noqa: F401 - teaches the Auto classes the model type swin_hf
+import swin_hf  # teaches the Auto classes the model type swin_hf
 
-TEST_FILE = Path(__file__).parent / "data" / "digits" / "test.parquet"
+TEST_FILE = Path(swin_hf.__file__).parent / "training" / "configs" / "digits" / "test.parquet"
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
     """The model folder that was written last."""
     folders = sorted(runs.glob("digits*/model"), key=lambda folder: folder.stat().st_mtime)
     if not folders:
-        raise SystemExit(f"there is no {runs}/digits*/model yet; train one with: python recipes/finetune.py fit")
+        raise SystemExit(f"there is no {runs}/digits*/model yet; train one with: swin-hf train")
     return folders[-1]
 
 

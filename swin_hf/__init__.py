@@ -4,10 +4,8 @@ Importing this package registers the ``swin_hf`` family with the Auto classes of
 else: training, sharing, conversion and export are imported when one of their names is first used.
 """
 
-import sys
 from functools import wraps
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -131,6 +129,4 @@ def register_models() -> None:
     AutoImageProcessor.register(SwinHFConfig, image_processor_classes=processors, exist_ok=True)
 
 
-# The command `swin-hf` registers once it knows its verb: `swin-hf --help` answers without loading torch.
-if Path(sys.argv[0] if sys.argv else "").stem != "swin-hf":
-    register_config()
+register_config()

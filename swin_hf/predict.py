@@ -171,7 +171,7 @@ def load_classifier(
     with _no_progress_bar():
         model, processor = _load_ours(path, source) if _is_ours(path) else _load_foreign(path)
     if not model.config.num_labels or not isinstance(model.classifier, torch.nn.Linear):
-        raise ValueError(f"{source} has no classifier (num_labels is 0); fine-tune it first: recipes/finetune.py fit")
+        raise ValueError(f"{source} has no classifier (num_labels is 0); fine-tune it first: swin-hf train")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
@@ -195,9 +195,7 @@ def _load_ours(path: Path, source: str) -> tuple[SwinHFForImageClassification, B
 
     named = read_config(path / CONFIG)[0].get("architectures")
     if named in [[name] for name in ARCHITECTURES if name != "SwinHFForImageClassification"]:
-        raise ValueError(
-            f"{source} is a {named[0]}, which names no classes; fine-tune it first: recipes/finetune.py fit"
-        )
+        raise ValueError(f"{source} is a {named[0]}, which names no classes; fine-tune it first: swin-hf train")
     check_folder(path)
     model = swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)
     return model, _saved_processor(path) or _default_processor(model)
@@ -211,7 +209,7 @@ def _load_foreign(path: Path) -> tuple[SwinHFForImageClassification, BaseImagePr
 
     checkpoint = open_checkpoint(path)
     if "classifier.weight" not in checkpoint.translation.state:
-        raise ValueError(f"{path} has no classifier; fine-tune it first: recipes/finetune.py fit")
+        raise ValueError(f"{path} has no classifier; fine-tune it first: swin-hf train")
     model = build_model(checkpoint, swin_hf.SwinHFForImageClassification)
     if path.is_dir() and (saved := _saved_processor(path)):
         return model, saved

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+import swin_hf
 from swin_hf.training import ImageDataModule, SwinClassifier
 
-DIGITS = Path(__file__).parents[1] / "recipes" / "data" / "digits"
+DIGITS = Path(swin_hf.__file__).parent / "training" / "configs" / "digits"
 EPOCHS = 2
 
 

@@ -341,6 +341,8 @@ def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
     expected = "python recipes/finetune.py fit --data.data_dir photos --hub.token '***' '--api_key=***' --config=a.yaml"
     assert line == f"{expected} --model.learning_rate 1e-3"
     assert command_line(["/somewhere/else/finetune.py"]) == "python finetune.py"
+    words[0:1] = ["/usr/bin/swin-hf", "train"]
+    assert command_line(words).startswith("swin-hf train fit --data.data_dir photos --hub.token")
     value = redact({"a": ["/x/y/z", tmp_path, "~/w", "plain/name"], "n": 1, "o": torch.float16})
     assert value == {"a": ["z", tmp_path.name, "w", "plain/name"], "n": 1, "o": "torch.float16"}
     json.dumps(value)

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from swin_hf.cli import VERBS, main
+from swin_hf_cli import VERBS, main
 
 
 def test_help_answers_without_loading_torch():
     code = """
 import sys
 sys.argv = ["/usr/bin/swin-hf", "--help"]
-from swin_hf.cli import main
+from swin_hf_cli import main
 try:
     main()
 except SystemExit as stop:
@@ -30,7 +30,7 @@ def test_the_family_is_registered_once_a_verb_is_known():
     code = """
 import sys
 sys.argv = ["/usr/bin/swin-hf", "predict", "--help"]
-from swin_hf.cli import main
+from swin_hf_cli import main
 try:
     main()
 except SystemExit:

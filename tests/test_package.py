@@ -161,4 +161,9 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert any(name.startswith("swin_hf/hub/") and name.endswith(".md.jinja") for name in names), (
         "the card template is missing"
     )
-    assert {name.split("/")[0] for name in names} == {"swin_hf", f"swin_hf-{swin_hf.__version__}.dist-info"}
+    assert {"swin_hf/training/configs/digits.yaml", "swin_hf/training/configs/digits/train.parquet"} <= set(names)
+    assert {name.split("/")[0] for name in names} == {
+        "swin_hf",
+        "swin_hf_cli.py",
+        f"swin_hf-{swin_hf.__version__}.dist-info",
+    }

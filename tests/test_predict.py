@@ -311,7 +311,7 @@ def test_checkpoint_without_a_classifier_is_refused(run, model_folder, pictures,
     save_file(state, tmp_path / "headless.safetensors")
     code, _, err = run("predict", tmp_path / "headless.safetensors", pictures / "0.png")
     assert code == 2
-    assert "has no classifier; fine-tune it first: recipes/finetune.py fit" in err
+    assert "has no classifier; fine-tune it first: swin-hf train" in err
 
 
 def test_hub_id_is_pulled(run, model_folder, pictures, hub, monkeypatch):  # noqa: F811

@@ -31,7 +31,7 @@ from swin_hf.training import SwinClassifier, run_recipe
 from swin_hf.training.run_folder import new_run_folder
 
 ROOT = Path(__file__).parents[1]
-DIGITS = ROOT / "recipes" / "data" / "digits"
+DIGITS = ROOT / "swin_hf" / "training" / "configs" / "digits"
 
 pytestmark = [
     # Lightning 2.6.6 calls jsonargparse 4.53 by a name that is going away.
@@ -468,7 +468,7 @@ def test_unreadable_pictures_of_all_ranks_are_counted(config, tmp_path):
         "--master-port",
         str(22000 + os.getpid() % 20000),
     ]
-    words = ["--config", str(config), "--config", str(ROOT / "recipes/configs/ddp.yaml"), "--runs", str(tmp_path)]
+    words = ["--config", str(config), "--config", "ddp", "--runs", str(tmp_path)]
     words += ["--data.dataset", "imagefolder", "--data.data_files", "null", "--data.data_dir", str(tmp_path / "photos")]
     words += ["--data.on_error", "skip", "--data.batch_size", "4", "--data.test_fraction", "0.2"]
     words += ["--trainer.devices", "2", "--trainer.num_nodes", "1"]
@@ -498,7 +498,7 @@ def test_the_default_recipe_reaches_its_promise(tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_on_loopback_train_one_model(config, tmp_path):
-    words = ["--config", str(config), "--config", str(ROOT / "recipes/configs/ddp.yaml"), "--runs", str(tmp_path)]
+    words = ["--config", str(config), "--config", "ddp", "--runs", str(tmp_path)]
     words += ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--data.batch_size", "8"]
     launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
     launch += ["--master-port", str(21000 + os.getpid() % 20000)]

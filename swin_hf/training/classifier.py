@@ -37,7 +37,7 @@ class SwinClassifier(SwinModule):
     """Train a Swin Transformer to classify images.
 
     The defaults are Microsoft's fine-tuning of a pre-trained model without Mixup; the full recipe stands in
-    ``recipes/configs``. Learning rates are given for 512 images a step and scaled to the real global batch.
+    ``swin_hf/training/configs``. Learning rates are given for 512 images a step and scaled to the real global batch.
 
     Args:
         preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``model`` is given.

@@ -1,4 +1,4 @@
-"""The command line of the recipes: LightningCLI with the run folder, the guards and the exit codes of this project.
+"""The commands that train, `swin-hf train` and `swin-hf pretrain`: LightningCLI with the run folder, the guards and the exit codes of this project.
 
 A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so on, so that nothing is overwritten.
 ``--ckpt_path last`` goes on in the newest of them, or starts the first one: the same command serves the first start,
@@ -42,6 +42,7 @@ from swin_hf.memory import memory_sentence
 from swin_hf.processing import UnreadablePictureError
 from swin_hf.ranges import check_range
 
+from .bundled import find_configs
 from .callbacks import EpochReport, Reconstructions, log_configuration
 from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError
 from .data import ImageDataModule
@@ -149,23 +150,31 @@ class WholeConfig(SaveConfigCallback):
 
 
 class RecipeCLI(LightningCLI):
-    """``fit``, ``validate`` and ``test`` of one LightningModule on an :class:`ImageDataModule`.
+    """``fit`` (the default), ``validate`` and ``test`` of one LightningModule on an :class:`ImageDataModule`.
 
     Args:
         module_class: The LightningModule.
-        default_config: YAML used when neither ``--config`` nor ``--data.dataset`` is given.
+        default_config: Configuration used when neither ``--config`` nor ``--data.dataset`` is given: a name of the
+            package's or a file.
         args: Arguments instead of those of the process.
+        program: The words before the arguments, for the record of the run and the command that resumes it.
     """
 
     def __init__(
-        self, module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None
+        self,
+        module_class: type[SwinModule],
+        default_config: str | Path,
+        args: Sequence[str] | None = None,
+        program: Sequence[str] | None = None,
     ) -> None:
-        self.default_config = Path(default_config)
+        self.default_config = default_config
+        self.words = list(sys.argv[1:] if args is None else args)
+        self.program = list(program or sys.argv[:1])
         self.run_folder: Path | None = None
         self.is_new = False  # whether the run folder was made for this run
         self.saved: dict[str, Any] = {}  # the hyper-parameters of the checkpoint, where there is one
         try:
-            self._start(module_class, args)
+            self._start(module_class)
         except BaseException as error:
             self.leave_in_order(error)
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into the exit code 1
@@ -174,17 +183,18 @@ class RecipeCLI(LightningCLI):
                 raise full from error
             raise
 
-    def _start(self, module_class: type[SwinModule], args: Sequence[str] | None) -> None:
+    def _start(self, module_class: type[SwinModule]) -> None:
         """Parse, build and run, which LightningCLI does while it is constructed."""
         super().__init__(
             module_class,
             ImageDataModule,
-            args=list(sys.argv[1:] if args is None else args),
+            args=with_verb(self.words),
             seed_everything_default=0,
             auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
             save_config_callback=WholeConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=OneLineParser,
+            parser_kwargs={"prog": " ".join(self.program)},
             trainer_defaults={
                 "max_epochs": 30,
                 "gradient_clip_val": 5.0,
@@ -224,8 +234,10 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("--print_schema", action=PrintSchema, const=self._model_class)
         if isinstance(args, list) and args and args[0] in self.subcommands():
             config = self.implied_config(args[1:])
-            if config is not None:
-                args = [args[0], "--config", str(config), *args[1:]]
+            try:
+                args = find_configs(args if config is None else [args[0], "--config", str(config), *args[1:]])
+            except ValueError as error:
+                parser.error(str(error))
         self.config = parser.parse_args(args)
         try:
             check_numbers(self.config.get(self.config.get("subcommand")) or {})
@@ -234,7 +246,7 @@ class RecipeCLI(LightningCLI):
         for path in self.config.get(self.config.get("subcommand"), {}).get("config") or []:
             refuse_linked(yaml.safe_load(path.get_content()), str(path))
 
-    def implied_config(self, args: list[str]) -> Path | None:
+    def implied_config(self, args: list[str]) -> str | Path | None:
         """The configuration that the arguments imply, if they do not name one."""
         flags = [word.partition("=")[0] for word in args]
         if any(flag in ("-c", "--config", "--data.dataset", "--help", "-h") for flag in flags):
@@ -318,7 +330,7 @@ class RecipeCLI(LightningCLI):
     def own_callbacks(self, folder: Path | None) -> list[Any]:
         """The callbacks of every run; in the order in which they have to work."""
         callbacks: list[Any] = [NonFiniteGuard(), EpochReport()]
-        callbacks.append(RunRecord(folder, command=command_line()))
+        callbacks.append(RunRecord(folder, command=command_line([*self.program, *self.words])))
         if self.model.monitor != "val_accuracy":
             callbacks.append(Reconstructions(folder))
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
@@ -378,8 +390,9 @@ class RecipeCLI(LightningCLI):
         except OSError as failure:
             warnings.warn(f"the best weights so far are in checkpoints/best.ckpt only: {failure}", stacklevel=2)
         if (self.run_folder / LAST).is_file() and not isinstance(error, NonFiniteLossError):
-            words = ["python", sys.argv[0], "fit", "--config", str(config), "--name", self.run_folder.name]
-            print(f"resume with: {shlex.join([*words, '--ckpt_path', 'last'])}", flush=True)  # noqa: T201 - the remedy
+            program = ["python", *self.program] if self.program[0].endswith(".py") else self.program
+            words = [*program, "fit", "--config", str(config), "--name", self.run_folder.name, "--ckpt_path", "last"]
+            print(f"resume with: {shlex.join(words)}", flush=True)  # noqa: T201 - the remedy
 
     @rank_zero_only
     def push(self) -> None:
@@ -493,15 +506,28 @@ def _value_of(flag: str, args: list[str]) -> str | None:
     return None
 
 
-def run_recipe(module_class: type[SwinModule], default_config: str | Path, args: Sequence[str] | None = None) -> int:
-    """Run a recipe and return its exit code: 0 done, 143 stopped by SIGTERM with its state saved, 130 by Ctrl-C,
-    1 an error.
+def with_verb(words: list[str]) -> list[str]:
+    """The words with ``fit`` in front where they begin with an option of it."""
+    is_option = not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--print_schema"))
+    return ["fit", *words] if is_option else words
+
+
+def run_recipe(
+    module_class: type[SwinModule],
+    default_config: str | Path,
+    args: Sequence[str] | None = None,
+    program: Sequence[str] | None = None,
+) -> int:
+    """Train, validate or test as a command line says; the arguments are those of :class:`RecipeCLI`.
+
+    Returns:
+        The exit code: 0 done, 143 stopped by SIGTERM with its state saved, 130 by Ctrl-C, 1 an error.
     """
     quieten()
     show = threading.excepthook  # TensorBoard's thread fails before the run hears of it at the next event
     threading.excepthook = lambda failure: None if full_disk(failure.exc_value) else show(failure)
     try:
-        RecipeCLI(module_class, default_config, args)
+        RecipeCLI(module_class, default_config, args, program)
     except SIGTERMException:
         return EXIT_SIGTERM
     except KeyboardInterrupt:

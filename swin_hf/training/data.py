@@ -71,8 +71,8 @@ class ImageDataModule(LightningDataModule):
     choose anything. Batches are ``{"pixel_values": (B, C, H, W), "labels": (B,)}``.
 
     Args:
-        dataset: Hub id, local folder, a folder written by save_to_disk, or a format: imagefolder, parquet,
-            webdataset, arrow, csv, json.
+        dataset: Hub id, local folder, a folder written by save_to_disk, swin_hf:digits (handwritten digits, in the
+            package), or a format: imagefolder, parquet, webdataset, arrow, csv, json.
         data_files: Files of the format: a pattern, a list, or one of them for each of train, validation and test.
             Relative paths of pictures start from the folder of the split's files.
         data_dir: Folder of the format; data_files and the paths of pictures are relative to it.

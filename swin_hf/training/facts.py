@@ -6,7 +6,6 @@
 import importlib.metadata
 import platform
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ def data_facts(datamodule: Any) -> DataFacts:
     if files is not None:  # a format, such as parquet: name it after its folder
         path = Path(files)
         source = path.parent.name if path.suffix else path.name
+    source = source.removeprefix("swin_hf:")
     splits = {name: SplitFacts(n) for name, n in facts["splits"].items()}
     if "train" in splits:
         splits["train"].classes = facts["class_counts"]
@@ -72,10 +72,11 @@ def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
     }
 
 
-def command_line(argv: list[str] | None = None) -> str:
-    """The command of this process, without absolute paths and without secrets."""
-    argv = list(sys.argv if argv is None else argv)
+def command_line(argv: list[str]) -> str:
+    """A command (``swin-hf`` or a script, then the words after it) without absolute paths and without secrets."""
     script = Path(argv[0])
+    if script.suffix != ".py":
+        return shlex.join([script.name, *redact_command(argv[1:])])
     if script.is_absolute():
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else Path(script.name)
     return shlex.join(["python", script.as_posix(), *redact_command(argv[1:])])

@@ -26,6 +26,7 @@ from datasets import (
 
 from swin_hf.folders import SPLIT_NAMES
 
+from .bundled import find_data_set
 from .reading import DataFiles, check_files, flat, read
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
@@ -132,6 +133,7 @@ def load_source(
         ValueError: If columns, labels or splits are missing, ambiguous or contradictory.
     """
     check_files(data_files, data_dir)
+    dataset = find_data_set(dataset)
     raw = read(dataset, data_files, data_dir, config_name, revision, streaming, labelled, label_column)
     splits = raw.splits
     reference = next(iter(splits))  # the training split where there is one

@@ -1,4 +1,4 @@
-"""Write the UCI handwritten digits as ``train.parquet`` and ``test.parquet`` beside this file.
+"""Write the UCI handwritten digits as ``train.parquet`` and ``test.parquet`` of the package.
 
 The 1,797 scans come from scikit-learn's bundled copy, so nothing is downloaded::
 
@@ -21,6 +21,7 @@ from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+FOLDER = Path(__file__).parents[3] / "swin_hf" / "training" / "configs" / "digits"
 SEED = 0
 TEST_FRACTION = 0.2
 
@@ -28,7 +29,7 @@ TEST_FRACTION = 0.2
 def main() -> None:
     """Write both splits and print what was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder of the parquet files")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the parquet files")
     output = parser.parse_args().output
 
     digits = load_digits()

@@ -3,9 +3,9 @@
 For machines without the Hub; elsewhere, ``--data.dataset zalando-datasets/fashion_mnist`` gives the same pictures::
 
     apt install dataset-fashion-mnist        # or any folder with the four files train-images-idx3-ubyte.gz ...
-    python recipes/data/fashion_mnist/make_fashion_mnist.py
-    python recipes/finetune.py fit --config recipes/configs/fashion_mnist.yaml \
-        --data.dataset parquet --data.data_dir recipes/data/fashion_mnist
+    python recipes/data/fashion_mnist/make_fashion_mnist.py --output fashion
+    swin-hf train --config fashion_mnist \
+        --data.dataset parquet --data.data_dir fashion
 
 70,000 grey pictures of 28x28 pixels, 10 classes, by Zalando SE, MIT licence: <https://github.com/zalandoresearch/fashion-mnist>.
 """

@@ -1,8 +1,8 @@
 """Turn Debian's ``openclipart-png`` into an ``imagefolder``: real clip-art of many sizes and modes, unevenly spread.
 
     apt install openclipart-png
-    python recipes/data/openclipart/make_openclipart.py
-    python recipes/finetune.py fit --config recipes/configs/openclipart.yaml
+    python recipes/data/openclipart/make_openclipart.py --output openclipart
+    swin-hf train --config openclipart
 
 A class is a top folder of the collection. ``unsorted``, ``special`` and classes of fewer than 40 pictures are left
 out. Files with equal content count once; those that lie in two classes are left out, so that no test picture has been

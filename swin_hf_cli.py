@@ -1,11 +1,29 @@
-"""The options that a user of timm, transformers or Lightning types first, and their names here.
+"""The command line ``swin-hf``: what it answers before torch is loaded.
 
-Only the standard library is imported: the answer comes before the seconds that torch takes.
+This module is outside the package because importing the package loads torch and transformers. ``swin-hf --help`` and
+an option with the name that another library gives it are answered at once.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
+
+VERBS = {
+    "train": "train a classifier, from scratch or from any Swin checkpoint",
+    "pretrain": "pre-train without labels (SimMIM)",
+    "predict": "classify images with a folder, a Hub id or a foreign checkpoint",
+    "explain": "draw attention and Grad-CAM maps over an image",
+    "convert": "rewrite a checkpoint in another layout",
+    "info": "describe a checkpoint: layout, sizes, parameters, FLOPs, attention backend",
+    "export": "write ONNX, OpenVINO or torch.export files, checked after they are written",
+    "push": "publish a model or a run folder on the Hub",
+    "pull": "download a model and verify it",
+    "card": "render the model card of a folder or a preset",
+}
+TRAINING = ("train", "pretrain")  # Lightning reads the options of these
 
 # Our option, with what to add where a name alone would mislead: the names that others have for it.
 NAMES = {
@@ -46,12 +64,10 @@ NAMES = {
     "trainer.gpus trainer.device",
     "--trainer.strategy": "strategy ddp fsdp deepspeed",
     "--trainer.log_every_n_steps": "log_interval logging_steps log_every_n_steps print_freq",
-    "--trainer.callbacks+=swin_hf.training.EMA (or -c recipes/configs/ema.yaml)": "model_ema model_ema_decay ema "
+    "--trainer.callbacks+=swin_hf.training.EMA (or -c ema)": "model_ema model_ema_decay ema "
     "ema_decay model.ema trainer.ema",
-    "--trainer.callbacks+=EarlyStopping (or -c recipes/configs/early_stopping.yaml)": "patience early_stopping "
-    "trainer.early_stopping",
-    "--trainer.logger+=WandbLogger (or -c recipes/configs/wandb.yaml)": "log_wandb report_to wandb wandb_project "
-    "project use_wandb",
+    "--trainer.callbacks+=EarlyStopping (or -c early_stopping)": "patience early_stopping trainer.early_stopping",
+    "--trainer.logger+=WandbLogger (or -c wandb)": "log_wandb report_to wandb wandb_project project use_wandb",
     "--data.batch_size": "batch_size b bs train_batch_size per_device_train_batch_size batch data.bs data.batch "
     "model.batch_size trainer.batch_size data.train_batch_size per_gpu_train_batch_size",
     "--data.eval_batch_size": "validation_batch_size per_device_eval_batch_size eval_batch_size val_batch_size "
@@ -120,3 +136,65 @@ def refuse_foreign_options(words: Sequence[str]) -> None:
         told = "; ".join(f"{option} has another name here, use {ours}" for option, ours in found.items())
         print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; {self.prog} --help lists what there is\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``swin-hf VERB ...`` and return the exit code: 0 done, 1 partly failed, 2 refused."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in VERBS:
+        return _top_level(argv)
+    verb = argv[0]
+    if verb in TRAINING:
+        refuse_foreign_options(argv[1:])
+    command = import_module(f"swin_hf.cli.{verb}")
+    if verb in TRAINING:
+        return int(command.main(argv[1:]))
+    parser = OneLineParser(prog=f"swin-hf {verb}", description=command.__doc__)
+    command.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    from swin_hf.files import full_disk
+    from swin_hf.memory import memory_sentence
+
+    try:
+        try:
+            return int(command.run(args) or 0)
+        except Exception as error:
+            if full := full_disk(error, Path.cwd()):
+                raise full from error
+            raise
+    except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
+        print(f"swin-hf {verb}: {memory_sentence(error) or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _top_level(argv: list[str]) -> int:
+    """``swin-hf``, ``swin-hf --help``, ``swin-hf --version`` and unknown verbs."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
+    parser = OneLineParser(
+        prog="swin-hf",
+        usage="swin-hf VERB [options]",
+        description="Swin Transformer for the Hugging Face and Lightning world.",
+        epilog=f"verbs:\n{verbs}\n\nswin-hf VERB --help describes one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("verb", nargs="?", choices=list(VERBS), metavar="VERB", help="what to do, see below")
+    args = parser.parse_args(argv)
+    if args.version:
+        from swin_hf import __version__
+
+        print(__version__)
+        return 0
+    parser.print_help()
+    return 0

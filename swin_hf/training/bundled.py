@@ -1,0 +1,60 @@
+"""What the package brings along to train with: the configurations, and the handwritten digits."""
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+DATA_SETS = {"swin_hf:digits": CONFIGS / "digits"}  # a colon: neither a folder nor a Hub id has this name by chance
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """The file of a configuration.
+
+    Args:
+        name: Name of a configuration of the package, such as ``digits``, or the path of any YAML file.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    names = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+    path = Path(name)
+    if str(name) in names:
+        return names[str(name)]
+    if path.is_file():
+        return path
+    near = path.stem if path.stem in names else next(iter(get_close_matches(path.stem, names, n=1)), None)
+    hint = f"did you mean --config {near}?" if near else "give the path of a YAML file, or one of these names: "
+    raise ValueError(f"there is no configuration {name}; {hint}{'' if near else ', '.join(names)}")
+
+
+def find_configs(words: Sequence[str]) -> list[str]:
+    """Replace the names of configurations on a command line by their paths.
+
+    Raises:
+        ValueError: As :func:`find_config` does.
+    """
+    found = list(words)
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag not in ("-c", "--config"):
+            continue
+        if equals:
+            found[position] = f"{flag}={find_config(value)}"
+        elif position + 1 < len(words):
+            found[position + 1] = str(find_config(words[position + 1]))
+    return found
+
+
+def find_data_set(dataset: str) -> str:
+    """The folder of a data set of the package; any other name of a data set as it is.
+
+    Raises:
+        ValueError: If the package has no data set of this name.
+    """
+    if not dataset.startswith("swin_hf:"):
+        return dataset
+    if dataset not in DATA_SETS:
+        raise ValueError(f"dataset is {dataset}; the package has {' and '.join(DATA_SETS)}")
+    return str(DATA_SETS[dataset])
