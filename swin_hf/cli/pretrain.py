@@ -4,7 +4,8 @@
     swin-hf pretrain --config simmim_pretrain --data.data_dir photos
     swin-hf train --config simmim_finetune --model.model runs/simmim/model
 
-The run leaves the same folder as ``swin-hf train``; ``reconstructions.png`` in it shows what the model sees and guesses.
+The run leaves the same folder as ``swin-hf train``; ``reconstructions.png`` in it shows what the model sees and
+guesses.
 """
 
 from collections.abc import Sequence
@@ -17,5 +18,5 @@ def main(words: Sequence[str]) -> int:
     from swin_hf.training import SwinMaskedImageModeler, run_recipe
 
     if list(words) in (["--help"], ["-h"]):
-        return describe("pretrain", __doc__)
+        describe("pretrain", __doc__)
     return run_recipe(SwinMaskedImageModeler, "simmim_digits", words, ["swin-hf", "pretrain"])

@@ -27,11 +27,11 @@ def main(words: Sequence[str]) -> int:
     from swin_hf.training import SwinClassifier, run_recipe
 
     if list(words) in (["--help"], ["-h"]):
-        return describe("train", __doc__)
+        describe("train", __doc__)
     return run_recipe(SwinClassifier, "digits", words, ["swin-hf", "train"])
 
 
-def describe(verb: str, text: str | None) -> int:
+def describe(verb: str, text: str | None) -> None:
     """Print the help of a verb that trains; Lightning's own, behind ``fit --help``, takes pages."""
     names = textwrap.fill(", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml"))), 100)
     argparse.ArgumentParser(
@@ -39,5 +39,4 @@ def describe(verb: str, text: str | None) -> int:
         usage=f"swin-hf {verb} [fit | validate | test] [options]",
         description=f"{text}\nConfigurations:\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).print_help()
-    return 0
+    ).parse_args(["--help"])  # prints and leaves

@@ -1,4 +1,4 @@
-"""The commands that train, `swin-hf train` and `swin-hf pretrain`: LightningCLI with the run folder, the guards and the exit codes of this project.
+"""``swin-hf train`` and ``swin-hf pretrain``: LightningCLI with the run folder, the guards and the exit codes.
 
 A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so on, so that nothing is overwritten.
 ``--ckpt_path last`` goes on in the newest of them, or starts the first one: the same command serves the first start,
