@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -405,30 +404,6 @@ def start(*words, **environment):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-@pytest.mark.slow
-def test_ctrl_c_exits_130_with_the_best_weights_and_the_command_that_goes_on(config, tmp_path):
-    process = start("--config", str(config), "--runs", str(tmp_path), "--trainer.max_epochs", "500")
-    best = tmp_path / "tiny" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + PATIENCE
-    while not best.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    AutoModelForImageClassification.from_pretrained(tmp_path / "tiny" / "model")
-    step = torch.load(best, weights_only=True)["global_step"]
-    command = shlex.split(re.search(r"(?m)^resume with: python (.*)$", output)[1])
-    epochs = str(step // 10 + 1)
-    again = subprocess.run(
-        [sys.executable, *command, "--runs", str(tmp_path), "--trainer.max_epochs", epochs],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
-    assert torch.load(best, weights_only=True)["global_step"] == 10 * (step // 10 + 1)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["tiny"]
 
 
 def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(config, tmp_path):
