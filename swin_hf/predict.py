@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING
 
 from swin_hf.classes import require_finite
 from swin_hf.loading import find_model
-from swin_hf.processing import PICTURE_SUFFIXES, Preprocessing, UnreadablePictureError, decode_picture, decoding
+from swin_hf.processing import (
+    PICTURE_SUFFIXES,
+    Preprocessing,
+    TooManyPixelsError,
+    UnreadablePictureError,
+    decode_picture,
+    decoding,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,7 +129,11 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
 
 def _is_telling(cause: BaseException | None) -> bool:
     """Whether an error was raised by the system, or by a rule of ours, and not by a decoder that met a broken file."""
-    return (isinstance(cause, OSError) and cause.errno is not None) or "grey values" in str(cause)
+    return (
+        isinstance(cause, TooManyPixelsError)
+        or (isinstance(cause, OSError) and cause.errno is not None)
+        or "grey values" in str(cause)
+    )
 
 
 def _stream(source: str) -> bytes | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class UnreadablePictureError(OSError):
     """A picture that cannot be decoded; the message says why."""
 
 
+class TooManyPixelsError(ValueError):
+    """A picture with more pixels than Pillow's limit against files that are made to fill the memory."""
+
+
 def decode_picture(
     cell: Any,
     num_channels: int = 3,
@@ -70,6 +75,11 @@ def decode_picture(
             return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
     except MemoryError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size, limit = re.findall(r"\d+", str(error))[:2]
+        most = f"{limit} without a warning" if isinstance(error, Warning) else limit
+        reason = TooManyPixelsError(f"it has {size} pixels and Pillow reads at most {most}; make it smaller")
+        raise UnreadablePictureError(f"{_describe(cell)}: {reason}") from reason
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise UnreadablePictureError(f"{_describe(cell)}: {type(error).__name__}: {error}") from error
 

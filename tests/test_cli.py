@@ -89,6 +89,9 @@ def folder(tiny_model, tmp_path):
     names = ["red", "blue", "grey", "green", "pink"]  # not in the order of the folders, and more than there are
     tiny_model.config.id2label = dict(enumerate(names))
     tiny_model.save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    names = {"0": "red", "1": "green", "2": "blue", "3": "black", "4": "white"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"id2label": names}))
     return tmp_path / "model"
 
 
@@ -128,7 +131,12 @@ def test_export_calibrates_on_labelled_pictures(folder, pictures, tmp_path, caps
         (["--to", "torch", "--image-size", "32", "32", "32"], "has 3 sides; give one, or height and width"),
         (["--to", "torch", "--image-size", "0"], "--image-size is [0]; it must be in [1, 16384]"),
         (["--to", "torch", "--image-size", "32", "-5"], "--image-size is [32, -5]; it must be in [1, 16384]"),
-        (["--to", "torch", "--images", "nowhere.png"], "nowhere.png"),
+        (["--to", "torch", "--images", "nowhere.png"], "--images: nowhere.png: no such file or folder"),
+        (["--to", "torch", "--images", "{empty}"], "empty: the folder holds no picture"),
+        (["--to", "torch", "--images", "{exists}"], "exists.pt2: cannot be read: it is not a picture"),
+        (["--to", "onnx", "--int8", "--test", "{empty}"], "empty"),
+        (["--to", "torch", "--test", "{hollow}"], "hollow"),
+        (["--to", "torch", "--test", "nowhere"], "nowhere: no such folder or file"),
         (["--to", "torch", "--output", "{exists}"], "exists; choose another name with --output"),
         (["--to", "openvino", "--int8", "--calibration", "nowhere"], "nowhere: no such folder or file"),
     ],
@@ -136,14 +144,18 @@ def test_export_calibrates_on_labelled_pictures(folder, pictures, tmp_path, caps
 def test_export_refuses_in_one_sentence(arguments, message, folder, tmp_path, capsys):
     exists = tmp_path / "exists.pt2"
     exists.write_text("mine")
-    words = [word.format(exists=exists) for word in arguments]
+    empty, hollow = tmp_path / "empty", tmp_path / "hollow"
+    for place in (empty, hollow / "cat", hollow / "dog"):
+        place.mkdir(parents=True)
+    words = [word.format(exists=exists, empty=empty, hollow=hollow) for word in arguments]
     if "--output" not in words:
-        words += ["--output", str(tmp_path / ("swin.xml" if "openvino" in words else "swin.pt2"))]
+        suffix = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}[words[1]]
+        words += ["--output", str(tmp_path / f"swin{suffix}")]
     assert main(["export", str(folder), *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("swin-hf export: ")
-    assert message in error
-    assert exists.read_text() == "mine"
+    assert message in error and error.count("\n") == 1
+    assert exists.read_text() == "mine" and not list(tmp_path.glob("*swin*"))
 
 
 def test_export_of_an_unknown_model_says_so(capsys):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification
 from swin_hf.cli import main
 from swin_hf.predict import PictureError, classify, find_pictures, load_classifier, predict, read_picture
+from swin_hf.processing import UnreadablePictureError, decode_picture
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["ant", "bee", "cat", "dog", "[eel]"]  # brackets: rich would take them for markup
@@ -383,6 +385,24 @@ def test_inputs_that_lead_nowhere_are_refused_before_the_model_is_loaded(run, pi
         assert message in err and "no such model" not in err
 
 
+@pytest.mark.parametrize("verb", ["predict", "explain", "export"])
+@pytest.mark.parametrize(("limit", "most"), [(100, "at most 200"), (200, "at most 200 without a warning")])
+def test_picture_that_pillow_calls_too_large_is_reported_as_that(
+    run, model_folder, pictures, tmp_path, monkeypatch, verb, limit, most
+):
+    Image.new("RGB", (20, 15)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow warns above it and refuses above twice of it
+    options = ["--to", "torch", "--images"] if verb == "export" else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        code, _, err = run(verb, model_folder, *options, tmp_path / "large.png")
+    assert code != 0
+    assert f"large.png: cannot be read: it has 300 pixels and Pillow reads {most}; make it smaller" in err
+    with warnings.catch_warnings(), pytest.raises(UnreadablePictureError, match=r"large\.png: .*it has 300 pixels"):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        decode_picture({"bytes": None, "path": str(tmp_path / "large.png")})
+
+
 def test_device_that_is_not_there_is_refused(run, model_folder, pictures):
     code, _, err = run("predict", model_folder, pictures / "0.png", "--device", "tpu")
     assert code == 2
@@ -396,7 +416,7 @@ def test_wrong_options_are_refused(model_folder, pictures, option, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(model_folder), str(pictures), *option])
     assert stop.value.code == 2
-    assert "error: argument" in capsys.readouterr().err
+    assert "swin-hf predict: argument" in capsys.readouterr().err
 
 
 def test_model_of_five_channels_is_for_python_only(run, pictures, tmp_path):

@@ -18,7 +18,7 @@ from swin_hf.classes import class_table, match_classes
 from swin_hf.export import ExportReport, export_onnx, export_openvino, export_torch, load_engine
 from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
-from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
+from swin_hf.predict import PictureError, find_pictures, load_classifier, picture_mode, prepare, read_picture
 from swin_hf.processing import decode_picture, decoding
 from swin_hf.ranges import check_range
 
@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
     options = {"image_size": _size(args.image_size), "tolerance": args.tolerance, "overwrite": args.overwrite}
     if args.images:
         mode = picture_mode(model)
-        pictures = [read_picture(source, mode) for source in args.images]
+        sources, problems = find_pictures(args.images)
+        if problems:
+            raise PictureError(f"--images: {problems[0]}")
+        pictures = [read_picture(source, mode, processor) for source in sources]
         options["images"] = torch.stack(prepare(model, processor, pictures))
     test = _read_test(args.test, model) if args.test else None  # before anything is written
     report: ExportReport
@@ -118,6 +121,8 @@ def _read_labelled(data: str, split: str, limit: int | None = None) -> tuple[Any
         rows, image, label = content.splits.get(split, content.splits[last]), "image", "label"
     else:
         rows, image, label = _read_parquet(data)
+    if len(rows) == 0:
+        raise ValueError(f"{data} holds no pictures; give a folder with a folder of pictures for each class")
     rows = rows.shuffle(seed=0)
     return rows.select(range(min(limit or len(rows), len(rows)))), image, label
 
