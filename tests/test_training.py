@@ -2,14 +2,18 @@
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +127,9 @@ def test_one_epoch_of_a_recipe_with_a_longer_warm_up_runs_and_prints_its_line(co
 def test_a_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(words, config, tmp_path):
     """Through a pseudo-terminal, as a person sees it."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(
+        theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0)
+    )  # rows and columns; 0 of them show no bar
     command = [sys.executable, str(ROOT / "recipes" / "finetune.py"), "fit", "--config", str(config)]
     command += ["--runs", str(tmp_path), "--data.limit_train", "64", *words]
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "200"})
@@ -425,6 +432,30 @@ def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(config, tmp_pa
     words = ["--config", str(config), "--runs", str(tmp_path), "--ckpt_path", "last"]
     assert run_recipe(SwinClassifier, config, ["fit", *words, "--trainer.max_epochs", str(epochs)]) == 0
     assert torch.load(last, weights_only=True)["global_step"] == epochs * 10
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_130_with_the_best_weights_and_the_command_that_goes_on(config, tmp_path):
+    process = start("--config", str(config), "--runs", str(tmp_path), "--trainer.max_epochs", "500")
+    best = tmp_path / "tiny" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + PATIENCE
+    while not best.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    AutoModelForImageClassification.from_pretrained(tmp_path / "tiny" / "model")
+    step = torch.load(best, weights_only=True)["global_step"]
+    command = shlex.split(re.search(r"(?m)^resume with: swin-hf (.*)$", output)[1])
+    epochs = str(step // 10 + 1)
+    again = subprocess.run(
+        [sys.executable, "-m", "swin_hf.cli", *command, "--runs", str(tmp_path), "--trainer.max_epochs", epochs],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert torch.load(best, weights_only=True)["global_step"] == 10 * (step // 10 + 1)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["tiny"]
 
 
 @pytest.mark.slow
