@@ -244,7 +244,7 @@ def shift_mask_data() -> dict[str, Any]:
     """The mask of each of the four windows, and what it does to one row of scores."""
     mask = shift_mask(SHIFTED)  # nW, N, N
     scores = torch.linspace(1.0, -1.0, SHIFTED.area)  # made up, the same for every pair
-    window, token = 1, 0  # top right window; its first token lies left of the seam
+    window, token = 1, 0  # top right window; its first token is left of the seam
     return {
         "mask": mask.int().tolist(),
         "window": window,
@@ -290,7 +290,7 @@ def draw_shift_mask(data: dict[str, Any]) -> Figure:
         ax.set_xlabel("key token", fontsize=9)
         ax.set_xticks(list(keys))
         ax.tick_params(labelsize=8)
-        if plain == "scores":  # -100 beside numbers around 0
+        if plain == "scores":  # -100 and numbers around 0
             ax.set_yscale("symlog", linthresh=1)
             ax.set_yticks((-100, -10, -1, 0, 1), ("-100", "-10", "-1", "0", "1"))
             ax.axhline(0, color="black", linewidth=0.8)

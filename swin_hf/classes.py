@@ -1,8 +1,9 @@
 """Tables of classes: wherever two of them meet, they are matched by name. The one rule of the package.
 
 A class is its name. Its number, and the number of classes, say nothing: two models of two classes need not know the
-same two. Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) are no names. They are matched by number
-where both tables have nothing else, or where those of a model do, as many as there are names; the latter is said.
+same two. Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) do not count as names. They are matched by
+number where both tables have nothing else, and where a model has nothing else and as many classes as the data has
+names; a warning tells of the second case.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def match_classes(
         The number in ``known`` of each class of ``wanted``.
 
     Raises:
-        ClassMismatchError: If a name is unknown to the model or stands there twice, or only the model has names.
+        ClassMismatchError: If a name is unknown to the model or occurs there twice, or only the model has names.
     """
     wanted, known = list(wanted), list(known)
     if wanted == known:

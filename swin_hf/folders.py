@@ -53,7 +53,7 @@ class PictureFolder:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a whole name stands for, upper or lower case: ``train``, ``validation``, ``test``."""
+    """Return the split that a whole name means, in upper or lower case: ``train``, ``validation``, ``test``."""
     return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 

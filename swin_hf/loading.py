@@ -10,7 +10,7 @@ _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revisi
 
 
 def local_path(source: str | os.PathLike[str]) -> Path | None:
-    """The file or folder that a source stands for, ``model/`` for the folder of a training run.
+    """The file or folder that a source means, ``model/`` for the folder of a training run.
 
     Args:
         source: A path, or ``user/name`` or ``user/name@revision`` on the Hub.

@@ -247,12 +247,15 @@ def test_a_teacher_of_other_channels_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["runs/nothing/model", "nothing"])
 def test_a_missing_teacher_is_named(name):
-    with pytest.raises(ValueError, match=f"there is no teacher '{name}'; give the folder"):
+    with pytest.raises(ValueError, match=f"'{name}' does not exist; give the folder"):
         load_teacher(name, NAMES, 3)
 
 
 def test_a_folder_without_an_image_classifier_is_no_teacher(tmp_path):
-    with pytest.raises(ValueError, match="is no image classifier of transformers: "):
+    with pytest.raises(ValueError, match=r"holds no config.json"):
+        load_teacher(str(tmp_path), NAMES, 3)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="is not an image classifier of transformers: "):
         load_teacher(str(tmp_path), NAMES, 3)
     save_teacher(tmp_path, [0.5], [0.5])
     (tmp_path / "preprocessor_config.json").write_text("{")

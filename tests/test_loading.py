@@ -4,10 +4,14 @@ import json
 import socket
 
 import pytest
+import torch
 from PIL import Image
 
+from swin_hf import SwinHFForImageClassification
 from swin_hf.cli import main
 from swin_hf.loading import find_model, local_path, split_hub_id
+from swin_hf.training import SwinClassifier, SwinMaskedImageModeler
+from swin_hf.training.classifier import load_teacher
 
 
 @pytest.fixture
@@ -45,6 +49,25 @@ def test_path_that_does_not_exist_is_never_looked_up_on_the_network(run_folder, 
     monkeypatch.chdir(run_folder.parents[1])
     with pytest.raises(ValueError, match=r"does not exist; give the folder of a model or of a training run"):
         find_model(source)
+
+
+@pytest.mark.parametrize("source", PATHS)
+@pytest.mark.parametrize("option", ["the start", "the start of masked image modelling", "the teacher"])
+def test_training_looks_no_path_up_on_the_network(option, source, run_folder, no_network, monkeypatch):
+    monkeypatch.chdir(run_folder.parents[1])
+    start = {
+        "the start": lambda: SwinClassifier(model=source),
+        "the start of masked image modelling": lambda: SwinMaskedImageModeler(model=source),
+        "the teacher": lambda: load_teacher(source, {0: "cat", 1: "dog"}, 3),
+    }
+    with pytest.raises(ValueError, match="does not exist; give the folder of a model or of a training run"):
+        start[option]()
+
+
+def test_training_starts_from_the_folder_of_a_run(run_folder):
+    theirs = SwinHFForImageClassification.from_pretrained(run_folder / "model").state_dict()
+    ours = SwinClassifier(model=str(run_folder)).model.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
 @pytest.mark.parametrize("verb", ["predict", "info", "export", "explain", "convert"])

@@ -476,7 +476,7 @@ def test_wrong_wishes_for_an_explanation_are_refused(run, model_folder, pictures
 def test_only_one_picture_is_explained_at_a_time(run, model_folder, pictures):
     code, _, err = run("explain", model_folder, "pictures")
     assert code == 2
-    assert "pictures stands for 7 images; explain them one by one" in err
+    assert "pictures matches 7 images; explain them one by one" in err
     code, _, err = run("explain", model_folder, pictures / "notes.txt")
     assert code == 2
     assert "notes.txt: cannot be read" in err

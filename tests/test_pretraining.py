@@ -98,7 +98,7 @@ def test_pretraining_goes_on_from_its_own_result(tmp_path):
 
 
 def test_a_start_that_is_not_there_or_not_whole_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder 'some/where/model'; give that of a saved model"):
+    with pytest.raises(ValueError, match="'some/where/model' does not exist; give the folder of a model"):
         make(model="some/where/model")
     make().exportable().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

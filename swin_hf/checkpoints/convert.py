@@ -79,7 +79,7 @@ def objections_to(config: SwinHFConfig, layout: Layout) -> list[str]:
     }
     if not can_build[layout.windows]:
         objections.append(
-            f"it has {layout.windows.value}, the model {shapes}; model.resize_windows(window_size=...) resamples them"
+            f"it has {layout.windows.value}, the model {shapes}; model.set_input_size(window_size=...) resamples them"
         )
     if layout.name == "maskformer-swin" and config.out_features != config.stage_names[1:]:
         objections.append(f"it has a norm for every stage, the model has {config.out_features}; ask for all")
@@ -128,7 +128,7 @@ def convert_checkpoint(
         image_size: See there.
         window_size: See there.
         overwrite: Whether files of these names may be replaced. Other files of a folder are never touched, and
-            neither is a configuration beside other weights.
+            neither is a configuration in a folder with other weights.
         written: A list to which every file that was written is added.
 
     Returns:
@@ -185,7 +185,7 @@ def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layo
 
 
 def _processor_values(layout: Layout, preprocessing: Preprocessing | dict[str, Any] | None) -> dict[str, Any] | None:
-    """``preprocessor_config.json``: our processor beside a configuration of ours, a stock one beside a foreign one."""
+    """``preprocessor_config.json``: our processor for a configuration of ours, a stock one for a foreign one."""
     if not isinstance(preprocessing, Preprocessing):
         return preprocessing
     is_foreign = layout.name.startswith(("transformers", "maskformer", "timm"))

@@ -1,4 +1,4 @@
-"""What a network's sizes are: from the shapes of its weights, and from what lies beside them."""
+"""What a network's sizes are: from the shapes of its weights, and from the files in their folder."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -145,7 +145,7 @@ def _open(
     if asked is not None:
         general.update({name: value for name, value in asked.to_dict().items() if name not in _NOT_CARRIED})
     values = {**general, **told, **fields}
-    if asked is not None:  # what was asked for outranks what lies beside the weights
+    if asked is not None:  # what was asked for outranks the files in the folder of the weights
         values.update({name: value for name, value in asked.to_dict().items() if name in _FREE})
     if "image_size" not in values:
         values["image_size"] = derive.assumed_image(fields)
@@ -204,7 +204,7 @@ def _config_or_none(told: Mapping[str, Any]) -> SwinHFConfig | None:
 def _keep_if_it_fits(
     told: dict[str, Any], fields: Mapping[str, Any], source: Source, notes: list[str]
 ) -> dict[str, Any]:
-    """Check what lies beside the weights: a folder is one whole, a file may have strangers as neighbours."""
+    """Check the files in the folder of the weights: a folder is one whole, a file may have strangers as neighbours."""
     config = _config_or_none({**fields, **told})
     wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
     if config is not None and not wrong:
@@ -298,7 +298,7 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
     if (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows):
         image: Any = target.image_size
         method = _resampling(checkpoint.place.kind)
-        model.resize_windows(image_size=image, window_size=target.window_size, method=method)
+        model.set_input_size(image_size=image, window_size=target.window_size, method=method)
     model.eval()
     return model
 

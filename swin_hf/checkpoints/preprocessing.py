@@ -19,8 +19,8 @@ _TORCHVISION_SHORT_SIDES = {(96, 6): 232, (96, 18): 246, (128, 18): 238}  # by e
 def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preprocessing | dict[str, Any] | None:
     """How the pictures of a checkpoint were prepared.
 
-    What lies beside the weights is kept as long as the image size is; otherwise it is Microsoft's evaluation, which the
-    weights of all layouts but torchvision's were measured with.
+    The processor in the folder of the weights is kept as long as the image size is. Otherwise it is Microsoft's
+    evaluation, which the weights of all layouts but torchvision's were measured with.
 
     Args:
         checkpoint: The opened source.
@@ -75,7 +75,7 @@ def image_processor(preprocessing: Preprocessing | Mapping[str, Any]) -> "BaseIm
     if not (isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor)):
         raise ValueError(
             f"preprocessor_config.json names the image processor {name!r}, which transformers does not have; save one "
-            "of transformers beside the weights, or remove the file"
+            "of transformers with the weights, or remove the file"
         )
     processor: BaseImageProcessor = kind(**values)
     return processor

@@ -45,7 +45,7 @@ _WRAPPED = ("module.", "_orig_mod.")
 
 @dataclass
 class Source:
-    """Weights and what lies beside them.
+    """Weights and the files in their folder.
 
     Args:
         name: The file or folder, for messages.
@@ -85,7 +85,7 @@ class _Ignored:
         pass
 
 
-# Objects that training programs leave beside the weights. They are not imported, let alone run: a stand-in without
+# Objects that training programs leave with the weights. They are not imported, let alone run: a stand-in without
 # content takes their place. Everything else that is neither tensor nor plain data is refused.
 _SETTINGS = (
     "yacs.config.CfgNode",
@@ -136,7 +136,7 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
         raise FileNotFoundError(
             f"{path}: no such file or folder; check the spelling, or download a Hub id first with swin-hf pull"
         )
-    # Before anything is loaded: what lies beside the weights is small, and may already be refused.
+    # Before anything is loaded: the files in the folder of the weights are small, and may already be refused.
     beside = path if path.is_dir() else path.parent
     told, preprocessor = _read_json(beside / CONFIG_NAME), _read_json(beside / PREPROCESSOR_NAME)
     check_processor(preprocessor, beside / PREPROCESSOR_NAME)
@@ -192,7 +192,7 @@ def check_processor(values: Mapping[str, Any], path: Path) -> None:
         path: Where, for the message.
 
     Raises:
-        ValueError: If a size is no positive number, or stands for more than ``MOST_PIXELS``.
+        ValueError: If a size is not a positive number, or makes more pixels than ``MOST_PIXELS``.
     """
     for name in ("size", "crop_size", "pad_size"):
         size = values.get(name)

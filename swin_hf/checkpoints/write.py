@@ -63,7 +63,7 @@ def refuse_neighbours(weights: Path, names: Iterable[str]) -> None:
 
 
 def write_folder(folder: Path, contents: Contents) -> list[Path]:
-    """Write a folder beside its place and rename it; files of a folder that exists are replaced one by one.
+    """Write a folder under a temporary name and rename it; files of a folder that exists are replaced one by one.
 
     Returns:
         Every file that was written.

@@ -2,7 +2,7 @@
 
 The source may be a file (.safetensors, .pth, .pt, .bin, .ckpt) or a folder in any layout; it is recognised by its
 keys. The destination is a file if it has the suffix of one, else a folder; config.json and preprocessor_config.json
-(the evaluation transform that belongs to the weights) are written beside the weights.
+(the evaluation transform that belongs to the weights) are written into the folder of the weights.
 """
 
 import argparse

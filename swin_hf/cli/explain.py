@@ -91,7 +91,7 @@ def _one_picture(argument: str) -> str:
     if problems:
         raise PictureError(problems[0])
     if len(found) > 1:
-        raise PictureError(f"{argument} stands for {len(found)} images; explain them one by one")
+        raise PictureError(f"{argument} matches {len(found)} images; explain them one by one")
     return found[0]
 
 

@@ -204,7 +204,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 
 
 def _entry(kind: Any, value: Any, where: str) -> Any:
-    """Like :func:`_typed`, for an entry of a list or table: there ``null`` stands for a number that is not finite."""
+    """Like :func:`_typed`, for an entry of a list or table: there ``null`` means a number that is not finite."""
     return None if kind is float and value is None else _typed(kind, value, where)
 
 

@@ -114,7 +114,7 @@ def shard_names(index: Path, present: Iterable[str]) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not SHARD.fullmatch(name):
             raise ValueError(
-                f"{INDEX} points to {name!r}; a shard lies beside its index and is called "
+                f"{INDEX} points to {name!r}; a shard is in the folder of its index and is called "
                 "model-00001-of-00002.safetensors, anything else is refused"
             )
         if name not in present:

@@ -93,7 +93,7 @@ class EMA(WeightAveraging):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it when it is complete and on the disk.
+    """Writes a checkpoint under a temporary name and renames it when it is complete and on the disk.
 
     Lightning's own goes through the folder of temporary files. From another file system than the run's, the last step
     is a copy, which a full disk or a kill leaves half done in place of the previous checkpoint.

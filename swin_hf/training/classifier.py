@@ -536,16 +536,12 @@ def load_teacher(
     Raises:
         ValueError: If it is missing, knows other classes or takes images of other channels.
     """
-    if not Path(source).exists() and source.count("/") != 1:
-        raise ValueError(
-            f"there is no teacher {source!r}; give the folder of an image classifier, or a Hub id user/name"
-        )
     folder = Path(bring(source)[0])
     try:
         network: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the teacher {source!r} is no image classifier of transformers: {reason}") from error
+        raise ValueError(f"the teacher {source!r} is not an image classifier of transformers: {reason}") from error
     order = match_classes(class_table(id2label), class_table(network.config.id2label), model=f"the teacher {source!r}")
     channels = getattr(network.config, "num_channels", 3)
     if channels != num_channels and (num_channels, channels) != (1, 3):

@@ -343,7 +343,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How evaluation pictures are prepared; what is saved beside the weights says the same."""
+        """How evaluation pictures are prepared; what is saved with the weights says the same."""
         self.load()  # measures mean="dataset"
         return Preprocessing(
             self.image_size,
@@ -356,7 +356,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def image_processor(self) -> BaseImageProcessor:
-        """The image processor to save beside the weights: same pixels as this module's evaluation batches."""
+        """The image processor to save with the weights: same pixels as this module's evaluation batches."""
         return self.preprocessing.processor()
 
     def facts(self) -> dict[str, Any]:

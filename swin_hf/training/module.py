@@ -4,7 +4,6 @@
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, SumMetric
 
+from swin_hf.loading import local_path, split_hub_id
 from swin_hf.model.modeling_swin_hf import SwinHFModel
 from swin_hf.ranges import check_range
 
@@ -316,15 +316,20 @@ def bring(source: str) -> tuple[str, str | None]:
 
     Nothing of the Hub is handed to ``from_pretrained``: :func:`swin_hf.pull` takes safetensors only and checks them.
 
+    Args:
+        source: A file or folder, the folder of a training run, or ``user/name`` or ``user/name@revision`` on the Hub.
+
     Raises:
-        ValueError: If it is neither a path nor the id of a repository that can be pulled.
+        ValueError: If it is a path that does not exist, or a repository that cannot be pulled.
     """
-    if Path(source).exists() or source.count("/") != 1:
-        return source, None
+    path = local_path(source)
+    if path is not None:
+        return str(path), None
     from swin_hf.hub import HubError, pull
 
+    repo_id, revision = split_hub_id(source)
     try:
-        pulled = pull(source)
+        pulled = pull(repo_id, revision=revision)
     except HubError as error:
         raise ValueError(f"there is no path {source!r}, and it cannot be pulled from the Hub: {error}") from error
     return str(pulled.path), pulled.commit

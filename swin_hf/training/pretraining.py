@@ -126,7 +126,7 @@ class SwinMaskedImageModeler(SwinModule):
         else:
             path, self.starting_commit = bring(model)
             if not Path(path).is_dir():
-                raise ValueError(f"there is no folder {model!r}; give that of a saved model, or user/name on the Hub")
+                raise ValueError(f"{model!r} is not a folder; give that of a saved model, or user/name on the Hub")
             check_folder(Path(path))
             options = fields | backend
             self.model = SwinHFForMaskedImageModeling.from_pretrained(path, use_safetensors=True, **options)

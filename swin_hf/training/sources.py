@@ -69,7 +69,7 @@ class Source:
         return np.array([self.class_id(cell) for cell in cells], dtype=np.int64)
 
     def class_id(self, cell: Any) -> int:
-        """Class id of a stored label; blanks around a text do not count, and an empty one is no label.
+        """Class id of a stored label; blanks around a text do not count, and an empty one means that there is none.
 
         Raises:
             ValueError: If the label is none of the classes.
