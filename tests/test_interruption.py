@@ -211,12 +211,15 @@ def test_last_passes_over_a_failed_attempt_and_says_where_it_found_nothing(confi
         ["--data.data_files.train", "nowhere.parquet"],
     ],
 )
-def test_a_run_that_fails_before_its_first_step_leaves_no_folder(config, tmp_path, words):
+@pytest.mark.parametrize("there", ["", "mine", "mine/runs"])
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(config, tmp_path, words, there):
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = list(tmp_path.rglob("*"))
     try:
-        assert fit(config, tmp_path / "runs", *words) == 1
+        assert fit(config, tmp_path / "mine" / "runs", *words) == 1
     except SystemExit as error:
         assert str(error).startswith("error: ")
-    assert not list((tmp_path / "runs").glob("*"))
+    assert list(tmp_path.rglob("*")) == before
 
 
 def test_a_finished_run_that_is_resumed_leaves_no_new_folder(config, tmp_path, capsys):

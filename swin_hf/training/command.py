@@ -9,6 +9,7 @@ a requeue and a resume.
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
 import argparse
+import contextlib
 import json
 import logging
 import pickle
@@ -172,6 +173,7 @@ class RecipeCLI(LightningCLI):
         self.program = list(program or sys.argv[:1])
         self.run_folder: Path | None = None
         self.is_new = False  # whether the run folder was made for this run
+        self.new_parents: list[Path] = []  # folders above it that were made with it, the deepest first
         self.saved: dict[str, Any] = {}  # the hyper-parameters of the checkpoint, where there is one
         try:
             self._start(module_class)
@@ -293,6 +295,7 @@ class RecipeCLI(LightningCLI):
             if starts_first():
                 print(f"no run {name} in {runs} has a checkpoint to resume from: it starts anew", flush=True)  # noqa: T201
         if not self.options.trainer.fast_dev_run:
+            self.new_parents = [folder for folder in (runs, *runs.parents) if not folder.exists()]
             self.run_folder, self.is_new = new_run_folder(runs, name), True
         return None if path is None else str(path)
 
@@ -366,11 +369,14 @@ class RecipeCLI(LightningCLI):
             self.push()
 
     def drop_untrained(self) -> bool:
-        """Whether no step was taken; the folder that was made for the run goes then."""
+        """Whether no step was taken; the folders that were made for the run go then."""
         record = self.record()
         trained = record is not None and record.trained
         if self.is_new and not trained and self.run_folder is not None and starts_first():
             shutil.rmtree(self.run_folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run has begun in it
+                for folder in self.new_parents:
+                    folder.rmdir()
         return not trained
 
     def record(self) -> RunRecord | None:
