@@ -62,8 +62,10 @@ class ParserOnly(RecipeCLI):
 
 
 @pytest.fixture(scope="module")
-def parsers():
-    return {"finetune": ParserOnly(SwinClassifier).parser, "pretrain": ParserOnly(SwinMaskedImageModeler).parser}
+def parsers(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("parsers"))  # the command makes the folder of its run here
+        return {"finetune": ParserOnly(SwinClassifier).parser, "pretrain": ParserOnly(SwinMaskedImageModeler).parser}
 
 
 def script_of(path):
