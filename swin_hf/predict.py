@@ -202,10 +202,12 @@ def _is_ours(path: Path) -> bool:
 
 def _load_ours(path: Path, source: str) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
     import swin_hf
-    from swin_hf.hub.weights import ARCHITECTURES, CONFIG, check_folder, read_config
+    from swin_hf.families import architectures
+    from swin_hf.hub.weights import CONFIG, check_folder, read_config
 
     named = read_config(path / CONFIG)[0].get("architectures")
-    if named in [[name] for name in ARCHITECTURES if name != "SwinHFForImageClassification"]:
+    others = [name for name, built in architectures().items() if built.task != "image-classification"]
+    if named in [[name] for name in others]:
         raise ValueError(f"{source} is a {named[0]}, which names no classes; fine-tune it first: swin-hf train")
     check_folder(path)
     model = swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)

@@ -1,6 +1,7 @@
 """Sizes of the released models, with their source.
 
-The code that travels with a model has no sizes in it: ``import swin_hf`` gives these to ``SwinHFConfig.presets``.
+The code that travels with a model has no sizes in it: ``import swin_hf`` gives these to the configuration class of
+their family.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ _W7 = {"image_size": 224, "window_size": 7, "num_labels": 1000}
 _W12 = {"image_size": 384, "window_size": 12, "num_labels": 1000}
 _22K = {"num_labels": 21841}
 
-PRESETS: dict[str, dict[str, Any]] = {
+SWIN: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {**_TINY, **_W7, "drop_path_rate": 0.2},
     "swin_tiny_patch4_window7_224_22k": {**_TINY, **_W7, **_22K, "drop_path_rate": 0.1},
     "swin_tiny_patch4_window7_224_22kto1k": {**_TINY, **_W7, "drop_path_rate": 0.1},
@@ -71,11 +72,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_labels": 10,
     },
 }
-
-
-def list_presets() -> list[str]:
-    """Names that ``SwinHFConfig.from_preset`` accepts."""
-    return list(PRESETS)
-
-
-__all__ = ["PRESETS", "list_presets"]

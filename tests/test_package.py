@@ -17,6 +17,7 @@ PACKAGE = ROOT / "swin_hf"
 LAYERS = {
     "model": 0,
     "presets": 1,
+    "families": 2,
     "classes": 1,
     "files": 1,
     "memory": 1,
@@ -75,7 +76,7 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_import_loads_torch_and_transformers_and_none_of_the_heavy_packages():
-    heavy = "lightning datasets torchvision matplotlib triton onnx openvino timm peft tensorboard"
+    heavy = "lightning datasets matplotlib onnx openvino timm peft tensorboard"
     code = "import sys, swin_hf; print(*[name for name in sys.argv[1:] if name in sys.modules])"
     assert run_python(code, "torch", "transformers", *heavy.split()).split() == ["torch", "transformers"]
 

@@ -18,9 +18,11 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling, push
-from swin_hf.hub.staging import AUTO_MAP, CORE, PROCESSOR_MAP
+from swin_hf.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
+FAMILY = FAMILIES["swin_hf"]
+CORE = [path.name for path in FAMILY.travelling_files]
 MODEL = Path(swin_hf.__file__).parent / "model"
 
 # A finder that refuses the package stands in front of all others, as the editable installation brings a finder too.
@@ -68,7 +70,7 @@ def test_core_is_closed():
 
 
 def test_auto_map_names_classes_that_exist():
-    for target in (*AUTO_MAP.values(), *PROCESSOR_MAP):
+    for target in (*FAMILY.auto_map.values(), *FAMILY.processor_map):
         module, name = target.split(".")
         assert f"{module}.py" in CORE and hasattr(find_module(module), name)
 
@@ -172,7 +174,7 @@ def test_foreign_auto_map_is_not_passed_on(hub, tiny_model, tmp_path):
     config["auto_map"] = {"AutoModel": "other/repo--modeling.Evil"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     push(tmp_path / "model", "user/clean", endpoint=hub.url)
-    assert json.loads(hub.files("user/clean")["config.json"])["auto_map"] == AUTO_MAP
+    assert json.loads(hub.files("user/clean")["config.json"])["auto_map"] == FAMILY.auto_map
 
 
 def test_saving_a_pulled_model_again_leaves_no_dangling_auto_map(hub, tiny_model, tmp_path):

@@ -12,7 +12,7 @@ from swin_hf.checkpoints.tables import Buffer, Kind
 from swin_hf.checkpoints.translate import Translation
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
-from swin_hf.presets import PRESETS
+from swin_hf.presets import SWIN
 
 Pair = tuple[int, int]
 
@@ -225,7 +225,7 @@ def _told_by_timm(beside: Mapping[str, Any]) -> dict[str, Any]:
 def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that the arguments of one of our LightningModules say."""
     preset = arguments.get("preset")
-    told = dict(PRESETS[preset]) if preset in PRESETS and not arguments.get("model") else {}
+    told = dict(SWIN[preset]) if preset in SWIN and not arguments.get("model") else {}
     overrides = arguments.get("overrides")
     told.update(overrides if isinstance(overrides, Mapping) else {})
     told.update({name: arguments[name] for name in _TOLD if arguments.get(name) is not None})
@@ -247,7 +247,7 @@ def presets_like(fields: Mapping[str, Any]) -> list[str]:
 
 @cache
 def _preset_configs() -> dict[str, SwinHFConfig]:
-    return {name: SwinHFConfig.from_preset(name) for name in PRESETS}
+    return {name: SwinHFConfig.from_preset(name) for name in SWIN}
 
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:

@@ -20,7 +20,7 @@ from swin_hf.model.modeling_swin_hf import SwinHFBackbone
 
 from .facts import FACTS_NAME
 from .remote import HubError, attempt, checked_repo_id, client
-from .staging import CORE, is_ours
+from .staging import CODE, is_ours
 from .weights import (
     CONFIG,
     INDEX,
@@ -101,7 +101,7 @@ def pull(
     _refuse_pickles(repo_id, present)
     stale = _stale_files(here, present, repo_id) if here is not None else []
 
-    small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, INDEX, *CORE) if name in present]
+    small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, INDEX, *CODE) if name in present]
     # A file is compared before it is read: damage on the way must not be blamed on the model, nor stay in the cache.
 
     def bring(names: list[str]) -> Path:
@@ -323,7 +323,7 @@ def _offline(repo_id: str, revision: str | None, here: Path | None, verify: bool
         return _checked(repo_id, here, str(here), commit, hashes if verify else {})
     try:
         # Without patterns the client would miss the files that a pull leaves on the Hub.
-        needed = [CONFIG, PROCESSOR, WEIGHTS, INDEX, FACTS_NAME, *CORE, "model-?????-of-?????.safetensors"]
+        needed = [CONFIG, PROCESSOR, WEIGHTS, INDEX, FACTS_NAME, *CODE, "model-?????-of-?????.safetensors"]
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=needed, local_files_only=True))
     except Exception:
         raise HubError(

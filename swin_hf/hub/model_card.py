@@ -22,13 +22,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch.utils.flop_counter import FlopCounterMode
 
+from swin_hf.families import architectures
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.text import one_line
 
 from .facts import Metric, TrainingFacts
 from .pictures import picture_names
 from .remote import redact
-from .weights import ARCHITECTURES
 
 CARD_NAME = "README.md"
 FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) -->\s*\Z")
@@ -48,12 +48,6 @@ TITLES = {
 }
 # Names that the Hub's leaderboards know for ours.
 HUB_METRICS = {"accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1"}
-TASKS = {
-    "SwinHFForImageClassification": "image-classification",
-    "SwinHFModel": "image-feature-extraction",
-    "SwinHFBackbone": "image-feature-extraction",
-    "SwinHFForMaskedImageModeling": "image-feature-extraction",
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ def render_card(source: CardSource) -> str:
         source=source,
         facts=facts,
         config=config,
-        task=TASKS[source.architecture],
+        task=architectures()[source.architecture].pipeline_tag,
         headline=headline,
         labels=labels if any(label != f"LABEL_{n}" for n, label in enumerate(labels)) else [],
         confusions=_worst_confusions(facts),
@@ -184,7 +178,7 @@ def _metadata(source: CardSource) -> str:
     dataset = facts.data
     known: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": TASKS[source.architecture],
+        "pipeline_tag": architectures()[source.architecture].pipeline_tag,
         "tags": ["swin", "swin_hf", "vision"],
     }
     if source.license:
@@ -199,7 +193,7 @@ def _metadata(source: CardSource) -> str:
         known["model_name"] = source.repo_id.split("/")[-1]
         known["eval_results"] = [
             EvalResult(
-                task_type=TASKS[source.architecture],
+                task_type=architectures()[source.architecture].pipeline_tag,
                 dataset_type=dataset.name if dataset.is_hub_id else _slug(dataset.name),
                 dataset_name=dataset.name,
                 dataset_config=dataset.config,
@@ -226,7 +220,7 @@ def confidence_interval(metric: Metric) -> tuple[float, float] | None:
 def count_parameters(config: SwinHFConfig, architecture: str) -> int:
     """Exact number of parameters; nothing is allocated."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in ARCHITECTURES[architecture](config).parameters())
+        return sum(parameter.numel() for parameter in architectures()[architecture].model_class(config).parameters())
 
 
 def count_macs(config: SwinHFConfig, architecture: str) -> int:
@@ -236,9 +230,10 @@ def count_macs(config: SwinHFConfig, architecture: str) -> int:
 
 @cache
 def _count_macs(config: str, architecture: str) -> int:
-    built = SwinHFConfig.from_dict({**json.loads(config), "attn_implementation": "eager"})
+    found = architectures()[architecture]
+    built = found.family.config_class.from_dict({**json.loads(config), "attn_implementation": "eager"})
     with torch.device("meta"), torch.no_grad():
-        model = ARCHITECTURES[architecture](built).eval()
+        model = found.model_class(built).eval()
         model.config._attn_implementation = "eager"
         pixels = torch.empty(1, built.num_channels, *built.image_hw)
         with FlopCounterMode(display=False) as counter:

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from swin_hf.families import list_presets
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.presets import list_presets
 from swin_hf.processing import Preprocessing
 
 from .model_card import count_macs, count_parameters, template_environment

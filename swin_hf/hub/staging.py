@@ -10,13 +10,13 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from swin_hf.families import FAMILIES, family_of
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing
 
@@ -26,20 +26,8 @@ from .pictures import CURVES, MATRIX, draw_pictures
 from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
-# The travelling core is the folder of the model: flat and closed, so that it runs without this package.
-CORE = tuple(sorted(p.name for p in files("swin_hf.model").iterdir() if p.name.endswith(".py") and p.name[0] != "_"))
-AUTO_MAP = {
-    "AutoConfig": "configuration_swin_hf.SwinHFConfig",
-    "AutoModel": "modeling_swin_hf.SwinHFModel",
-    "AutoModelForImageClassification": "modeling_swin_hf.SwinHFForImageClassification",
-    "AutoModelForMaskedImageModeling": "modeling_swin_hf.SwinHFForMaskedImageModeling",
-    "AutoBackbone": "modeling_swin_hf.SwinHFBackbone",
-}
-# For each backend of transformers, in the order in which it reads a pair: PIL's, then torchvision's.
-PROCESSOR_MAP = [
-    "image_processing_swin_hf.SwinHFImageProcessorPil",
-    "image_processing_swin_hf.SwinHFImageProcessor",
-]
+# Names of the code that travels with our models, of whichever family.
+CODE = tuple(sorted({path.name for family in FAMILIES.values() for path in family.travelling_files}))
 PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 # Keys that say where a model was loaded from on this machine, or which code loads it; neither is the reader's business.
@@ -87,7 +75,7 @@ class Stage:
 
 def is_ours(name: str) -> bool:
     """Whether a push owns a file name of a repository: it writes it, and removes it when it has become stale."""
-    return name in (WEIGHTS, INDEX, FACTS_NAME, *PICTURES, *CORE) or bool(SHARD.fullmatch(name))
+    return name in (WEIGHTS, INDEX, FACTS_NAME, *PICTURES, *CODE) or bool(SHARD.fullmatch(name))
 
 
 def model_folder(folder: Path) -> Path:
@@ -138,9 +126,9 @@ def stage(
             file holds an access token.
     """
     if isinstance(source, PreTrainedModel):
-        if source.config.model_type != SwinHFConfig.model_type:
+        if source.config.model_type not in FAMILIES:
             raise ValueError(
-                f"{type(source).__name__} is not of this family; convert it first with swin_hf.load_checkpoint"
+                f"{type(source).__name__} is of none of our families; convert it first with swin_hf.load_checkpoint"
             )
         saved = folder / "saved"
         source.save_pretrained(saved)
@@ -157,9 +145,9 @@ def stage(
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:
         # Copies: an installation that changes while the push runs must not be sent half old and half new.
-        for name in CORE:
-            paths[name] = folder / name
-            paths[name].write_bytes((files("swin_hf.model") / name).read_bytes())
+        for path in family_of(config).travelling_files:
+            paths[path.name] = folder / path.name
+            paths[path.name].write_bytes(path.read_bytes())
     facts = facts or _find_facts(saved)
     if facts:
         (folder / FACTS_NAME).write_text(redact(facts.to_json()), encoding="utf-8")
@@ -205,7 +193,7 @@ def render_folder_card(source: Path, repo_id: str, tag: str | None = None, licen
 def _write_config(path: Path, values: dict[str, Any], include_code: bool) -> Path:
     values = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
     if include_code:
-        values["auto_map"] = AUTO_MAP
+        values["auto_map"] = family_of(values["model_type"]).auto_map
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 
@@ -233,7 +221,7 @@ def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
     if name is None and "grey_maximum" in values:  # ours, which is found by the model's configuration
         if include_code:
-            values["auto_map"] = {"AutoImageProcessor": PROCESSOR_MAP}
+            values["auto_map"] = {"AutoImageProcessor": family_of(config).processor_map}
     elif not _is_image_processor(name):
         raise ValueError(
             f"{PROCESSOR} names the image processor {name!r}; it must be a class of transformers, because no code "

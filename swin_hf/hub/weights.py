@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from swin_hf.checkpoints.read import check_processor
-from swin_hf.model import modeling_swin_hf as modeling
+from swin_hf.families import FAMILIES, architectures
 from swin_hf.model.configuration_swin_hf import CONFIG_BYTES, SwinHFConfig
 from swin_hf.model.resizing import refuse_types
 
@@ -18,15 +18,6 @@ CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-ARCHITECTURES = {
-    cls.__name__: cls
-    for cls in (
-        modeling.SwinHFModel,
-        modeling.SwinHFForImageClassification,
-        modeling.SwinHFForMaskedImageModeling,
-        modeling.SwinHFBackbone,
-    )
-}
 # Keys with which transformers would load other weights than those that are checked here, or replace layers.
 FOREIGN_KEYS = {
     "transformers_weights": f"rename the weights to {WEIGHTS} and remove the key",
@@ -47,21 +38,22 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         The values as they are in the file, and the configuration.
 
     Raises:
-        OtherFamilyError: When it belongs to another family.
+        OtherFamilyError: When it belongs to none of ours.
         ValueError: When it cannot be read, or holds a value out of range.
     """
     values = _object(path)
     values.pop("auto_map", None)
-    if values.get("model_type") != SwinHFConfig.model_type:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise OtherFamilyError(
-            f"{CONFIG} has model_type {str(values.get('model_type'))[:80]!r}, not {SwinHFConfig.model_type!r}; "
+            f"{CONFIG} has model_type {str(model_type)[:80]!r}, not {' or '.join(map(repr, FAMILIES))}; "
             "convert the checkpoint first: swin-hf convert SOURCE FOLDER --to swin_hf"
         )
     for key, remedy in FOREIGN_KEYS.items():
         if values.get(key) is not None:
             raise ValueError(f"{CONFIG} has {key} {str(values[key])[:80]!r}, which this family does not take; {remedy}")
     try:
-        config = SwinHFConfig.from_dict(dict(values))
+        config: SwinHFConfig = FAMILIES[model_type].config_class.from_dict(dict(values))
     except ValueError as error:
         raise ValueError(f"{CONFIG} is not valid: {error}") from None
     return values, config
@@ -146,16 +138,17 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
         config: The configuration made of them.
 
     Returns:
-        The name of the architecture, one of :data:`ARCHITECTURES`.
+        The name of the architecture, one of :func:`~swin_hf.families.architectures`.
 
     Raises:
         ValueError: When the architecture is unknown, or tensors are missing, left over or of another shape.
     """
     named = values.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+    known = {name: built for name, built in architectures().items() if built.family.model_type == config.model_type}
+    if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
-            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}: "
+            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(known)}: "
             "save the model again with save_pretrained"
         )
     found: dict[str, tuple[int, ...]] = {}
@@ -166,7 +159,7 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
         raise ValueError(f"{CONFIG} asks for {sum(config.depths)} blocks but the weights hold {len(found)} tensors")
     try:
         with torch.device("meta"):
-            expected = {k: tuple(v.shape) for k, v in ARCHITECTURES[architecture](config).state_dict().items()}
+            expected = {k: tuple(v.shape) for k, v in known[architecture].model_class(config).state_dict().items()}
     except Exception as error:  # whatever sizes that no machine has provoke in torch
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{CONFIG} cannot be built: {reason}") from None
@@ -186,13 +179,13 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
 
 
 def check_folder(folder: Path) -> str:
-    """Check a folder of this family before anything of it is loaded: configuration, names of files, headers of weights.
+    """Check a folder of our families before anything of it is loaded: configuration, names and headers of the files.
 
     Returns:
-        The name of the architecture, one of :data:`ARCHITECTURES`.
+        The name of the architecture, one of :func:`~swin_hf.families.architectures`.
 
     Raises:
-        OtherFamilyError: When it belongs to another family.
+        OtherFamilyError: When it belongs to none of ours.
         ValueError: As :func:`read_config`, :func:`weight_files` and :func:`check_weights` do.
     """
     values, config = read_config(folder / CONFIG)

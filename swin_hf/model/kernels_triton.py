@@ -586,7 +586,7 @@ def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, c
 
     Chosen by compiling every kernel for compute capability 8.0 and 9.0: no more than a few bytes of registers spill,
     and no more programs are asked for than a multiprocessor holds at once, because a program that has to wait for
-    another to end would double the time. ``tests/test_kernels_triton.py`` compiles them again. Not yet tuned by
+    another to end would double the time. ``tests/model/test_kernels_triton.py`` compiles them again. Not yet tuned by
     time on a device.
     """
     forward = kernel == "forward"

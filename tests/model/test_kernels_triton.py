@@ -1,7 +1,7 @@
 """The fused kernels against a definition written with loops, in Triton's interpreter; on a GPU where there is one.
 
 Triton decides when it is imported whether kernels are interpreted, so those tests run in a process of their own:
-``TRITON_INTERPRET=1 pytest tests/test_kernels_triton.py`` shows them one by one.
+``TRITON_INTERPRET=1 pytest tests/model/test_kernels_triton.py`` shows them one by one.
 """
 
 import importlib
@@ -153,7 +153,7 @@ def test_kernels_in_the_interpreter(tier):
     run = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, *options],
         env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

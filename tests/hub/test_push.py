@@ -20,14 +20,16 @@ from safetensors.torch import load_file, save_file
 
 import swin_hf
 from swin_hf import SwinHFForImageClassification, cli, push
+from swin_hf.families import FAMILIES
 from swin_hf.hub import ConfusionMatrix, HubError, TrainingFacts, remote
-from swin_hf.hub.staging import AUTO_MAP, CORE
 
 # huggingface_hub 2.4 passes file objects to httpx2 as `data=`, which httpx2 deprecates; not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 REPO = "user/tiny"
 MODES = ("basic", "multipart", "xet")
+FAMILY = FAMILIES["swin_hf"]
+CORE = [path.name for path in FAMILY.travelling_files]
 BASE = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", *CORE}
 
 
@@ -141,7 +143,7 @@ def test_config_on_the_hub_has_every_auto_class_and_no_trace_of_this_machine(hub
     model = SwinHFForImageClassification.from_pretrained(tmp_path / "a")
     push(model, REPO, endpoint=hub.url)
     config = json.loads(hub.files(REPO)["config.json"])
-    assert config["auto_map"] == AUTO_MAP and set(AUTO_MAP) == {
+    assert config["auto_map"] == FAMILY.auto_map and set(FAMILY.auto_map) == {
         "AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling", "AutoBackbone"
     }  # fmt: skip
     assert str(tmp_path) not in hub.files(REPO)["config.json"].decode() and "--" not in str(config["auto_map"])
@@ -596,7 +598,7 @@ def test_model_of_another_family_is_refused(tmp_path):
     from transformers import SwinConfig, SwinForImageClassification
 
     model = SwinForImageClassification(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=2))
-    with pytest.raises(ValueError, match="is not of this family; convert it first"):
+    with pytest.raises(ValueError, match="is of none of our families; convert it first"):
         push(model, REPO, dry_run=True)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has model_type 'swin', not 'swin_hf'; convert"):

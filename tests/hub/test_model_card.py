@@ -35,7 +35,7 @@ from swin_hf.processing import Preprocessing
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = Path(__file__).parents[2] / "model_cards"
 NASTY = "a|b`c`\n<script>[x](y)*_\\"
 
 

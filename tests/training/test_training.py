@@ -33,7 +33,7 @@ from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.training import SwinClassifier, run_recipe
 from swin_hf.training.run_folder import new_run_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "swin_hf" / "training" / "configs" / "digits"
 
 pytestmark = [

@@ -14,7 +14,7 @@ import swin_hf_cli
 from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, run_recipe
 from swin_hf.training.command import RecipeCLI
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "swin_hf" / "training" / "configs"
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
 OVERLAYS = {"ddp", "early_stopping", "ema", "streaming", "wandb", "trackio", "smoke_cpu"}

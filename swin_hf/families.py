@@ -1,0 +1,211 @@
+"""The table of what this package builds: the families of models, and the tasks that each is built for.
+
+Registration with transformers, pushing, the card, conversion and loading read it. A family is one row of
+:data:`FAMILIES` and its own files in ``model/``; a task is one row of :data:`TASKS` and a class in each family that
+has it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .presets import SWIN
+
+_ROOM = "swin_hf.model"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is built for.
+
+    Args:
+        auto_class: Auto class of transformers that finds its models.
+        pipeline_tag: Task of the Hub, for the card.
+        head: Beginnings of the keys that only its models have: left out, or new, where a trunk is loaded from another.
+        answers: What its output is, in a few words, for messages.
+    """
+
+    auto_class: str
+    pipeline_tag: str
+    head: tuple[str, ...] = ()
+    answers: str = "features"
+
+
+TASKS = {
+    "features": Task("AutoModel", "image-feature-extraction"),
+    "image-classification": Task(
+        "AutoModelForImageClassification", "image-classification", ("classifier.",), "classes"
+    ),
+    "masked-image-modeling": Task(
+        "AutoModelForMaskedImageModeling",
+        "image-feature-extraction",
+        ("decoder.", "swin.embeddings.mask_token"),
+        "pixels",
+    ),
+    "backbone": Task("AutoBackbone", "image-feature-extraction", ("hidden_states_norms.",), "maps"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A line of models that share one configuration class.
+
+    Args:
+        model_type: Its name in ``config.json``.
+        config: Module in ``model/`` and name of the configuration class.
+        models: For each task, the same of the model class.
+        processors: For each backend of transformers, the same of the image processor.
+        presets: Fields of the configuration of each released size.
+        paper: Where the architecture is defined.
+    """
+
+    model_type: str
+    config: str
+    models: Mapping[str, str]
+    processors: Mapping[str, str]
+    presets: Mapping[str, Mapping[str, Any]]
+    paper: str
+
+    @property
+    def config_class(self) -> Any:
+        """Its configuration class."""
+        return _load(self.config)
+
+    def model_class(self, task: str) -> Any:
+        """Its model class for a task.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if task not in self.models:
+            raise ValueError(f"{self.model_type} has no model for {task}; it has them for {', '.join(self.models)}")
+        return _load(self.models[task])
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """Where transformers finds the classes among the files that travel with a pushed model."""
+        return {"AutoConfig": self.config} | {TASKS[task].auto_class: name for task, name in self.models.items()}
+
+    @property
+    def processor_map(self) -> list[str]:
+        """The same for the image processors, in the order in which transformers reads a pair: PIL's first."""
+        return [self.processors["pil"], self.processors["torchvision"]]
+
+    @property
+    def travelling_files(self) -> list[Path]:
+        """The code that a pushed model needs: the modules of its classes and all that they import beside them."""
+        modules = {name.split(".")[0] for name in (self.config, *self.models.values(), *self.processors.values())}
+        found = {Path(import_module(f"{_ROOM}.{module}").__file__ or "") for module in modules}
+        for path in tuple(found):
+            found |= {Path(name) for name in get_relative_import_files(str(path))}
+        return sorted(found)
+
+
+FAMILIES = {
+    "swin_hf": Family(
+        model_type="swin_hf",
+        config="configuration_swin_hf.SwinHFConfig",
+        models={
+            "features": "modeling_swin_hf.SwinHFModel",
+            "image-classification": "modeling_swin_hf.SwinHFForImageClassification",
+            "masked-image-modeling": "modeling_swin_hf.SwinHFForMaskedImageModeling",
+            "backbone": "modeling_swin_hf.SwinHFBackbone",
+        },
+        processors={
+            "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
+            "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
+        },
+        presets=SWIN,
+        paper="https://arxiv.org/abs/2103.14030",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model class: a family, built for a task."""
+
+    family: Family
+    task: str
+
+    @property
+    def model_class(self) -> Any:
+        """The class itself."""
+        return self.family.model_class(self.task)
+
+    @property
+    def pipeline_tag(self) -> str:
+        """Task of the Hub."""
+        return TASKS[self.task].pipeline_tag
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every model class, by the name that ``config.json`` gives it."""
+    return {
+        name.split(".")[1]: Architecture(family, task)
+        for family in FAMILIES.values()
+        for task, name in family.models.items()
+    }
+
+
+def family_of(config: Any) -> Family:
+    """The family of a configuration.
+
+    Raises:
+        ValueError: If it is of another model type.
+    """
+    model_type = config if isinstance(config, str) else config.model_type
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type is {str(model_type)[:80]!r}; this package has {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def list_presets(family: str | None = None) -> list[str]:
+    """Names that ``from_preset`` accepts.
+
+    Args:
+        family: ``model_type`` of one family; all of them if not given.
+
+    Raises:
+        ValueError: If there is no such family.
+    """
+    chosen = FAMILIES.values() if family is None else [family_of(family)]
+    return [name for one in chosen for name in one.presets]
+
+
+def config_of_preset(name: str, **fields: Any) -> Any:
+    """Configuration of a released size, of whichever family it is.
+
+    Args:
+        name: One of :func:`list_presets`.
+        **fields: Other values for fields of the configuration.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    families = [family for family in FAMILIES.values() if name in family.presets]
+    family = families[0] if families else next(iter(FAMILIES.values()))  # whose class says which names are near
+    return family.config_class.from_preset(name, **fields)
+
+
+def register(family: Family) -> None:
+    """Teach the Auto classes of transformers a family; doing it twice changes nothing."""
+    import transformers
+
+    config = family.config_class
+    config.presets.update(family.presets)
+    transformers.AutoConfig.register(family.model_type, config, exist_ok=True)
+    for task in family.models:
+        getattr(transformers, TASKS[task].auto_class).register(config, family.model_class(task), exist_ok=True)
+    # Classes of our own, for both backends: what is registered here is looked up by name for all models of the process.
+    processors = {backend: _load(name) for backend, name in family.processors.items()}
+    transformers.AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(".")
+    return getattr(import_module(f"{_ROOM}.{module}"), attribute)
