@@ -19,6 +19,7 @@ LAYERS = {
     "presets": 1,
     "families": 2,
     "classes": 1,
+    "counting": 1,
     "files": 1,
     "memory": 1,
     "ranges": 1,
