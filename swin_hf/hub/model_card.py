@@ -93,7 +93,7 @@ def render_card(source: CardSource) -> str:
     accuracies = [metric for metric in facts.metrics if metric.name == "accuracy"]
     headline = next((metric for metric in accuracies if metric.split == "test"), next(iter(accuracies), None))
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
-    text = _environment().get_template("card.md.jinja").render(
+    text = template_environment().get_template("card.md.jinja").render(
         metadata=_metadata(source),
         name=source.repo_id.split("/")[-1],
         source=source,
@@ -293,7 +293,8 @@ def _size(size: int) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """The templates of this folder with the filters that they use; an unknown name in them is an error."""
     environment = Environment(
         loader=PackageLoader("swin_hf", "hub"),
         undefined=StrictUndefined,
