@@ -1,8 +1,10 @@
 """The package as a whole: its names, its layers, what importing it costs, what its wheel holds."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -146,6 +148,47 @@ def test_recipes_and_tests_of_behaviour_use_public_names_only():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("swin_hf"):
                 private = [alias.name for alias in node.names if alias.name.startswith("_")]
                 assert not private, f"{path.name} imports {private}"
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Packages that are neither ours nor Python's, imported anywhere in a module, in any form."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    return {name.split(".")[0] for name in names} - {"swin_hf", "swin_hf_cli", *sys.stdlib_module_names}
+
+
+def test_declared_is_what_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def declared(requirements: list[str]) -> set[str]:
+        distributions = {re.split(r"[^\w-]", text)[0] for text in requirements}
+        return {{"pillow": "PIL", "pyyaml": "yaml"}.get(name, name.replace("-", "_")) for name in distributions}
+
+    paths = [*PACKAGE.rglob("*.py"), ROOT / "swin_hf_cli.py"]
+    imported = set().union(*map(imported_packages, paths))
+    imported.remove("triton")  # comes with the torch that has GPUs; without it, its backend says so
+    imported |= {"tensorboard", "onnxscript"}  # Lightning and torch import them, for a logger and for torch.onnx
+    extras = project["optional-dependencies"]
+    optional = declared([text for name in ("onnx", "openvino", "lora", "trackio") for text in extras[name]])
+    core = declared(project["dependencies"])
+    assert imported - {"timm"} == core | optional  # timm checks a conversion where it is installed
+    assert "timm" in declared(extras["bench"])
+    needed = set().union(*(top_level_imports(path) for path in paths))
+    assert not needed & optional, "what is optional is imported only where it is used"
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """Packages that importing a module loads."""
+    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names}
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):
