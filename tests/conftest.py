@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import numpy as np
 import pytest
 import torch
-from hub_server import _hub_server, hub  # noqa: F401 - the loopback Hub as a fixture
+from hub_server import _hub_server, hub, run_commands  # noqa: F401 - the loopback Hub as a fixture
 from hypothesis import HealthCheck, settings
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification

@@ -105,25 +105,51 @@ print(*sorted(IMAGE_PROCESSOR_MAPPING[type(config)]))
     ]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of swin_hf that a module imports, anywhere in it, type checking aside."""
-    tree = ast.parse(path.read_text())
+# A public name is imported from the room that defines it, whichever way it is written.
+ROOMS = {name: getattr(swin_hf, name).__module__.split(".")[1] for name in PUBLIC_NAMES if name != "__version__"}
+
+
+def imported_rooms(code: str, package: list[str]) -> set[str]:
+    """Rooms of swin_hf that the code of a module in ``package`` imports, anywhere in it, type checking aside."""
+    tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
-    package = ["swin_hf", *path.relative_to(PACKAGE).parts[:-1]]
-    rooms = set()
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            module = [*base, *(node.module or "").split(".")] if node.module else base
-            names = [".".join([*module, alias.name]) for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("swin_hf.")}
-    return rooms & set(LAYERS)
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names.append(ast.unparse(node))  # swin_hf.push
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.append(node.value)  # import_module("swin_hf.hub")
+    parts = [name.split(".")[1] for name in names if re.fullmatch(r"swin_hf\.[\w.]+", name)]
+    return {ROOMS.get(part, part) for part in parts} & set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from swin_hf.hub import push",
+        "from swin_hf.hub.publish import push",
+        "from swin_hf import push",
+        "from swin_hf import hub",
+        "import swin_hf.hub.publish",
+        "from ..hub import push",
+        "from .. import push",
+        "from .. import hub",
+        "def f():\n    from ..hub import push",
+        "import swin_hf\n\ndef f():\n    swin_hf.push('model', 'user/model')",
+        "from importlib import import_module\nimport_module('swin_hf.hub.publish')",
+    ],
+)
+def test_every_form_of_import_is_seen(code):
+    assert imported_rooms(code, ["swin_hf", "training"]) == {"hub"}
+    assert imported_rooms(f"if TYPE_CHECKING:\n    {code}" if "\n" not in code else "", ["swin_hf", "x"]) == set()
 
 
 def modules_of(room: str) -> list[Path]:
@@ -133,7 +159,8 @@ def modules_of(room: str) -> list[Path]:
 @pytest.mark.parametrize("room", LAYERS)
 def test_imports_go_down(room):
     for path in modules_of(room):
-        upward = {other for other in imported_rooms(path) if other != room and LAYERS[other] >= LAYERS[room]}
+        rooms = imported_rooms(path.read_text(), ["swin_hf", *path.relative_to(PACKAGE).parts[:-1]])
+        upward = {other for other in rooms if other != room and LAYERS[other] >= LAYERS[room]}
         assert not upward, f"{path.relative_to(ROOT)} imports {upward}, which is no lower than {room}"
 
 
