@@ -33,14 +33,14 @@ check: $(VENV)/.installed-dev ## report: ruff, mypy, generated files
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m swin_hf.cli card --all-presets model_cards --check
+	$(RUN) model_cards/render.py --check
 
 style: $(VENV)/.installed-dev ## repair what ruff can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
 cards: $(VENV)/.installed-dev ## rewrite model_cards/
-	$(RUN) -m swin_hf.hub.preset_cards model_cards
+	$(RUN) model_cards/render.py
 
 figures: $(VENV)/.installed-dev ## redraw the figures of docs/swin.md
 	$(RUN) docs/figures.py docs/figures

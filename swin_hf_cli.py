@@ -21,7 +21,7 @@ VERBS = {
     "export": "write ONNX, OpenVINO or torch.export files, checked after they are written",
     "push": "publish a model or a run folder on the Hub",
     "pull": "download a model and verify it",
-    "card": "render the model card of a folder or a preset",
+    "card": "render the model card of a folder",
 }
 TRAINING = ("train", "pretrain")  # Lightning reads the options of these
 

@@ -1,15 +1,13 @@
 """The same network of each library, with the same weights, and how far their results are apart."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, export_checkpoint
+from swin_hf.checkpoints import verify
 
 PEERS = ("swin_hf", "transformers", "timm", "torchvision")
 
@@ -32,51 +30,17 @@ def sharpen(model: nn.Module) -> Any:
     return model
 
 
-def build_peer(name: str, preset: str, ours: SwinHFForImageClassification) -> nn.Module:
+def build_peer(name: str, ours: SwinHFForImageClassification) -> nn.Module:
     """The same network of another library, with our weights.
 
     Raises:
         ImportError: If the library is not installed; the message says how to install it.
-        ValueError: If the library has no such network.
     """
-    config = ours.config
-    state = export_checkpoint(ours, name)
-    if name == "transformers":
-        from transformers import SwinConfig, SwinForImageClassification
-
-        sizes = ("patch_size", "num_channels", "embed_dim", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_path_rate")
-        theirs = SwinConfig(
-            image_size=config.image_hw[0],
-            depths=list(config.depths),
-            num_heads=list(config.num_heads),
-            window_size=config.stage_windows[0][0],
-            num_labels=config.num_labels,
-            **{size: getattr(config, size) for size in sizes},
-        )
-        with tempfile.TemporaryDirectory() as folder:  # the names in its files are not those of its modules
-            theirs.save_pretrained(folder)
-            save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-            return SwinForImageClassification.from_pretrained(folder, attn_implementation="sdpa")
-    elif name == "timm":
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError("timm is not installed; pip install 'swin-hf[bench]' adds it") from error
-        model = timm.create_model(preset, pretrained=False, num_classes=config.num_labels, drop_path_rate=0.0)
-    else:
-        from torchvision.models.swin_transformer import SwinTransformer
-
-        model = SwinTransformer(
-            patch_size=list(config.patch_hw),
-            embed_dim=config.embed_dim,
-            depths=list(config.depths),
-            num_heads=list(config.num_heads),
-            window_size=list(config.stage_windows[0]),
-            mlp_ratio=config.mlp_ratio,
-            stochastic_depth_prob=0.0,
-            num_classes=config.num_labels,
-        )
-    model.load_state_dict(state)
+    layout = "transformers-memory" if name == "transformers" else name
+    model = verify.build_peer(layout, ours.config)
+    if model is None:
+        raise ImportError(f"{name} is not installed; pip install 'swin-hf[bench]' adds it")
+    model.load_state_dict(export_checkpoint(ours, layout))
     return model
 
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf import SwinHFConfig
+from swin_hf.counting import count_macs
 
 from .clock import ceilings, peak_memory, take_turns
 from .peers import build_ours, build_peer, disagreement, gradients_of, logits_of, true_gradients
@@ -36,18 +37,6 @@ GRADIENT_TOLERANCE = {"fp32": 1e-3, "bf16": 0.25, "amp": 0.25}
 def said(error: Exception) -> str:
     """The first line of an error."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def count_flops(model: SwinHFForImageClassification, size: tuple[int, int]) -> int:
-    """FLOPs of one image, counted by torch on the eager definition."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    backend = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.randn(1, model.config.num_channels, *size, device=model.device, dtype=model.dtype))
-    model.set_attn_implementation(backend)
-    return counter.get_total_flops()
 
 
 def model_call(model: nn.Module, setting: dict[str, Any], images: Tensor, labels: Tensor) -> Callable[[], Any]:
@@ -86,13 +75,13 @@ def measure_models(setting: dict[str, Any], options: argparse.Namespace) -> dict
     config, batch = ours.config, setting["batch_size"]
     images = torch.randn(batch, config.num_channels, *config.image_hw)
     labels = torch.randint(config.num_labels, (batch,))
-    flops = count_flops(ours, config.image_hw) * (3 if setting["mode"] == "training" else 1) * batch
+    flops = 2 * count_macs(config, type(ours)) * (3 if setting["mode"] == "training" else 1) * batch
     models: dict[str, nn.Module] = {"swin_hf": ours}
     left_out = {}
     for name in options.peers:
         if name != "swin_hf":
             try:
-                models[name] = build_peer(name, setting["preset"], ours)
+                models[name] = build_peer(name, ours)
             except Exception as error:
                 left_out[name] = said(error)
 
@@ -294,7 +283,7 @@ def measure_start(setting: dict[str, Any], options: argparse.Namespace) -> dict[
     ours = build_ours(preset)
     ours.config._attn_implementation = "sdpa"
     with tempfile.TemporaryDirectory() as folder:
-        models = {"swin_hf": ours, "transformers": build_peer("transformers", preset, ours)}
+        models = {"swin_hf": ours, "transformers": build_peer("transformers", ours)}
         for name, model in models.items():
             model.save_pretrained(Path(folder) / name)
         kinds = {name: type(model) for name, model in models.items()}

@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import numpy as np
 import pytest
 import torch
-from hub_server import _hub_server, hub  # noqa: F401 - the loopback Hub as a fixture
+from hub_server import _hub_server, hub, run_commands  # noqa: F401 - the loopback Hub as a fixture
 from hypothesis import HealthCheck, settings
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
@@ -27,6 +27,17 @@ PARITY = {"rtol": 1e-4, "atol": 5e-5}
 
 # Seconds after which something that a test waits for counts as hung. No measure of speed: a loaded machine is slow.
 PATIENCE = 900
+
+# For the `pytestmark` of files that train: what the libraries say of runs as small as theirs.
+TRAINING_WARNINGS = [
+    pytest.mark.filterwarnings(text)
+    for text in (
+        "ignore:.*does not have many workers",  # a few pictures are read in the main process
+        "ignore:.*smaller than the logging interval",  # an epoch has a few steps
+        "ignore:.*isinstance.treespec, LeafSpec",  # torch 2.15 deprecates a check that Lightning 2.6.6 makes
+        "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",  # LightningCLI calls it in the old way
+    )
+]
 
 TINY = {
     "image_size": (32, 48),

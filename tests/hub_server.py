@@ -16,10 +16,13 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -809,6 +812,41 @@ def hub(_hub_server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_cache"))
     yield _hub_server
     assert not _hub_server.bugs, "the loopback Hub itself failed:\n" + "\n".join(_hub_server.bugs)
+
+
+@dataclass
+class Done:
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_commands(hub: LoopbackHub, tmp_path: Path) -> Callable[..., list[Done]]:
+    """Run command lines of ``swin-hf``, one after the other, in one process whose Hub is the loopback one."""
+    code = """
+import contextlib, io, json, sys
+from swin_hf.cli import main
+done = []
+for words in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(done))
+"""
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITER}
+
+    def run(*commands: list[str]) -> list[Done]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(commands)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return [Done(*values) for values in json.loads(done.stdout.splitlines()[-1])]
+
+    return run
 
 
 def use_mode(hub: LoopbackHub, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:

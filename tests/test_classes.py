@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import yaml
+from conftest import TRAINING_WARNINGS
 from PIL import Image
 from short import short
 
@@ -18,11 +19,7 @@ PRESET = "swin_digits_patch4_window4_32"
 SMALL = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16}
 COLOURS = {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20), "grey": (120, 120, 120)}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
-]
+pytestmark = TRAINING_WARNINGS
 
 
 # The rule.

@@ -11,15 +11,12 @@ import exact_run
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PATIENCE
+from conftest import PATIENCE, TRAINING_WARNINGS
 from exact_run import EPOCHS, classifier, data, fit, launch, middle, trainer
 from lightning.pytorch import Callback
 
 pytestmark = [
-    # Lightning 2.6.6 asks torch 2.15 for the leaves of a tree in the old way.
-    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
-    # The digits are read in the main process on purpose.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    *TRAINING_WARNINGS,
     # The length of a streaming loader is a number of steps that it keeps to with any number of workers.
     pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),
 ]

@@ -71,15 +71,14 @@ def test_model_runs_the_functions_that_the_figures_draw(monkeypatch):
     for name in GEOMETRY:
         assert getattr(lesson_figures, name) is getattr(windows, name)
         spy_on(name)
-    # A size that no other test has, so that index and mask cannot come from the cache.
-    config = SwinHFConfig(
-        image_size=(37, 41), patch_size=1, embed_dim=8, depths=(2,), num_heads=(2,), window_size=(5, 4)
-    )
-    model = SwinHFForImageClassification(config).eval()
+    sizes = {"image_size": (37, 41), "patch_size": 1, "embed_dim": 8, "depths": (2,), "num_heads": (2,)}
+    model = SwinHFForImageClassification(SwinHFConfig(**sizes, window_size=(5, 4))).eval()
     assert not called
+    attention.clear_caches()  # index and mask are computed once for a size
     with torch.no_grad():
         model(torch.randn(1, 3, 37, 41))
     assert called == set(GEOMETRY)
+    attention.clear_caches()
 
 
 def test_patch_merging_of_the_lesson_is_the_references():

@@ -9,6 +9,7 @@ import resource
 import pytest
 import torch
 import yaml
+from conftest import TRAINING_WARNINGS
 from full_disk import files_of_at_most
 from PIL import Image
 from safetensors import SafetensorError
@@ -20,11 +21,7 @@ from swin_hf.files import full_disk
 from swin_hf.training.loggers import read_rows
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    *TRAINING_WARNINGS,
     pytest.mark.filterwarnings("ignore:the best weights so far are in checkpoints/best.ckpt only"),
     pytest.mark.filterwarnings("ignore:the state of the interrupted epoch is not saved"),
     pytest.mark.filterwarnings("ignore:the figure .* could not be drawn"),

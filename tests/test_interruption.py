@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import PATIENCE
+from conftest import PATIENCE, TRAINING_WARNINGS
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from test_callbacks import Line
@@ -24,11 +24,7 @@ from swin_hf.training.checkpointing import BestCheckpoint
 from swin_hf.training.run_folder import last_run, new_run_folder
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    *TRAINING_WARNINGS,
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 

@@ -1,8 +1,10 @@
 """The package as a whole: its names, its layers, what importing it costs, what its wheel holds."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ LAYERS = {
     "presets": 1,
     "families": 2,
     "classes": 1,
+    "counting": 1,
     "files": 1,
     "memory": 1,
     "ranges": 1,
@@ -102,25 +105,51 @@ print(*sorted(IMAGE_PROCESSOR_MAPPING[type(config)]))
     ]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of swin_hf that a module imports, anywhere in it, type checking aside."""
-    tree = ast.parse(path.read_text())
+# A public name is imported from the room that defines it, whichever way it is written.
+ROOMS = {name: getattr(swin_hf, name).__module__.split(".")[1] for name in PUBLIC_NAMES if name != "__version__"}
+
+
+def imported_rooms(code: str, package: list[str]) -> set[str]:
+    """Rooms of swin_hf that the code of a module in ``package`` imports, anywhere in it, type checking aside."""
+    tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
-    package = ["swin_hf", *path.relative_to(PACKAGE).parts[:-1]]
-    rooms = set()
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            module = [*base, *(node.module or "").split(".")] if node.module else base
-            names = [".".join([*module, alias.name]) for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("swin_hf.")}
-    return rooms & set(LAYERS)
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names.append(ast.unparse(node))  # swin_hf.push
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.append(node.value)  # import_module("swin_hf.hub")
+    parts = [name.split(".")[1] for name in names if re.fullmatch(r"swin_hf\.[\w.]+", name)]
+    return {ROOMS.get(part, part) for part in parts} & set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from swin_hf.hub import push",
+        "from swin_hf.hub.publish import push",
+        "from swin_hf import push",
+        "from swin_hf import hub",
+        "import swin_hf.hub.publish",
+        "from ..hub import push",
+        "from .. import push",
+        "from .. import hub",
+        "def f():\n    from ..hub import push",
+        "import swin_hf\n\ndef f():\n    swin_hf.push('model', 'user/model')",
+        "from importlib import import_module\nimport_module('swin_hf.hub.publish')",
+    ],
+)
+def test_every_form_of_import_is_seen(code):
+    assert imported_rooms(code, ["swin_hf", "training"]) == {"hub"}
+    assert imported_rooms(f"if TYPE_CHECKING:\n    {code}" if "\n" not in code else "", ["swin_hf", "x"]) == set()
 
 
 def modules_of(room: str) -> list[Path]:
@@ -130,7 +159,8 @@ def modules_of(room: str) -> list[Path]:
 @pytest.mark.parametrize("room", LAYERS)
 def test_imports_go_down(room):
     for path in modules_of(room):
-        upward = {other for other in imported_rooms(path) if other != room and LAYERS[other] >= LAYERS[room]}
+        rooms = imported_rooms(path.read_text(), ["swin_hf", *path.relative_to(PACKAGE).parts[:-1]])
+        upward = {other for other in rooms if other != room and LAYERS[other] >= LAYERS[room]}
         assert not upward, f"{path.relative_to(ROOT)} imports {upward}, which is no lower than {room}"
 
 
@@ -145,6 +175,47 @@ def test_recipes_and_tests_of_behaviour_use_public_names_only():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("swin_hf"):
                 private = [alias.name for alias in node.names if alias.name.startswith("_")]
                 assert not private, f"{path.name} imports {private}"
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Packages that are neither ours nor Python's, imported anywhere in a module, in any form."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    return {name.split(".")[0] for name in names} - {"swin_hf", "swin_hf_cli", *sys.stdlib_module_names}
+
+
+def test_declared_is_what_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def declared(requirements: list[str]) -> set[str]:
+        distributions = {re.split(r"[^\w-]", text)[0] for text in requirements}
+        return {{"pillow": "PIL", "pyyaml": "yaml"}.get(name, name.replace("-", "_")) for name in distributions}
+
+    paths = [*PACKAGE.rglob("*.py"), ROOT / "swin_hf_cli.py"]
+    imported = set().union(*map(imported_packages, paths))
+    imported.remove("triton")  # comes with the torch that has GPUs; without it, its backend says so
+    imported |= {"tensorboard", "onnxscript"}  # Lightning and torch import them, for a logger and for torch.onnx
+    extras = project["optional-dependencies"]
+    optional = declared([text for name in ("onnx", "openvino", "lora", "trackio") for text in extras[name]])
+    core = declared(project["dependencies"])
+    assert imported - {"timm"} == core | optional  # timm checks a conversion where it is installed
+    assert "timm" in declared(extras["bench"])
+    needed = set().union(*(top_level_imports(path) for path in paths))
+    assert not needed & optional, "what is optional is imported only where it is used"
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """Packages that importing a module loads."""
+    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names}
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):

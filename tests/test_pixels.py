@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import swin_hf
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, convert_checkpoint
 from swin_hf.hub.staging import stage
+from swin_hf.model.modeling_swin_hf import SwinHFEmbeddings
 from swin_hf.predict import load_classifier, prepare, read_picture
 from swin_hf.processing import Preprocessing
 from swin_hf.training import ImageDataModule
@@ -247,7 +248,7 @@ def snippet(text: str, heading: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a snippet is short: it closes no file
-def test_the_snippets_of_the_card_and_the_readme_give_the_pixels_of_the_evaluation(run, tmp_path, monkeypatch):
+def test_the_snippets_of_the_card_and_the_readme_give_the_pixels_of_the_evaluation(run, tmp_path):
     """As they are printed, but for the name of the picture and of the folder."""
     pictures = files()
     expected, _ = run(pictures)
@@ -255,20 +256,20 @@ def test_the_snippets_of_the_card_and_the_readme_give_the_pixels_of_the_evaluati
     card = stage(Path("user/model"), tmp_path / "staged", repo_id="user/model").card
     piped, plain = [code for code in snippet(card, "## Use it") if "import swin_hf" not in code]
     readme = snippet((ROOT / "README.md").read_text(), "# swin_hf")[0].replace("runs/digits/model", "user/model")
-    seen, original = {}, SwinHFForImageClassification.forward
+    seen = {}
 
-    def watched(self, pixel_values, **options):
-        seen["pixels"] = pixel_values.detach()
-        return original(self, pixel_values, **options)
+    def watch(module, arguments):
+        if isinstance(module, SwinHFEmbeddings):
+            seen["pixels"] = arguments[0].detach()
 
-    monkeypatch.setattr(SwinHFForImageClassification, "forward", watched)
-    for code, picture in ((piped, "image.png"), (plain, "image.png"), (readme, "docs/figures/three.png")):
-        ours = {}
-        for name in pictures:
-            assert f'"{picture}"' in code
-            exec(code.replace(picture, name), {})
-            ours[name] = seen["pixels"]
-        agree(ours, expected)
+    with torch.nn.modules.module.register_module_forward_pre_hook(watch):
+        for code, picture in ((piped, "image.png"), (plain, "image.png"), (readme, "docs/figures/three.png")):
+            ours = {}
+            for name in pictures:
+                assert f'"{picture}"' in code
+                exec(code.replace(picture, name), {})
+                ours[name] = seen["pixels"]
+            agree(ours, expected)
 
 
 def test_conversion_and_push_describe_the_same_preprocessing(tmp_path):

@@ -44,6 +44,7 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
             window_size=[list(window) for window in config.stage_windows],
             mlp_ratio=config.mlp_ratio,
             qkv_bias=config.qkv_bias,
+            drop_path_rate=config.drop_path_rate,
         ).eval()
     if layout == "torchvision" and config.num_channels == 3:
         from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
@@ -55,6 +56,7 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
             num_heads=list(config.num_heads),
             window_size=list(config.stage_windows[0]),
             mlp_ratio=config.mlp_ratio,
+            stochastic_depth_prob=config.drop_path_rate,
             num_classes=config.num_labels,
         ).eval()
     if layout == "transformers-memory":

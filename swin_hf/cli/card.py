@@ -1,7 +1,7 @@
-"""Render the model card of a saved model, of a training run, or of a released architecture.
+"""Render the model card of a saved model or of a training run.
 
 `swin-hf card FOLDER` prints the card that a push would send; `--write` puts it into the folder, and leaves one alone
-that was edited by hand. `swin-hf card --preset NAME` and `--all-presets FOLDER` render the cards of the architectures.
+that was edited by hand.
 """
 
 import argparse
@@ -10,11 +10,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``swin-hf card``."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("folder", nargs="?", help="a folder written by save_pretrained, or that of a training run")
-    what.add_argument("--preset", help="the card of one released architecture")
-    what.add_argument("--all-presets", metavar="FOLDER", help="write the cards of all architectures into FOLDER")
-    parser.add_argument("--check", action="store_true", help="with --all-presets: write nothing, fail on a difference")
+    parser.add_argument("folder", help="a folder written by save_pretrained, or that of a training run")
     parser.add_argument("--repo-id", help="where the model will be published, for the usage snippets")
     parser.add_argument("--tag", help="the tag that the snippets pin")
     parser.add_argument("--license", help="licence of the weights, such as apache-2.0")
@@ -23,14 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Render, then print, write or compare."""
-    if args.all_presets:
-        return _all_presets(Path(args.all_presets), args.check)
-    if args.preset:
-        from swin_hf.hub.preset_cards import render_preset_card
-
-        print(render_preset_card(args.preset), end="")
-        return 0
+    """Render, then print or write."""
     from swin_hf.files import replacing
     from swin_hf.hub import CARD_NAME, is_edited
     from swin_hf.hub.model_card import read_card
@@ -54,15 +43,3 @@ def run(args: argparse.Namespace) -> int:
         partial.write_text(card, encoding="utf-8")
     print(path)
     return 0
-
-
-def _all_presets(folder: Path, check: bool) -> int:
-    """Write every preset's card, or compare: the exit code is 1 when a file differs."""
-    from swin_hf.hub.preset_cards import write_cards
-
-    outdated = write_cards(folder, check)
-    for name in outdated:
-        print(f"{folder / name} is out of date; run `make cards`" if check else f"{folder / name} written")
-    if not outdated:
-        print(f"the cards in {folder} are up to date")
-    return int(check and bool(outdated))

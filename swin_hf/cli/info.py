@@ -121,25 +121,17 @@ def _header_or_none(repo_id: str, revision: str) -> Any:
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything that is known of a checkpoint, as plain values."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from swin_hf.checkpoints.derive import class_names
     from swin_hf.checkpoints.load import MODELS
+    from swin_hf.counting import count_macs
     from swin_hf.model.attention import backend_report
 
     config, kind = checkpoint.config, checkpoint.place.kind
     with torch.device("meta"):
         model: Any = MODELS[kind](config)
-        model.eval().to(checkpoint.dtype)
-        image = torch.empty(1, config.num_channels, *config.image_hw, dtype=checkpoint.dtype)
-    default = config._attn_implementation or "sdpa"
-    model.set_attn_implementation("eager")  # every product is counted as the paper writes it down
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    flops = counter.get_total_flops()
-
+    macs = count_macs(config, MODELS[kind])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.set_attn_implementation(default)
     has_head = "classifier.weight" in checkpoint.translation.state
     labels = class_names(config) if has_head else []
     return {
@@ -158,9 +150,9 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "classes": {"count": len(labels), "first": labels[:_SHOWN_CLASSES]},
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "parameters": checkpoint.parameters,
-        "FLOPs": flops,
-        "multiply-adds": flops // 2,
-        "attention": str(backend_report(model.to_empty(device=device))),
+        "FLOPs": 2 * macs,
+        "multiply-adds": macs,
+        "attention": str(backend_report(model.eval().to(checkpoint.dtype).to_empty(device=device))),
         "notes": [*checkpoint.source.notes, *checkpoint.notes],
     }
 

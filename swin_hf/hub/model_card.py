@@ -1,8 +1,7 @@
 """The model card: facts in, Markdown out, the same text for the same facts.
 
-The wording is in ``card.md.jinja`` (a model) and ``preset_card.md.jinja`` (a released architecture). What nobody
-recorded becomes a comment, never a promise and never a guess. The last line of a rendered card is a fingerprint of the
-rest, by which a card that somebody edited is told from one that may be rendered anew.
+The wording is in ``card.md.jinja``. What nobody recorded becomes a comment, never a promise and never a guess. The last
+line of a rendered card is a fingerprint of the rest: it tells an edited card from one that may be rendered anew.
 """
 
 import hashlib
@@ -16,12 +15,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch.utils.flop_counter import FlopCounterMode
 
+from swin_hf.counting import count_macs, count_parameters
 from swin_hf.families import architectures
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.text import one_line
@@ -85,7 +83,7 @@ def render_card(source: CardSource) -> str:
     Raises:
         ValueError: When the facts make metadata that the Hub would refuse.
     """
-    facts, config = source.facts, source.config
+    facts, config, architecture = source.facts, source.config, architectures()[source.architecture]
     if facts.data:
         # A name is one line, and a link only where it can be the id of a repository.
         name = " ".join(facts.data.name.split())
@@ -95,20 +93,20 @@ def render_card(source: CardSource) -> str:
     accuracies = [metric for metric in facts.metrics if metric.name == "accuracy"]
     headline = next((metric for metric in accuracies if metric.split == "test"), next(iter(accuracies), None))
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
-    text = _environment().get_template("card.md.jinja").render(
+    text = template_environment().get_template("card.md.jinja").render(
         metadata=_metadata(source),
         name=source.repo_id.split("/")[-1],
         source=source,
         facts=facts,
         config=config,
-        task=architectures()[source.architecture].pipeline_tag,
+        task=architecture.pipeline_tag,
         headline=headline,
         labels=labels if any(label != f"LABEL_{n}" for n, label in enumerate(labels)) else [],
         confusions=_worst_confusions(facts),
         log=_log_table(facts),
         pictures=picture_names(facts),
-        parameters=count_parameters(config, source.architecture),
-        macs=count_macs(config, source.architecture),
+        parameters=count_parameters(config, architecture.model_class),
+        macs=count_macs(config, architecture.model_class),
         long_table=LONG_TABLE,
         revision=source.tag or "main",
         command=redact(facts.command) if facts.command else None,
@@ -217,30 +215,6 @@ def confidence_interval(metric: Metric) -> tuple[float, float] | None:
     return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
 
 
-def count_parameters(config: SwinHFConfig, architecture: str) -> int:
-    """Exact number of parameters; nothing is allocated."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in architectures()[architecture].model_class(config).parameters())
-
-
-def count_macs(config: SwinHFConfig, architecture: str) -> int:
-    """Multiply-accumulates of one image of ``image_size``, which the papers call FLOPs; nothing is computed."""
-    return _count_macs(json.dumps(config.to_dict(), sort_keys=True, default=str), architecture)
-
-
-@cache
-def _count_macs(config: str, architecture: str) -> int:
-    found = architectures()[architecture]
-    built = found.family.config_class.from_dict({**json.loads(config), "attn_implementation": "eager"})
-    with torch.device("meta"), torch.no_grad():
-        model = found.model_class(built).eval()
-        model.config._attn_implementation = "eager"
-        pixels = torch.empty(1, built.num_channels, *built.image_hw)
-        with FlopCounterMode(display=False) as counter:
-            model(pixels)
-    return int(counter.get_total_flops()) // 2
-
-
 def _worst_confusions(facts: TrainingFacts) -> list[tuple[str, str, int, float]]:
     """Truth, prediction, count and share of the truth's images, the most frequent first."""
     matrix = facts.confusion_matrix
@@ -318,13 +292,9 @@ def _size(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
+@cache
 def template_environment() -> Environment:
     """The templates of this folder with the filters that they use; an unknown name in them is an error."""
-    return _environment()
-
-
-@cache
-def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("swin_hf", "hub"),
         undefined=StrictUndefined,

@@ -18,6 +18,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel
 
+from swin_hf.files import full_disk
+
 from . import remote
 from .facts import TrainingFacts
 from .model_card import CARD_NAME, is_edited, read_card
@@ -122,7 +124,9 @@ def push(
                 facts=facts,
                 license=license,
             )
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
+                raise
             raise OSError(
                 f"{understand(error, repo_id).sentence} (while preparing the push; nothing was sent)"
             ) from None

@@ -23,14 +23,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its stubs export nothing
 
-try:
-    from httpx2 import TransportError  # what huggingface_hub 2 speaks HTTP with
-except ImportError:
-    from httpx import TransportError  # type: ignore[assignment,import-not-found,no-redef,unused-ignore]
-
 from swin_hf import __version__
 from swin_hf.files import full_disk
 
+# Base of all errors of the library that the client speaks HTTP with: httpx, and httpx2 from huggingface_hub 2 on.
+HTTPError: type[BaseException] = HfHubHTTPError.__bases__[0]
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, ... try
 LONGEST_WAIT = 300.0  # seconds; the longest that a Hub may ask us to wait
 TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -181,7 +178,7 @@ def understand(error: BaseException, repo_id: str) -> Failure:
             return _answered(cause, status, repo_id)
         if full := full_disk(cause):
             return Failure(f"{full}, or move the cache with HF_HOME and temporary files with TMPDIR")
-        if isinstance(cause, TransportError | ConnectionError | json.JSONDecodeError):
+        if isinstance(cause, HTTPError | ConnectionError | json.JSONDecodeError):
             return Failure(
                 f"the Hub cannot be reached or broke off ({type(cause).__name__}); check the network and HF_ENDPOINT, "
                 "then run the command again",

@@ -246,8 +246,9 @@ def _compute_once(compute: Callable[..., Any], *sizes: Any) -> Any:
 
 
 def clear_caches() -> None:
-    """Free what was kept for sizes and biases of earlier calls."""
+    """Free what was kept for sizes and biases of earlier calls, and forget what was said once."""
     _compute_once.cache_clear()
+    _point_at_triton.cache_clear()
     if "biases" in globals():
         biases.clear()
 

@@ -31,6 +31,7 @@ from .configuration_swin_hf import SwinHFConfig
 from .inputs import as_grid, check_images, check_mask, masked_distance, pad_to_patches
 from .outputs import Record, SwinHFImageClassifierOutput, SwinHFMaskedImageModelingOutput, SwinHFModelOutput
 from .resizing import ResizableMixin, check_stride, resize_decoder, resize_position_embeddings
+from .timm_verbs import TimmVerbs
 from .windows import Pair, WindowGeometry, pad_to_windows, window_geometry
 
 
@@ -317,7 +318,7 @@ class SwinHFModel(SwinHFPreTrainedModel):
         return SwinHFModelOutput(last_hidden_state=tokens, pooler_output=pooled, **record.states())
 
 
-class SwinHFForImageClassification(SwinHFPreTrainedModel):
+class SwinHFForImageClassification(TimmVerbs, SwinHFPreTrainedModel):
     """Swin Transformer with a linear classifier on the mean of the last stage's tokens; none for ``num_labels=0``."""
 
     def __init__(self, config: SwinHFConfig) -> None:

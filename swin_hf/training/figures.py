@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from swin_hf.text import one_line
+from swin_hf.hub.pictures import draw_confusion as draw_confusion  # the figure of the run is that of the card
 
 Curves = Mapping[str, Sequence[Sequence[float]]]  # name -> [step, value] points
 
-# Up to this many classes the confusion matrix shows its counts and names.
-MAX_LABELLED_CLASSES = 30
 LONGEST_NAME = 32  # characters
 
 
@@ -36,33 +34,6 @@ def draw_curves(curves: Curves) -> Figure:
         axes.set_title(title)
         axes.grid(alpha=0.3)
         axes.legend()
-    return figure
-
-
-def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str]) -> Figure:
-    """Confusion matrix, rows are the truth; the colour is the share of its row.
-
-    Args:
-        counts: ``(classes, classes)`` integers.
-        labels: Names of the classes.
-    """
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    labelled = len(labels) <= MAX_LABELLED_CLASSES
-    side = min(2.5 + 0.45 * len(labels), 14.0) if labelled else 8.0
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if labelled:
-        names = [one_line(label, LONGEST_NAME) for label in labels]
-        # parse_math off: a label such as "a$b$" is text, here and wherever foreign text is drawn
-        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
     return figure
 
 

@@ -26,21 +26,6 @@ except SystemExit as stop:
         assert summary in printed
 
 
-def test_the_family_is_registered_once_a_verb_is_known():
-    code = """
-import sys
-sys.argv = ["/usr/bin/swin-hf", "predict", "--help"]
-from swin_hf_cli import main
-try:
-    main()
-except SystemExit:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    print(CONFIG_MAPPING["swin_hf"].__name__)
-"""
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.splitlines()[-1] == "SwinHFConfig"
-
-
 def test_unknown_verb_lists_the_verbs(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["predcit"])

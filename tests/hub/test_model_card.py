@@ -1,4 +1,4 @@
-"""Model cards: a golden one, the numbers in them, foreign text, edits, and the cards of the presets."""
+"""Model cards: a golden one, the numbers in them, foreign text and edits."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 import swin_hf
-from swin_hf import SwinHFConfig, cli, list_presets, push
+from swin_hf import SwinHFConfig, cli, push
 from swin_hf.hub import (
     CardSource,
     ClassScore,
@@ -27,15 +27,13 @@ from swin_hf.hub import (
     remote,
     render_card,
 )
-from swin_hf.hub.model_card import check_metadata, confidence_interval, count_macs, count_parameters
+from swin_hf.hub.model_card import check_metadata, confidence_interval
 from swin_hf.hub.pictures import draw_pictures
-from swin_hf.hub.preset_cards import PUBLISHED, render_preset_card, write_cards
 from swin_hf.processing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
-CARDS = Path(__file__).parents[2] / "model_cards"
 NASTY = "a|b`c`\n<script>[x](y)*_\\"
 
 
@@ -210,14 +208,6 @@ def test_confidence_interval_is_wilsons(value, n):
     assert confidence_interval(Metric("loss", value, "test", n)) is None
 
 
-def test_parameters_and_macs_are_the_published_ones():
-    config = SwinHFConfig.from_preset("swin_tiny_patch4_window7_224")
-    assert count_parameters(config, "SwinHFForImageClassification") == 28_288_354
-    for name in ("swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384"):
-        macs = count_macs(SwinHFConfig.from_preset(name), "SwinHFForImageClassification") / 1e9
-        assert abs(macs - PUBLISHED[name].gflops) < 0.06 * PUBLISHED[name].gflops / 4.5 + 0.05
-
-
 def test_pictures_are_the_same_bytes_for_the_same_facts(tmp_path):
     first = {path.name: path.read_bytes() for path in draw_pictures(facts(), tmp_path / "a")}
     second = {path.name: path.read_bytes() for path in draw_pictures(facts(), tmp_path / "b")}
@@ -333,38 +323,6 @@ def test_facts_that_cannot_be_read_are_a_sentence(tmp_path, text, message):
         TrainingFacts.load(tmp_path)
 
 
-# -- presets ----------------------------------------------------------------------------------------------------------
-
-
-def test_every_preset_has_its_card_and_every_card_its_preset():
-    assert {path.stem for path in CARDS.glob("*.md")} == set(list_presets())
-    assert set(PUBLISHED) <= set(list_presets())
-
-
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swin_digits_patch4_window4_32"])
-def test_preset_card_is_up_to_date(name):
-    card = render_preset_card(name)
-    assert card == (CARDS / f"{name}.md").read_text(encoding="utf-8"), "run `make cards`"
-    assert metadata_problems(card) == ([], [])
-
-
-@pytest.mark.slow
-def test_every_preset_card_is_up_to_date():
-    assert write_cards(CARDS, check=True) == []
-
-
-def test_continuous_integration_compares_every_preset_card_before_the_tests():
-    command = "-m swin_hf.cli card --all-presets model_cards --check"
-    root = CARDS.parent
-    assert f"python {command}\npython -m pytest" in (root / ".ci" / "run").read_text(encoding="utf-8")
-    assert f"$(RUN) {command}" in (root / "Makefile").read_text(encoding="utf-8").split("check:")[1].split("\n\n")[0]
-
-
-def test_unknown_preset_is_a_sentence():
-    with pytest.raises(ValueError, match="unknown preset 'swin_tny'"):
-        render_preset_card("swin_tny")
-
-
 # -- command line -----------------------------------------------------------------------------------------------------
 
 
@@ -386,15 +344,3 @@ def test_command_line_renders_writes_and_keeps(tiny_model, tmp_path, capsys):
     for wrong, sentence in (("--repo-id", "'bad id' is not a repository id"), ("--tag", "'bad id' cannot name a tag")):
         assert cli.main(["card", str(tmp_path / "run"), wrong, "bad id"]) == 2
         assert sentence in capsys.readouterr().err
-
-
-def test_command_line_renders_presets(tmp_path, capsys, monkeypatch):
-    assert cli.main(["card", "--preset", "swin_digits_patch4_window4_32"]) == 0
-    assert "# swin_digits_patch4_window4_32" in capsys.readouterr().out
-    monkeypatch.setattr("swin_hf.hub.preset_cards.list_presets", lambda: ["swin_digits_patch4_window4_32"])
-    assert cli.main(["card", "--all-presets", str(tmp_path), "--check"]) == 1
-    assert "is out of date; run `make cards`" in capsys.readouterr().out
-    (tmp_path / "gone.md").write_text("x")
-    assert cli.main(["card", "--all-presets", str(tmp_path)]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["swin_digits_patch4_window4_32.md"]
-    assert cli.main(["card", "--all-presets", str(tmp_path), "--check"]) == 0

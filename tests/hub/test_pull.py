@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
-from swin_hf import SwinHFBackbone, SwinHFForImageClassification, cli, load_backbone, pull, push
+from swin_hf import SwinHFBackbone, SwinHFForImageClassification, load_backbone, pull, push
 from swin_hf.hub import HubError, TrainingFacts, download, remote
 from swin_hf.hub.staging import CODE
 
@@ -514,13 +514,13 @@ def test_load_backbone_takes_folders_and_repositories(hub, pushed, tiny_model, t
             load_backbone(missing)
 
 
-def test_command_line_pulls(hub, pushed, tmp_path, capsys, monkeypatch):
-    # HF_ENDPOINT is read when the client is imported, so the address is handed over here.
-    monkeypatch.setattr(download, "client", lambda endpoint: remote.client(endpoint or hub.url))
-    assert cli.main(["pull", REPO, "--revision", "v1", "--local-dir", str(tmp_path / "x"), "--quiet"]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "x"), f"commit {pushed.commit}"]
-    assert cli.main(["pull", "user/missing", "--quiet"]) == 2
-    assert "swin-hf pull: there is no repository user/missing" in capsys.readouterr().err
+def test_command_line_pulls(pushed, tmp_path, run_commands):
+    found, missing = run_commands(
+        ["pull", REPO, "--revision", "v1", "--local-dir", str(tmp_path / "x"), "--quiet"],
+        ["pull", "user/missing", "--quiet"],
+    )
+    assert found.code == 0 and found.out.splitlines() == [str(tmp_path / "x"), f"commit {pushed.commit}"]
+    assert missing.code == 2 and "swin-hf pull: there is no repository user/missing" in missing.err
 
 
 def test_a_repository_of_pickles_is_not_reported_to_a_conversion_service(hub, tiny_model, tmp_path):

@@ -1,6 +1,5 @@
 """Push against the loopback Hub: what is on the server afterwards, whatever went wrong on the way."""
 
-import errno
 import json
 import logging
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from hub_server import FOR_EVER, READER, STRANGER, WRITER, LoopbackHub, use_mode
 from huggingface_hub import HfApi
 from safetensors.torch import load as load_safetensors
@@ -533,12 +533,11 @@ def test_offline_mode_is_a_sentence(hub, folder, monkeypatch):
         close_session()
 
 
-def test_disk_full_is_a_sentence(tiny_model, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(SwinHFForImageClassification, "save_pretrained", full)
-    with pytest.raises(OSError, match=r"^/.* cannot be written: the disk is full \(.*make room.*nothing was sent"):
+def test_disk_full_is_a_sentence(tiny_model):
+    with (
+        files_of_at_most(5000),
+        pytest.raises(OSError, match=r"^/.* cannot be written: the file is larger .*make room.*nothing was sent"),
+    ):
         push(tiny_model, REPO, dry_run=True)
 
 
@@ -660,21 +659,14 @@ def test_card_with_a_token_is_refused(folder):
 # -- command line -----------------------------------------------------------------------------------------------------
 
 
-def test_command_line_pushes_and_reports(hub, folder, capsys, monkeypatch):
-    import swin_hf.hub.publish as publish
-
-    client = publish.client
-    monkeypatch.setattr(
-        publish, "client", lambda endpoint: client(endpoint or hub.url)
-    )  # HF_ENDPOINT is read at import
-    assert cli.main(["push", str(folder), REPO, "--tag", "v1", "--license", "mit", "--private", "--quiet"]) == 0
-    out = capsys.readouterr().out
+def test_command_line_pushes_and_reports(hub, folder, run_commands):
+    again = ["push", str(folder), REPO, "--tag", "v1", "--license", "mit", "--quiet"]
+    first, second, refused = run_commands([*again, "--private"], again, ["push", str(folder), "bad id"])
     commit = hub.log(REPO)[0].id
-    assert f"pushed: {hub.url}/{REPO}/tree/{commit}" in out and f"commit {commit}, tag v1" in out
-    assert cli.main(["push", str(folder), REPO, "--tag", "v1", "--license", "mit", "--quiet"]) == 0
-    assert "already there" in capsys.readouterr().out
-    assert cli.main(["push", str(folder), "bad id"]) == 2
-    assert "swin-hf push: 'bad id' is not a repository id" in capsys.readouterr().err
+    assert first.code == second.code == 0
+    assert f"pushed: {hub.url}/{REPO}/tree/{commit}" in first.out and f"commit {commit}, tag v1" in first.out
+    assert "already there" in second.out
+    assert refused.code == 2 and "swin-hf push: 'bad id' is not a repository id" in refused.err
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------

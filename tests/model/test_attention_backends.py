@@ -442,18 +442,24 @@ def test_a_cached_bias_is_that_of_its_padding(awkward_model):
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
 
 
-def test_the_bias_cache_is_bounded(tiny_model, monkeypatch):
-    biases = kernels_cpu.biases
-    clear_caches()
-    monkeypatch.setattr(biases, "capacity", 40_000)
-    with torch.no_grad():
-        for side in (32, 40, 48, 56, 64):
-            tiny_model(torch.randn(1, 3, side, side))
-            held = sum(bias.nbytes for _, bias in biases.entries.values())
-            assert held == biases.size <= 40_000
-    assert biases.entries
-    clear_caches()
-    assert not biases.entries and biases.size == 0
+def test_the_bias_cache_is_bounded():
+    cache, computed = kernels_cpu.BiasCache(capacity=1000), []
+
+    def look_up(key, size=100):
+        table = torch.full((3,), float(size))
+        return cache.look_up(key, table, lambda: computed.append(key) or torch.zeros(size))
+
+    for key in (1, 2, 1, 2):  # 400 bytes each
+        look_up(key)
+    assert computed == [1, 2] and cache.size == 800
+    look_up(3)
+    assert cache.size == 400  # begun anew
+    look_up(1)
+    look_up(4, size=1000)  # larger than all that may be kept
+    assert computed == [1, 2, 3, 1, 4] and cache.size == 800
+    cache.clear()
+    look_up(1)
+    assert computed[-1] == 1 and cache.size == 400
 
 
 def test_inference_mode_leaves_nothing_that_a_training_step_trips_over(tiny_model):
@@ -519,7 +525,7 @@ def test_the_default_says_once_that_a_gpu_could_run_the_kernel(tiny_config, capl
     monkeypatch.setattr(logging.get_logger("swin_hf.model.attention"), "propagate", True)
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
     monkeypatch.setattr(attention, "reasons_against_triton", lambda *_: [])
-    attention._point_at_triton.cache_clear()
+    clear_caches()
     logging.warning_once.cache_clear()
     tiny_config._attn_implementation = "sdpa"
     for _ in range(3):
@@ -529,7 +535,7 @@ def test_the_default_says_once_that_a_gpu_could_run_the_kernel(tiny_config, capl
         "attention backend sdpa (attn_implementation='sdpa'); not triton: the faster kernel could run here; "
         "set attn_implementation='auto'"
     ]
-    attention._point_at_triton.cache_clear()
+    clear_caches()
 
 
 def test_report_names_the_backend_and_the_reasons(tiny_model):

@@ -1,23 +1,28 @@
-"""The cards of the released architectures: what each is, what its authors measured, how to get its weights.
+"""Write the cards of the released architectures: what each is, what its authors measured, how to get its weights.
+
+    python model_cards/render.py            # rewrite the cards that differ
+    python model_cards/render.py --check    # only name them; the exit code is 1 if there are any
 
 Sizes come from the preset table, parameters are counted on a model without storage, and everything measured is quoted
 with its source: the table of https://github.com/microsoft/Swin-Transformer (commit f82860bf) and timm's
-``results-imagenet.csv``. Nothing of it was measured here.
+``results-imagenet.csv``. This project measured none of it.
 """
 
+import argparse
 import re
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swin_hf.families import list_presets
-from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from swin_hf.counting import count_macs, count_parameters
+from swin_hf.families import Architecture, config_of_preset, family_of, list_presets
+from swin_hf.files import replacing
 from swin_hf.processing import Preprocessing
 
-from .model_card import count_macs, count_parameters, template_environment
-
+HERE = Path(__file__).parent
 RELEASES = "https://github.com/SwinTransformer/storage/releases/download"
-CLASSIFIER, SIMMIM = "SwinHFForImageClassification", "SwinHFForMaskedImageModeling"
 
 
 @dataclass(frozen=True)
@@ -97,57 +102,74 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def render_preset_card(name: str) -> str:
+def render(name: str) -> str:
     """Render the card of an architecture.
+
+    Args:
+        name: One of :func:`swin_hf.list_presets`.
 
     Raises:
         ValueError: For an unknown name; the message gives the nearest.
     """
-    config = SwinHFConfig.from_preset(name)
+    config = config_of_preset(name)
     published = PUBLISHED.get(name)
-    architecture = SIMMIM if name.endswith("simmim") else CLASSIFIER
-    template = template_environment().get_template("preset_card.md.jinja")
-    text: str = template.render(
+    task = "masked-image-modeling" if name.endswith("simmim") else "image-classification"
+    architecture = Architecture(family_of(config), task)
+    model_class = architecture.model_class
+    environment = Environment(
+        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text: str = environment.get_template("card.md.jinja").render(
         name=name,
         config=config,
         published=published,
         url=f"{RELEASES}/{published.file}" if published and published.file else None,
         file=published.file.split("/")[-1] if published and published.file else None,
         architecture=architecture,
-        parameters=count_parameters(config, architecture),
-        macs=count_macs(config, architecture),
+        config_class=type(config).__name__,
+        model_class=model_class.__name__,
+        parameters=count_parameters(config, model_class),
+        macs=count_macs(config, model_class),
         evaluation=Preprocessing.of_release(config.image_hw).words() if published else None,
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def render_all_presets() -> dict[str, str]:
-    """The card of every preset by name."""
-    return {name: render_preset_card(name) for name in list_presets()}
-
-
-def write_cards(folder: Path, check: bool = False) -> list[str]:
+def write_cards(folder: Path = HERE, names: Sequence[str] | None = None, check: bool = False) -> list[str]:
     """Write the card of every preset into a folder, and remove those of presets that are gone.
 
     Args:
-        folder: Where the cards lie, one ``NAME.md`` for each preset.
+        folder: Where the cards are, one ``NAME.md`` for each preset.
+        names: The presets; all of them if not given.
         check: Only compare; nothing is written.
 
     Returns:
         Names of the files that were not as they should be.
     """
-    cards = {f"{name}.md": text for name, text in render_all_presets().items()}
+    cards = {f"{name}.md": render(name) for name in (list_presets() if names is None else names)}
     present = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
     outdated = sorted(name for name in cards.keys() | present.keys() if cards.get(name) != present.get(name))
-    if not check:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in outdated:
-            if name in cards:
-                (folder / name).write_text(cards[name], encoding="utf-8")
-            else:
-                (folder / name).unlink()
+    for name in [] if check else outdated:
+        if name not in cards:
+            (folder / name).unlink()
+            continue
+        with replacing(folder / name) as partial:
+            partial.write_text(cards[name], encoding="utf-8")
     return outdated
 
 
-if __name__ == "__main__":  # `make cards`
-    write_cards(Path(sys.argv[1]))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the cards, or compare them; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a card is out of date")
+    check = parser.parse_args(argv).check
+    outdated = write_cards(check=check)
+    for name in outdated:
+        print(f"{name} is out of date; run `make cards`" if check else f"{name} written")
+    if not outdated:
+        print("the cards are up to date")
+    return int(check and bool(outdated))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""The methods that users of timm (https://github.com/huggingface/pytorch-image-models) know, for our classifiers.
+
+Shape legend:
+    B batch, H and W height and width of the last stage's map in tokens, C its channels.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .outputs import Record
+
+
+class TimmVerbs:
+    """What timm's Swin Transformer and ours can do under the same names; comes first in the bases of a classifier."""
+
+    def forward_features(self: Any, pixel_values: Tensor) -> Tensor:
+        """The normalised map of the last stage, ``(B, H, W, C)``, of images ``(B, channels, height, width)``."""
+        x: Tensor = self.base_model.norm(self.base_model.run(pixel_values, Record(self.config, False, False)))
+        return x
+
+    def forward_head(self: Any, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The logits ``(B, num_labels)`` of the map that :meth:`forward_features` returns.
+
+        ``pre_logits`` stops before the Linear layer: the mean of the tokens, ``(B, C)``.
+        """
+        x = x.flatten(1, 2).mean(dim=1)  # B, C
+        return x if pre_logits else self.classifier(x)
+
+    def get_classifier(self: Any) -> nn.Module:
+        """The last Linear layer; ``nn.Identity`` in a model without classes."""
+        classifier: nn.Module = self.classifier
+        return classifier
+
+    def reset_classifier(self: Any, num_classes: int) -> None:
+        """Replace the last Linear layer by a new, random one; the names of the classes start anew.
+
+        Args:
+            num_classes: Number of classes; with 0, the model returns the mean of the last stage's tokens.
+
+        Raises:
+            ValueError: If the number is negative.
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}; give the number of classes, or 0 for none")
+        weight = self.base_model.norm.weight
+        head = nn.Linear(len(weight), num_classes, device=weight.device, dtype=weight.dtype) if num_classes else None
+        self.classifier = nn.Identity() if head is None else head
+        self._init_weights(self.classifier)
+        self.classifier.train(self.training)
+        names = {number: f"LABEL_{number}" for number in range(num_classes)}  # as transformers names what has no name
+        self.config.id2label, self.config.label2id = names, {name: number for number, name in names.items()}
+        self.num_labels = num_classes
