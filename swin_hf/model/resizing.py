@@ -499,14 +499,19 @@ def _with_sizes_of(stored: SwinHFConfig, config: SwinHFConfig) -> tuple[SwinHFCo
 
 
 def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``config.json`` of a folder or a repository; none where there is no such file."""
+    """The values of ``config.json`` of a folder or a repository; none where there is no such file.
+
+    Raises:
+        ValueError: If a folder has one that cannot be read.
+    """
+    if Path(source).is_file():
+        return {}
     try:
-        if Path(source).is_file():
-            return {}
-        values: dict[str, Any] = SwinHFConfig.get_config_dict(source, **where)[0]
-        return values
+        values: Any = SwinHFConfig.get_config_dict(source, **where)[0]
+        return values if isinstance(values, dict) else SwinHFConfig.from_dict(values)  # which raises
     except (OSError, ValueError):
-        pass
+        if Path(source, where.get("subfolder") or "", "config.json").is_file():
+            raise
     try:
         return {"is_adapter": True} if find_adapter_config_file(source, **where) else {}
     except (OSError, ValueError):
