@@ -653,7 +653,20 @@ def test_a_checkpoint_of_another_depth_is_refused(folder, caplog):
         match=r"0 keys are missing and would be random; 13 have no place in the model \(swin.stages.1.blocks.1",
     ):
         SwinHFForImageClassification.from_pretrained(folder, depths=[1, 1, 1], strict=True)
-    SwinHFForImageClassification.from_pretrained(folder, depths=[1, 2, 2])
+    SwinHFForImageClassification.from_pretrained(folder, depths=[1, 1, 1])
+    assert not [record for record in caplog.records if record.levelno == logging.ERROR]
+
+
+@pytest.mark.parametrize("model_class", ALL)
+def test_random_layers_are_refused_unless_asked_for(folder, caplog, model_class):
+    with pytest.raises(ValueError, match=r"13 keys are missing .*; .* ask for random layers on purpose with strict=False"):
+        model_class.from_pretrained(folder, depths=[1, 2, 2])
+    with pytest.raises(ValueError, match=r"missing .* would be random \(swin.stages.0.blocks.0.attention.relative|stages.0"):
+        model_class.from_pretrained(folder, config=None, ignore_mismatched_sizes=True, num_heads=[1, 2, 4])
+    _, info = model_class.from_pretrained(folder, depths=[1, 2, 2], output_loading_info=True)  # which tells
+    assert len(info["missing_keys"]) >= 13
+    caplog.clear()
+    SwinHFForImageClassification.from_pretrained(folder, depths=[1, 2, 2], strict=False)
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "13 of 79 weights of SwinHFForImageClassification are not in" in errors[0].getMessage()
