@@ -46,6 +46,12 @@ TASKS = {
         ("decoder.", "swin.embeddings.mask_token"),
         "pixels",
     ),
+    "semantic-segmentation": Task(
+        "AutoModelForSemanticSegmentation",
+        "image-segmentation",
+        ("decode_head.", "auxiliary_head.", "hidden_states_norms."),
+        "a class for each pixel",
+    ),
     "backbone": Task("AutoBackbone", "image-feature-extraction", ("hidden_states_norms.",), "maps"),
 }
 
@@ -87,20 +93,20 @@ class Family:
             raise ValueError(f"{self.model_type} has no model for {task}; it has them for {', '.join(self.models)}")
         return _load(self.models[task])
 
-    @property
-    def auto_map(self) -> dict[str, str]:
-        """Where transformers finds the classes among the files that travel with a pushed model."""
-        return {"AutoConfig": self.config} | {TASKS[task].auto_class: name for task, name in self.models.items()}
+    def auto_map(self, task: str) -> dict[str, str]:
+        """Where transformers finds the classes among the files that travel with a pushed model of a task."""
+        modules = {path.stem for path in self.travelling_files(task)}
+        found = {TASKS[other].auto_class: name for other, name in self.models.items() if name.split(".")[0] in modules}
+        return {"AutoConfig": self.config} | found
 
     @property
     def processor_map(self) -> list[str]:
         """The same for the image processors, in the order in which transformers reads a pair: PIL's first."""
         return [self.processors["pil"], self.processors["torchvision"]]
 
-    @property
-    def travelling_files(self) -> list[Path]:
-        """The code that a pushed model needs: the modules of its classes and all that they import beside them."""
-        modules = {name.split(".")[0] for name in (self.config, *self.models.values(), *self.processors.values())}
+    def travelling_files(self, task: str) -> list[Path]:
+        """The code that a pushed model of a task needs: the modules of its classes and all that they import in turn."""
+        modules = {name.split(".")[0] for name in (self.config, self.models[task], *self.processors.values())}
         found = {Path(import_module(f"{_ROOM}.{module}").__file__ or "") for module in modules}
         for path in tuple(found):
             found |= {Path(name) for name in get_relative_import_files(str(path))}
@@ -116,6 +122,7 @@ FAMILIES = {
             "image-classification": "modeling_swin_hf.SwinHFForImageClassification",
             "masked-image-modeling": "modeling_swin_hf.SwinHFForMaskedImageModeling",
             "backbone": "modeling_swin_hf.SwinHFBackbone",
+            "semantic-segmentation": "segmentation_swin_hf.SwinHFForSemanticSegmentation",
         },
         processors={
             "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",

@@ -18,11 +18,11 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling, push
-from swin_hf.families import FAMILIES
+from swin_hf.families import FAMILIES, architectures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 FAMILY = FAMILIES["swin_hf"]
-CORE = [path.name for path in FAMILY.travelling_files]
+CORE = [path.name for path in FAMILY.travelling_files("image-classification")]
 MODEL = Path(swin_hf.__file__).parent / "model"
 
 # A finder that refuses the package stands in front of all others, as the editable installation brings a finder too.
@@ -60,8 +60,10 @@ def test_core_is_closed():
     """Every file of the core travels, and each needs nothing but torch, transformers and what that is built on."""
     roots = ("modeling_swin_hf.py", "image_processing_swin_hf.py")
     reached = {Path(f).name for root in roots for f in get_relative_import_files(str(MODEL / root))}
-    assert reached | set(roots) == set(CORE) == {p.name for p in MODEL.glob("[!_]*.py")}
-    for name in CORE:
+    assert reached | set(roots) == set(CORE)
+    everything = {path.name for built in architectures().values() for path in built.family.travelling_files(built.task)}
+    assert everything == {path.name for path in MODEL.glob("[!_]*.py")}
+    for name in everything:
         allowed = {"torch", "transformers", "safetensors", "numpy", "PIL", *sys.stdlib_module_names}
         assert set(get_imports(MODEL / name)) <= allowed
         for node in ast.walk(ast.parse((MODEL / name).read_text(encoding="utf-8"))):
@@ -70,7 +72,7 @@ def test_core_is_closed():
 
 
 def test_auto_map_names_classes_that_exist():
-    for target in (*FAMILY.auto_map.values(), *FAMILY.processor_map):
+    for target in (*FAMILY.auto_map("image-classification").values(), *FAMILY.processor_map):
         module, name = target.split(".")
         assert f"{module}.py" in CORE and hasattr(find_module(module), name)
 
@@ -174,7 +176,7 @@ def test_foreign_auto_map_is_not_passed_on(hub, tiny_model, tmp_path):
     config["auto_map"] = {"AutoModel": "other/repo--modeling.Evil"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     push(tmp_path / "model", "user/clean", endpoint=hub.url)
-    assert json.loads(hub.files("user/clean")["config.json"])["auto_map"] == FAMILY.auto_map
+    assert json.loads(hub.files("user/clean")["config.json"])["auto_map"] == FAMILY.auto_map("image-classification")
 
 
 def test_saving_a_pulled_model_again_leaves_no_dangling_auto_map(hub, tiny_model, tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import transformers
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from swin_hf.families import FAMILIES, family_of
+from swin_hf.families import FAMILIES, architectures, family_of
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing
 
@@ -27,7 +27,9 @@ from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
 # Names of the code that travels with our models, of whichever family.
-CODE = tuple(sorted({path.name for family in FAMILIES.values() for path in family.travelling_files}))
+CODE = tuple(
+    sorted({path.name for built in architectures().values() for path in built.family.travelling_files(built.task)})
+)
 PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 # Keys that say where a model was loaded from on this machine, or which code loads it; neither is the reader's business.
@@ -141,11 +143,13 @@ def stage(
     paths = {path.name: path for path in weights}
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
-    paths[CONFIG] = _write_config(folder / CONFIG, values, include_code)
+    built = architectures()[architecture]
+    auto_map = built.family.auto_map(built.task) if include_code else None
+    paths[CONFIG] = _write_config(folder / CONFIG, values, auto_map)
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:
         # Copies: an installation that changes while the push runs must not be sent half old and half new.
-        for path in family_of(config).travelling_files:
+        for path in built.family.travelling_files(built.task):
             paths[path.name] = folder / path.name
             paths[path.name].write_bytes(path.read_bytes())
     facts = facts or _find_facts(saved)
@@ -190,10 +194,10 @@ def render_folder_card(source: Path, repo_id: str, tag: str | None = None, licen
         return stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False).card
 
 
-def _write_config(path: Path, values: dict[str, Any], include_code: bool) -> Path:
+def _write_config(path: Path, values: dict[str, Any], auto_map: dict[str, str] | None) -> Path:
     values = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
-    if include_code:
-        values["auto_map"] = family_of(values["model_type"]).auto_map
+    if auto_map is not None:
+        values["auto_map"] = auto_map
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 

@@ -2,7 +2,7 @@
 
 Every field is derived and checked here, so that the modeling file only reads. The fields carry the names of
 transformers' own ``SwinConfig``: the dictionary of one can be handed to the other. Those of this family on top are
-``shift_per_axis``, ``mask_padding`` and ``norm_targets``.
+``shift_per_axis``, ``mask_padding``, ``norm_targets`` and ``upernet``.
 """
 
 import difflib
@@ -76,6 +76,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             arithmetic of the reference, where they take part.
         norm_targets: Side in pixels of the neighbourhood that normalises the targets of masked image modeling; odd.
             ``None`` reconstructs raw pixels.
+        upernet: Sizes of the heads of semantic segmentation, see ``segmentation_swin_hf.UperNetSizes``.
         out_features: Stages whose maps the backbone returns, names out of ``stage_names``.
         out_indices: The same as positions in ``stage_names``.
 
@@ -109,6 +110,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     shift_per_axis: bool = False
     mask_padding: bool = False
     norm_targets: int | None = None
+    upernet: dict[str, Any] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

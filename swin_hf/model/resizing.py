@@ -32,7 +32,7 @@ from .windows import Pair
 logger = logging.get_logger(__name__)
 
 # Keys of task heads: may be missing, or unused, when a model of another task saved the checkpoint.
-_HEADS = re.compile(r"(^|\.)(classifier|decoder|hidden_states_norms)\.|(^|\.)mask_token$")
+_HEADS = re.compile(r"(^|\.)(classifier|decoder|decode_head|auxiliary_head|hidden_states_norms)\.|(^|\.)mask_token$")
 # Sizes that weights can be adapted to on load, and the keywords that say where a checkpoint is.
 _RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
 _LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -558,9 +558,10 @@ def check_files(files: Sequence[Path], config: SwinHFConfig) -> None:
 
 
 def refuse_types(source: str, types: Mapping[str, str]) -> None:
-    """Refuse tensors whose type, in the words of safetensors, has no fractions or needs a scale."""
+    """Refuse weights whose type, in the words of safetensors, has no fractions or needs a scale."""
     for name, kind in types.items():
-        if kind not in ("F64", "F32", "F16", "BF16"):
+        is_count = kind == "I64" and name.endswith(".num_batches_tracked")  # of a batch normalisation
+        if kind not in ("F64", "F32", "F16", "BF16") and not is_count:
             raise ValueError(
                 f"{source} holds {name} as {kind}; weights are floating-point numbers (F64, F32, F16, BF16): save the "
                 "model again, not quantised"

@@ -16,13 +16,14 @@ from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, load_backbone, pull, push
+from swin_hf.families import FAMILIES
 from swin_hf.hub import HubError, TrainingFacts, download, remote
-from swin_hf.hub.staging import CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 
 REPO = "user/tiny"
-FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
+CORE = [path.name for path in FAMILIES["swin_hf"].travelling_files("image-classification")]
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *CORE}
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def test_local_dir_holds_one_version_only(hub, versions, tmp_path, tiny_model):
     pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
     (here / "notes.txt").write_text("mine")
     pull(REPO, revision="v2", local_dir=here, endpoint=hub.url)
-    assert not {"model.safetensors", "training_facts.json", *CODE} & files(here)
+    assert not {"model.safetensors", "training_facts.json", *CORE} & files(here)
     assert torch.equal(bias(here), tiny_model.classifier.bias) and (here / "notes.txt").is_file()
     pull(REPO, revision="v1", local_dir=here, endpoint=hub.url)
     assert files(here) == FILES | {"training_facts.json", "notes.txt"}
@@ -304,7 +305,7 @@ def test_offline_the_cache_is_copied_to_local_dir(hub, versions, tmp_path, offli
     assert pull(REPO, revision="v1", local_dir=here) == download.PullResult(here, first)
     assert files(here) == FILES | {"training_facts.json"} and not (here / "model.safetensors").is_symlink()
     assert pull(REPO, revision="v2", local_dir=here) == download.PullResult(here, second)
-    assert not {"model.safetensors", "training_facts.json", *CODE} & files(here)
+    assert not {"model.safetensors", "training_facts.json", *CORE} & files(here)
     assert pull(REPO, local_dir=here).commit == second
 
 
