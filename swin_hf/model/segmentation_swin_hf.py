@@ -121,15 +121,15 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the heads as OpenMMLab does; all else as the family."""
+        layer: Any = module
         if isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for ones, zeros in ((layer.weight, layer.bias), (layer.running_var, layer.running_mean)):
+                init.ones_(ones)
+                init.zeros_(zeros)
+            init.zeros_(layer.num_batches_tracked)
         elif isinstance(module, SwinHFPixelClassifier):
-            init.normal_(module.weight, std=0.01)
-            init.zeros_(module.bias)
+            init.normal_(layer.weight, std=0.01)
+            init.zeros_(layer.bias)
         else:
             super()._init_weights(module)
 
