@@ -16,6 +16,7 @@ from swin_hf.model.modeling_swin_hf import (
     SwinHFForMaskedImageModeling,
     SwinHFModel,
 )
+from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
 
 if TYPE_CHECKING:
     from swin_hf.checkpoints import export_checkpoint
@@ -46,6 +47,7 @@ __all__ = [
     "SwinHFConfig",
     "SwinHFForImageClassification",
     "SwinHFForMaskedImageModeling",
+    "SwinHFForSemanticSegmentation",
     "SwinHFModel",
     "__version__",
     "attention_maps",

@@ -124,6 +124,8 @@ class Preprocessing:
         interpolation: Resampling, always antialiased.
         background: Red, green and blue (0..255) behind transparent pixels.
         grey_maximum: Value that is white in grey pictures of 16 bits.
+        crop: Whether ``size`` is cut out once the shorter side has its length; without it, all of the picture stays, in
+            its proportions, as a model of dense predictions wants it.
     """
 
     size: tuple[int, int]
@@ -133,6 +135,7 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     background: tuple[int, ...] = WHITE
     grey_maximum: int = GREY_MAXIMUM
+    crop: bool = True
 
     @classmethod
     def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Preprocessing:
@@ -166,18 +169,21 @@ class Preprocessing:
             return None
         is_cropped = bool(values.get("do_center_crop")) and isinstance(crop, Mapping)
         box = crop if is_cropped else size
-        if not (isinstance(box, Mapping) and {"height", "width"} <= box.keys()):
+        if set(size) == {"shortest_edge"} and not values.get("do_center_crop"):
+            box = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+        elif not (isinstance(box, Mapping) and {"height", "width"} <= box.keys()):
             return None
         if is_cropped and set(size) != {"shortest_edge"}:
             return None
         return cls(
             (int(box["height"]), int(box["width"])),
-            int(size["shortest_edge"]) if is_cropped else None,
+            int(size["shortest_edge"]) if set(size) == {"shortest_edge"} else None,
             tuple(values["image_mean"]),
             tuple(values["image_std"]),
             names[values["resample"]],
             tuple(values.get("background") or WHITE),
             int(values.get("grey_maximum") or GREY_MAXIMUM),
+            is_cropped or set(size) != {"shortest_edge"},
         )
 
     @property
@@ -188,7 +194,7 @@ class Preprocessing:
     @property
     def crop_pct(self) -> float:
         """Share of the shorter side that the crop keeps; 1 where the picture is squashed."""
-        return 1.0 if self.short_side is None else max(self.size) / self.short_side
+        return 1.0 if self.short_side is None or not self.crop else max(self.size) / self.short_side
 
     def values(self) -> dict[str, Any]:
         """Arguments of an image processor, for JSON."""
@@ -206,7 +212,7 @@ class Preprocessing:
             "background": list(self.background),
             "grey_maximum": self.grey_maximum,
         }
-        if self.short_side is not None:
+        if self.short_side is not None and self.crop:
             values |= {"do_center_crop": True, "crop_size": box}
         return values
 
@@ -234,7 +240,7 @@ class Preprocessing:
         (height, width), resampling = self.size, resampling_of(self.interpolation)
         size = [height, width] if self.short_side is None else [self.short_side]
         pixels: Tensor = tvf.resize(tvf.pil_to_tensor(picture), size, interpolation=resampling, antialias=True)
-        if self.short_side is not None:
+        if self.short_side is not None and self.crop:
             top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
             pixels = tvf.crop(pixels, top, left, height, width)
         return pixels
@@ -244,6 +250,8 @@ class Preprocessing:
         size = "x".join(map(str, self.size))
         if self.short_side is None:
             return {"resize": f"squash to {size} pixels", "crop": "none"}
+        if not self.crop:
+            return {"resize": f"short side to {self.short_side} pixels, in proportion", "crop": "none"}
         return {"resize": f"short side to {self.short_side} pixels", "crop": f"{size} from the centre"}
 
 

@@ -43,6 +43,7 @@ PUBLIC_NAMES = [
     "SwinHFConfig",
     "SwinHFForImageClassification",
     "SwinHFForMaskedImageModeling",
+    "SwinHFForSemanticSegmentation",
     "SwinHFModel",
     "__version__",
     "attention_maps",

@@ -73,13 +73,14 @@ class Metric:
 
 @dataclass
 class ClassScore:
-    """Precision, recall and F1 (fractions in [0, 1]) of one label over ``support`` images; None where undefined."""
+    """Precision, recall and F1, in [0, 1], of one label over ``support`` images or pixels; None where undefined."""
 
     label: str
     precision: float | None
     recall: float | None
     f1: float | None
     support: int
+    iou: float | None = None  # intersection over union, of a segmenter
 
 
 @dataclass

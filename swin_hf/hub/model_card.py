@@ -43,9 +43,12 @@ TITLES = {
     "f1_macro": "F1, macro average",
     "ece": "Expected calibration error",
     "loss": "Loss",
+    "miou": "Mean IoU",
+    "pixel_accuracy": "Pixel accuracy",
 }
+HEADLINES = {"accuracy": "accuracy", "miou": "mean IoU"}  # what a card opens with, of a task that measures it
 # Names that the Hub's leaderboards know for ours.
-HUB_METRICS = {"accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1"}
+HUB_METRICS = {"accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1", "miou": "mean_iou"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def render_card(source: CardSource) -> str:
         data = replace(facts.data, name=name, is_hub_id=facts.data.is_hub_id and bool(DATASET_ID.fullmatch(name)))
         facts = replace(facts, data=data)
         source = replace(source, facts=facts)
-    accuracies = [metric for metric in facts.metrics if metric.name == "accuracy"]
+    accuracies = [metric for metric in facts.metrics if metric.name in HEADLINES]
     headline = next((metric for metric in accuracies if metric.split == "test"), next(iter(accuracies), None))
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
     text = template_environment().get_template("card.md.jinja").render(
@@ -101,6 +104,8 @@ def render_card(source: CardSource) -> str:
         config=config,
         task=architecture.pipeline_tag,
         headline=headline,
+        headlines=HEADLINES,
+        regions=any(score.iou is not None for score in facts.per_class or ()),
         labels=labels if any(label != f"LABEL_{n}" for n, label in enumerate(labels)) else [],
         confusions=_worst_confusions(facts),
         log=_log_table(facts),

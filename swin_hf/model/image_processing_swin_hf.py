@@ -11,6 +11,7 @@ import urllib.request
 from typing import Any
 
 from PIL import Image
+from transformers import SegformerImageProcessor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
@@ -70,6 +71,9 @@ class _Decoding:
             else:
                 raise ValueError(f"{images[:200]!r} is not a file; give the path or address of a picture, or its image")
         return self._decode(images) if isinstance(images, Image.Image) else images
+
+    # Class numbers of each pixel at the size of the pictures, from the logits of a segmentation model.
+    post_process_semantic_segmentation = SegformerImageProcessor.post_process_semantic_segmentation
 
     def _decode(self, picture: Image.Image) -> Image.Image:
         mode = "L" if len(self.image_mean) == 1 else "RGB"

@@ -99,23 +99,27 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
         if config.num_layers < 2:
             raise ValueError(f"depths {config.depths} make 1 stage; a pyramid for UperNet has at least 2")
         config.upernet = asdict(sizes) | {"pool_scales": list(sizes.pool_scales)}
-        self.num_labels, self.sizes = config.num_labels, sizes
+        self.num_labels, self.sizes = config.num_labels or 0, sizes
         self.swin = SwinHFModel(config, add_pooling_layer=False, always_partition=True, add_final_norm=False)
         channels = config.stage_dims
         norms = {f"stage{n}": nn.LayerNorm(dim, eps=config.layer_norm_eps) for n, dim in enumerate(channels, start=1)}
         self.hidden_states_norms = nn.ModuleDict(norms)
-        heads = UperNetConfig(
-            num_labels=config.num_labels,
+        labels: Any = {"num_labels": config.num_labels}  # of PreTrainedConfig, which takes it without declaring it
+        head_config = UperNetConfig(
+            **labels,
             hidden_size=sizes.hidden_size,
             pool_scales=sizes.pool_scales,
             auxiliary_channels=sizes.auxiliary_channels,
         )
-        self.decode_head = UperNetHead(heads, in_channels=channels)
+        self.decode_head = UperNetHead(head_config, in_channels=channels)
         self.auxiliary_head = None
         if sizes.auxiliary_loss_weight:
-            self.auxiliary_head = UperNetFCNHead(heads, in_channels=channels, in_index=len(channels) - 2)
-        for head in filter(None, (self.decode_head, self.auxiliary_head)):
-            head.classifier = SwinHFPixelClassifier(head.channels, config.num_labels, sizes.dropout)
+            self.auxiliary_head = UperNetFCNHead(head_config, in_channels=channels, in_index=len(channels) - 2)
+        heads: list[Any] = (
+            [self.decode_head] if self.auxiliary_head is None else [self.decode_head, self.auxiliary_head]
+        )
+        for head in heads:
+            head.classifier = SwinHFPixelClassifier(head.channels, self.num_labels, sizes.dropout)
         self.post_init()
 
     @torch.no_grad()

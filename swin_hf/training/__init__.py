@@ -4,7 +4,16 @@ from .api import Run, train
 from .callbacks import EpochReport
 from .checkpointing import EMA, BestCheckpoint, LastCheckpoint, NonFiniteGuard
 from .command import run_recipe
-from .data import Augmentation, ImageDataModule, Pixels, Reading, Splits
+from .data import (
+    Augmentation,
+    ImageDataModule,
+    JointAugmentation,
+    Masks,
+    Pixels,
+    Reading,
+    SegmentationDataModule,
+    Splits,
+)
 from .loggers import TrackioLogger
 from .module import SwinModule, TestReport
 from .network import Network
@@ -14,11 +23,13 @@ from .tasks import (
     MODULES,
     Distillation,
     Freezing,
+    Head,
     Lora,
     Masking,
     Mixing,
     SwinClassifier,
     SwinMaskedImageModeler,
+    SwinSegmenter,
 )
 
 __all__ = [
@@ -29,10 +40,13 @@ __all__ = [
     "Distillation",
     "EpochReport",
     "Freezing",
+    "Head",
     "ImageDataModule",
+    "JointAugmentation",
     "LastCheckpoint",
     "Lora",
     "Masking",
+    "Masks",
     "Mixing",
     "Network",
     "NonFiniteGuard",
@@ -41,10 +55,12 @@ __all__ = [
     "Reading",
     "Run",
     "RunRecord",
+    "SegmentationDataModule",
     "Splits",
     "SwinClassifier",
     "SwinMaskedImageModeler",
     "SwinModule",
+    "SwinSegmenter",
     "TestReport",
     "TrackioLogger",
     "run_recipe",

@@ -2,7 +2,17 @@
 
 from .module import ImageDataModule
 from .reading import Reading
+from .segmentation import JointAugmentation, Masks, SegmentationDataModule
 from .splits import Splits
 from .transforms import Augmentation, Pixels
 
-__all__ = ["Augmentation", "ImageDataModule", "Pixels", "Reading", "Splits"]
+__all__ = [
+    "Augmentation",
+    "ImageDataModule",
+    "JointAugmentation",
+    "Masks",
+    "Pixels",
+    "Reading",
+    "SegmentationDataModule",
+    "Splits",
+]

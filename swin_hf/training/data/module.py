@@ -54,8 +54,8 @@ class ImageDataModule(LightningDataModule):
     Without a validation split, a stratified share of the training split is held out; the test split is never used to
     choose anything. Batches are ``{"pixel_values": (B, C, H, W), "labels": (B,)}``.
 
-    A task with other targets has a subclass, which replaces :meth:`reader`, :meth:`train_transform`,
-    :meth:`eval_transform` and :attr:`collate`.
+    A task with other targets has a subclass, which replaces :meth:`find_source`, :meth:`reader`,
+    :meth:`train_transform`, :meth:`eval_transform` and :attr:`collate`.
 
     Args:
         dataset: Hub id, local folder, a folder written by save_to_disk, swin_hf:digits (handwritten digits, in the
@@ -75,6 +75,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     collate = staticmethod(collate)
+    augmentation: Any  # an Augmentation, or that of a task
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class ImageDataModule(LightningDataModule):
     def load(self) -> sources.Source:
         """Load the dataset, find columns and classes, and hold out what has to be held out. Idempotent."""
         if self._source is None:
-            source = sources.load_source(self.dataset, self.data_files, self.data_dir, self.reading)
+            source = self.find_source()
             if not self.reading.streaming:
                 self._rows, self._labels, self._held_out = divide(source, self.splits)
             self._fingerprint = sources.fingerprint(source)
@@ -255,10 +256,7 @@ class ImageDataModule(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """What a model card should know about the data; plain values, no absolute path."""
         source = self.load()
-        augmentation, pixels = plain(self.augmentation), plain(self.pixels)
-        scale, ratio = augmentation.pop("crop_scale"), augmentation.pop("crop_ratio")
-        padding = augmentation.pop("crop_padding")
-        crop = {"scale": scale, "ratio": ratio} if padding is None else {"padding": padding}
+        pixels = plain(self.pixels)
         resize_mode, crop_pct = pixels.pop("resize_mode"), pixels.pop("crop_pct")
         evaluation = {"resize_mode": resize_mode} | ({"crop_pct": crop_pct} if resize_mode == "crop" else {})
         return {
@@ -274,7 +272,7 @@ class ImageDataModule(LightningDataModule):
             "num_channels": self.num_channels,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "augmentation": {"crop": crop, **augmentation},
+            "augmentation": self.augmentation.facts(),
             "evaluation": evaluation,
             **pixels,
             "mean": self.mean,
@@ -332,6 +330,10 @@ class ImageDataModule(LightningDataModule):
             partial.write_text(json.dumps(record) + "\n")
 
     # What a task replaces.
+
+    def find_source(self) -> sources.Source:
+        """Load the dataset and find its columns and classes."""
+        return sources.load_source(self.dataset, self.data_files, self.data_dir, self.reading)
 
     def train_transform(self) -> Callable[..., Any]:
         """From a decoded training picture to ``(C, H, W)`` of ``uint8``, at random."""

@@ -23,6 +23,8 @@ from swin_hf.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from swin_hf.processing import Interpolation, resampling_of
 from swin_hf.ranges import check_fields, check_range, choice, ranged
 
+from ..options import plain
+
 AutoAugment = Literal["randaugment", "trivialaugment"]
 ResizeMode = Literal["crop", "squash"]
 ChannelValues = list[float] | Literal["dataset"]
@@ -55,6 +57,12 @@ class Augmentation:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} is {getattr(self, name)}; give the lesser number first")
+
+    def facts(self) -> dict[str, Any]:
+        """What a card says of it."""
+        facts = plain(self)
+        scale, ratio, padding = (facts.pop(f"crop_{name}") for name in ("scale", "ratio", "padding"))
+        return {"crop": {"scale": scale, "ratio": ratio} if padding is None else {"padding": padding}, **facts}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms import v2
 
-from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
+from swin_hf.classes import ClassMismatchError, class_table, match_classes
 from swin_hf.families import TASKS, architectures
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
 from swin_hf.ranges import check_fields, ranged
@@ -34,7 +34,7 @@ from swin_hf.text import one_line
 from ..callbacks import keep_figure, to_pictures
 from ..data.sources import shorten
 from ..figures import LONGEST_NAME, draw_confusion, draw_pictures
-from ..module import SwinModule, TestReport, count_parameters
+from ..module import TestReport, count_parameters
 from ..network import (
     Network,
     add_lora,
@@ -47,6 +47,7 @@ from ..network import (
     stored_config,
 )
 from ..optim import Optimization
+from .classes import ClassModule, class_fields, name_classes
 from .distillation import Distillation, Teacher, imitation_loss, load_teacher
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
@@ -122,7 +123,7 @@ class Lora:
         check_fields(self)
 
 
-class SwinClassifier(SwinModule):
+class SwinClassifier(ClassModule):
     """Train a Swin Transformer to classify images.
 
     The defaults are Microsoft's fine-tuning of a pre-trained model without Mixup; the full recipe is the configuration
@@ -151,7 +152,6 @@ class SwinClassifier(SwinModule):
     monitor = "val_accuracy"
     mode = "max"
     finetuning_config = "finetune_imagefolder"
-    data_options = (*SwinModule.data_options, "id2label", "num_labels")
 
     def __init__(
         self,
@@ -176,16 +176,7 @@ class SwinClassifier(SwinModule):
             raise ValueError(
                 f"lora.rank {lora.rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
             )
-        if num_labels is not None and id2label is not None and num_labels != len(id2label):
-            raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
-        names = id2label and {int(number): name for number, name in id2label.items()}
-        fields = network.fields(
-            num_labels=num_labels if names is None else len(names),
-            image_size=image_size,
-            num_channels=num_channels,
-            id2label=names,
-            label2id=names and {name: number for number, name in names.items()},
-        )
+        fields = network.fields(image_size=image_size, num_channels=num_channels, **class_fields(num_labels, id2label))
         self.starting_point = weights
         if weights is not None:
             weights, self.starting_commit = resolve(weights)
@@ -223,17 +214,6 @@ class SwinClassifier(SwinModule):
             self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
         self.confusion_counts: Tensor | None = None  # (classes, classes), after a test: rows are the truth
 
-    @classmethod
-    def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
-        """Classes of the data to train; those of the model that is measured, where it has any."""
-        if name not in ("id2label", "num_labels"):
-            return super().option_of_data(name, data, measured)
-        if measured and (measured.get("id2label") or measured.get("num_labels")):
-            return measured.get(name)
-        if measured and measured.get("weights"):
-            return None
-        return data.id2label if name == "id2label" else data.num_classes
-
     def setup(self, stage: str) -> None:
         """Check the model against the data, and load the teacher.
 
@@ -241,50 +221,12 @@ class SwinClassifier(SwinModule):
             ValueError: If the data has another number of classes, or the teacher does not fit.
         """
         super().setup(stage)
-        if stage != "predict":
-            self.match_data(fitting=stage == "fit")
         if stage == "fit" and self.distillation.teacher is not None and not self.teacher:
             data: Any = getattr(self.trainer, "datamodule", None)
             config = self.model.config
             normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
             teacher = load_teacher(self.distillation.teacher, config.id2label, config.num_channels, normalization)
             self.teacher = [teacher]
-
-    def match_data(self, fitting: bool) -> None:
-        """Make the data number its classes as the model does; a model without names takes those of its training data.
-
-        Raises:
-            ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
-        """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        theirs = class_table(getattr(data, "id2label", None))
-        ours = class_table(self.model.config.id2label)
-        if not theirs or theirs == ours:
-            return
-        if fitting and not has_names(ours) and len(ours) == len(theirs):
-            name_classes(self.model.config, theirs)
-            return
-        if fitting and len(theirs) != len(ours):
-            raise ValueError(
-                f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
-                " the data"
-            )
-        data.renumber(match_classes(theirs, ours), ours)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of other classes, or of another model, before anything is loaded.
-
-        Raises:
-            ValueError: If classes, or names or shapes of tensors differ.
-        """
-        ours = class_table(self.model.config.id2label)
-        theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
-        if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
-            raise ClassMismatchError(
-                f"the checkpoint numbers its classes {shorten(theirs)}, and this run {shorten(ours)}; start a new run"
-                " from its weights, which are matched by name: --model.weights runs/<name>/model"
-            )
-        super().on_load_checkpoint(checkpoint)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
@@ -419,12 +361,6 @@ def rows_of_head(wanted: Sequence[str], known: Sequence[str]) -> list[int] | Non
         return match_classes(wanted, known, model="the starting point") if wanted and known else None
     except ClassMismatchError:
         return None
-
-
-def name_classes(config: Any, names: Sequence[str]) -> None:
-    """Write the names of the classes into a configuration of as many classes."""
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 class WorstPictures(Callback):

@@ -1,0 +1,477 @@
+"""Pictures with a class for each pixel: where masks are found, how they are read, and how both are augmented together.
+
+A mask is a picture of class numbers: 8 or 16 bits of grey, or a palette whose indices are the classes. It is never
+resampled with anything but nearest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+from swin_hf.folders import SPLIT_NAMES, list_pictures, split_of
+from swin_hf.model.pixels import GREY_MAXIMUM
+from swin_hf.processing import Interpolation, Preprocessing, UnreadablePictureError, open_picture, resampling_of
+from swin_hf.ranges import check_fields, check_range, ranged
+
+from ..options import plain
+from .module import ImageDataModule
+from .pictures import Batch, PictureReader
+from .reading import Reading, read
+from .shards import shorten
+from .sources import IMAGE_NAMES, Source, describe
+from .splits import Splits
+from .transforms import Pixels
+
+MASK_NAMES = ("annotation", "mask", "label", "labels", "segmentation", "segmentation_mask", "semantic_mask", "target")
+IMAGE_FOLDERS = ("images", "image", "img", "imgs", "JPEGImages")
+MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "SegmentationClass")
+CLASS_FILES = ("classes.txt", "id2label.json")
+LONG_SIDES = 4  # the longest side that a resize leaves, in short sides: (2048, 512) in OpenMMLab's recipe
+CROPS = 10  # drawn while one class fills too much of them
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the values of a mask mean.
+
+    Args:
+        column: Column of the masks of a table; found by its name (annotation, mask, label, ...) if not given.
+        reduce_labels: Whether 0 means "no class" and the classes count from 1, as in ADE20K.
+        ignore_index: Value of pixels without a class.
+        class_names: Names of the classes, or their number; from classes.txt (a name a line) or id2label.json in the
+            folder of the data if not given.
+    """
+
+    column: str | None = None
+    reduce_labels: bool = False
+    ignore_index: int = ranged(255, "[0, 65535]")
+    class_names: list[str] | int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(self.class_names, list):
+            check_range("masks.class_names", self.class_names, "[1, 65535]")
+        elif len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"masks.class_names {shorten(self.class_names)} names a class twice")
+
+
+@dataclass(frozen=True)
+class JointAugmentation:
+    """How a training picture and its mask are changed at random; the defaults are OpenMMLab's for ADE20K.
+
+    Args:
+        scale: Least and greatest factor on the short side before the crop; the short side is that of the crop.
+        largest_class: A crop is drawn again, up to ten times, while one class fills more of it.
+        hflip: Probability of a horizontal flip.
+        distort: Probability of each change of brightness, contrast, saturation and hue.
+    """
+
+    scale: tuple[float, float] = ranged((0.5, 2.0), "(0, 16]")
+    largest_class: float = ranged(0.75, "(0, 1]")
+    hflip: float = ranged(0.5, "[0, 1]")
+    distort: float = ranged(0.5, "[0, 1]")
+    erasing: ClassVar[float] = 0.0  # nothing of a picture is erased
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"augmentation.scale is {self.scale}; give the lesser number first")
+
+    def facts(self) -> dict[str, Any]:
+        """What a card says of it."""
+        return {f"joint_{name}": value for name, value in plain(self).items()}
+
+
+class SegmentationDataModule(ImageDataModule):
+    """Training, validation and test batches of pictures with a mask each.
+
+    Training batches are ``{"pixel_values": (B, C, H, W), "labels": (B, H, W)}`` of crops. Evaluation takes a picture at
+    a time, its short side that of ``image_size`` and the proportions kept, with the labels ``(1, height, width)`` of
+    the picture as it is stored.
+
+    Args:
+        dataset: A folder with ``images/`` and ``masks/`` (in it, or in a folder for each split), where files of one
+            name belong together; or whatever :class:`ImageDataModule` takes, with a column of masks.
+        data_files: See there.
+        data_dir: See there.
+        image_size: Height and width of the training crops in pixels, or one number for both.
+        num_channels: 3 (RGB) or 1 (grey).
+        batch_size: Training pictures per step on each device.
+        num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
+        reading: How the data set is read.
+        splits: What is held out, and how much is trained on.
+        masks: What the values of a mask mean.
+        augmentation: How a picture and its mask are changed at random.
+        pixels: What the values of a picture mean.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "parquet",
+        data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+        data_dir: str | None = None,
+        image_size: int | tuple[int, int] = 512,
+        num_channels: int = 3,
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        reading: Reading = Reading(),
+        splits: Splits = Splits(),
+        masks: Masks = Masks(),
+        augmentation: JointAugmentation = JointAugmentation(),
+        pixels: Pixels = Pixels(interpolation="bilinear"),
+    ) -> None:
+        super().__init__(
+            dataset,
+            data_files,
+            data_dir,
+            image_size,
+            num_channels,
+            batch_size,
+            eval_batch_size=1,
+            num_workers=num_workers,
+            reading=replace(reading, labelled=False),
+            splits=splits,
+            pixels=pixels,
+        )
+        self.masks, self.augmentation = masks, augmentation
+        self.mask_column = ""
+
+    def find_source(self) -> Source:
+        """Read pairs of pictures and masks, and the names of the classes.
+
+        Raises:
+            ValueError: If masks or names of classes cannot be found.
+        """
+        folder = self.data_dir if self.dataset == "imagefolder" else self.dataset
+        pairs = read_pairs(folder) if folder is not None and self.data_files is None else None
+        splits = pairs or read(self.dataset, self.data_files, self.data_dir, self.reading).splits
+        splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
+        features = next(iter(splits.values())).features
+        image, self.mask_column = find_columns(features, self.reading.image_column, self.masks.column)
+        splits = {
+            name: split.cast_column(image, Image(decode=False)).cast_column(self.mask_column, Image(decode=False))
+            for name, split in splits.items()
+        }
+        names = self.masks.class_names
+        if isinstance(names, int):
+            names = [str(number) for number in range(names)]
+        if names is None:
+            names = read_class_names(self.data_dir or self.dataset)
+        return Source(splits, image, None, names)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The short side is brought to that of ``image_size``; nothing is cut off."""
+        return replace(super().preprocessing, short_side=min(self.image_size), crop=False)
+
+    def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
+        """Number the classes as a model does that is measured on these data."""
+        self.load().class_names = list(names)
+        self.order = list(order)
+
+    order: list[int] | None = None
+
+    def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
+        """How a picture and its mask become a sample."""
+        return PairReader(
+            self.load(), split, transform, self.num_channels, self.pixels.background, self.reading.on_error,
+            self.grey_maximum or GREY_MAXIMUM, column=self.mask_column, masks=self.masks, order=self.order,
+        )  # fmt: skip
+
+    def train_transform(self) -> Callable[..., Any]:
+        """Resize, crop, flip and distort both at random."""
+        fill = [255 * float(value) for value in self.mean]
+        return JointTransform(
+            self.image_size, self.augmentation, self.pixels.interpolation, fill, self.masks.ignore_index
+        )
+
+    def eval_transform(self) -> Callable[..., Any]:
+        """Resize the picture; the mask stays as it is stored."""
+        return WholePicture(self.preprocessing)
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of pixels without a class."""
+        return self.masks.ignore_index
+
+    def facts(self) -> dict[str, Any]:
+        """What a model card should know about the data; plain values, no absolute path."""
+        return super().facts() | {"evaluation": {"resize_mode": "short side, no crop"}}
+
+
+class PairReader(PictureReader):
+    """Reads a picture and its mask, and transforms both together.
+
+    Args:
+        *args: As of :class:`PictureReader`; the transform takes a picture and its labels, ``(H, W)`` integers.
+        column: Column of the masks.
+        masks: What their values mean.
+        order: The model's number of each class; ``None`` where it is that of the data.
+    """
+
+    def __init__(self, *args: Any, column: str, masks: Masks, order: Sequence[int] | None) -> None:
+        source = args[0]
+        super().__init__(*args)
+        self.column, self.masks, self.order = column, masks, order
+        self.num_classes = len(order) if order is not None else len(source.class_names)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of pictures and masks."""
+        return [self.image_column, self.column]
+
+    def read(self, cells: Mapping[str, Any], seed: int, row: Any) -> Batch | UnreadablePictureError:
+        """Read both; an unreadable mask is treated as an unreadable picture is."""
+        try:
+            return super().read(cells, seed, row)
+        except UnreadablePictureError as error:
+            if self.on_error == "raise":
+                raise
+            return UnreadablePictureError(str(error))
+
+    def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
+        """``pixel_values`` ``(C, H, W)`` of ``uint8`` and ``labels`` ``(H, W)`` of ``int64``."""
+        labels = read_mask(cells[self.column], self.masks, self.num_classes, self.root)
+        name = (cells[self.column] or {}).get("path") or "a mask"
+        if labels.shape != (picture.height, picture.width):
+            raise UnreadablePictureError(
+                f"{name} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture {picture.width}x"
+                f"{picture.height}; a mask has the size of its picture"
+            )
+        if self.order is not None:
+            table = torch.arange(max(self.masks.ignore_index, self.num_classes) + 1)
+            table[: len(self.order)] = torch.tensor(self.order)
+            labels = table[labels]
+        pixels, labels = self.transform(picture, labels)
+        return {"pixel_values": pixels, "labels": labels}
+
+
+def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None) -> Tensor:
+    """Class number of each pixel of a stored mask, ``(H, W)`` int64.
+
+    Raises:
+        UnreadablePictureError: If it cannot be read, is in colour, or holds a number that is none of the classes.
+    """
+    name = (cell.get("path") if isinstance(cell, dict) else None) or "a mask"
+    try:
+        with open_picture(cell, root) as picture:
+            mode, values = picture.mode, np.array(picture)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        raise UnreadablePictureError(f"{name}: {type(error).__name__}: {error}") from error
+    if values.ndim != 2:
+        raise UnreadablePictureError(
+            f"{name} is a picture of mode {mode}; a mask holds one class number for each pixel: grey of 8 or 16 bits, "
+            "or a palette"
+        )
+    labels = torch.from_numpy(values.astype(np.int64))
+    if masks.reduce_labels:
+        labels = torch.where((labels == 0) | (labels == masks.ignore_index), masks.ignore_index + 1, labels) - 1
+    known = labels[labels != masks.ignore_index]
+    if len(known) and (int(known.max()) >= num_classes or int(known.min()) < 0):
+        wrong = int(known.max()) + masks.reduce_labels
+        raise UnreadablePictureError(
+            f"{name} holds the number {wrong}, and there are {num_classes} classes; name all classes (masks."
+            "class_names), or say which number has none (masks.ignore_index)"
+        )
+    return labels
+
+
+class JointTransform:
+    """Resize, crop, flip and distort a picture and its labels at random, for training.
+
+    Args:
+        size: Height and width of the crop in pixels.
+        options: What is done.
+        interpolation: Resampling of the picture.
+        fill: Colour around a picture that is smaller than the crop, 0..255 for each channel.
+        ignore_index: Label there.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        options: JointAugmentation,
+        interpolation: Interpolation,
+        fill: Sequence[float],
+        ignore_index: int,
+    ) -> None:
+        self.size, self.options, self.resampling = size, options, resampling_of(interpolation)
+        self.fill, self.ignore_index = list(fill), ignore_index
+        changes = v2.RandomPhotometricDistort(
+            brightness=(1 - 32 / 255, 1 + 32 / 255), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.1, 0.1),
+            p=options.distort,
+        )  # fmt: skip
+        self.distort = changes if options.distort and len(fill) == 3 else None
+
+    def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``(C, H, W)`` of ``uint8`` and ``(H, W)`` of ``int64``, both of the size of the crop."""
+        pixels, mask = tv_tensors.Image(tvf.pil_to_tensor(picture)), tv_tensors.Mask(labels)
+        low, high = self.options.scale
+        factor = low + (high - low) * float(torch.rand(()))
+        shape = _scaled((pixels.shape[-2], pixels.shape[-1]), factor * min(self.size))
+        pixels = tvf.resize(pixels, list(shape), interpolation=self.resampling, antialias=True)
+        mask = tvf.resize(mask, list(shape), interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        top, left = self._corner(mask, shape)
+        height, width = (min(side, crop) for side, crop in zip(shape, self.size, strict=True))
+        pixels, mask = tvf.crop(pixels, top, left, height, width), tvf.crop(mask, top, left, height, width)
+        if torch.rand(()) < self.options.hflip:
+            pixels, mask = tvf.horizontal_flip(pixels), tvf.horizontal_flip(mask)
+        if self.distort is not None:
+            pixels = self.distort(pixels)
+        around = [0, 0, self.size[1] - width, self.size[0] - height]  # left, top, right, bottom
+        pixels = tvf.pad(pixels, around, fill=self.fill)
+        mask = tvf.pad(mask, around, fill=self.ignore_index)
+        return pixels.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+    def _corner(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
+        """Top and left of a crop that no class fills too much."""
+        for _ in range(CROPS):
+            top, left = (
+                int(torch.randint(max(side - crop, 0) + 1, ())) for side, crop in zip(shape, self.size, strict=True)
+            )
+            window = mask[top : top + self.size[0], left : left + self.size[1]]
+            counts = torch.unique(window[window != self.ignore_index], return_counts=True)[1]
+            if len(counts) > 1 and counts.max() <= self.options.largest_class * counts.sum():
+                break
+        return top, left
+
+
+class WholePicture:
+    """The picture as evaluation sees it, and its labels as they are stored."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``(C, h, w)`` of ``uint8``, and ``(H, W)`` of ``int64``."""
+        return self.preprocessing.pixels(picture), labels
+
+
+def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
+    """Height and width with a short side of so many pixels and the same proportions, unless it gets too long."""
+    factor = min(short / min(shape), LONG_SIDES * short / max(shape))
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
+def find_columns(features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
+    """Names of the columns of pictures and of masks.
+
+    Raises:
+        ValueError: If one of them does not exist, or cannot be told.
+    """
+    pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
+    for option, wanted in (("reading.image_column", image), ("masks.column", mask)):
+        if wanted is not None and wanted not in features:
+            raise ValueError(f"{option} {wanted!r} does not exist; the columns are {describe(features)}")
+    masks = [mask] if mask is not None else [name for name in MASK_NAMES if name in pictures]
+    images = [name for name in pictures if name not in masks]
+    if image is not None:
+        images = [image]
+    elif len(images) > 1:
+        images = [name for name in images if name in IMAGE_NAMES]
+    for option, found in (("reading.image_column", images), ("masks.column", masks)):
+        if len(found) != 1:
+            raise ValueError(
+                f"{len(found)} columns among {describe(features)} may be the one wanted; name it with {option}"
+            )
+    return images[0], masks[0]
+
+
+def read_pairs(folder: str) -> dict[str, Dataset] | None:
+    """Read pictures and masks that belong together by their file names.
+
+    Args:
+        folder: ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
+
+    Returns:
+        A data set of two columns, ``image`` and ``mask``, for each split; ``None`` where there are no such folders.
+
+    Raises:
+        ValueError: If a picture has no mask, or a mask no picture.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return None
+    roots = {split: _pair_of(path) for path in sorted(root.iterdir()) if (split := split_of(path.name))}
+    found = {split: pair for split, pair in roots.items() if pair is not None}
+    if not found and (pair := _pair_of(root)) is not None:
+        inner = {split: path for path in sorted(pair[0].iterdir()) if path.is_dir() and (split := split_of(path.name))}
+        found = {split: (path, pair[1] / path.name) for split, path in inner.items()} or {"train": pair}
+    return {split: _read_pair(*pair) for split, pair in found.items()} or None
+
+
+def _pair_of(folder: Path) -> tuple[Path, Path] | None:
+    if not folder.is_dir():
+        return None
+    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    masks = next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
+    return None if images is None or masks is None else (images, masks)
+
+
+def _read_pair(images: Path, masks: Path) -> Dataset:
+    """One split: the pictures of a folder, each with the mask of the same name."""
+    found = []
+    for folder in (images, masks):
+        paths, notes = list_pictures(folder)
+        for note in notes:
+            rank_zero_warn(note)
+        names: dict[str, str] = {}
+        for path in paths:
+            name = Path(path).relative_to(folder.absolute() if Path(path).is_absolute() else folder)
+            key = name.with_suffix("").as_posix()
+            if key in names:
+                raise ValueError(f"{names[key]} and {path} have one name; a picture and its mask are found by it")
+            names[key] = path
+        found.append(names)
+    pictures, targets = found
+    for one, other, kind, missing in ((pictures, targets, "picture", "mask"), (targets, pictures, "mask", "picture")):
+        if alone := sorted(one.keys() - other.keys()):
+            raise ValueError(
+                f"{len(alone)} of {len(one)} files have no {missing}, the first is {one[alone[0]]}; each {kind} has a "
+                f"{missing} of the same name ({images} and {masks})"
+            )
+    keys = sorted(pictures)
+    if not keys:
+        raise ValueError(f"{images} holds no picture")
+    columns = {"image": [pictures[key] for key in keys], "mask": [targets[key] for key in keys]}
+    return Dataset.from_dict(columns, Features({"image": Image(decode=False), "mask": Image(decode=False)}))
+
+
+def read_class_names(folder: str) -> list[str]:
+    """Names of the classes from a file in the folder of the data.
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
+    path = next((path for name in CLASS_FILES if (path := Path(folder, name)).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"the names of the classes are not in {folder}; write classes.txt, a name for each number from 0 on a line "
+            "of its own, or give masks.class_names, the names or their number"
+        )
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        table = {int(number): str(name) for number, name in json.loads(text).items()}
+        return [table[number] for number in range(len(table))]
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a table of class numbers from 0 and their names ({type(error).__name__}: {error})"
+        ) from error
+
+
+__all__ = ["JointAugmentation", "Masks", "SegmentationDataModule"]

@@ -1,0 +1,96 @@
+"""What the tasks share whose answers are classes: the names of the model's and of the data's are matched."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
+
+from ..data.sources import shorten
+from ..module import SwinModule
+
+
+class ClassModule(SwinModule):
+    """Trains a network whose classes have names, those of its data."""
+
+    data_options = (*SwinModule.data_options, "id2label", "num_labels")
+
+    @classmethod
+    def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
+        """Classes of the data to train; those of the model that is measured, where it has any."""
+        if name not in ("id2label", "num_labels"):
+            return super().option_of_data(name, data, measured)
+        if measured and (measured.get("id2label") or measured.get("num_labels")):
+            return measured.get(name)
+        if measured and measured.get("weights"):
+            return None
+        return data.id2label if name == "id2label" else data.num_classes
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data.
+
+        Raises:
+            ValueError: If the data has other classes.
+        """
+        super().setup(stage)
+        if stage != "predict":
+            self.match_data(fitting=stage == "fit")
+
+    def match_data(self, fitting: bool) -> None:
+        """Make the data number its classes as the model does; a model without names takes those of its training data.
+
+        Raises:
+            ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        theirs = class_table(getattr(data, "id2label", None))
+        ours = class_table(self.model.config.id2label)
+        if not theirs or theirs == ours:
+            return
+        if fitting and not has_names(ours) and len(ours) == len(theirs):
+            name_classes(self.model.config, theirs)
+            return
+        if fitting and len(theirs) != len(ours):
+            raise ValueError(
+                f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
+                " the data"
+            )
+        data.renumber(match_classes(theirs, ours), ours)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of other classes, or of another model, before anything is loaded.
+
+        Raises:
+            ValueError: If classes, or names or shapes of tensors differ.
+        """
+        ours = class_table(self.model.config.id2label)
+        theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
+        if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
+            raise ClassMismatchError(
+                f"the checkpoint numbers its classes {shorten(theirs)}, and this run {shorten(ours)}; start a new run"
+                " from its weights, which are matched by name: --model.weights runs/<name>/model"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+
+def class_fields(num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:
+    """Fields of a configuration for the classes: their number, or their names too.
+
+    Raises:
+        ValueError: If the two contradict each other.
+    """
+    if id2label is None:
+        return {"num_labels": num_labels}
+    if num_labels is not None and num_labels != len(id2label):
+        raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
+    names = {int(number): name for number, name in id2label.items()}
+    label2id = {name: number for number, name in names.items()}
+    return {"num_labels": len(names), "id2label": names, "label2id": label2id}
+
+
+def name_classes(config: Any, names: Sequence[str]) -> None:
+    """Write the names of the classes into a configuration of as many classes."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}

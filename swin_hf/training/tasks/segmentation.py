@@ -1,0 +1,301 @@
+"""Semantic segmentation: a class for each pixel, as section 4.3 of the paper has it."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from swin_hf.classes import class_table
+from swin_hf.hub.facts import ClassScore
+from swin_hf.ranges import check_fields, ranged
+from swin_hf.text import one_line
+
+from ..data.segmentation import SegmentationDataModule
+from ..figures import LONGEST_NAME
+from ..module import TestReport
+from ..network import Network, load_network, new_network, recompute_activations, resolve, starting_folder
+from ..optim import Optimization
+from .classes import ClassModule, class_fields
+
+SHOWN_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Head:
+    """The UperNet head, and how it evaluates.
+
+    Args:
+        hidden_size: Channels of the main head.
+        auxiliary_channels: Channels of the auxiliary head.
+        auxiliary_weight: Share of the auxiliary head's loss; 0 leaves it out.
+        dropout: Dropout of whole channels before each classifier.
+        window: Side in pixels of the windows that evaluation slides over a picture; the whole picture at once if not
+            given.
+        stride: Pixels from one window to the next; two thirds of the window if not given.
+        flip: Whether evaluation averages a picture and its mirror image.
+    """
+
+    hidden_size: int = ranged(512, "[1, 16384]")
+    auxiliary_channels: int = ranged(256, "[1, 16384]")
+    auxiliary_weight: float = ranged(0.4, "[0, 1000]")
+    dropout: float = ranged(0.1, "[0, 1)")
+    window: int | None = ranged(None, "[1, 16384]")
+    stride: int | None = ranged(None, "[1, 16384]")
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.stride is not None and self.stride > (self.window or 0):
+            raise ValueError(f"head.stride is {self.stride} and head.window {self.window}; windows may not leave gaps")
+
+    def sizes(self, ignore_index: int) -> dict[str, Any]:
+        """``config.upernet``."""
+        return {
+            "hidden_size": self.hidden_size,
+            "auxiliary_channels": self.auxiliary_channels,
+            "auxiliary_loss_weight": self.auxiliary_weight,
+            "dropout": self.dropout,
+            "ignore_index": ignore_index,
+        }
+
+
+class SwinSegmenter(ClassModule):
+    """Train a Swin Transformer with UperNet to name the class of each pixel.
+
+    The defaults are those of the paper for ADE20K with 16 pictures a step: AdamW at 6e-5, a warm-up and a linear decay
+    to 0. Metrics are measured at the size of the stored pictures, from one confusion matrix over the whole split.
+
+    Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        weights: Weights to start from: any Swin (classifier, SimMIM, backbone), whose heads are new, or a segmenter.
+        num_labels: Number of classes; from the data when run by the command line.
+        id2label: Class number to name; from the data when run by the command line.
+        image_size: Side, or height and width, of the training crops in pixels; from the data likewise.
+        num_channels: Channels of the images; from the data likewise.
+        ignore_index: Label of pixels without a class; from the data likewise.
+        network: What is changed in the network of the preset or the weights.
+        optimization: AdamW, its learning rate and the schedule.
+        head: The UperNet head, and how it evaluates.
+
+    Raises:
+        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
+    """
+
+    task = "semantic-segmentation"
+    monitor = "val_miou"
+    mode = "max"
+    data_class = SegmentationDataModule
+    default_config = "segment_stamps"
+    data_options = (*ClassModule.data_options, "ignore_index")
+
+    def __init__(
+        self,
+        preset: str = "swin_tiny_patch4_window7_224",
+        weights: str | None = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        ignore_index: int = 255,
+        network: Network = Network(drop_path_rate=0.3),
+        optimization: Optimization = Optimization(
+            learning_rate=6e-5, lr_scaling=False, weight_decay=0.01, schedule="linear", warmup_epochs=1.0, min_lr=0.0
+        ),
+        head: Head = Head(),
+    ) -> None:
+        super().__init__(optimization, network.compile)
+        self.save_hyperparameters(logger=False)
+        classes = class_fields(num_labels, id2label)
+        fields = network.fields(image_size=image_size, num_channels=num_channels, **classes)
+        fields["upernet"] = head.sizes(ignore_index)
+        self.starting_point = weights
+        if weights is None:
+            self.model = new_network(self.task, preset, fields, network.backend)
+        else:
+            path, self.starting_commit = resolve(weights)
+            with starting_folder(path) as folder:
+                self.model = load_network(self.task, folder, fields, network.backend)
+        if network.gradient_checkpointing:
+            recompute_activations(self.model)
+        self.head, self.ignore_index = head, ignore_index
+        counts = MulticlassConfusionMatrix(int(self.model.config.num_labels), ignore_index, validate_args=False)
+        self.val_confusion, self.test_confusion = counts, counts.clone()
+        self.confusion_counts: np.ndarray[Any, Any] | None = None  # after a test: rows are the truth
+
+    def setup(self, stage: str) -> None:
+        """Prepare training; batch normalisation is synchronised over the devices, where it can be.
+
+        Raises:
+            ValueError: If a device would get a single picture, of which batch normalisation cannot be computed.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        trainer = self.trainer
+        if trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        elif getattr(trainer.datamodule, "batch_size", 2) < 2:
+            raise ValueError(
+                "batch_size is 1, and batch normalisation cannot train on a single picture; give 2 or more a device"
+            )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits ``(B, num_labels, height, width)`` of normalised images ``(B, C, height, width)``."""
+        logits = self.whole(pixel_values)
+        if self.head.flip:
+            logits = (logits.softmax(1) + self.whole(pixel_values.flip(-1)).flip(-1).softmax(1)).log()
+        return logits
+
+    def whole(self, pixel_values: Tensor) -> Tensor:
+        """Logits of the images, at once or window by window."""
+        if self.head.window is None:
+            return self.logits(pixel_values)
+        return slide(self.logits, pixel_values, self.head.window, self.head.stride)
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """Logits at the size of the images."""
+        logits = self.model(pixel_values=pixel_values).logits
+        return F.interpolate(logits.float(), size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch of crops, of both heads."""
+        loss: Tensor = self.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+        self.log_training(loss, len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and confusion counts of one picture."""
+        return self.evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and confusion counts of one picture."""
+        return self.evaluate(batch, "test")
+
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+        """Add a batch to the metrics of a split; an unreadable picture leaves an empty one.
+
+        Returns:
+            ``predictions`` ``(B, height, width)`` at the size of the labels; nothing for an empty batch.
+        """
+        loss, outputs = getattr(self, f"{split}_loss"), {}
+        if batch:
+            labels = batch["labels"]
+            logits = self(batch["pixel_values"])
+            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            pixels = int((labels != self.ignore_index).sum())
+            total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+            loss.update(total / max(pixels, 1), weight=pixels)
+            outputs = {"predictions": logits.argmax(1)}
+            getattr(self, f"{split}_confusion").update(outputs["predictions"], labels)
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean IoU and the accuracy of the pixels."""
+        self.log_counts("val", self.val_confusion)
+
+    def on_test_epoch_end(self) -> None:
+        """Likewise, and keep the counts of all processes."""
+        self.confusion_counts = self.log_counts("test", self.test_confusion)
+
+    def log_counts(self, split: str, confusion: Metric) -> np.ndarray[Any, Any]:
+        """Log what follows from the confusion counts of all processes, which are returned."""
+        counts: np.ndarray[Any, Any] = confusion.compute().cpu().numpy()
+        confusion.reset()
+        iou = class_iou(counts)
+        values = {"miou": float(np.nanmean(iou)) if np.isfinite(iou).any() else 0.0}
+        values["pixel_accuracy"] = float(np.diag(counts).sum() / max(counts.sum(), 1))
+        self.log_dict({f"{split}_{name}": value for name, value in values.items()}, prog_bar=True)
+        return counts
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Class numbers ``(B, height, width)``."""
+        return self.forward(batch["pixel_values"]).argmax(1)
+
+    def test_report(self) -> TestReport:
+        """IoU and share of the pixels of each class."""
+        if self.confusion_counts is None:
+            return TestReport()
+        counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
+        scores = region_scores(counts, labels)
+        return TestReport(table=region_table(scores, counts), facts={"per_class": scores})
+
+
+def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int | None) -> Tensor:
+    """Mean of the logits of windows that overlap, as OpenMMLab's sliding evaluation has it.
+
+    Args:
+        network: From images ``(B, C, height, width)`` to logits ``(B, K, height, width)``.
+        images: ``(B, C, H, W)``; a side shorter than the window is taken whole.
+        window: Side of a window in pixels.
+        stride: Pixels from one window to the next; two thirds of the window if not given.
+
+    Returns:
+        ``(B, K, H, W)``.
+    """
+    step = stride or max(1, window * 2 // 3)
+    height, width = images.shape[-2:]
+    tops, lefts = (
+        [min(start, max(side - window, 0)) for start in range(0, max(side - window + step, 1), step)]
+        for side in (height, width)
+    )
+    total: Tensor | None = None
+    for top, left in product(dict.fromkeys(tops), dict.fromkeys(lefts)):
+        area = (..., slice(top, top + window), slice(left, left + window))
+        logits = network(images[area])
+        if total is None:
+            total = logits.new_zeros(len(images), logits.shape[1], height, width)
+            seen = logits.new_zeros(height, width)
+        total[area] += logits
+        seen[area] += 1
+    assert total is not None
+    return total / seen
+
+
+def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Intersection over union of each class; NaN for one that neither occurs nor is predicted.
+
+    Args:
+        counts: ``(classes, classes)`` pixels, rows are the truth.
+    """
+    hits, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
+    iou: np.ndarray[Any, Any] = np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)
+    return iou
+
+
+def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
+    """Precision, recall, IoU and number of pixels of each class; None where one would divide by zero."""
+    scores = []
+    for label, hits, truths, guesses, iou in zip(
+        labels, np.diag(counts).tolist(), counts.sum(1).tolist(), counts.sum(0).tolist(), class_iou(counts), strict=True
+    ):
+        precision, recall = (hits / guesses if guesses else None), (hits / truths if truths else None)
+        f1 = 2 * hits / (truths + guesses) if truths else None
+        scores.append(ClassScore(label, precision, recall, f1, truths, None if np.isnan(iou) else float(iou)))
+    return scores
+
+
+def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
+    """The table of a test, as text."""
+    width = max(5, *(len(one_line(score.label, LONGEST_NAME)) for score in scores))
+    lines = [f"{'class':<{width}}     IoU  recall  precision  pixels"]
+    for score in scores[:SHOWN_CLASSES]:
+        values = (score.iou, score.recall, score.precision)
+        iou, recall, precision = ("-" if value is None else f"{value:.4f}" for value in values)
+        name, share = one_line(score.label, LONGEST_NAME), score.support / max(int(counts.sum()), 1)
+        lines.append(f"{name:<{width}}  {iou:>6}  {recall:>6}  {precision:>9}  {share:6.2%}")
+    if len(scores) > SHOWN_CLASSES:
+        lines.append(f"... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json")
+    return "\n".join(lines)
+
+
+__all__ = ["Head", "SwinSegmenter"]
