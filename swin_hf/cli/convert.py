@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swin_hf.loading import find_model
-from swin_hf.ranges import check_range
+from swin_hf.ranges import SIDES, Number, one_or_two
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,8 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=["ema", "raw"], help="averaged or raw weights, where the source holds both"
     )
-    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="resample for another image size")
-    parser.add_argument("--window-size", type=int, nargs="+", metavar="TOKENS", help="resample for another window")
+    parser.add_argument(
+        "--image-size", type=Number(int, SIDES), nargs="+", metavar="PIXELS", help="resample for another image size"
+    )
+    parser.add_argument(
+        "--window-size", type=Number(int, SIDES), nargs="+", metavar="TOKENS", help="resample for another window"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--verify",
@@ -61,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
         args.layout,
         args.preset,
         weights=args.weights,
-        image_size=_sides("--image-size", args.image_size),
-        window_size=_sides("--window-size", args.window_size),
+        image_size=one_or_two("--image-size", args.image_size),
+        window_size=one_or_two("--window-size", args.window_size),
     )
     print(checkpoint)
     pixel_values = None if picture is None else _preprocess(checkpoint, picture)
@@ -70,17 +74,6 @@ def run(args: argparse.Namespace) -> int:
     written = convert_checkpoint(checkpoint, args.destination, to=args.to, overwrite=args.overwrite, written=files)
     print(f"written ({args.to}):", *files, sep="\n  ")
     return 0 if pixel_values is None else _verify(checkpoint, written, args.to, pixel_values)
-
-
-def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:
-    if values is None:
-        return None
-    check_range(option, values, "[1, 16384]")
-    if len(values) == 1:
-        return values[0]
-    if len(values) != 2:
-        raise ValueError(f"{option} has {len(values)} numbers; give one for a square, or height and width")
-    return values[0], values[1]
 
 
 def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":

@@ -29,7 +29,7 @@ from swin_hf.files import redact, replacing
 from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD
 from swin_hf.processing import RESAMPLING, Interpolation, Preprocessing, UnreadablePictureError, short_side
-from swin_hf.ranges import check_range
+from swin_hf.ranges import SIDES, check_range
 
 from . import sampling, sources
 from .pictures import (
@@ -153,7 +153,7 @@ class ImageDataModule(LightningDataModule):
         self.config_name, self.revision, self.streaming = config_name, revision, streaming
         self.image_column, self.label_column, self.labelled = image_column, label_column, labelled
         self.class_names = class_names
-        check_range("image_size", image_size, "[1, 16384]")
+        check_range("image_size", image_size, SIDES)
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.num_channels = num_channels
         self.batch_size = batch_size

@@ -26,6 +26,7 @@ from conftest import PATIENCE
 from hub_server import READER, WRITER
 from huggingface_hub import HfApi
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
 import swin_hf.hub
@@ -109,6 +110,12 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert [step for step, _ in steps] == [4, 9, 14, 19] and all(rate > 0 for _, rate in steps)
     events = b"".join(path.read_bytes() for path in (run / "tensorboard").glob("events*"))
     assert all(name in events for name in (b"curves", b"confusion_matrix", b"worst_pictures", b"val_accuracy"))
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("learning_rate", "train_loss_step"):
+        written = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert shown == pytest.approx(written) and list(shown) == [4, 9, 14, 19]
+    assert {"curves", "confusion_matrix", "worst_pictures"} <= set(board.Tags()["images"])
 
 
 def test_one_epoch_of_a_recipe_with_a_longer_warm_up_runs_and_prints_its_line(config, tmp_path, capsys):
