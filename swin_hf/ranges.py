@@ -74,4 +74,4 @@ def _is_inside(number: Any, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high
-    return above and below
+    return bool(above and below)

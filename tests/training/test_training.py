@@ -512,14 +512,30 @@ def test_the_default_recipe_reaches_its_promise(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_on_loopback_train_one_model(config, tmp_path):
+@pytest.mark.parametrize("late", [None, 0, 1], ids=["together", "first node 5 s later", "second node 5 s later"])
+def test_two_nodes_on_loopback_train_one_model(config, tmp_path, late):
     words = ["--config", str(config), "--config", "ddp", "--runs", str(tmp_path)]
     words += ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--data.batch_size", "8"]
     launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
     launch += ["--master-port", str(21000 + os.getpid() % 20000)]
+    # Each node starts as soon as its own launcher does: a static rendezvous waits in the process group only.
+    wait = "import runpy, sys, time; time.sleep(float(sys.argv.pop(1))); sys.argv.pop(0); runpy.run_path(sys.argv[0], "
+    wait += "run_name='__main__')"
+    script = tmp_path.parent / f"{tmp_path.name}-late.py"
+    script.write_text(wait)
     nodes = [
         subprocess.Popen(
-            [sys.executable, *launch, "--node-rank", str(rank), str(ROOT / "recipes" / "finetune.py"), "fit", *words],
+            [
+                sys.executable,
+                *launch,
+                "--node-rank",
+                str(rank),
+                str(script),
+                "5" if rank == late else "0",
+                str(ROOT / "recipes" / "finetune.py"),
+                "fit",
+                *words,
+            ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
