@@ -12,6 +12,7 @@ Shape legend:
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -301,7 +302,8 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     grey = pixels.mean(axis=-1)
     original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
-    original.set_title(title, fontsize=11, wrap=True, parse_math=False)
+    lines_of_title = [textwrap.fill(line, 30) for line in title.split("\n")]  # wrap=True would parse formulas
+    original.set_title("\n".join(lines_of_title), fontsize=11, parse_math=False)
     marked = [original]
     kinds = (
         (f"Grad-CAM for {_short(class_name or f'class {explanation.target}')}", explanation.grad_cam, 1.0),

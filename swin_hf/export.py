@@ -8,8 +8,9 @@ image size is fixed, because how a map is padded and shifted is decided while th
 import copy
 import io
 import json
+import math
 import os
-import tempfile
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_hf.classes import require_finite
-from swin_hf.files import raise_write_error
+from swin_hf.files import raise_write_error, remove_leftovers_of
+from swin_hf.memory import check_batch
 from swin_hf.model.configuration_swin_hf import Pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
@@ -341,6 +343,9 @@ def _prepare(
         size = model.config.image_hw
     else:
         size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    # The first stage holds the most: its map, normalised too, and the four times wider one of its MLP.
+    patch = math.prod(model.swin.embeddings.patch_embeddings.kernel_size)
+    check_batch(BATCHES[-1], model.config.num_channels + 6 * model.config.embed_dim // patch, size)
     if images is None:
         images = sample_images(size, model.config.num_channels)
     wanted = (model.config.num_channels, *size)
@@ -453,14 +458,17 @@ def _destination(
         raise ValueError(f"{path}: the name must end in {suffix}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or overwrite it with --overwrite")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            temporary = Path(folder, path.name)
-            yield temporary
-            if companion:
-                os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
-            os.replace(temporary, path)
+        partial.mkdir(parents=True)
+        remove_leftovers_of(path)
+        temporary = partial / path.name
+        yield temporary
+        if companion:
+            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
+        os.replace(temporary, path)
     except Exception as error:
         raise_write_error(error, path)
         raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

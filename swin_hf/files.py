@@ -1,7 +1,8 @@
 """Files and folders that are written whole or not at all, and what may be said of them to everybody.
 
 Everything that this package leaves on a disk is written under a temporary name in the folder of its target and renamed
-when it is complete. What a kill leaves behind is found by its name and removed by :func:`remove_leftovers`.
+when it is complete. What a kill leaves behind is found by its name: the next write of the same target removes it, and
+:func:`remove_leftovers` everything below a folder.
 """
 
 import errno
@@ -51,6 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers_of(path)
         yield partial
         partial.replace(path)
     except Exception as error:
@@ -81,6 +83,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        remove_leftovers_of(path)
         yield partial
         if path.exists():
             path.rename(retired)
@@ -114,6 +117,19 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed processes left half written of a file or folder; its folder may hold anything else."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
+    for partial in path.parent.iterdir() if os.name == "posix" else ():  # elsewhere, os.kill ends a process
+        if match := name.fullmatch(partial.name):
+            try:
+                os.kill(int(match[1]), 0)  # is it still there?
+            except ProcessLookupError:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):  # another user's process; no number of a process
+                continue
 
 
 def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
