@@ -1,7 +1,7 @@
 """Sizes of the released models, with their source.
 
-The code that travels with a model has no sizes in it: ``import swin_hf`` gives these to the configuration class of
-their family.
+The code that is pushed with a model holds no sizes: ``import swin_hf`` adds these to the configuration class of the
+family.
 """
 
 from typing import Any

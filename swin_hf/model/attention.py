@@ -58,7 +58,7 @@ try:
 except ImportError:
 
     def is_plain(*tensors: Tensor) -> bool:
-        """Whether nobody watches these tensors: unknown, so nothing is kept for later."""
+        """Whether nothing records or transforms these tensors: unknown, so nothing is cached."""
         return False
 
     def is_transformed() -> bool:
@@ -234,7 +234,7 @@ def kept(compute: Callable[..., Any], *sizes: Any, like: Tensor) -> Any:
     Args:
         compute: The function.
         sizes: Its arguments.
-        like: A tensor of this call. Where somebody watches it, nothing is kept and nothing that was kept is used.
+        like: A tensor of this call. If a tool records or transforms it, the cache is neither read nor written.
     """
     return _compute_once(compute, *sizes) if is_plain(like) else compute(*sizes)
 
@@ -286,7 +286,7 @@ def attend(
         layer: The attention layer, which has the bias table.
         qkv: Queries, keys and values, ``(B * nW, N, 3, h, d)``.
         geometry: How the map was cut.
-        backend: ``eager``, ``sdpa``, or a function that somebody registered with transformers.
+        backend: ``eager``, ``sdpa``, or a function that was registered with transformers.
         dropout: Probability of dropping an attention probability.
 
     Returns:

@@ -20,10 +20,10 @@ from transformers.configuration_utils import PreTrainedConfig
 Pair = tuple[int, int]
 
 _SEQUENCES = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
-# Near one of our fields, but the right name in another family of transformers, whose tools set it on any configuration.
+# Accepted although it is close to one of our names: tests of transformers set it on every configuration.
 _OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
-# The most that a file of a stranger may ask for, far beyond any real model: every other limit of this package refers to
-# these. The largest Swin has 50 blocks and 3 billion parameters.
+# The most that a configuration from the Hub may ask for, far beyond any real model; all other limits of the package
+# refer to these. The largest Swin has 50 blocks and 3 billion parameters.
 MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 16, 500, 2**20
 MOST_PARAMETERS = 10**10
 FREE_PARAMETERS = 50 * 10**6  # that weights may lack: they can be made on any machine
@@ -178,8 +178,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             return super().from_dict(config_dict, **kwargs)
         except ValueError:
             raise
-        except Exception as error:  # the values are a stranger's, and transformers calls methods of them
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        except Exception as error:  # the file may hold anything, and transformers calls methods of its values
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"the configuration cannot be used: {reason[:200]}") from error
 
     @classmethod
@@ -421,7 +421,7 @@ def _check_weights_name(name: Any) -> None:
     """Refuse a weights file of another folder, which transformers would load in place of the model's own."""
     if name is not None and (not isinstance(name, str) or re.search(r"[/\\]", name)):
         raise ValueError(
-            f"transformers_weights is {_short(name)}; give the name of a file beside config.json, or leave it out"
+            f"transformers_weights is {_short(name)}; give the name of a file in its folder, or leave it out"
         )
 
 

@@ -53,7 +53,7 @@ _NAMESPACE = __name__.replace(".", "_")
 
 def _find_onednn() -> Any:
     """The operator of oneDNN for a linear layer and its activation, or None where torch has none worth using."""
-    # On other processors than x86, oneDNN is built on other libraries, which nobody has measured.
+    # On other processors than x86, oneDNN is built on other libraries, which were not measured.
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -69,7 +69,7 @@ _ONEDNN = _find_onednn()
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether these are ordinary dense tensors, and nobody records, transforms or replays what is done with them."""
+    """Whether these are ordinary dense tensors, and no tool records, transforms or replays what is done with them."""
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter):
             return False

@@ -180,7 +180,7 @@ def relative_position_index(
 ) -> Tensor:
     """Row of the bias table for every pair of tokens: two relative coordinates folded into one number.
 
-    The coordinates of a window of M by M lie in ``[-M + 1, M - 1]``. Adding ``M - 1`` makes them start at 0;
+    The coordinates of a window of M by M are in ``[-M + 1, M - 1]``. Adding ``M - 1`` makes them start at 0;
     multiplying the row by ``2M - 1`` before the two are added keeps (0, -1) and (-1, 0) apart. Paper, section 3.2.
 
     Args:
