@@ -54,6 +54,7 @@ PUBLIC_NAMES = [
     "load_checkpoint",
     "pull",
     "push",
+    "replace_backbone",
 ]
 
 
