@@ -233,5 +233,5 @@ def _keep_names(model: Any, revert: bool) -> None:
         from transformers.core_model_loading import PrefixChange
 
         found = get_model_conversion_mapping(model, add_legacy=False)
-        model._weight_conversions = [step for step in found if not isinstance(step, PrefixChange)] or None
-        model._renames_kept = True
+        kept = [step for step in found if not isinstance(step, PrefixChange)]
+        model.__dict__.update(_weight_conversions=kept or None, _renames_kept=True)

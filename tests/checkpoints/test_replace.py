@@ -96,15 +96,6 @@ def oneformer():
     return transformers.OneFormerForUniversalSegmentation(config)
 
 
-def omdet_turbo():
-    config = transformers.OmDetTurboConfig(
-        backbone_config={"model_type": "timm_backbone", "backbone": "swin_tiny_patch4_window7_224", "out_indices": [1, 2, 3],
-                         "features_only": True, "num_channels": 3, "use_pretrained_backbone": False},
-        timm_kwargs={"img_size": 224}, encoder_in_channels=[192, 384, 768],
-    )  # fmt: skip
-    return transformers.OmDetTurboForObjectDetection(config).vision_backbone
-
-
 def donut():
     from transformers.models.donut.modeling_donut_swin import DonutSwinConfig, DonutSwinModel
 
@@ -155,14 +146,11 @@ def randomise_backbones(model):
 
 
 def inputs(name):
-    size = {"classifier": (64, 64), "masked": (64, 64), "timm": (224, 224)}.get(name, (70, 90))
+    size = {"classifier": (64, 64), "masked": (64, 64), "timm": (224, 224), "rt-detr": (64, 96)}.get(name, (70, 90))
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     words = torch.tensor([[101, 7, 1012, 102], [101, 9, 1012, 102]])
-    more = {
-        "donut": {"decoder_input_ids": torch.tensor([[1, 2], [3, 4]])},
-        "oneformer": {"task_inputs": torch.ones(2, 8)},
-    }
-    more |= {name: {"input_ids": words} for name in ("grounding-dino", "mm-grounding-dino")}
+    more = {name: {"input_ids": words} for name in ("grounding-dino", "mm-grounding-dino")}
+    more |= {"donut": {"decoder_input_ids": words[:, :1] * 0}, "oneformer": {"task_inputs": torch.ones(2, 8)}}
     return {"pixel_values": pixels} | more.get(name, {})
 
 
