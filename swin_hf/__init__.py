@@ -18,7 +18,7 @@ from swin_hf.model.modeling_swin_hf import (
 )
 
 if TYPE_CHECKING:
-    from swin_hf.checkpoints import export_checkpoint
+    from swin_hf.checkpoints import export_checkpoint, replace_backbone
     from swin_hf.explain import attention_maps, grad_cam
     from swin_hf.export import export_onnx, export_openvino, export_torch
     from swin_hf.hub import pull, push
@@ -32,6 +32,7 @@ _ROOMS = {
     "load_backbone": "loading",
     "convert_checkpoint": "loading",
     "export_checkpoint": "checkpoints",
+    "replace_backbone": "checkpoints",
     "push": "hub",
     "pull": "hub",
     "attention_maps": "explain",
@@ -60,6 +61,7 @@ __all__ = [
     "load_checkpoint",
     "pull",
     "push",
+    "replace_backbone",
 ]
 
 

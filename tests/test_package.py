@@ -57,6 +57,7 @@ PUBLIC_NAMES = [
     "load_checkpoint",
     "pull",
     "push",
+    "replace_backbone",
 ]
 
 

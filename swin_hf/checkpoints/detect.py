@@ -148,7 +148,7 @@ def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
 
 def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, list[int]]:
     """Kind and prefixes, and the blocks of each stage."""
-    depths = _depths(keys, layout, lead)
+    depths = count_blocks(keys, layout, lead)
     last = len(depths) - 1
     unknown_kind = Place(layout, Kind.CLASSIFIER, "", lead)
     rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind, depths)]
@@ -187,7 +187,7 @@ def _is_only_final(norms: set[str], last: int, keys: Collection[str], lead: str)
     return norms == {f"{lead}norm{last}"} and all(key.startswith(lead) for key in keys)
 
 
-def _depths(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
+def count_blocks(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
     norm1 = NORM1.format("{i}", "{j}").replace("weight", "*")
     rows = {key: target for key, target in layout.table.items() if target == norm1}
