@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import PATIENCE
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from test_callbacks import Line
@@ -140,7 +141,7 @@ def test_an_exception_on_one_rank_ends_all_with_its_message(config, tmp_path, ra
         env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
     try:
-        output, _ = process.communicate(timeout=280)  # the timeout of a collective is 30 minutes
+        output, _ = process.communicate(timeout=PATIENCE)  # the timeout of a collective is longer: 30 minutes
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
     assert process.returncode not in (0, None)
@@ -154,7 +155,7 @@ def test_runs_that_start_at_the_same_moment_get_folders_of_their_own(tmp_path):
     runs = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    found = {run.communicate(timeout=100)[0].strip() for run in runs}
+    found = {run.communicate(timeout=PATIENCE)[0].strip() for run in runs}
     assert found == {str(tmp_path / name) for name in ("seed", "seed-v2", "seed-v3")}
 
 
