@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from swin_hf.families import FAMILIES, list_presets, register
+from swin_hf.model import resizing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import (
@@ -24,21 +25,22 @@ from swin_hf.model.modeling_swinv2_hf import (
 )
 
 if TYPE_CHECKING:
-    from swin_hf.checkpoints import convert_checkpoint, export_checkpoint, load_checkpoint
+    from swin_hf.checkpoints import export_checkpoint
     from swin_hf.explain import attention_maps, grad_cam
     from swin_hf.export import export_onnx, export_openvino, export_torch
-    from swin_hf.hub import load_backbone, pull, push
+    from swin_hf.hub import pull, push
+    from swin_hf.loading import convert_checkpoint, load_backbone, load_checkpoint
 
 __version__ = "0.1.0"
 
 # Where the other public names are defined; each is imported when it is first used (PEP 562).
 _ROOMS = {
-    "load_checkpoint": "checkpoints",
+    "load_checkpoint": "loading",
+    "load_backbone": "loading",
+    "convert_checkpoint": "loading",
     "export_checkpoint": "checkpoints",
-    "convert_checkpoint": "checkpoints",
     "push": "hub",
     "pull": "hub",
-    "load_backbone": "hub",
     "attention_maps": "explain",
     "grad_cam": "explain",
     "export_onnx": "export",
@@ -83,5 +85,12 @@ def __dir__() -> list[str]:
     return __all__
 
 
+def _read_foreign(*args: Any, **options: Any) -> Any:
+    from swin_hf.loading import read_foreign
+
+    return read_foreign(*args, **options)
+
+
+resizing.foreign_reader = _read_foreign
 for _family in FAMILIES.values():
     register(_family)

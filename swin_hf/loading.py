@@ -1,25 +1,70 @@
-"""Where a model is: a folder, the folder of a training run, a checkpoint file, or a repository on the Hub."""
+"""The one way in: a folder, a run folder, a file, or a repository of anyone's Swin -> model, image processor, origin.
+
+Every function and verb that takes a model takes the same source: the folder of a model or of a training run, a
+checkpoint file of any layout, ``user/name`` on the Hub, of this package, of transformers (``swin``,
+``maskformer-swin``), of timm, or with a single file of weights. ``@revision`` may follow, ``hf-hub:`` may precede, and
+``hf://user/name/FILE`` names one file of a repository.
+"""
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from swin_hf.files import WEIGHT_SUFFIXES
 
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
+    from swin_hf.checkpoints import Checkpoint
+    from swin_hf.checkpoints.load import Size
+    from swin_hf.checkpoints.read import Weights
+    from swin_hf.model.configuration_swin_hf import SwinHFConfig
+    from swin_hf.model.modeling_swin_hf import SwinHFBackbone
+
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_HUB_ID = re.compile(rf"(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w./-]+))?")
+_HUB_ADDRESS = re.compile(rf"(hf-hub:|hf_hub:|hf://)(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
+
+
+class NoModelError(FileNotFoundError, ValueError):
+    """A path that does not exist."""
+
+
+Anything = str | os.PathLike[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is, and where it came from.
+
+    Attributes:
+        path: Its folder or file on this machine.
+        repo_id: Its repository on the Hub; None for what was on this machine.
+        commit: The commit of the repository.
+        license: What its card names as the licence of the weights, if it is known.
+    """
+
+    path: Path
+    repo_id: str | None = None
+    commit: str | None = None
+    license: str | None = None
 
 
 def local_path(source: str | os.PathLike[str]) -> Path | None:
     """The file or folder that a source means, ``model/`` for the folder of a training run.
 
     Args:
-        source: A path, or ``user/name`` or ``user/name@revision`` on the Hub.
+        source: A path, or an id or address on the Hub, see the top of this file.
 
     Returns:
         The path; None for a repository of the Hub.
 
     Raises:
-        ValueError: If it is a path that does not exist, or a folder without a model. The network is not asked.
+        NoModelError: If it is a path that does not exist; the network is not asked.
+        ValueError: If it is a folder without a model.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -27,9 +72,11 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
         return path if has_weights or (path / "config.json").is_file() else _run_model(path)
     if path.exists():
         return path
+    if isinstance(source, str) and _HUB_ADDRESS.fullmatch(source):
+        return None
     is_path = isinstance(source, os.PathLike) or path.suffix.lower() in WEIGHT_SUFFIXES or path.parent.is_dir()
     if is_path or not _HUB_ID.fullmatch(str(source)):
-        raise ValueError(
+        raise NoModelError(
             f"{str(source)!r} does not exist; give the folder of a model or of a training run, a checkpoint file, or "
             "user/name of a model on the Hub"
         )
@@ -38,32 +85,303 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
 
 def split_hub_id(source: str) -> tuple[str, str | None]:
     """Repository and revision of ``user/name@revision``."""
-    match = _HUB_ID.fullmatch(source)
+    return _split(source)[:2]
+
+
+def _split(source: str) -> tuple[str, str | None, str | None]:
+    """Repository, revision and file of an id or address."""
+    match = _HUB_ADDRESS.fullmatch(source) or _HUB_ID.fullmatch(source)
     if match is None:
         raise ValueError(f"{source!r} is not user/name or user/name@revision")
-    return match["id"], match["revision"]
+    return match["id"], match["revision"], match.groupdict().get("file")
 
 
-def find_model(source: str | os.PathLike[str]) -> Path:
+def find_model(source: str | os.PathLike[str], revision: str | None = None, **options: Any) -> Origin:
     """The file or folder of a model; one on the Hub is pulled, or taken from the cache.
 
+    Args:
+        source: See the top of this file.
+        revision: Branch, tag or commit id on the Hub.
+        options: Options of :func:`swin_hf.pull`.
+
     Raises:
-        ValueError: As :func:`local_path` does, and for a repository that holds no model of ours.
+        ValueError: As :func:`local_path` and :func:`swin_hf.pull` do; for a path with a revision.
         HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
     """
     path = local_path(source)
     if path is not None:
-        return path
+        if revision is not None:
+            raise ValueError(f"{source} is a path, which has no revision {revision!r}; leave it out or give user/name")
+        return Origin(path)
     from swin_hf.hub import HubError, pull  # and with it torch, which a path that does not exist need not wait for
 
-    repo_id, revision = split_hub_id(str(source))
+    repo_id, named, file = _split(str(source))
+    if named and revision not in (None, named):
+        raise ValueError(f"{source} names the revision {named!r}, and {revision!r} was given too; give one of them")
     try:
-        return pull(repo_id, revision=revision).path
+        pulled = pull(repo_id, revision=named or revision, file=file, **options)
     except HubError as error:
         raise HubError(f"there is no folder {source} here, and {error}", error.transient) from None
+    return Origin(pulled.path, repo_id, pulled.commit, pulled.license)
 
 
 def _run_model(folder: Path) -> Path:
     from swin_hf.hub.staging import model_folder
 
     return model_folder(folder)
+
+
+def open_source(
+    source: "Anything | Checkpoint",
+    layout: str | None = None,
+    *,
+    revision: str | None = None,
+    **options: Any,
+) -> "Checkpoint":
+    """Find a checkpoint, read it and say what it is, without building a model; see :func:`load_checkpoint`."""
+    from swin_hf.checkpoints import Checkpoint, open_checkpoint
+
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return open_checkpoint(source, layout, **options)
+    return open_checkpoint(find_model(source, revision).path, layout, **options)
+
+
+def load_checkpoint(
+    source: Anything,
+    layout: str | None = None,
+    preset: str | None = None,
+    config: "SwinHFConfig | None" = None,
+    *,
+    model_class: type[Any] | None = None,
+    revision: str | None = None,
+    weights: "Weights | None" = None,
+    image_size: "Size | None" = None,
+    window_size: "Size | None" = None,
+) -> Any:
+    """Load a Swin checkpoint of any layout, from this machine or from the Hub.
+
+    The layout is detected, the sizes are derived from the shapes of the weights, and what was found is logged in one
+    line. Image size and class names come from ``config.json`` beside the file where there is one, else from the
+    preset of these sizes. The arithmetic is that of the layout's home (``shift_per_axis``).
+
+    Args:
+        source: A file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a folder, a run folder, a repository
+            on the Hub (see :mod:`swin_hf.loading`), or a state dict.
+        layout: ``swin_hf``, ``microsoft``, ``timm``, ``torchvision``, ``transformers`` (any of its namings, on disk or
+            in memory) or ``openmmlab``, or a finer name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
+        preset: Name of the released model that it is; other windows and another image size are resampled to those.
+        config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
+        model_class: What to build, a classifier if not given. A classifier from a file without one (SimMIM, a backbone)
+            has a fresh head; ``SwinHFForMaskedImageModeling`` takes a SimMIM file with its decoder, ``SwinHFBackbone``
+            the norms of a detector.
+        revision: Branch, tag or commit id on the Hub.
+        weights: ``"ema"`` or ``"raw"`` where the file holds both. A checkpoint of our LightningModules holds the
+            averaged weights as ``state_dict`` when averaging was on; they are the default.
+        image_size: Resample for this image size, in pixels.
+        window_size: Resample the bias tables for these windows.
+
+    Returns:
+        A model in evaluation mode, in the dtype of the file.
+
+    Raises:
+        ValueError: If the file cannot be read safely, is of another architecture, has unknown or missing keys, or
+            contradicts the preset or config.
+        OSError: If it may not be read.
+        HubError: If the Hub refuses, or cannot be reached.
+    """
+    from swin_hf.checkpoints import Kind
+    from swin_hf.checkpoints.load import MODELS, build_model, logger
+
+    checkpoint = open_source(
+        source,
+        layout,
+        preset=preset,
+        config=config,
+        revision=revision,
+        weights=weights,
+        image_size=image_size,
+        window_size=window_size,
+    )
+    logger.info("%s", checkpoint)
+    return build_model(checkpoint, model_class or MODELS[Kind.CLASSIFIER])
+
+
+def convert_checkpoint(
+    source: "Anything | Checkpoint",
+    destination: str | os.PathLike[str],
+    *,
+    to: str,
+    layout: str | None = None,
+    overwrite: bool = False,
+    written: list[Path] | None = None,
+    **options: Any,
+) -> Path:
+    """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
+
+    The weights are written with what is needed to use them: a ``config.json`` and the evaluation transform that
+    belongs to them, ``preprocessor_config.json``. Everything is written under a temporary name and renamed when it
+    is complete; after a failure nothing half-written is left.
+
+    Args:
+        source: See :func:`load_checkpoint`.
+        destination: A file, if it has the suffix of one (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), else a
+            folder. Folders of ``swin_hf`` and ``transformers`` are ready for ``from_pretrained``, those of ``timm``
+            for ``timm.create_model("local-dir:...")``.
+        to: Layout to write.
+        layout: Layout of the source; None detects it.
+        overwrite: Whether files of these names may be replaced. Other files of a folder are never touched, and
+            neither is a configuration in a folder with other weights.
+        written: A list to which every file that was written is added.
+        options: ``preset``, ``config``, ``revision``, ``weights``, ``image_size`` and ``window_size``, see
+            :func:`load_checkpoint`.
+
+    Returns:
+        The destination.
+
+    Raises:
+        FileExistsError: If the destination exists and ``overwrite`` is off, or its folder holds the configuration of
+            other weights.
+        ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
+        OSError: If it cannot be written.
+    """
+    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+
+    check_destination(Path(destination), to, overwrite)  # before anything is downloaded or read
+    files = write_checkpoint(open_source(source, layout, **options), Path(destination), to, overwrite)
+    if written is not None:
+        written.extend(files)
+    return Path(destination)
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    model_class: type[Any],
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    **options: Any,
+) -> tuple[Any, Origin]:
+    """Load a model, checked: configuration, names and shapes of its files agree before anything is built.
+
+    Args:
+        source: See the top of this file.
+        model_class: One of our model classes.
+        revision: Branch, tag or commit id on the Hub.
+        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
+        options: Keywords of its ``from_pretrained``.
+
+    Returns:
+        The model in evaluation mode, and where it came from.
+
+    Raises:
+        ValueError: As :func:`find_model` and ``from_pretrained`` do.
+        HubError: As :func:`find_model` does.
+    """
+    origin = find_model(source, revision, endpoint=endpoint)
+    if is_ours(origin.path):
+        from swin_hf.hub.weights import check_folder
+
+        check_folder(origin.path)
+    return model_class.from_pretrained(origin.path, local_files_only=True, **options), origin
+
+
+def load_backbone(
+    source: str | os.PathLike[str], *, revision: str | None = None, endpoint: str | None = None, **overrides: Any
+) -> "SwinHFBackbone":
+    """Load anyone's Swin as a backbone, from this machine or from the Hub, also offline.
+
+    ``AutoBackbone.from_pretrained`` of transformers 5 asks the Hub whether a local folder exists there, and fails.
+
+    Args:
+        source: See :func:`load_checkpoint`, but no state dict.
+        revision: Branch, tag or commit id on the Hub.
+        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
+        overrides: Fields of the configuration, such as ``out_features=["stage2", "stage3"]``.
+
+    Raises:
+        ValueError: As :func:`load_model` does.
+        HubError: As :func:`load_model` does.
+    """
+    from swin_hf.model.modeling_swin_hf import SwinHFBackbone
+
+    backbone: SwinHFBackbone = load_model(source, SwinHFBackbone, revision=revision, endpoint=endpoint, **overrides)[0]
+    return backbone
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this is a folder that ``save_pretrained`` wrote for a model of this package."""
+    from swin_hf.hub.weights import CONFIG, OtherFamilyError, read_config
+
+    try:
+        return (path / CONFIG).is_file() and bool(read_config(path / CONFIG))
+    except OtherFamilyError:
+        return False
+
+
+def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
+    """The image processor of a loaded model: its own, else the one that the released models of its size have.
+
+    Args:
+        model: What :func:`load_model` gave.
+        path: Where it was.
+
+    Raises:
+        ValueError: If its ``preprocessor_config.json`` names a class that transformers does not have.
+    """
+    from transformers import AutoImageProcessor
+
+    from swin_hf.checkpoints.preprocessing import image_processor
+    from swin_hf.processing import Preprocessing
+
+    _, values = getattr(model, "_processor", None) or (None, None)
+    if values is None and is_ours(path) and (path / "preprocessor_config.json").is_file():
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        return processor
+    preprocessing = None if values is None else Preprocessing.from_values(values) or values
+    return image_processor(preprocessing or Preprocessing.of_release(model.config.image_hw, model.config.num_channels))
+
+
+def read_foreign(
+    model_class: type[Any],
+    source: str | os.PathLike[str],
+    *,
+    subfolder: str = "",
+    force_download: bool = False,
+    **where: Any,
+) -> tuple[Path | None, Any, dict[str, Any] | None, Any]:
+    """What ``from_pretrained`` of our classes reads where there is no folder or repository of this package.
+
+    transformers' own conversion on load (``WeightConverter``) is not used: it renames by patterns, which cannot count a
+    stage up or down as the names of timm and torchvision ask for, it needs a configuration of ours first, and it would
+    write the other names when the model is saved.
+
+    Returns:
+        A folder of a model of ours that the source leads to; or the configuration, the weights under the keys of the
+        class, and the values of ``preprocessor_config.json`` where they are known.
+
+    Raises:
+        OSError: If there is no such model, or the Hub refuses.
+        ValueError: As :func:`load_checkpoint` does.
+    """
+    from swin_hf.checkpoints import open_checkpoint
+    from swin_hf.checkpoints.load import MODELS, state_for
+    from swin_hf.checkpoints.preprocessing import preprocessing_of
+    from swin_hf.hub import HubError
+    from swin_hf.processing import Preprocessing
+
+    try:
+        path = local_path(source) or find_model(source, **where).path
+    except HubError as error:
+        raise OSError(str(error)) from None  # as transformers does
+    path = path / subfolder if subfolder else path
+    if is_ours(path):
+        return path, None, None, None
+    checkpoint = open_checkpoint(path)
+    state = state_for(checkpoint, model_class)
+    found = checkpoint.config
+    found.dtype, found.architectures = checkpoint.dtype, [MODELS[checkpoint.place.kind].__name__]
+    preprocessing = preprocessing_of(checkpoint, found)
+    values = preprocessing.values() if isinstance(preprocessing, Preprocessing) else preprocessing
+    return None, found, state, values

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swin_hf.classes import require_finite
-from swin_hf.loading import find_model
+from swin_hf.loading import local_path
 from swin_hf.processing import (
     PICTURE_SUFFIXES,
-    Preprocessing,
     TooManyPixelsError,
     UnreadablePictureError,
     decode_picture,
@@ -162,8 +161,8 @@ def load_classifier(
     Weights and configuration have to agree: no layer runs with random values.
 
     Args:
-        source: A folder, also that of a training run; a checkpoint file in any layout that
-            :func:`swin_hf.load_checkpoint` reads; or a Hub id (``user/name``, also ``user/name@revision``).
+        source: A folder, also that of a training run; a checkpoint file in any layout; or a repository of anyone's Swin
+            on the Hub, see :mod:`swin_hf.loading`.
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
 
@@ -175,72 +174,29 @@ def load_classifier(
         ValueError: If there is no such model, or it is no classifier, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
-    path = find_model(source)
+    local_path(source)  # what does not exist need not wait for torch
     import torch
 
+    from swin_hf.families import architectures
+    from swin_hf.hub.weights import CONFIG, read_config
+    from swin_hf.loading import find_model, is_ours, load_model, processor_of
+    from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+
     on = torch.device(_device(device))
-    with _no_progress_bar():
-        model, processor = _load_ours(path, source) if _is_ours(path) else _load_foreign(path)
-    if not model.config.num_labels or not isinstance(model.classifier, torch.nn.Linear):
-        raise ValueError(f"{source} has no classifier (num_labels is 0); fine-tune it first: swin-hf train")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    torch.nn.Module.to(model, on, wanted)
-    return model.eval(), processor
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether this is a folder that ``save_pretrained`` wrote for a model of this family."""
-    from swin_hf.hub.weights import CONFIG, OtherFamilyError, read_config
-
-    try:
-        return (path / CONFIG).is_file() and bool(read_config(path / CONFIG))
-    except OtherFamilyError:
-        return False
-
-
-def _load_ours(path: Path, source: str) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
-    import swin_hf
-    from swin_hf.families import architectures
-    from swin_hf.hub.weights import CONFIG, check_folder, read_config
-
-    named = read_config(path / CONFIG)[0].get("architectures")
+    path = find_model(source).path
+    named = read_config(path / CONFIG)[0].get("architectures") if is_ours(path) else None
     others = [name for name, built in architectures().items() if built.task != "image-classification"]
     if named in [[name] for name in others]:
         raise ValueError(f"{source} is a {named[0]}, which names no classes; fine-tune it first: swin-hf train")
-    check_folder(path)
-    model = swin_hf.SwinHFForImageClassification.from_pretrained(path, strict=True, use_safetensors=True)
-    return model, _saved_processor(path) or _default_processor(model)
-
-
-def _load_foreign(path: Path) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
-    import swin_hf
-    from swin_hf.checkpoints import open_checkpoint
-    from swin_hf.checkpoints.load import build_model
-    from swin_hf.checkpoints.preprocessing import image_processor, preprocessing_of
-
-    checkpoint = open_checkpoint(path)
-    if "classifier.weight" not in checkpoint.translation.state:
-        raise ValueError(f"{path} has no classifier; fine-tune it first: swin-hf train")
-    model = build_model(checkpoint, swin_hf.SwinHFForImageClassification)
-    if path.is_dir() and (saved := _saved_processor(path)):
-        return model, saved
-    preprocessing = preprocessing_of(checkpoint, model.config)
-    return model, _default_processor(model) if preprocessing is None else image_processor(preprocessing)
-
-
-def _saved_processor(folder: Path) -> BaseImageProcessor | None:
-    from transformers import AutoImageProcessor
-
-    if not (folder / "preprocessor_config.json").is_file():
-        return None
-    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    return processor
-
-
-def _default_processor(model: SwinHFForImageClassification) -> BaseImageProcessor:
-    return Preprocessing.of_release(model.config.image_hw, model.config.num_channels).processor()
+    with _no_progress_bar():
+        (model, info), _ = load_model(path, SwinHFForImageClassification, strict=True, output_loading_info=True)
+    if info["missing_keys"] or not model.config.num_labels:
+        raise ValueError(f"{source} has no classifier; fine-tune it first: swin-hf train")
+    wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    torch.nn.Module.to(model, on, wanted)
+    return model.eval(), processor_of(model, path)
 
 
 @contextmanager

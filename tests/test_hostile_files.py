@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from swin_hf import SwinHFConfig, SwinHFForImageClassification, load_checkpoint
-from swin_hf.checkpoints import convert_checkpoint, export_checkpoint, open_checkpoint
+from swin_hf import SwinHFConfig, SwinHFForImageClassification, convert_checkpoint, load_checkpoint
+from swin_hf.checkpoints import export_checkpoint, open_checkpoint
 from swin_hf.cli import main
 from swin_hf.hub.weights import check_folder, read_config
 from swin_hf.model.configuration_swin_hf import FREE_PARAMETERS

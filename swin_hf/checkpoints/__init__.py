@@ -1,10 +1,11 @@
 """Every Swin checkpoint in the world, both ways: key tables, detection, safe reading, conversion.
 
 ``load_checkpoint`` reads any layout into one of our models, ``export_checkpoint`` writes a model in the names of any
-layout, ``convert_checkpoint`` does both on disk, ``open_checkpoint`` says what a file is without building a model.
+layout, ``open_checkpoint`` says what a file is without building a model. What takes a source of the Hub as well is in
+``swin_hf.loading``.
 """
 
-from swin_hf.checkpoints.convert import convert_checkpoint, export_checkpoint
+from swin_hf.checkpoints.convert import export_checkpoint
 from swin_hf.checkpoints.load import Checkpoint, load_checkpoint, open_checkpoint
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout
 
@@ -13,7 +14,6 @@ __all__ = [
     "Checkpoint",
     "Kind",
     "Layout",
-    "convert_checkpoint",
     "export_checkpoint",
     "load_checkpoint",
     "open_checkpoint",

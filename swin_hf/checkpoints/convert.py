@@ -1,8 +1,6 @@
 """From one of our models to a checkpoint of any layout, and from layout to layout on disk."""
 
 import logging
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,9 @@ from torch import Tensor
 
 from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.derive import class_names
-from swin_hf.checkpoints.load import MODELS, Checkpoint, Size, build_model, open_checkpoint
+from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model
 from swin_hf.checkpoints.preprocessing import preprocessing_of
-from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME, Weights
+from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.translate import Place, to_theirs
 from swin_hf.checkpoints.write import Contents, refuse_existing, refuse_neighbours, write_folder, write_neighbours
@@ -95,74 +93,28 @@ def _is_clamped(config: SwinHFConfig) -> bool:
     )
 
 
-def convert_checkpoint(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Checkpoint,
-    destination: str | os.PathLike[str],
-    *,
-    to: str,
-    layout: str | None = None,
-    preset: str | None = None,
-    config: SwinHFConfig | None = None,
-    weights: Weights | None = None,
-    image_size: Size | None = None,
-    window_size: Size | None = None,
-    overwrite: bool = False,
-    written: list[Path] | None = None,
-) -> Path:
-    """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
-
-    The weights are written with what is needed to use them: a ``config.json`` and the evaluation transform that
-    belongs to them, ``preprocessor_config.json``. Everything is written under a temporary name and renamed when it
-    is complete; after a failure nothing half-written is left.
-
-    Args:
-        source: See :func:`load_checkpoint`.
-        destination: A file, if it has the suffix of one (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), else a
-            folder. Folders of ``swin_hf`` and ``transformers`` are ready for ``from_pretrained``, those of ``timm``
-            for ``timm.create_model("local-dir:...")``.
-        to: Layout to write.
-        layout: Layout of the source; None detects it.
-        preset: See :func:`load_checkpoint`, as for all others.
-        config: See there.
-        weights: See there.
-        image_size: See there.
-        window_size: See there.
-        overwrite: Whether files of these names may be replaced. Other files of a folder are never touched, and
-            neither is a configuration in a folder with other weights.
-        written: A list to which every file that was written is added.
-
-    Returns:
-        The destination.
-
-    Raises:
-        FileExistsError: If the destination exists and ``overwrite`` is off, or its folder holds the configuration of
-            other weights.
-        ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
-        OSError: If it cannot be written.
-    """
-    destination = Path(destination)
+def check_destination(destination: Path, to: str, overwrite: bool) -> None:
+    """Refuse what :func:`write_checkpoint` could not write; nothing is read."""
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
-    is_file = destination.suffix in SUFFIXES
     if destination.suffix == ".ckpt":
         raise ValueError(f"{destination}: only Lightning writes .ckpt files; choose .safetensors, .pth, .pt or .bin")
+    is_file = destination.suffix in SUFFIXES
     neighbours = (CONFIG_NAME, PREPROCESSOR_NAME)
     refuse_existing([destination, *(destination.parent / name for name in neighbours if is_file)], overwrite)
     refuse_neighbours(destination if is_file else destination / LAYOUTS[to].file_name, neighbours)
 
-    checkpoint = source
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = open_checkpoint(
-            checkpoint, layout, preset, config, weights=weights, image_size=image_size, window_size=window_size
-        )
+
+def write_checkpoint(checkpoint: Checkpoint, destination: Path, to: str, overwrite: bool = False) -> list[Path]:
+    """Write an opened checkpoint in a layout, see :func:`swin_hf.convert_checkpoint`; returns every file written."""
+    check_destination(destination, to, overwrite)
     logger.info("%s", checkpoint)
     model = build_model(checkpoint, MODELS[checkpoint.place.kind])
     contents = _contents(checkpoint, model, LAYOUTS[to])
+    is_file = destination.suffix in SUFFIXES
     files = write_neighbours(destination, contents) if is_file else write_folder(destination, contents)
     logger.info("written in the %s layout: %s", to, ", ".join(map(str, files)))
-    if written is not None:
-        written.extend(files)
-    return destination
+    return files
 
 
 def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layout) -> Contents:

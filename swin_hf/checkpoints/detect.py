@@ -1,10 +1,11 @@
 """Recognise a state dict: its layout, the kind of model, the prefixes, the blocks of each stage."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout
+from swin_hf.checkpoints.tables import LAYOUTS, SAID, Kind, Layout
 from swin_hf.checkpoints.translate import Place, expand, listed, our_key
 
 PATCH = "swin.embeddings.patch_embeddings.weight"
@@ -15,6 +16,7 @@ _MOST_BLOCKS = 64  # of a stage
 
 # Keys of other architectures, so that a refusal can name them. The first that matches is named.
 _STRANGERS = (
+    (r"\.attn\.meta_mlp\.", "swinv2_cr of timm"),
     (r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.|\.logit_scale$", "Swin Transformer V2"),
     (r"\.lora_[AB]\.", "a network with LoRA adapters; the folder model/ of the run holds them merged"),
     (r"(^|\.)layer1\.0\.conv1\.weight$|(^|\.)encoder\.stages\.0\.layers\.0\.shortcut\.", "ResNet"),
@@ -31,7 +33,7 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
 
     Args:
         keys: Keys of the state dict.
-        layout: Name of the layout, if it is known.
+        layout: Name of the layout, if it is known; one of ``SAID`` stands for all of its namings.
 
     Returns:
         Where the network lies, and the blocks of each stage.
@@ -42,12 +44,13 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
     """
     if not keys:
         raise ValueError("the state dict is empty; give the file that holds the weights")
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    if layout is not None and layout not in (*SAID, *LAYOUTS):
+        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(SAID)}")
     stranger = what_it_looks_like(keys)
     if stranger == "Swin Transformer V2":
         raise ValueError("this looks like Swin Transformer V2, another architecture; only the first version is read")
-    leads = {name: _leads(keys, candidate) for name, candidate in LAYOUTS.items() if layout in (None, name)}
+    candidates = LAYOUTS if layout is None else SAID.get(layout, (layout,))
+    leads = {name: _leads(keys, LAYOUTS[name]) for name in candidates}
     matching = [name for name, found in leads.items() if found]
     if not matching:
         if layout is not None:
@@ -56,8 +59,13 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
                 "it detected"
             )
         looks = f"it looks like {stranger}" if stranger else f"there is {listed(keys)}"
-        raise ValueError(f"this is no Swin Transformer: {looks}; its layouts are {', '.join(LAYOUTS)}")
-    chosen = LAYOUTS[matching[0] if len(matching) == 1 else _choose(keys, matching)]
+        raise ValueError(f"this is no Swin Transformer: {looks}; its layouts are {', '.join(SAID)}")
+    name = matching[0] if len(matching) == 1 else _choose(keys, matching)
+    if name not in matching:
+        raise ValueError(
+            f"the keys are those of the {name} layout, not {layout}; leave layout= out to have it detected"
+        )
+    chosen = LAYOUTS[name]
     lead, *others = leads[chosen.name]
     if others:
         raise ValueError(
@@ -65,6 +73,42 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
             "give one of them"
         )
     return _place(keys, chosen, lead)
+
+
+# Types in a config.json, and beginnings of timm's names, of what is read; timm's swin_s3 is the same network.
+MODEL_TYPES = ("swin", "swin_hf", "maskformer-swin")
+_TIMM_NAMES = ("swin_",)
+_OTHER_TIMM = {"swinv2_cr": "swinv2_cr of timm", "swinv2": "Swin Transformer V2"}
+
+
+def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model by its ``config.json``, before its weights are downloaded or read.
+
+    Args:
+        config: The values of ``config.json``, of transformers or of timm.
+        name: Where it is from, for the message.
+
+    Raises:
+        ValueError: If it says that it is of another architecture, and holds no Swin as a part of a larger model.
+    """
+    kind = config.get("architecture") or config.get("model_type")
+    if not isinstance(kind, str) or _holds_swin(config):
+        return
+    is_timm = "architecture" in config
+    other = next((words for start, words in _OTHER_TIMM.items() if is_timm and kind.startswith(start)), kind)
+    other = "Swin Transformer V2" if kind == "swinv2" else other
+    raise ValueError(
+        f"{name} is no Swin Transformer that is read here: its config.json says {other}; known are model_type "
+        f"{', '.join(MODEL_TYPES)}, larger models of transformers around one of them, and timm's swin_* and swin_s3_*"
+    )
+
+
+def _holds_swin(config: Mapping[str, Any]) -> bool:
+    if config.get("model_type") in MODEL_TYPES:
+        return True
+    if any(str(config.get(key) or "").startswith(_TIMM_NAMES) for key in ("architecture", "backbone")):
+        return True
+    return any(isinstance(part, Mapping) and _holds_swin(part) for part in config.values())
 
 
 def what_it_looks_like(keys: Collection[str]) -> str | None:
@@ -90,7 +134,7 @@ def _leads(keys: Collection[str], layout: Layout) -> list[str]:
 
 def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
     """Tell apart the layouts that share the names of patch embedding and attention."""
-    if "timm" in matching:
+    if "microsoft" in matching:
         merges_early = any(re.search(r"(^|\.)layers\.0\.downsample\.", key) for key in keys)
         merges_late = any(re.search(r"(^|\.)layers\.1\.downsample\.", key) for key in keys) and not merges_early
         if merges_late or any(key.endswith("head.fc.weight") for key in keys):

@@ -3,17 +3,19 @@
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.utils import logging as logging_of_transformers
 
 from swin_hf.checkpoints import derive
 from swin_hf.checkpoints.conventions import differences
-from swin_hf.checkpoints.detect import detect
+from swin_hf.checkpoints.detect import detect, refuse_strangers
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
 from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
@@ -119,6 +121,8 @@ def _open(
     window_size: Size | None,
 ) -> Checkpoint:
     notes: list[str] = []
+    if source.is_folder:
+        refuse_strangers(source.beside, "it")
     place, depths = detect(source.state.keys(), layout)
     translation = to_ours(source.state, place, depths)
     if wrong := [name for name, tensor in translation.state.items() if not tensor.is_floating_point()]:
@@ -257,16 +261,16 @@ def _check_indices(translation: Translation, config: SwinHFConfig, source: Sourc
         )
 
 
-def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
-    """Build a model of any of our classes from an opened checkpoint.
+def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) -> dict[str, Tensor]:
+    """The weights of an opened checkpoint under the keys of one of our classes; nothing is shared with the source.
 
-    What the class has and the checkpoint has not is freshly initialised, what it has not is left out; both are logged.
+    What the class has and the checkpoint has not will be freshly initialised, what it has not is left out; both are
+    logged.
 
     Raises:
         ValueError: If anything but a head is missing, or a weight has another shape than its neighbours demand.
     """
-    config = copy.deepcopy(checkpoint.config)
-    config.dtype = checkpoint.dtype
+    config = checkpoint.config
     with torch.device("meta"):
         model = model_class(config)
     prefix = "" if hasattr(model, "swin") else "swin."
@@ -286,21 +290,47 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
     if surplus := [name for name in left_out if not name.startswith(droppable)]:
         raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
     _check_shapes(checkpoint, state, expected)
-
-    own = {name.removeprefix(prefix): state[name].to(checkpoint.dtype, copy=True) for name in expected if name in state}
-    model.load_state_dict(own, strict=False, assign=True)
     if fresh:
         logger.info("%s: freshly initialised and not trained: %s", checkpoint.source.name, listed(fresh))
-        _initialise(model, {name.removeprefix(prefix) for name in fresh}, checkpoint.dtype)
     if left_out:
         logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
-    target = checkpoint.target
-    if (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows):
-        image: Any = target.image_size
-        method = _resampling(checkpoint.place.kind)
-        model.set_input_size(image_size=image, window_size=target.window_size, method=method)
-    model.eval()
+    own = {name: state[name].to(checkpoint.dtype, copy=True) for name in expected if name in state}
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+
+
+def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
+    """Build a model of any of our classes from an opened checkpoint, in the sizes that were asked for.
+
+    Raises:
+        ValueError: As :func:`state_for` does.
+    """
+    config, target = copy.deepcopy(checkpoint.config), checkpoint.target
+    config.dtype = checkpoint.dtype
+    sizes: dict[str, Any] = {"image_size": target.image_size, "window_size": target.window_size}
+    is_other = (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows)
+    with _quiet():
+        model: Model = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state_for(checkpoint, model_class),
+            method=_resampling(checkpoint.place.kind),
+            **(sizes if is_other else {}),
+        )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Spare the reader transformers' bar over the weights, and its report of them; what matters is in our log."""
+    shown, verbosity = logging_of_transformers.is_progress_bar_enabled(), logging_of_transformers.get_verbosity()
+    logging_of_transformers.disable_progress_bar()
+    logging_of_transformers.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging_of_transformers.set_verbosity(verbosity)
+        if shown:
+            logging_of_transformers.enable_progress_bar()
 
 
 def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
@@ -319,23 +349,6 @@ def _check_shapes(checkpoint: Checkpoint, state: Mapping[str, Tensor], expected:
         )
 
 
-def _initialise(model: SwinHFPreTrainedModel, fresh: set[str], dtype: torch.dtype) -> None:
-    """Give the parameters that no file had the values of a new model; leave all others alone."""
-    for module_name, module in model.named_modules():
-        has_fresh = False
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if f"{module_name}.{name}".removeprefix(".") in fresh:
-                has_fresh = True
-                setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="cpu")))
-            else:
-                parameter._is_hf_initialized = True
-        module._is_hf_initialized = not has_fresh
-    model.initialize_weights()
-    for parameter in model.parameters():
-        if hasattr(parameter, "_is_hf_initialized"):
-            del parameter._is_hf_initialized
-
-
 def load_checkpoint(
     source: str | os.PathLike[str] | Mapping[str, Any],
     layout: str | None = None,
@@ -343,39 +356,7 @@ def load_checkpoint(
     config: SwinHFConfig | None = None,
     *,
     model_class: type[Any] = SwinHFForImageClassification,
-    weights: Weights | None = None,
-    image_size: Size | None = None,
-    window_size: Size | None = None,
+    **options: Any,
 ) -> Any:
-    """Load a Swin checkpoint of any layout.
-
-    The layout is detected, the sizes are derived from the shapes of the weights, and what was found is logged in one
-    line. Image size and class names come from ``config.json`` beside the file where there is one, else from the
-    preset of these sizes. The arithmetic is that of the layout's home (``shift_per_axis``).
-
-    Args:
-        source: A file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a folder, or a state dict.
-        layout: A name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
-        preset: Name of the released model that it is; other windows and another image size are resampled to those.
-        config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
-        model_class: What to build. A classifier from a file without one (SimMIM, a backbone) has a fresh head;
-            ``SwinHFForMaskedImageModeling`` takes a SimMIM file with its decoder, ``SwinHFBackbone`` the norms of a
-            detector.
-        weights: ``"ema"`` or ``"raw"`` where the file holds both. A checkpoint of our LightningModules holds the
-            averaged weights as ``state_dict`` when averaging was on; they are the default.
-        image_size: Resample for this image size, in pixels.
-        window_size: Resample the bias tables for these windows.
-
-    Returns:
-        A model in evaluation mode, in the dtype of the file.
-
-    Raises:
-        ValueError: If the file cannot be read safely, is of another architecture, has unknown or missing keys, or
-            contradicts the preset or config.
-        OSError: If there is no such file, or it may not be read.
-    """
-    checkpoint = open_checkpoint(
-        source, layout, preset, config, weights=weights, image_size=image_size, window_size=window_size
-    )
-    logger.info("%s", checkpoint)
-    return build_model(checkpoint, model_class)
+    """:func:`swin_hf.load_checkpoint` for a state dict or what is on this machine."""
+    return build_model(open_checkpoint(source, layout, preset, config, **options), model_class)

@@ -27,7 +27,7 @@ SPARE_BYTES = 256 * 2**20  # that tensors may claim beyond the size of their fil
 Weights = Literal["ema", "raw"]
 
 # What a folder's weights are called, the first that is there is read.
-_IN_FOLDER = (
+IN_FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -133,9 +133,7 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
         return unwrap("state dict", source, weights)
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; check the spelling, or download a Hub id first with swin-hf pull"
-        )
+        raise FileNotFoundError(f"{path}: no such file or folder; check the spelling")
     # Before anything is loaded: the files in the folder of the weights are small, and may already be refused.
     beside = path if path.is_dir() else path.parent
     told, preprocessor = _read_json(beside / CONFIG_NAME), _read_json(beside / PREPROCESSOR_NAME)
@@ -154,7 +152,7 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
 
 
 def _read_folder(folder: Path, weights: Weights | None) -> Source:
-    names = [name for name in _IN_FOLDER if (folder / name).is_file()]
+    names = [name for name in IN_FOLDER if (folder / name).is_file()]
     if not names:
         names = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
         if len(names) != 1:

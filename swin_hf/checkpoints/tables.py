@@ -138,6 +138,16 @@ SWIN_HF: dict[str, Target] = {
     )
 }
 
+# What a user calls a layout, and the finer names that it may turn out to be.
+SAID = {
+    "swin_hf": ("swin_hf",),
+    "microsoft": ("microsoft", "timm-old"),
+    "timm": ("timm", "timm-old", "microsoft"),  # before 0.9 it saved Microsoft's names, buffers and all
+    "torchvision": ("torchvision",),
+    "transformers": ("transformers", "transformers-4", "transformers-memory", "maskformer-swin"),
+    "openmmlab": ("openmmlab",),
+}
+
 # models/swin_transformer.py and models/simmim.py of microsoft/Swin-Transformer.
 _MICROSOFT_TRUNK: dict[str, Target] = {
     "{trunk}patch_embed.proj.*": "swin.embeddings.patch_embeddings.*",
@@ -409,4 +419,14 @@ LAYOUTS: dict[str, Layout] = {
             wrapper="state_dict",
         ),
     )
+}
+
+# What a user calls a layout, and the finer names that it may turn out to be.
+SAID = {
+    "swin_hf": ("swin_hf",),
+    "microsoft": ("microsoft", "timm-old"),
+    "timm": ("timm", "timm-old", "microsoft"),  # before 0.9 it saved Microsoft's names, buffers and all
+    "torchvision": ("torchvision",),
+    "transformers": ("transformers", "transformers-4", "transformers-memory", "maskformer-swin"),
+    "openmmlab": ("openmmlab",),
 }

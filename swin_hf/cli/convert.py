@@ -1,8 +1,9 @@
 """Rewrite a Swin checkpoint in another layout.
 
-The source may be a file (.safetensors, .pth, .pt, .bin, .ckpt) or a folder in any layout; it is recognised by its
-keys. The destination is a file if it has the suffix of one, else a folder; config.json and preprocessor_config.json
-(the evaluation transform that belongs to the weights) are written into the folder of the weights.
+The source may be a file (.safetensors, .pth, .pt, .bin, .ckpt), a folder or a repository on the Hub, in any layout; it
+is recognised by its keys. The destination is a file if it has the suffix of one, else a folder; config.json and
+preprocessor_config.json (the evaluation transform that belongs to the weights) are written into the folder of the
+weights.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swin_hf.loading import find_model
+from swin_hf.loading import open_source
 from swin_hf.ranges import check_range
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ DIFFERS = 1  # exit code: written, but it computes something else
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf convert``."""
-    from swin_hf.checkpoints.tables import LAYOUTS
+    from swin_hf.checkpoints.tables import LAYOUTS, SAID
 
     layouts = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
     parser.epilog = f"layouts: {layouts}"
@@ -34,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, choices=list(LAYOUTS), metavar="LAYOUT", help="layout to write, see below"
     )
-    parser.add_argument("--layout", choices=list(LAYOUTS), metavar="LAYOUT", help="layout of the source; detected")
+    parser.add_argument(
+        "--layout", metavar="LAYOUT", help=f"layout of the source ({', '.join(SAID)}, or one below); detected"
+    )
     parser.add_argument("--preset", help="released model that the source is, see swin_hf.list_presets(); detected")
     parser.add_argument(
         "--weights", choices=["ema", "raw"], help="averaged or raw weights, where the source holds both"
@@ -51,25 +54,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
-    from swin_hf.checkpoints import convert_checkpoint, open_checkpoint
+    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
     from swin_hf.predict import read_picture
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     picture = read_picture(args.verify) if args.verify else None
-    checkpoint = open_checkpoint(
-        find_model(args.source),
+    image_size = _sides("--image-size", args.image_size)
+    window_size = _sides("--window-size", args.window_size)
+    destination = Path(args.destination)
+    check_destination(destination, args.to, args.overwrite)
+    checkpoint = open_source(
+        args.source,
         args.layout,
-        args.preset,
+        preset=args.preset,
         weights=args.weights,
-        image_size=_sides("--image-size", args.image_size),
-        window_size=_sides("--window-size", args.window_size),
+        image_size=image_size,
+        window_size=window_size,
     )
     print(checkpoint)
     pixel_values = None if picture is None else _preprocess(checkpoint, picture)
-    files: list[Path] = []
-    written = convert_checkpoint(checkpoint, args.destination, to=args.to, overwrite=args.overwrite, written=files)
+    files = write_checkpoint(checkpoint, destination, args.to, args.overwrite)
     print(f"written ({args.to}):", *files, sep="\n  ")
-    return 0 if pixel_values is None else _verify(checkpoint, written, args.to, pixel_values)
+    return 0 if pixel_values is None else _verify(checkpoint, destination, args.to, pixel_values)
 
 
 def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:

@@ -1,7 +1,7 @@
 """Describe a Swin checkpoint: layout, sizes, parameters, FLOPs, attention backend.
 
-The source may be a file or folder in any layout, or the id of a model on the Hub, of which only the header of the
-weights is read.
+The source may be a file or folder in any layout, or a repository on the Hub, of whose safetensors only the header is
+read.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_hf.loading import local_path, split_hub_id
+from swin_hf.loading import local_path, open_source, split_hub_id
 
 if TYPE_CHECKING:
     from swin_hf.checkpoints import Checkpoint
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf info``."""
     parser.add_argument("source", metavar="SOURCE", help="file, folder, run folder or Hub id")
     parser.add_argument("--layout", help="layout of the source; detected")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
@@ -33,9 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from swin_hf.checkpoints import open_checkpoint
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    path = local_path(args.source)
-    source = path if path is not None else read_header(*_on_the_hub(args))
-    facts = describe(open_checkpoint(source, args.layout))
+    header = None if local_path(args.source) is not None else read_header(args.source, args.revision)
+    if header is not None:
+        facts = describe(open_checkpoint(header, args.layout))
+    else:
+        facts = describe(open_source(args.source, args.layout, revision=args.revision))
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -45,77 +47,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _on_the_hub(args: argparse.Namespace) -> tuple[str, str]:
-    repo_id, revision = split_hub_id(args.source)
-    return repo_id, revision or args.revision
-
-
-def read_header(repo_id: str, revision: str = "main") -> "Source":
+def read_header(source: str, revision: str | None = None) -> "Source | None":
     """Names, shapes and types of the weights of a Hub repository; nothing but the header is downloaded.
 
     Returns:
-        A source whose tensors have shapes but no values (they are on the meta device).
+        A source whose tensors have shapes but no values (they are on the meta device); None where that cannot be read:
+        without safetensors, for a file that is named, or without the Hub.
 
     Raises:
-        ValueError: If the repository has no safetensors.
-        RuntimeError: If there is no such repository or the Hub cannot be reached.
+        HubError: If the Hub refuses.
     """
     import torch
+    from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
+    from safetensors.torch import _TYPES  # the names of its header
 
-    from swin_hf.checkpoints.read import Source
-    from swin_hf.hub.remote import attempt
+    from swin_hf.checkpoints.read import CONFIG_NAME, Source
+    from swin_hf.hub.remote import HubError, attempt, client
 
-    types = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "BOOL": torch.bool,
-    }
-    header = attempt(lambda: _header_or_none(repo_id, revision), repo_id)
-    if header is None:
-        raise ValueError(
-            f"{repo_id} has no model.safetensors, whose header could be read; download it with `swin-hf pull "
-            f"{repo_id}` and give the folder"
-        )
-    tensors = {name: tensor for file in header.files_metadata.values() for name, tensor in file.tensors.items()}
-    source = Source(
-        repo_id,
-        {
-            name: torch.empty(tensor.shape, dtype=types.get(tensor.dtype, torch.uint8), device="meta")
-            for name, tensor in tensors.items()
-        },
-        is_folder=True,
-    )
-    source.beside = attempt(lambda: _config_or_nothing(repo_id, revision), repo_id)
-    return source
+    repo_id, named = split_hub_id(source)
+    api, state = client(), {}
 
-
-def _config_or_nothing(repo_id: str, revision: str) -> dict[str, Any]:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    from swin_hf.checkpoints.read import CONFIG_NAME
-    from swin_hf.hub.remote import client
+    def read() -> tuple[Any, dict[str, Any]]:
+        header = api.get_safetensors_metadata(repo_id, revision=named or revision)
+        try:
+            path = api.hf_hub_download(repo_id, CONFIG_NAME, revision=named or revision)
+        except EntryNotFoundError:
+            return header, {}
+        return header, json.loads(Path(path).read_text(encoding="utf-8"))
 
     try:
-        path = client().hf_hub_download(repo_id, CONFIG_NAME, revision=revision)
-    except EntryNotFoundError:
-        return {}
-    values = json.loads(Path(path).read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}
-
-
-def _header_or_none(repo_id: str, revision: str) -> Any:
-    from huggingface_hub.errors import NotASafetensorsRepoError
-
-    from swin_hf.hub.remote import client
-
-    try:
-        return client().get_safetensors_metadata(repo_id, revision=revision)
-    except NotASafetensorsRepoError:
-        return None
+        header, config = attempt(read, repo_id)
+    except HubError as error:
+        if error.transient or NotASafetensorsRepoError.__name__ in str(error):
+            return None
+        raise
+    for file in header.files_metadata.values():
+        for name, tensor in file.tensors.items():
+            state[name] = torch.empty(tensor.shape, dtype=_TYPES.get(tensor.dtype, torch.uint8), device="meta")
+    return Source(repo_id, state, config, is_folder=True)
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Push, pull and model cards: the only room that talks to the Hub."""
 
-from .download import PullResult, load_backbone, pull
+from .download import PullResult, pull
 from .facts import FACTS_NAME, ClassScore, ConfusionMatrix, DataFacts, Metric, SplitFacts, TrainingFacts
 from .model_card import CARD_NAME, CardSource, is_edited, render_card
 from .publish import PushedFile, PushResult, push
@@ -21,7 +21,6 @@ __all__ = [
     "SplitFacts",
     "TrainingFacts",
     "is_edited",
-    "load_backbone",
     "pull",
     "push",
     "render_card",

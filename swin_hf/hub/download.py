@@ -1,5 +1,9 @@
-"""Pull: one revision, only what loading needs, safetensors only, every byte compared with the Hub's hashes."""
+"""Pull: one revision, only what loading needs, every byte compared with the Hub's hashes.
 
+Weights are safetensors; a pickle is brought only where it is asked for, and nothing here opens it.
+"""
+
+import glob
 import hashlib
 import json
 import os
@@ -7,16 +11,17 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
+from swin_hf.checkpoints.detect import refuse_strangers
+from swin_hf.checkpoints.read import IN_FOLDER
 from swin_hf.files import replacing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.model.modeling_swin_hf import SwinHFBackbone
 
 from .facts import FACTS_NAME
 from .remote import HubError, attempt, checked_repo_id, client
@@ -28,7 +33,6 @@ from .weights import (
     PROCESSOR,
     WEIGHTS,
     OtherFamilyError,
-    check_folder,
     check_weights,
     read_config,
     shard_names,
@@ -47,12 +51,14 @@ class PullResult:
     """Where a model lies, and which commit it is.
 
     Attributes:
-        path: A folder for ``from_pretrained``.
+        path: A folder for ``from_pretrained``; the file of weights where it has a name of its own.
         commit: The commit id that ``revision`` stood for.
+        license: What the card names as the licence of the weights; None where it is not known.
     """
 
     path: Path
     commit: str
+    license: str | None = field(default=None, compare=False)
 
 
 def pull(
@@ -62,6 +68,11 @@ def pull(
     local_dir: str | os.PathLike[str] | None = None,
     verify: bool = True,
     endpoint: str | None = None,
+    file: str | None = None,
+    pickles: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> PullResult:
     """Download a model, and make sure that it is what the Hub says.
 
@@ -71,105 +82,116 @@ def pull(
     the cache answers.
 
     Args:
-        repo_id: ``user/name``.
+        repo_id: ``user/name``, of a model of this package or of anyone's Swin.
         revision: Branch, tag or commit id; ``main`` by default.
         local_dir: A folder for the files, instead of the shared cache. Files of another version that a pull left there
             are removed, because loading would prefer them; somebody's own files of these names are refused.
         verify: Whether every file is hashed and compared.
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
+        file: Name of the file of weights, for a repository with several or with a pickle.
+        pickles: Whether a pickle may be brought where there is nothing else; loading runs no code of it.
+        cache_dir: Another cache.
+        token: Access token; by default that of the environment or the keyring.
+        local_files_only: Whether to ask the cache alone.
 
     Raises:
-        ValueError: When the repository id is malformed, or the model is not one that can be loaded: only pickles, a
-            configuration out of range, weights that do not fit it; or ``local_dir`` holds other files of a model.
+        ValueError: When the repository id is malformed, or the model is not one that can be loaded: only pickles, no
+            Swin, a configuration out of range, weights that do not fit it; or ``local_dir`` holds other files of a
+            model.
         HubError: When the Hub refuses, cannot be reached while neither the cache nor ``local_dir`` has the model, or
             sent something else than it has.
     """
     repo_id = checked_repo_id(repo_id)
     api = client(endpoint)
+    api.token = token
     here = Path(local_dir).expanduser() if local_dir is not None else None
-    fetch = _fetcher(api, repo_id, here)
-    if constants.is_offline_mode():
-        return _offline(repo_id, revision, here, verify, "offline mode is on (HF_HUB_OFFLINE)")
+    fetch = _fetcher(api, repo_id, here, cache_dir)
+    if constants.is_offline_mode() or local_files_only:
+        why = "only local files were asked for" if local_files_only else "offline mode is on (HF_HUB_OFFLINE)"
+        return _offline(repo_id, revision, here, verify, why, (file, pickles), cache_dir)
     try:
-        commit = str(attempt(lambda: api.model_info(repo_id, revision=revision), repo_id).sha)
+        about = attempt(lambda: api.model_info(repo_id, revision=revision), repo_id)
+        commit = str(about.sha)
         tree = attempt(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)), repo_id)
     except HubError as error:
         if not error.transient:
             raise
-        return _offline(repo_id, revision, here, verify, str(error))
+        return _offline(repo_id, revision, here, verify, str(error), (file, pickles), cache_dir)
     present = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    _refuse_pickles(repo_id, present)
+    weights = _weights(repo_id, list(present), file, pickles)
     stale = _stale_files(here, present, repo_id) if here is not None else []
 
-    small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, INDEX, *CODE) if name in present]
+    small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, *CODE) if name in present]
+    small += [weights] if weights.endswith(".json") else []
     # A file is compared before it is read: damage on the way must not be blamed on the model, nor stay in the cache.
 
     def bring(names: list[str]) -> Path:
         return _bring(repo_id, commit, {name: present[name] for name in names}, fetch, verify)
 
-    folder = bring(small)
-    values, config = _config(folder)
-    names = [WEIGHTS] if WEIGHTS in present else shard_names(folder / INDEX, present)
-    bring(names)
+    folder = bring(small) if small else Path()
+    values, config = _config(folder, repo_id) if CONFIG in present else ({}, None)
+    names = shard_names(folder / weights, present) if weights.endswith(".json") else [weights]
+    folder = bring(names)
     if config is not None:
         check_weights([folder / name for name in names], values, config)
     if here is None:
         _write_ref(folder.parent.parent, revision or "main", commit)
     else:
         _settle(here, repo_id, revision, commit, stale)
-    return PullResult(folder, commit)
+    said = about.card_data.get("license") if about.card_data else None
+    return PullResult(_path(folder, weights), commit, said if isinstance(said, str) else None)
 
 
-def load_backbone(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    endpoint: str | None = None,
-    **overrides: Any,
-) -> SwinHFBackbone:
-    """Load a checkpoint of this family as a backbone, from a folder or from the Hub, also offline.
+def _path(folder: Path, weights: str) -> Path:
+    """What is loaded: the folder, where the weights have a name that is looked for in it."""
+    return folder if weights in IN_FOLDER else folder / weights
 
-    ``AutoBackbone.from_pretrained`` of transformers 5 asks the Hub whether a local folder exists there, and fails.
 
-    Args:
-        source: A folder, or the id of a repository.
-        revision: Branch, tag or commit id on the Hub.
-        endpoint: Address of the Hub, see :func:`pull`.
-        overrides: Fields of the configuration, such as ``out_features=["stage2", "stage3"]``.
-
-    Raises:
-        ValueError: As :func:`pull` does, and for a folder likewise.
-        HubError: As :func:`pull` does.
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if isinstance(source, os.PathLike) or folder.is_absolute() or str(source).startswith((".", "~")):
-            raise ValueError(f"there is no folder {source}; give the folder of a saved model or user/name on the Hub")
-        folder = pull(str(source), revision=revision, endpoint=endpoint).path
-    elif revision is not None:
-        raise ValueError(f"{source} is a folder, which has no revision {revision!r}; leave it out or give user/name")
-    check_folder(folder)
-    backbone: SwinHFBackbone = SwinHFBackbone.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, **overrides
-    )
-    return backbone
+def _weights(repo_id: str, present: list[str], file: str | None, pickles: bool) -> str:
+    """Name of the file, or of the index of the files, that holds the weights of a repository."""
+    if file is not None:
+        if file not in present:
+            some = sorted(name for name in present if name.endswith((".safetensors", *PICKLES)))
+            raise ValueError(f"{repo_id} holds no {file}; its files of weights are {', '.join(some[:10]) or 'none'}")
+        return file
+    at_the_top = sorted(name for name in present if "/" not in name)
+    for suffixes in ((".safetensors",), PICKLES):
+        usual = [name for name in IN_FOLDER if name in present and name.removesuffix(".index.json").endswith(suffixes)]
+        found = usual or [name for name in at_the_top if name.endswith(suffixes)]
+        if not found:
+            continue
+        if suffixes == PICKLES and not pickles:
+            raise ValueError(
+                f"{repo_id} holds pickled weights only ({', '.join(found[:3])}), which can run code when they are "
+                f"opened, so nothing was downloaded; ask its owner for safetensors, or name the file to have it read "
+                f"without running anything: hf://{repo_id}/{found[0]}"
+            )
+        if len(found) > 1 and not usual:
+            raise ValueError(
+                f"{repo_id} holds {len(found)} files of weights ({', '.join(found[:5])}); name one of them: "
+                f"hf://{repo_id}/{found[0]}"
+            )
+        return found[0]
+    lacking = " and no ".join(name for name in (CONFIG, WEIGHTS) if name not in present)
+    raise ValueError(f"{repo_id} holds no {lacking}; ask its owner to push the model again")
 
 
 Fetch = Callable[[str, list[str], bool], Path]
 
 
-def _fetcher(api: HfApi, repo_id: str, local_dir: Path | None) -> Fetch:
+def _fetcher(api: HfApi, repo_id: str, local_dir: Path | None, cache_dir: str | Path | None) -> Fetch:
     """A function that brings files of a commit here and returns their folder."""
 
     def fetch(commit: str, names: list[str], again: bool) -> Path:
-        # The names are ours or fit SHARD: none of them holds a character that a pattern treats as special.
         return Path(
             attempt(
                 lambda: snapshot_download(
                     repo_id,
                     revision=commit,
-                    allow_patterns=names,
+                    allow_patterns=[glob.escape(name) for name in names],
                     local_dir=local_dir,
+                    cache_dir=cache_dir,
+                    token=api.token,
                     force_download=again,
                     endpoint=api.endpoint,
                     library_name="swin_hf",
@@ -181,26 +203,12 @@ def _fetcher(api: HfApi, repo_id: str, local_dir: Path | None) -> Fetch:
     return fetch
 
 
-def _refuse_pickles(repo_id: str, present: dict[str, RepoFile]) -> None:
-    if CONFIG not in present:
-        raise ValueError(f"{repo_id} holds no {CONFIG}; it is not a model that from_pretrained could load")
-    if WEIGHTS in present or INDEX in present:
-        return
-    pickles = sorted(name for name in present if name.endswith(PICKLES))
-    if pickles:
-        raise ValueError(
-            f"{repo_id} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when they are "
-            "opened, so nothing was downloaded; ask its owner for safetensors, or rewrite a file that you trust: "
-            "swin-hf convert FILE FOLDER --to swin_hf"
-        )
-    raise ValueError(f"{repo_id} holds no {WEIGHTS}; ask its owner to push the model again")
-
-
-def _config(folder: Path) -> tuple[dict[str, Any], SwinHFConfig | None]:
-    """The configuration, checked before the weights are downloaded; None for a model of another family."""
+def _config(folder: Path, repo_id: str) -> tuple[dict[str, Any], SwinHFConfig | None]:
+    """The configuration, checked before the weights are downloaded; None for a Swin of another package."""
     try:
         return read_config(folder / CONFIG)
     except OtherFamilyError:
+        refuse_strangers(json.loads((folder / CONFIG).read_text(encoding="utf-8")), repo_id)
         return {}, None
 
 
@@ -316,27 +324,45 @@ def _pulled_commit(folder: Path, repo_id: str, revision: str | None) -> str | No
 # -- without the Hub --------------------------------------------------------------------------------------------------
 
 
-def _offline(repo_id: str, revision: str | None, here: Path | None, verify: bool, why: str) -> PullResult:
+def _offline(
+    repo_id: str,
+    revision: str | None,
+    here: Path | None,
+    verify: bool,
+    why: str,
+    asked: tuple[str | None, bool],
+    cache_dir: str | Path | None,
+) -> PullResult:
     """What an earlier pull left: in ``local_dir``, or in the cache, from where it is then copied."""
     if here is not None and (commit := _pulled_commit(here, repo_id, revision)):
         hashes = {name: note[1] for name in _owned_files(here) if (note := _note(here, name))}
         return _checked(repo_id, here, str(here), commit, hashes if verify else {})
+    file, pickles = asked
+    weights = [file] if file else ["*.safetensors", INDEX, *(f"*{suffix}" for suffix in PICKLES if pickles)]
     try:
         # Without patterns the client would miss the files that a pull leaves on the Hub.
-        needed = [CONFIG, PROCESSOR, WEIGHTS, INDEX, FACTS_NAME, *CODE, "model-?????-of-?????.safetensors"]
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=needed, local_files_only=True))
+        needed = [CONFIG, PROCESSOR, FACTS_NAME, *CODE, *weights]
+        folder = Path(
+            snapshot_download(
+                repo_id, revision=revision, allow_patterns=needed, local_files_only=True, cache_dir=cache_dir
+            )
+        )
     except Exception:
         raise HubError(
             f"{why}, and the cache does not hold {repo_id}{f' at {revision}' if revision else ''}; pull it once while "
             "the Hub can be reached"
         ) from None
+    names = [path.name for path in sorted(folder.iterdir())]
+    found = _weights(repo_id, [*names, *(name for name in weights if (folder / name).is_file())], *asked)
     # The names of the cache's blobs are their hashes.
-    hashes = {path.name: path.resolve().name for path in sorted(folder.iterdir())}
-    pulled = _checked(repo_id, folder, CACHE, folder.name, hashes if verify else {})
+    hashes = {name: (folder / name).resolve().name for name in [*names, found] if (folder / name).is_file()}
+    pulled = _checked(repo_id, folder, CACHE, folder.name, hashes if verify else {}, found)
     return pulled if here is None else _copy(pulled, here, repo_id, revision)
 
 
-def _checked(repo_id: str, folder: Path, where: str, commit: str, hashes: dict[str, str]) -> PullResult:
+def _checked(
+    repo_id: str, folder: Path, where: str, commit: str, hashes: dict[str, str], weights: str = WEIGHTS
+) -> PullResult:
     """A model on this machine, compared with the hashes that were noted when it came, and with its configuration."""
     known = {name: digest for name, digest in hashes.items() if DIGEST.fullmatch(digest)}
     wrong = [name for name, digest in known.items() if not _has_digest(folder / name, digest)]
@@ -349,11 +375,10 @@ def _checked(repo_id: str, folder: Path, where: str, commit: str, hashes: dict[s
         )
     if wrong:  # a folder of the user's: it may have been changed on purpose
         raise HubError(f"{', '.join(wrong)} of {repo_id} is damaged in {where}; delete it and pull again")
-    values, config = _config(folder)
-    weights = weight_files(folder)
+    values, config = _config(folder, repo_id) if (folder / CONFIG).is_file() else ({}, None)
     if config is not None:
-        check_weights(weights, values, config)
-    return PullResult(folder, commit)
+        check_weights(weight_files(folder), values, config)
+    return PullResult(_path(folder, weights), commit)
 
 
 def _copy(pulled: PullResult, here: Path, repo_id: str, revision: str | None) -> PullResult:

@@ -13,7 +13,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .configuration_swin_hf import FREE_PARAMETERS, SwinHFConfig
 from .windows import Pair
@@ -36,11 +37,16 @@ _HEADS = re.compile(r"(^|\.)(classifier|decoder|hidden_states_norms)\.|(^|\.)mas
 _RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
 _LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
+# Where the package puts its reader of everything that is not a folder or a repository of this family,
+# :func:`swin_hf.loading.read_foreign`. Code that travels alone has none.
+foreign_reader: Callable[..., tuple[Path | None, Any, Any, Any]] | None = None
+
 
 class ResizableMixin:
     """What ``SwinHFPreTrainedModel`` adds to transformers' ``PreTrainedModel``; comes before it in the bases."""
 
     config: SwinHFConfig
+    config_class: Any
     _left_out = "$^"  # pattern of the keys of the family that a class leaves out on purpose
 
     @classmethod
@@ -49,20 +55,21 @@ class ResizableMixin:
         pretrained_model_name_or_path: Any,
         *model_args: Any,
         config: Any = None,
-        strict: bool = False,
+        strict: bool | None = None,
         method: str = "bicubic",
         head_rows: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a model as transformers does, adapt its weights to other sizes, and notice random layers.
+        """Load a model as transformers does, adapt its weights to other sizes, and refuse random layers.
 
         Args:
-            pretrained_model_name_or_path: See transformers, like all that is not listed here.
+            pretrained_model_name_or_path: See transformers, like all that is not listed here. Where ``swin_hf`` is
+                installed, anyone's Swin too: what :func:`swin_hf.load_checkpoint` takes.
             model_args: See there.
             config: See there. Where its sizes differ from those of the checkpoint, weights are adapted too.
-            strict: Whether to refuse a checkpoint that does not fill the model or has layers to spare. Heads and mask
-                tokens may be new, or left over, if another class saved the checkpoint. Without it, random layers are
-                logged as an error.
+            strict: None refuses a checkpoint that leaves layers random, unless the loading info is asked for; True one
+                that has layers to spare as well; False takes both, and logs random layers as an error. Heads and mask
+                tokens may be new, or left over, if another class saved the checkpoint.
             method: How bias tables are resampled, see :func:`resize_bias_table`.
             head_rows: Numbers of the classes to keep, see :meth:`select_labels`.
             kwargs: ``image_size``, ``window_size``, ``patch_size`` and ``num_channels`` adapt the weights, see
@@ -70,21 +77,35 @@ class ResizableMixin:
                 True unless it is given.
 
         Raises:
-            ValueError: If the checkpoint does not fit under ``strict``, all keys listed, a size is out of range, or the
-                index of a folder names a file outside of it.
+            ValueError: If the checkpoint leaves layers random or does not fit under ``strict``, all keys listed, a size
+                is out of range, or the index of a folder names a file outside of it.
+            OSError: If there is no such model.
         """
-        _check_indices(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        source = pretrained_model_name_or_path
+        _check_indices(source, kwargs.get("subfolder"))
         output_loading_info = kwargs.pop("output_loading_info", False)
         changes = {name: kwargs.pop(name) for name in _RESIZABLE if name in kwargs}
         if head_rows is not None:
             kwargs.pop("num_labels", None)  # as many as there are rows
-        if isinstance(config, SwinHFConfig) and pretrained_model_name_or_path is not None:
-            stored = cls._stored_config(pretrained_model_name_or_path, kwargs)
-            if stored is not None:
-                config, differences = _with_sizes_of(stored, config)
-                changes = {**differences, **changes}
-                if head_rows is not None:
-                    config.id2label, config.label2id = stored.id2label, stored.label2id
+        stored, processor = None, None
+        if source is not None:
+            values = _stored_values(source, {name: kwargs[name] for name in _LOCATION if name in kwargs})
+            is_ours = values.get("model_type") == cls.config_class.model_type
+            if not is_ours and not values.get("is_adapter") and (values or foreign_reader is not None):
+                folder, stored, kwargs["state_dict"], processor = cls._read_foreign(source, kwargs)
+                pretrained_model_name_or_path, is_ours = folder, folder is not None
+                values = {} if folder is None else _stored_values(folder, {})
+            if is_ours and isinstance(config, SwinHFConfig):
+                stored = cls.config_class.from_dict(values)
+        if stored is not None and isinstance(config, SwinHFConfig):
+            config, differences = _with_sizes_of(stored, config)
+            changes = {**differences, **changes}
+            if pretrained_model_name_or_path is None:
+                config.shift_per_axis = stored.shift_per_axis  # the rule that the weights were trained with
+            if head_rows is not None:
+                config.id2label, config.label2id = stored.id2label, stored.label2id
+        elif stored is not None:
+            config, kwargs = cls.config_class.from_dict(stored.to_dict(), return_unused_kwargs=True, **kwargs)
         if "patch_size" in changes:
             kwargs.pop("encoder_stride", None)  # follows from the patch
         kwargs.setdefault("use_safetensors", True)
@@ -93,7 +114,12 @@ class ResizableMixin:
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
         model, info = loaded
-        model._check_loading(info, strict, pretrained_model_name_or_path)
+        on_purpose = output_loading_info or source is None  # the caller is told, or gave the weights
+        model._check_loading(info, not on_purpose if strict is None else strict, bool(strict), source)
+        if source is not None and pretrained_model_name_or_path is None:
+            model.config.name_or_path = str(source)
+        if processor is not None:
+            model._processor = model.config.image_hw, processor
         changes = {name: value for name, value in changes.items() if value is not None}
         if changes and any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
@@ -111,14 +137,25 @@ class ResizableMixin:
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _stored_config(cls, source: Any, kwargs: dict[str, Any]) -> SwinHFConfig | None:
-        """The configuration of a checkpoint; None where it has none."""
-        where = {name: kwargs[name] for name in _LOCATION if name in kwargs}
-        try:
-            stored: SwinHFConfig = cls.config_class.from_pretrained(source, **where)  # type: ignore[attr-defined]
-            return stored
-        except OSError:
-            return None
+    def _read_foreign(cls, source: Any, kwargs: dict[str, Any]) -> Any:
+        """What the package reads, see ``foreign_reader``; takes what says where it is from ``kwargs``."""
+        if foreign_reader is None:
+            raise ValueError(
+                f"{source} is not a model of type {cls.config_class.model_type}, and the code of the model alone reads "
+                "no other; the package does: pip install swin-hf, and import swin_hf first"
+            )
+        where = {name: kwargs.pop(name) for name in _LOCATION if name in kwargs}
+        pickles = kwargs.pop("use_safetensors", None) is False
+        return foreign_reader(cls, source, pickles=pickles, **where)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as transformers does; with a model that was read from anyone else's, also its image processor."""
+        size, values = getattr(self, "_processor", None) or (None, None)
+        path = Path(save_directory, "preprocessor_config.json")
+        if values is not None and size == self.config.image_hw and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]  # of PreTrainedModel
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
@@ -126,24 +163,24 @@ class ResizableMixin:
         check_files([Path(path) for path in checkpoint_files or ()], model.config)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
-    def _check_loading(self: Any, info: dict[str, Any], strict: bool, source: Any) -> None:
+    def _check_loading(self: Any, info: dict[str, Any], no_random: bool, no_spare: bool, source: Any) -> None:
         """Refuse, or log, what loading left random."""
         same_class = type(self).__name__ in (self.config.architectures or ())
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
         missing |= {key for key in mismatched if not _HEADS.search(key)}
-        spare = set(info["unexpected_keys"]) if strict else set()
+        spare = set(info["unexpected_keys"]) if no_spare else set()
         spare = {key for key in spare if not _HEADS.search(key) and not re.search(self._left_out, key)}
-        if strict and (missing or spare):
+        if spare or (missing and no_random):
             raise ValueError(
                 f"{source} does not fit {type(self).__name__}: {len(missing)} keys are missing and would be random"
                 f"{_listed(missing)}; {len(spare)} have no place in the model{_listed(spare)}; make config.json agree "
-                "with the weights (depths, embed_dim), or load without strict=True"
+                "with the weights (depths, embed_dim), or ask for random layers on purpose with strict=False"
             )
-        if missing:
+        if missing and source is not None:
             logger.error(
                 f"{len(missing)} of {len(self.state_dict())} weights of {type(self).__name__} are not in {source} and "
-                f"are random{_listed(missing)}; strict=True refuses such a checkpoint"
+                f"are random{_listed(missing)}; without strict=False such a checkpoint is refused"
             )
 
     @torch.no_grad()
@@ -462,6 +499,21 @@ def _with_sizes_of(stored: SwinHFConfig, config: SwinHFConfig) -> tuple[SwinHFCo
     if "patch_size" in names:
         config.encoder_stride = stored.encoder_stride
     return config, differences
+
+
+def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``config.json`` of a folder or a repository; none where there is no such file."""
+    try:
+        if Path(source).is_file():
+            return {}
+        values: dict[str, Any] = SwinHFConfig.get_config_dict(source, **where)[0]
+        return values
+    except (OSError, ValueError):
+        pass
+    try:
+        return {"is_adapter": True} if find_adapter_config_file(source, **where) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _check_indices(source: Any, subfolder: str | None) -> None:

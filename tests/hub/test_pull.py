@@ -507,10 +507,10 @@ def test_load_backbone_takes_folders_and_repositories(hub, pushed, tiny_model, t
         assert [tuple(m.shape) for m in maps] == [(1, 16, 16, 24), (1, 64, 4, 6)]
         for ours, theirs in zip(maps, remote_one(pixels).feature_maps, strict=True):
             assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match=r"is a folder, which has no revision 'v1'"):
+    with pytest.raises(ValueError, match=r"is a path, which has no revision 'v1'"):
         load_backbone(tmp_path / "model", revision="v1")
     for missing in ("./nowhere", tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
+        with pytest.raises(ValueError, match=r"nowhere.* does not exist"):
             load_backbone(missing)
 
 
