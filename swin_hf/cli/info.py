@@ -93,12 +93,12 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from swin_hf.checkpoints.derive import class_names
-    from swin_hf.checkpoints.load import MODELS
+    from swin_hf.checkpoints.load import class_for
     from swin_hf.model.attention import backend_report
 
     config, kind = checkpoint.config, checkpoint.place.kind
     with torch.device("meta"):
-        model: Any = MODELS[kind](config)
+        model: Any = class_for(checkpoint.place)(config)
         model.eval().to(checkpoint.dtype)
         image = torch.empty(1, config.num_channels, *config.image_hw, dtype=checkpoint.dtype)
     default = config._attn_implementation or "sdpa"
