@@ -27,30 +27,32 @@ TRAINING = ("train", "pretrain")  # Lightning reads the options of these
 
 # Our option, with what to add where a name alone would mislead: the names that others have for it.
 NAMES = {
-    "--model.learning_rate": "lr learning_rate base_lr blr lr_base max_lr peak_lr model.lr optimizer.lr trainer.lr "
-    "model.base_lr optimizer.learning_rate",
-    "--model.weight_decay": "wd weight_decay optimizer.weight_decay model.wd trainer.weight_decay",
-    "--model.betas": "betas opt_betas adam_beta1 adam_beta2 model.beta1 model.beta2 optimizer.betas",
-    "--model.betas or --model.weight_decay (the optimiser is AdamW)": "opt optim optimizer model.optimizer model.optim "
-    "trainer.optimizer momentum model.momentum opt_eps",
-    "--model.layer_decay": "layer_decay llrd layer_wise_lr_decay model.llrd",
-    "--model.schedule": "sched lr_scheduler lr_scheduler_type scheduler model.scheduler model.lr_scheduler model.sched",
-    "--model.warmup_epochs or --model.warmup_steps": "warmup warmup_epochs warmup_steps warmup_ratio model.warmup "
-    "num_warmup_steps trainer.warmup_steps trainer.warmup_epochs model.warmup_ratio",
-    "--model.warmup_lr": "warmup_lr warmup_start_lr model.warmup_start_lr",
-    "--model.min_lr": "min_lr eta_min model.eta_min",
-    "--model.label_smoothing": "smoothing label_smoothing label_smoothing_factor model.smoothing",
-    "--model.mixup_alpha": "mixup mixup_alpha model.mixup data.mixup data.mixup_alpha",
-    "--model.cutmix_alpha": "cutmix cutmix_alpha model.cutmix data.cutmix data.cutmix_alpha",
-    "--model.mix_probability": "mixup_prob mix_probability model.mixup_prob",
-    "--model.drop_path_rate": "drop_path drop_path_rate drop_connect model.drop_path model.dropout drop dropout",
-    "--model.preset NAME for a size or --model.model PATH for a checkpoint": "arch a model_name model_name_or_path "
+    "--model.optimization.learning_rate": "lr learning_rate base_lr blr lr_base max_lr peak_lr model.lr optimizer.lr "
+    "trainer.lr model.base_lr optimizer.learning_rate",
+    "--model.optimization.weight_decay": "wd weight_decay optimizer.weight_decay model.wd trainer.weight_decay",
+    "--model.optimization.betas": "betas opt_betas adam_beta1 adam_beta2 model.beta1 model.beta2 optimizer.betas",
+    "--model.optimization.betas or --model.optimization.weight_decay (the optimiser is AdamW)": "opt optim optimizer "
+    "model.optimizer model.optim trainer.optimizer momentum model.momentum opt_eps",
+    "--model.optimization.layer_decay": "layer_decay llrd layer_wise_lr_decay model.llrd",
+    "--model.optimization.schedule": "sched lr_scheduler lr_scheduler_type scheduler model.scheduler "
+    "model.lr_scheduler model.sched",
+    "--model.optimization.warmup_epochs or --model.optimization.warmup_steps": "warmup warmup_epochs warmup_steps "
+    "warmup_ratio model.warmup num_warmup_steps trainer.warmup_steps trainer.warmup_epochs model.warmup_ratio",
+    "--model.optimization.warmup_lr": "warmup_lr warmup_start_lr model.warmup_start_lr",
+    "--model.optimization.min_lr": "min_lr eta_min model.eta_min",
+    "--model.mixing.label_smoothing": "smoothing label_smoothing label_smoothing_factor model.smoothing",
+    "--model.mixing.mixup_alpha": "mixup mixup_alpha model.mixup data.mixup data.mixup_alpha",
+    "--model.mixing.cutmix_alpha": "cutmix cutmix_alpha model.cutmix data.cutmix data.cutmix_alpha",
+    "--model.mixing.mix_probability": "mixup_prob mix_probability model.mixup_prob",
+    "--model.network.drop_path_rate": "drop_path drop_path_rate drop_connect model.drop_path model.dropout drop "
+    "dropout",
+    "--model.preset NAME for a size or --model.weights PATH for a checkpoint": "arch a model_name model_name_or_path "
     "backbone model_type config_name model.name model.arch model.model_name model.backbone",
-    "--model.model FOLDER, a file or a Hub id": "pretrained initial_checkpoint finetune finetune_from checkpoint_path "
-    "pretrained_path weights model.pretrained model.weights model.checkpoint model.checkpoint_path init_from",
-    "--model.gradient_checkpointing true": "gradient_checkpointing grad_checkpointing use_checkpoint",
-    "--model.compile true": "torchcompile torch_compile compile trainer.compile",
-    "--model.freeze_stages": "freeze freeze_backbone freeze_layers model.freeze model.freeze_backbone",
+    "--model.weights FOLDER, a file or a Hub id": "pretrained initial_checkpoint finetune finetune_from "
+    "checkpoint_path pretrained_path weights model.pretrained model.checkpoint model.checkpoint_path init_from",
+    "--model.network.gradient_checkpointing true": "gradient_checkpointing grad_checkpointing use_checkpoint",
+    "--model.network.compile true": "torchcompile torch_compile compile trainer.compile",
+    "--model.freezing.stages": "freeze freeze_backbone freeze_layers model.freeze model.freeze_backbone",
     "--trainer.max_epochs": "epochs num_epochs max_epochs num_train_epochs n_epochs nb_epochs trainer.epochs "
     "trainer.num_epochs model.epochs trainer.num_train_epochs model.max_epochs data.epochs",
     "--trainer.max_steps": "max_steps num_steps iterations max_iters trainer.num_steps",
@@ -64,8 +66,8 @@ NAMES = {
     "trainer.gpus trainer.device",
     "--trainer.strategy": "strategy ddp fsdp deepspeed",
     "--trainer.log_every_n_steps": "log_interval logging_steps log_every_n_steps print_freq",
-    "--trainer.callbacks+=swin_hf.training.EMA (or -c ema)": "model_ema model_ema_decay ema "
-    "ema_decay model.ema trainer.ema",
+    "--trainer.callbacks+=swin_hf.training.EMA (or -c ema)": "model_ema model_ema_decay ema ema_decay model.ema "
+    "trainer.ema",
     "--trainer.callbacks+=EarlyStopping (or -c early_stopping)": "patience early_stopping trainer.early_stopping",
     "--trainer.logger+=WandbLogger (or -c wandb)": "log_wandb report_to wandb wandb_project project use_wandb",
     "--data.batch_size": "batch_size b bs train_batch_size per_device_train_batch_size batch data.bs data.batch "
@@ -80,23 +82,24 @@ NAMES = {
     "--data.dataset and --data.data_dir": "dataset data_path dataset_name train_dir train_data data_root root "
     "dataset_path data.path data.root data.data_path data.train_dir data.name data.dataset_name train_file data_set",
     "--data.data_dir": "data_dir data.dir data.folder",
-    "--data.data_files": "val_dir validation_dir test_dir data.val_dir data.test_dir val_data "
-    "validation_file test_file",
-    "nothing: the number of classes comes from the data (--data.class_names names them)": "num_classes num_labels "
-    "nb_classes model.num_classes model.num_labels data.num_classes data.num_labels n_classes model.nb_classes",
-    "--data.label_column": "label_column label_column_name labels_key target_key data.label_key",
-    "--data.image_column": "image_column image_column_name input_key data.image_key",
-    "--data.validation_fraction": "train_val_split val_split validation_split val_fraction data.val_split "
+    "--data.data_files": "val_dir validation_dir test_dir data.val_dir data.test_dir val_data validation_file "
+    "test_file",
+    "nothing: the number of classes comes from the data (--data.reading.class_names names them)": "num_classes "
+    "num_labels nb_classes model.num_classes model.num_labels data.num_classes data.num_labels n_classes "
+    "model.nb_classes",
+    "--data.reading.label_column": "label_column label_column_name labels_key target_key data.label_key",
+    "--data.reading.image_column": "image_column image_column_name input_key data.image_key",
+    "--data.splits.validation_fraction": "train_val_split val_split validation_split val_fraction data.val_split "
     "data.val_fraction data.train_val_split",
-    "--data.limit_train": "max_train_samples data.max_train_samples",
-    "--data.auto_augment": "aa auto_augment autoaugment data.aa data.augment augment",
-    "--data.erasing": "reprob random_erase random_erasing data.reprob data.random_erasing",
-    "--data.hflip": "hflip flip data.flip",
-    "--data.crop_scale": "scale crop_scale data.scale",
-    "--data.crop_pct": "crop_pct data.crop_ratio_eval",
-    "--data.interpolation": "interpolation train_interpolation",
-    "--data.mean and --data.std": "mean std image_mean image_std data.image_mean data.image_std",
-    "--data.streaming true": "streaming",
+    "--data.splits.limit_train": "max_train_samples data.max_train_samples",
+    "--data.augmentation.auto_augment": "aa auto_augment autoaugment data.aa data.augment augment",
+    "--data.augmentation.erasing": "reprob random_erase random_erasing data.reprob data.random_erasing",
+    "--data.augmentation.hflip": "hflip flip data.flip",
+    "--data.augmentation.crop_scale": "scale crop_scale data.scale",
+    "--data.pixels.crop_pct": "crop_pct data.crop_ratio_eval",
+    "--data.pixels.interpolation": "interpolation train_interpolation",
+    "--data.pixels.mean and --data.pixels.std": "mean std image_mean image_std data.image_mean data.image_std",
+    "--data.reading.streaming true": "streaming",
     "--ckpt_path FILE (or last)": "resume resume_from_checkpoint resume_from resume_from_ckpt ckpt checkpoint "
     "auto_resume trainer.resume_from_checkpoint trainer.ckpt_path model.ckpt_path load_checkpoint resume_path",
     "--runs FOLDER and --name NAME": "output_dir output out out_dir o save_dir experiment exp_name experiment_name "
@@ -109,7 +112,7 @@ NAMES = {
 }
 OURS = {name: ours for ours, names in NAMES.items() for name in names.split()}
 GROUPS = {
-    "model": "--model.preset NAME for a size or --model.model PATH for a checkpoint",
+    "model": "--model.preset NAME for a size or --model.weights PATH for a checkpoint",
     "data": "--data.dataset and --data.data_dir",
 }
 

@@ -228,7 +228,7 @@ def measure_pipeline(setting: dict[str, Any], options: argparse.Namespace) -> di
     from torch.utils.data import DataLoader
     from torchvision.transforms import v2
 
-    from swin_hf.training import ImageDataModule
+    from swin_hf.training import ImageDataModule, Reading
 
     workers = options.workers
     with tempfile.TemporaryDirectory() as folder:
@@ -240,8 +240,8 @@ def measure_pipeline(setting: dict[str, Any], options: argparse.Namespace) -> di
 
         def ours() -> Any:
             data = ImageDataModule(
-                "imagefolder", data_dir=folder, image_size=224, batch_size=32, num_workers=workers, seed=0,
-                validation_fraction=0.1,
+                "imagefolder", data_dir=folder, image_size=224, batch_size=32, num_workers=workers,
+                reading=Reading(seed=0),
             )  # fmt: skip
             data.prepare_data()
             data.setup("fit")

@@ -29,7 +29,17 @@ from torchvision.transforms import v2
 from transformers import SwinConfig, SwinForImageClassification, TrainerCallback, TrainingArguments
 from transformers import Trainer as TheirTrainer
 
-from swin_hf.training import ImageDataModule, SwinClassifier
+from swin_hf.training import (
+    Augmentation,
+    ImageDataModule,
+    Mixing,
+    Network,
+    Optimization,
+    Pixels,
+    Reading,
+    Splits,
+    SwinClassifier,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,17 +134,18 @@ def new_model(recipe: Recipe, seed: int) -> SwinForImageClassification:
 def train_ours(recipe: Recipe, seed: int) -> tuple[list[float], float]:
     """Seconds per epoch and test accuracy of this project."""
     data = ImageDataModule(
-        "parquet", files(recipe), batch_size=recipe.batch, eval_batch_size=256, validation_fraction=0.0,
-        image_size=recipe.sizes["image_size"], num_channels=recipe.sizes["num_channels"], mean=list(recipe.mean),
-        std=list(recipe.std), crop_padding=recipe.crop_padding, hflip=recipe.hflip, resize_mode="squash", seed=seed,
-        limit_train=recipe.limit,
+        "parquet", files(recipe), batch_size=recipe.batch, eval_batch_size=256,
+        image_size=recipe.sizes["image_size"], num_channels=recipe.sizes["num_channels"], reading=Reading(seed=seed),
+        splits=Splits(validation_fraction=0.0, limit_train=recipe.limit),
+        augmentation=Augmentation(crop_padding=recipe.crop_padding, hflip=recipe.hflip),
+        pixels=Pixels(mean=list(recipe.mean), std=list(recipe.std), resize_mode="squash"),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         new_model(recipe, seed).save_pretrained(folder)
         module = SwinClassifier(
-            model=folder, num_labels=10, drop_path_rate=recipe.sizes["drop_path_rate"], learning_rate=recipe.rate,
-            lr_scaling=False, weight_decay=0.05, warmup_epochs=1, warmup_lr=0.0, min_lr=0.0,
-            label_smoothing=recipe.smoothing,
+            weights=folder, num_labels=10, network=Network(drop_path_rate=recipe.sizes["drop_path_rate"]),
+            optimization=Optimization(recipe.rate, lr_scaling=False, warmup_epochs=1, warmup_lr=0.0, min_lr=0.0),
+            mixing=Mixing(label_smoothing=recipe.smoothing),
         )  # fmt: skip
     clock = Clock()
     trainer = Trainer(

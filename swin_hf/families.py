@@ -61,6 +61,7 @@ class Family:
         processors: For each backend of transformers, the same of the image processor.
         presets: Fields of the configuration of each released size.
         paper: Where the architecture is defined.
+        undecayed: Parts of the names of matrices and tables that weight decay leaves alone, in training.
     """
 
     model_type: str
@@ -69,6 +70,7 @@ class Family:
     processors: Mapping[str, str]
     presets: Mapping[str, Mapping[str, Any]]
     paper: str
+    undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
 
     @property
     def config_class(self) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from short import short
 
 import swin_hf
 from swin_hf.training import ImageDataModule, SwinClassifier
@@ -57,7 +58,8 @@ class Trace(Callback):
 
 def data(**options: Any) -> ImageDataModule:
     """The digits, with everything random switched on."""
-    return ImageDataModule(
+    return short(
+        ImageDataModule,
         **{
             "dataset": "parquet",
             "data_files": {"train": str(DIGITS / "train.parquet"), "test": str(DIGITS / "test.parquet")},
@@ -70,14 +72,15 @@ def data(**options: Any) -> ImageDataModule:
             "erasing": 0.5,
             "seed": 3,
         }
-        | options
+        | options,
     )
 
 
 def classifier(**options: Any) -> SwinClassifier:
     """A very small Swin with stochastic depth and Mixup, alike on every rank."""
     seed_everything(1, verbose=False)
-    return SwinClassifier(
+    return short(
+        SwinClassifier,
         preset="swin_digits_patch4_window4_32",
         image_size=16,
         num_labels=10,

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from short import short
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.classes import ClassMismatchError, class_table, match_classes
@@ -84,7 +85,7 @@ def stored(folder, names=None, kind=SwinHFForImageClassification):
 
 
 def head(folder, *names):
-    module = SwinClassifier(model=str(folder), id2label=dict(enumerate(names)))
+    module = short(SwinClassifier, weights=str(folder), id2label=dict(enumerate(names)))
     assert class_table(module.model.config.id2label) == list(names)
     assert module.model.config.label2id == {name: number for number, name in enumerate(names)}
     assert module.model.classifier.out_features == module.model.num_labels == len(names)
@@ -144,19 +145,19 @@ def run(tmp_path_factory):
     config = {
         "model": {
             "preset": PRESET,
-            "overrides": {name: value for name, value in SMALL.items() if name != "image_size"},
-            "learning_rate": 1e-2,
-            "lr_scaling": False,
-            "warmup_epochs": 0.5,
-            "drop_path_rate": 0.0,
+            "network": {
+                "overrides": {name: value for name, value in SMALL.items() if name != "image_size"},
+                "drop_path_rate": 0.0,
+            },
+            "optimization": {"learning_rate": 1e-2, "lr_scaling": False, "warmup_epochs": 0.5},
         },
         "data": {
             "dataset": "imagefolder",
             "data_dir": str(data),
             "image_size": 16,
             "batch_size": 6,
-            "crop_padding": 1,
-            "resize_mode": "squash",
+            "augmentation": {"crop_padding": 1},
+            "pixels": {"resize_mode": "squash"},
         },
         "trainer": {"accelerator": "cpu", "max_epochs": 6},
     }
@@ -168,7 +169,7 @@ def run(tmp_path_factory):
 def measure(run, data, verb="test", start="checkpoint"):
     arguments = {
         "checkpoint": ["--ckpt_path", str(run / "runs/run/checkpoints/last.ckpt")],
-        "model": ["--model.model", str(run / "runs/run/model")],
+        "model": ["--model.weights", str(run / "runs/run/model")],
     }
     return run_recipe(
         SwinClassifier,
@@ -224,8 +225,8 @@ def test_a_run_does_not_go_on_with_other_classes(run, tmp_path, capsys):
 
 def test_python_users_get_the_same_answers(tmp_path):
     """A data module of another order is numbered as the model does."""
-    data = ImageDataModule(
-        "imagefolder", data_dir=str(pictures(tmp_path, ["green", "red"], split="test")), image_size=16
+    data = short(
+        ImageDataModule, "imagefolder", data_dir=str(pictures(tmp_path, ["green", "red"], split="test")), image_size=16
     )
     data.renumber(match_classes(class_table(data.id2label), ["red", "blue", "green"]), ["red", "blue", "green"])
     labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])

@@ -253,8 +253,8 @@ def recipe(folder: Path, *options: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             sys.executable, str(ROOT / "recipes" / "finetune.py"), "fit", "--runs", str(folder), "--name", "t",
-            "--model.overrides", '{"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}',
-            "--model.warmup_epochs", "0.5", *options,
+            "--model.network.overrides", '{"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}',
+            "--model.optimization.warmup_epochs", "0.5", *options,
         ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,

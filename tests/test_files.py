@@ -140,16 +140,22 @@ def test_a_command_line_keeps_what_is_needed_to_repeat_it_and_no_secret():
         "--api-key",
         "plain",
         "--model.hub_token=plain",
-        "--data.revision",
+        "--data.reading.revision",
         COMMIT,
         f"--a.revision={COMMIT}",
     ]
     words += ["--logger.init_args.kwargs", '{"api_key": "plain", "mode": "x"}', "--data.data_dir", "/home/ann lee/in"]
-    words += ["--data.data_files", "https://h.co/a.parquet?Signature=plain", "--data.limit_train=48", "--wandb", COMMIT]
+    words += [
+        "--data.data_files",
+        "https://h.co/a.parquet?Signature=plain",
+        "--data.splits.limit_train=48",
+        "--wandb",
+        COMMIT,
+    ]
     assert redact_command(words) == [
-        "fit", "--api-key", "***", "--model.hub_token=***", "--data.revision", COMMIT, f"--a.revision={COMMIT}",
+        "fit", "--api-key", "***", "--model.hub_token=***", "--data.reading.revision", COMMIT, f"--a.revision={COMMIT}",
         "--logger.init_args.kwargs", '{"api_key": "***", "mode": "x"}', "--data.data_dir", "in",
-        "--data.data_files", "https://h.co/a.parquet?***", "--data.limit_train=48", "--wandb", "***",
+        "--data.data_files", "https://h.co/a.parquet?***", "--data.splits.limit_train=48", "--wandb", "***",
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Image
 from PIL import Image as PILImage
+from short import short
 
 from swin_hf.folders import list_pictures, read_folder
 from swin_hf.processing import PICTURE_SUFFIXES
@@ -135,7 +136,7 @@ def test_what_is_not_used_is_told(tmp_path, extra, note):
     content = read_folder(write(tmp_path, *names("cat", "dog"), *extra))
     assert content.class_names == ["cat", "dog"]
     with pytest.warns(UserWarning, match=note):
-        ImageDataModule("imagefolder", data_dir=str(tmp_path), validation_fraction=0).load()
+        short(ImageDataModule, "imagefolder", data_dir=str(tmp_path), validation_fraction=0).load()
 
 
 def test_pictures_below_a_class_folder_belong_to_the_class(tmp_path):
@@ -187,9 +188,9 @@ def test_an_archive_is_refused_in_words(tmp_path):
         for path in sorted((tmp_path / "in").rglob("*.png")):
             archive.write(path, path.relative_to(tmp_path / "in"))
     with pytest.raises(ValueError, match=r"holds an archive, photos.zip, which is not opened; unpack it"):
-        ImageDataModule("imagefolder", data_dir=str(tmp_path / "out")).load()
+        short(ImageDataModule, "imagefolder", data_dir=str(tmp_path / "out")).load()
     with pytest.raises(ValueError, match=r"photos.zip is an archive, which is not opened; unpack it"):
-        ImageDataModule("imagefolder", data_files={"train": str(tmp_path / "out" / "photos.zip")}).load()
+        short(ImageDataModule, "imagefolder", data_files={"train": str(tmp_path / "out" / "photos.zip")}).load()
 
 
 def test_other_folders_beside_the_splits_are_named(tmp_path):
@@ -236,7 +237,7 @@ def test_every_way_to_name_a_folder_reads_it_alike(tmp_path, way, streaming):
             "data_files": patterns,
         },
     }[way]
-    module = ImageDataModule(**options, image_size=8, batch_size=4, num_workers=0, streaming=streaming)
+    module = short(ImageDataModule, **options, image_size=8, batch_size=4, num_workers=0, streaming=streaming)
     assert module.id2label == {0: "test", 1: "train_1"}
     assert torch.cat([batch["labels"] for batch in module.val_dataloader()]).tolist() == [0] * 4
     if not streaming:

@@ -36,7 +36,7 @@ SAID = r"(?m)^error: .*{} cannot be written: the file is larger than the disk .*
 @pytest.fixture
 def config(tmp_path):
     """A run of 3 steps an epoch."""
-    values = {**CONFIG, "data": CONFIG["data"] | {"limit_train": 48, "num_workers": 0}}
+    values = {**CONFIG, "data": CONFIG["data"] | {"splits": {"limit_train": 48}, "num_workers": 0}}
     values["trainer"] = CONFIG["trainer"] | {"log_every_n_steps": 1}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))

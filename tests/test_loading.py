@@ -11,7 +11,7 @@ from swin_hf import SwinHFForImageClassification
 from swin_hf.cli import main
 from swin_hf.loading import find_model, local_path, split_hub_id
 from swin_hf.training import SwinClassifier, SwinMaskedImageModeler
-from swin_hf.training.classifier import load_teacher
+from swin_hf.training.tasks.distillation import load_teacher
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_path_that_does_not_exist_is_never_looked_up_on_the_network(run_folder, 
 def test_training_looks_no_path_up_on_the_network(option, source, run_folder, no_network, monkeypatch):
     monkeypatch.chdir(run_folder.parents[1])
     start = {
-        "the start": lambda: SwinClassifier(model=source),
-        "the start of masked image modelling": lambda: SwinMaskedImageModeler(model=source),
+        "the start": lambda: SwinClassifier(weights=source),
+        "the start of masked image modelling": lambda: SwinMaskedImageModeler(weights=source),
         "the teacher": lambda: load_teacher(source, {0: "cat", 1: "dog"}, 3),
     }
     with pytest.raises(ValueError, match="does not exist; give the folder of a model or of a training run"):
@@ -66,7 +66,7 @@ def test_training_looks_no_path_up_on_the_network(option, source, run_folder, no
 
 def test_training_starts_from_the_folder_of_a_run(run_folder):
     theirs = SwinHFForImageClassification.from_pretrained(run_folder / "model").state_dict()
-    ours = SwinClassifier(model=str(run_folder)).model.state_dict()
+    ours = SwinClassifier(weights=str(run_folder)).model.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from datasets import Dataset, Image, Value
 from PIL import Image as PILImage
+from short import short
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import swin_hf
@@ -118,7 +119,7 @@ def run(request, tmp_path, monkeypatch):
         data = Dataset.from_dict({"image": cells, "label": ["a", "b"] * (len(cells) // 2) + ["a"] * (len(cells) % 2)})
         data = data.cast_column("image", Image()).cast_column("label", Value("string")).class_encode_column("label")
         data.save_to_disk("data")
-        module = ImageDataModule(
+        module = short(ImageDataModule, 
             "data", image_size=SIZE, num_channels=channels, validation_fraction=0, num_workers=0, batch_size=64,
             resize_mode=request.param, **options,
         )  # fmt: skip
@@ -272,13 +273,13 @@ def test_the_snippets_of_the_card_and_the_readme_give_the_pixels_of_the_evaluati
 
 def test_conversion_and_push_describe_the_same_preprocessing(tmp_path):
     """Of a model that comes without a processor: the one of the released models, with every side covered."""
-    for size, short in (((64, 64), 73), ((64, 128), 146), ((384, 384), None)):
+    for size, side in (((64, 64), 73), ((64, 128), 146), ((384, 384), None)):
         config = SwinHFConfig(
             image_size=size, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4, num_labels=2
         )
         model, place = SwinHFForImageClassification(config), tmp_path / f"{size}"
         described = Preprocessing.of_release(size)
-        assert described.short_side == short
+        assert described.short_side == side
         (place / "staged").mkdir(parents=True)
         stage(model, place / "staged", repo_id="user/x")
         convert_checkpoint(model.state_dict(), place / "ours", to="swin_hf", config=config)

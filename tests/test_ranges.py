@@ -3,7 +3,9 @@
 import inspect
 import math
 import re
+import sys
 import typing
+from dataclasses import is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,52 +13,71 @@ import torch
 
 from swin_hf.memory import check_batch, free_memory, memory_sentence
 from swin_hf.ranges import check_range
-from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
+from swin_hf.training import (
+    ImageDataModule,
+    Masking,
+    Network,
+    Optimization,
+    Pixels,
+    SwinClassifier,
+    SwinMaskedImageModeler,
+)
 from swin_hf.training.command import TRAINER_RANGES, check_numbers
 
-SIZE = {"overrides": {"embed_dim": 8, "depths": [1], "num_heads": [1]}, "image_size": 32, "window_size": 4}
-MODELS = {SwinClassifier: {**SIZE, "num_labels": 2}, SwinMaskedImageModeler: {**SIZE, "mask_cell": 8}}
+SIZE = {
+    "image_size": 32,
+    "network": Network(window_size=4, overrides={"embed_dim": 8, "depths": [1], "num_heads": [1]}),
+}
+ARGUMENTS = {
+    SwinClassifier: {**SIZE, "num_labels": 2},
+    SwinMaskedImageModeler: {**SIZE, "masking": Masking(cell=8)},
+    ImageDataModule: {"data_dir": "photos"},
+}
 FREE = {"num_labels"}  # decided by the data
 
 
-def numbers_of(function):
-    """Names of the parameters that take a number, a pair of them or a list, from their annotations."""
-    hints = typing.get_type_hints(function.__init__)
-    for name in inspect.signature(function.__init__).parameters:
-        text = str(hints.get(name, ""))
-        if hints.get(name) in (int, float) or re.search(r"\b(int|float)\b", text.replace("dict[int", "")):
-            yield name
+def numbers_of(owner):
+    """Options that take a number, a pair of them or a list, by their annotations: group (or None) and name."""
+    hints = typing.get_type_hints(owner.__init__, vars(sys.modules[owner.__module__]))
+    for name, parameter in inspect.signature(owner).parameters.items():
+        if is_dataclass(parameter.default):
+            yield from ((name, inner) for _, inner in numbers_of(type(parameter.default)))
+        elif re.search(r"\b(int|float)\b", str(hints[name]).replace("dict[int", "")) and name not in FREE:
+            yield None, name
 
 
-def as_given(function, name, number):
-    default = inspect.signature(function.__init__).parameters[name].default
-    hint = str(typing.get_type_hints(function.__init__)[name])
-    if isinstance(default, tuple):
-        return (number,) * len(default)
+def refused(owner, group, name, number):
+    """The message with which an option is refused."""
+    holder = owner if group is None else type(inspect.signature(owner).parameters[group].default)
+    default = inspect.signature(holder).parameters[name].default
+    hint = str(typing.get_type_hints(holder.__init__, vars(sys.modules[holder.__module__]))[name])
+    value = (number,) * len(default) if isinstance(default, tuple) else number
     if "list[" in hint and "int |" not in hint:
-        return [number] * 3 if name in ("mean", "std") else [number]
-    return number
-
-
-CASES = [(model, name) for model in MODELS for name in numbers_of(model) if name not in FREE]
-
-
-@pytest.mark.parametrize("number", [-5, math.nan, math.inf], ids=str)
-@pytest.mark.parametrize(("model", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_models_refuse_numbers_out_of_range(model, name, number):
+        value = [number] * 3 if name in ("mean", "std") else [number]
+    given = dict(ARGUMENTS[owner])
     with pytest.raises(ValueError) as caught:
-        model(**{**MODELS[model], name: as_given(model, name, number)})
-    assert name in str(caught.value) and "\n" not in str(caught.value)
+        if group is not None:
+            given[group] = replace(given.get(group, holder()), **{name: value})
+        owner(**(given if group is not None else given | {name: value}))
+    return str(caught.value)
+
+
+CASES = [(owner, *option) for owner in ARGUMENTS for option in numbers_of(owner)]
 
 
 @pytest.mark.parametrize("number", [-5, math.nan, math.inf], ids=str)
-@pytest.mark.parametrize("name", list(numbers_of(ImageDataModule)))
-def test_data_refuse_numbers_out_of_range(name, number):
+@pytest.mark.parametrize(("owner", "group", "name"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_options_refuse_numbers_out_of_range(owner, group, name, number):
     if name in ("mean", "class_names") and number == -5:
         pytest.skip("a mean may be negative")
-    with pytest.raises(ValueError) as caught:
-        ImageDataModule(data_dir="photos", **{name: as_given(ImageDataModule, name, number)})
-    assert name in str(caught.value) and "\n" not in str(caught.value)
+    said = refused(owner, group, name, number)
+    assert name in said and "\n" not in said
+
+
+def test_no_constructor_has_more_than_twelve_arguments():
+    groups = {type(p.default) for owner in ARGUMENTS for p in inspect.signature(owner).parameters.values()}
+    owners = [*ARGUMENTS, *(group for group in groups if is_dataclass(group))]
+    assert len(owners) == 3 + 11 and max(len(inspect.signature(owner).parameters) for owner in owners) <= 12
 
 
 @pytest.mark.parametrize("number", [-5, math.nan], ids=str)
@@ -91,8 +112,10 @@ def test_the_examples():
         for value in outside:
             with pytest.raises(ValueError, match=re.escape(f"x is {value}; it must be in {interval}")):
                 check_range("x", value, interval)
-    with pytest.raises(ValueError, match=r"betas is \(1.5, 0.9\); it must be in \[0, 1\)"):
-        SwinClassifier(**MODELS[SwinClassifier], betas=(1.5, 0.9))
+    with pytest.raises(ValueError, match=r"optimization.betas is \(1.5, 0.9\); it must be in \[0, 1\)"):
+        Optimization(betas=(1.5, 0.9))
+    with pytest.raises(ValueError, match=r"pixels\.interpolation is 'box'; it must be 'nearest' or 'bilinear'"):
+        Pixels(interpolation="box")
     for name, value in {"num_workers": -1, "batch_size": 0, "eval_batch_size": 0, "image_size": 0}.items():
         with pytest.raises(ValueError, match=rf"{name} is "):
             ImageDataModule(data_dir="photos", **{name: value})

@@ -92,7 +92,7 @@ def test_command_runs(command, workspace):
         if words[1] in ("train", "pretrain"):
             words += ["--trainer.fast_dev_run", "true"]
         if "--data.data_dir" in words:  # the recipe starts from weights on the Hub; here, from those of the workspace
-            words += ["--model.model", "runs/digits/model"]
+            words += ["--model.weights", "runs/digits/model"]
         run([sys.executable, "-m", "swin_hf.cli", *words[1:]], workspace)
     else:
         raise AssertionError(f"nobody runs {command!r}")

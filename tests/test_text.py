@@ -12,7 +12,7 @@ from swin_hf.hub.pictures import draw_pictures as draw_card_pictures
 from swin_hf.text import one_line
 from swin_hf.training.callbacks import keep_figure
 from swin_hf.training.figures import draw_confusion, draw_pictures, to_pixels
-from swin_hf.training.record import report
+from swin_hf.training.tasks.classification import score_table
 
 NAMES = [
     r"$\frac$",
@@ -74,7 +74,7 @@ def test_figures_draw_any_name(tmp_path):
 
 
 def test_the_table_of_a_test_has_one_line_for_each_name():
-    lines = report({}, [ClassScore(name, 1.0, 1.0, 1.0, 3) for name in NAMES]).splitlines()
+    lines = score_table([ClassScore(name, 1.0, 1.0, 1.0, 3) for name in NAMES]).splitlines()
     assert len(lines) == len(NAMES) + 1
     assert all(re.search(r"1\.0000 +1\.0000 +1\.0000 +3$", line) for line in lines[1:])
 

@@ -2,7 +2,7 @@
 
     swin-hf pretrain                                    # handwritten digits, offline, on the CPU
     swin-hf pretrain --config simmim_pretrain --data.data_dir photos
-    swin-hf train --config simmim_finetune --model.model runs/simmim/model
+    swin-hf train --config simmim_finetune --model.weights runs/simmim/model
 
 The run leaves the same folder as ``swin-hf train``; ``reconstructions.png`` in it shows what the model sees and
 guesses.
@@ -10,13 +10,9 @@ guesses.
 
 from collections.abc import Sequence
 
-from .train import describe
+from . import train
 
 
 def main(words: Sequence[str]) -> int:
     """Run ``swin-hf pretrain WORDS`` and return the exit code of :func:`swin_hf.training.run_recipe`."""
-    from swin_hf.training import SwinMaskedImageModeler, run_recipe
-
-    if list(words) in (["--help"], ["-h"]):
-        describe("pretrain", __doc__)
-    return run_recipe(SwinMaskedImageModeler, "simmim_digits", words, ["swin-hf", "pretrain"])
+    return train.main(words, "masked-image-modeling", __doc__)

@@ -5,6 +5,7 @@
     swin-hf train test --ckpt_path runs/digits/checkpoints/best.ckpt    # or validate
     swin-hf train fit --help                            # every option
     swin-hf train --print_schema                        # the same for editors (JSON schema)
+    swin-hf train --task masked-image-modeling          # another task; swin-hf pretrain is short for it
 
 A configuration is a name of those below or a YAML file. Configurations are merged from left to right, and options win
 over those before them:
@@ -16,19 +17,27 @@ over those before them:
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 
 from swin_hf.training.bundled import CONFIGS  # takes seconds: the room brings Lightning along
 
 
-def main(words: Sequence[str]) -> int:
+def main(words: Sequence[str], task: str = "image-classification", text: str | None = __doc__) -> int:
     """Run ``swin-hf train WORDS`` and return the exit code of :func:`swin_hf.training.run_recipe`."""
-    from swin_hf.training import SwinClassifier, run_recipe
+    from swin_hf.training import MODULES, run_recipe
 
-    if list(words) in (["--help"], ["-h"]):
-        describe("train", __doc__)
-    return run_recipe(SwinClassifier, "digits", words, ["swin-hf", "train"])
+    program = ["swin-hf", "train" if text == __doc__ else "pretrain"]
+    words = list(words)
+    if words[:1] == ["--task"] and len(words) > 1:
+        task, program, words = words[1], [*program, *words[:2]], words[2:]
+    if task not in MODULES:
+        print(f"error: --task is {task}; it must be one of {', '.join(MODULES)}", file=sys.stderr)
+        return 2
+    if words in (["--help"], ["-h"]):
+        describe(program[1], text)
+    return run_recipe(MODULES[task], MODULES[task].default_config, words, program)
 
 
 def describe(verb: str, text: str | None) -> None:

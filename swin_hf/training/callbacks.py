@@ -3,7 +3,6 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from swin_hf.files import replacing
 
-from .figures import draw_pictures, to_pixels
+from .figures import to_pixels
 
 
 class EpochReport(Callback):
@@ -63,48 +62,11 @@ class EpochReport(Callback):
 
     def line(self, trainer: Trainer, metrics: dict[str, float], speed: float, seconds: float) -> str:
         """The line of an epoch."""
-        shown = [
-            f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics
-        ]
+        names = dict.fromkeys(("train_loss", "val_loss", getattr(trainer.lightning_module, "monitor", "val_loss")))
+        shown = [f"{name} {metrics[name]:.4f}" for name in names if name in metrics]
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         pace = f"  {speed:,.0f} images/s  {seconds:.1f} s" if self.images else ""
         return f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {'  '.join(shown)}  lr {rate:.2e}{pace}"
-
-
-class Reconstructions(Callback):
-    """Draws original, masked input and reconstruction of the first validation pictures of a SimMIM run.
-
-    Args:
-        folder: The run folder; the sheet of each epoch replaces the one before.
-        pictures: Number of pictures.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str] | None = None, pictures: int = 4) -> None:
-        self.folder = None if folder is None else Path(folder)
-        self.pictures = pictures
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first batch."""
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        if not outputs:  # all unreadable
-            return
-        images = batch["pixel_values"][: self.pictures]
-        mask = outputs["mask"][: self.pictures, None]  # B, 1, H, W in pixels, 1 where hidden
-        rebuilt = outputs["reconstruction"][: self.pictures].float()
-        rows = [images, images * (1 - mask), images * (1 - mask) + rebuilt * mask]
-        sheets = [to_pictures(row, trainer.datamodule) for row in rows]
-        pictures = [picture for row in zip(*sheets, strict=True) for picture in row]
-        captions = ["original", "input", "reconstruction"] * len(images)
-        keep_figure(trainer, self.folder, "reconstructions", lambda: draw_pictures(pictures, captions, columns=3))
 
 
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:

@@ -44,23 +44,23 @@ from swin_hf.processing import UnreadablePictureError
 from swin_hf.ranges import check_range
 
 from .bundled import find_configs
-from .callbacks import EpochReport, Reconstructions, log_configuration
+from .callbacks import EpochReport, log_configuration
 from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError
-from .data import ImageDataModule
+from .data.sampling import check_launch
 from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
+from .options import plain, renamed
 from .progress import TrainingBar
 from .record import RunRecord
 from .run_folder import LAST, last_run, new_run_folder, starts_first
-from .sampling import check_launch
-from .schema import LINKED, recipe_schema
+from .schema import recipe_schema
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 EXIT_SIGINT = 128 + 2
 
 # Model options that may differ on resume, because they do not change what is computed.
-FREE_ON_RESUME = {"compile", "gradient_checkpointing", "attn_implementation"}
+FREE_ON_RESUME = {"network.compile", "network.gradient_checkpointing", "network.attn_implementation"}
 
 
 class PrintSchema(argparse.Action):
@@ -125,7 +125,9 @@ class OneLineParser(LightningArgumentParser):
         if wrong and kinds:
             wanted = " or ".join(dict.fromkeys(_KINDS.get(kind, kind) or choices for kind, choices in kinds))
             message = f"--{wrong[1]} is {wrong[3]}; it must be {wanted}"
-        self.exit(2, f"error: {message[:_LONGEST_ERROR]}\n")
+        message = message[:_LONGEST_ERROR]
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the message
+        raise SystemExit(2) from ValueError(message)
 
 
 def _nearest(unknown: str, parser: argparse.ArgumentParser) -> str:
@@ -151,10 +153,10 @@ class WholeConfig(SaveConfigCallback):
 
 
 class RecipeCLI(LightningCLI):
-    """``fit`` (the default), ``validate`` and ``test`` of one LightningModule on an :class:`ImageDataModule`.
+    """``fit`` (the default), ``validate`` and ``test`` of one task on its data module.
 
     Args:
-        module_class: The LightningModule.
+        module_class: The task.
         default_config: Configuration used when neither ``--config`` nor ``--data.dataset`` is given: a name of the
             package's or a file.
         args: Arguments instead of those of the process.
@@ -168,6 +170,7 @@ class RecipeCLI(LightningCLI):
         args: Sequence[str] | None = None,
         program: Sequence[str] | None = None,
     ) -> None:
+        self.module_class = module_class
         self.default_config = default_config
         self.words = list(sys.argv[1:] if args is None else args)
         self.program = list(program or sys.argv[:1])
@@ -189,7 +192,7 @@ class RecipeCLI(LightningCLI):
         """Parse, build and run, which LightningCLI does while it is constructed."""
         super().__init__(
             module_class,
-            ImageDataModule,
+            module_class.data_class,
             args=with_verb(self.words),
             seed_everything_default=0,
             auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
@@ -215,38 +218,30 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("--name", default="run", help="Name of the run: it lives in runs/<name>.")
         parser.add_argument("--runs", default="runs", help="Folder of all runs.")
         parser.add_argument("--push", default=None, type=str | None, help="Hub id to publish the best weights at.")
-        for name in ("image_size", "num_channels"):
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        if "num_labels" in parser.get_defaults().model:
-            for name in ("id2label", "num_labels"):
-                compute = partial(self.classes, name)
-                parser.link_arguments("data", f"model.{name}", compute, apply_on="instantiate")
+        for name in self.module_class.data_options:
+            parser.link_arguments("data", f"model.{name}", partial(self.option_of_data, name), apply_on="instantiate")
 
-    def classes(self, field: str, data: ImageDataModule) -> Any:
-        """``id2label`` or ``num_labels`` of the model: the data's to train, otherwise those of what is measured."""
-        if self.config.subcommand != "fit":
-            if self.saved.get("id2label") or self.saved.get("num_labels"):
-                return self.saved.get(field)
-            if self.options.model.get("model"):
-                return None
-        return data.id2label if field == "id2label" else data.num_classes
+    def option_of_data(self, name: str, data: Any) -> Any:
+        """A model option that the data decide, unless a checkpoint or the weights that are measured do."""
+        measured = None if self.config.subcommand == "fit" else self.saved or plain(self.options.model.as_dict())
+        return self.module_class.option_of_data(name, data, measured)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; without a configuration, the one of the checkpoint's run or the default is taken."""
-        parser.add_argument("--print_schema", action=PrintSchema, const=self._model_class)
+        parser.add_argument("--print_schema", action=PrintSchema, const=self.module_class)
         if isinstance(args, list) and args and args[0] in self.subcommands():
             config = self.implied_config(args[1:])
             try:
                 args = find_configs(args if config is None else [args[0], "--config", str(config), *args[1:]])
+                refuse_renamed(args)
             except ValueError as error:
                 parser.error(str(error))
+            refuse_linked(args, self.module_class.data_options)
         self.config = parser.parse_args(args)
         try:
             check_numbers(self.config.get(self.config.get("subcommand")) or {})
         except ValueError as error:
             parser.error(str(error))
-        for path in self.config.get(self.config.get("subcommand"), {}).get("config") or []:
-            refuse_linked(yaml.safe_load(path.get_content()), str(path))
 
     def implied_config(self, args: list[str]) -> str | Path | None:
         """The configuration that the arguments imply, if they do not name one."""
@@ -334,8 +329,7 @@ class RecipeCLI(LightningCLI):
         """The callbacks of every run; in the order in which they have to work."""
         callbacks: list[Any] = [NonFiniteGuard(), EpochReport()]
         callbacks.append(RunRecord(folder, command=command_line([*self.program, *self.words])))
-        if self.model.monitor != "val_accuracy":
-            callbacks.append(Reconstructions(folder))
+        callbacks += self.model.run_callbacks(folder)
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())
             callbacks.append(BestCheckpoint(checkpoints, self.model.monitor, self.model.mode))
@@ -358,7 +352,7 @@ class RecipeCLI(LightningCLI):
             )
             return
         best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
-        if hasattr(self.model, "test_step") and self.datamodule.has_test and self.model.monitor == "val_accuracy":
+        if self.model.is_tested and self.datamodule.has_test:
             path = best.best_model_path or None if best is not None else None
             self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
         if self.run_folder is not None and self.trainer.is_global_zero:
@@ -446,7 +440,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = f" ({checkpoint})" if isinstance(checkpoint, str) else ""
         sys.exit(
             f"error: {path} is not a whole checkpoint of a training run{reason}; resume from another, such as "
-            "best.ckpt beside it, or start anew from weights: --model.model PATH"
+            "best.ckpt beside it, or start anew from weights: --model.weights PATH"
         )
     return checkpoint
 
@@ -455,34 +449,73 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
     """Compare the model options of this command with those of a checkpoint.
 
     Raises:
-        SystemExit: If any differs; the message lists them.
+        SystemExit: If any differs, the message lists them; or if they are of a release whose options had other names.
     """
+    remedy = "start a new run from its weights: --model.weights runs/<name>/model"
+    if "optimization" in given and "optimization" not in saved and saved:
+        sys.exit(f"error: {path} was written by an earlier release, whose options had other names; {remedy}")
     conflicts = [
         f"  --model.{name}: {saved[name]!r} in the checkpoint, {value!r} now"
+        for given, saved in [(ungrouped(given), ungrouped(saved))]
         for name, value in given.items()
         if name in saved and name not in FREE_ON_RESUME and saved[name] != value
     ]
     if conflicts:
         sys.exit(
             f"error: the options differ from those of {path}:\n" + "\n".join(conflicts) + "\n"
-            "resume with the options of the run, or start a new run from its weights: --model.model runs/<name>/model"
+            f"resume with the options of the run, or {remedy}"
         )
 
 
-def refuse_linked(values: Any, path: str) -> None:
+def ungrouped(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the names of the command line: those of a group after its name and a dot."""
+    groups = {name: value if isinstance(value, dict) else {"": value} for name, value in options.items()}
+    return {f"{name}.{inner}".rstrip("."): value for name, group in groups.items() for inner, value in group.items()}
+
+
+def configuration_files(args: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The sections of the configuration files that a command line names; what cannot be read is left to the parser."""
+    files: dict[str, dict[str, Any]] = {}
+    for position, word in enumerate(args):
+        flag, equals, value = word.partition("=")
+        path = value if equals else next(iter(args[position + 1 : position + 2]), "")
+        if flag in ("-c", "--config") and Path(path).is_file():
+            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
+                values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                values = values if isinstance(values, dict) else {}
+                files[path] = {name: value for name, value in values.items() if isinstance(value, dict)}
+    return files
+
+
+def refuse_renamed(args: Sequence[str]) -> None:
+    """Refuse options under the names of earlier releases, on the command line and in configuration files.
+
+    Raises:
+        ValueError: Gives the new name of each.
+    """
+    words = [word.partition("=")[0].removeprefix("--") for word in args if word.startswith("--")]
+    found = [f"--{old} is now --{new}" for old, new in renamed(words).items()]
+    for path, sections in configuration_files(args).items():
+        for section, values in sections.items():
+            found += [f"{path}: {section}.{old} is now {new}" for old, new in renamed(values, section).items()]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def refuse_linked(args: Sequence[str], names: Sequence[str]) -> None:
     """Refuse model options that the data decide; the parser drops them from a file without a word.
 
     Args:
-        values: What a configuration file says.
-        path: The file, for the message.
+        args: The command line.
+        names: The options.
 
     Raises:
-        SystemExit: If the file says any.
+        SystemExit: If a configuration file sets any.
     """
-    model = values.get("model") if isinstance(values, dict) else None
-    linked = sorted(LINKED & set(model)) if isinstance(model, dict) else []
-    if linked:
-        sys.exit(f"error: {path} sets {', '.join(f'model.{name}' for name in linked)}; the data decide this: remove it")
+    for path, sections in configuration_files(args).items():
+        if linked := sorted(set(names) & sections.get("model", {}).keys()):
+            told = ", ".join(f"model.{name}" for name in linked)
+            sys.exit(f"error: {path} sets {told}; the data decide this: remove it")
 
 
 def quieten() -> None:

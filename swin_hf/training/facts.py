@@ -16,6 +16,7 @@ from swin_hf.files import redact, redact_command
 from swin_hf.hub.facts import DataFacts, SplitFacts
 
 from .checkpointing import EMA
+from .options import flat, plain
 
 LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "torchmetrics", "safetensors")
 
@@ -52,7 +53,8 @@ def first(value: Any) -> str | None:
 def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Flat names and JSON values of what the result depends on."""
     data = trainer.datamodule.facts()
-    values = {name: value for name, value in dict(pl_module.hparams).items() if not name.startswith("_")}
+    options = {name: value for name, value in pl_module.hparams.items() if name not in ("id2label", "num_labels")}
+    values = {name: value for name, value in flat(plain(options)).items() if not name.startswith("_")}
     values |= {name: data[name] for name in ("batch_size", "image_size", "interpolation", "mean", "std")}
     values |= data["augmentation"]
     values |= {
@@ -64,11 +66,10 @@ def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
     average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
     if average is not None:
         values["ema_decay"] = average.decay
-    hidden = {"id2label", "num_labels"}
     return {
         name: redact(value)
         for name, value in sorted(values.items())
-        if name not in hidden and value is not None and value != {} and value != []
+        if value is not None and value != {} and value != []
     }
 
 

@@ -16,13 +16,15 @@ LONGEST_NAME = 32  # characters
 
 
 def draw_curves(curves: Curves) -> Figure:
-    """Learning curves: one panel for the losses, one for the accuracies, one for the learning rate."""
-    panels = {
-        "loss": [name for name in curves if name.endswith("loss")],
-        "accuracy": [name for name in curves if "accuracy" in name],
-        "learning rate": [name for name in curves if name.startswith("learning_rate")],
-    }
-    panels = {title: names for title, names in panels.items() if names}
+    """Learning curves: one panel for each quantity, such as the losses of training and validation."""
+    panels: dict[str, list[str]] = {}
+    for name in sorted(curves, key=lambda name: not name.endswith("loss")):
+        if name.startswith("learning_rate"):
+            panels.setdefault("learning rate", []).append(name)
+        elif "_" in name and not name.startswith("train_images"):
+            panels.setdefault("loss" if name.endswith("loss") else name.split("_")[1], []).append(name)
+    if "learning rate" in panels:
+        panels["learning rate"] = panels.pop("learning rate")  # the last
     figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.4), layout="constrained")
     for position, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position)

@@ -1,93 +1,131 @@
-"""What both LightningModules share: optimiser, schedule, random numbers per rank, checks of checkpoints."""
+"""What all tasks share: optimiser, schedule, random numbers per rank, checks of checkpoints."""
 
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
-from collections.abc import Sequence
-from typing import Any, Self
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, SumMetric
 
-from swin_hf.loading import local_path, split_hub_id
-from swin_hf.model.modeling_swin_hf import SwinHFModel
-from swin_hf.ranges import check_range
+from .data import ImageDataModule
+from .data.sampling import seed_rank
+from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
+from .options import plain
 
-from .optim import Schedule, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
-from .sampling import seed_rank
+
+@dataclass
+class TestReport:
+    """What a task adds to a test, beside the metrics that it has logged.
+
+    Attributes:
+        table: Text that is printed above the metrics.
+        metrics: More metrics of the test, for the facts.
+        facts: More fields of :class:`~swin_hf.hub.facts.TrainingFacts`.
+        figures: How each figure of the run folder is drawn, by its name.
+    """
+
+    table: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
 
 
 class SwinModule(LightningModule):
-    """Trains a Swin model of transformers with AdamW as Microsoft does; subclasses say with which loss.
+    """Trains a network with AdamW as Microsoft does; each task is a subclass.
+
+    A subclass sets :attr:`task`, :attr:`monitor` and :attr:`mode`, builds :attr:`model`, and writes the steps of
+    Lightning. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the ``labels`` of the task. What else
+    the command line and the record of a run want to know is asked of the methods and attributes here.
+
+    Args:
+        optimization: AdamW, its learning rate and the schedule.
+        compile: Whether the network is compiled.
 
     Attributes:
-        model: The network; it knows nothing of Lightning.
-        resting: Frozen parts of it, which stay in evaluation mode.
+        task: One of ``swin_hf.families.TASKS``.
         monitor: Metric that chooses the best checkpoint.
         mode: ``max`` or ``min``, what is better.
+        data_class: Data module that the task is trained on.
+        data_options: Options of the subclass that come from the data; see :meth:`option_of_data`.
+        default_config: Configuration of the package that the task takes where neither one nor data are given.
+        finetuning_config: The same where weights to start from are given in Python; see :func:`swin_hf.training.train`.
+        is_tested: Whether the best weights are tested at the end of the training, where there is a test split.
+        model: The network; it knows nothing of Lightning.
+        frozen_parts: Parts of it that are not trained and stay in evaluation mode.
         starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
         starting_commit: Its commit, when it came from the Hub.
     """
 
+    task: ClassVar[str]
+    monitor: ClassVar[str] = "val_loss"
+    mode: ClassVar[str] = "min"
+    data_class: ClassVar[type[ImageDataModule]] = ImageDataModule
+    data_options: ClassVar[tuple[str, ...]] = ("image_size", "num_channels")
+    default_config: ClassVar[str] = "digits"
+    finetuning_config: ClassVar[str | None] = None
+    is_tested: ClassVar[bool] = True
+
     model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
-    resting: Sequence[nn.Module] = ()
-    monitor: str
-    mode: str
-    starting_point: str | None
+    frozen_parts: Sequence[nn.Module] = ()
+    starting_point: str | None = None
     starting_commit: str | None = None
-    train_loss: MeanMetric
     loss_is_reported = True
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
-    def configure_training(
-        self,
-        *,
-        learning_rate: float,
-        lr_scaling: bool,
-        weight_decay: float,
-        betas: tuple[float, float],
-        layer_decay: float,
-        schedule: Schedule,
-        warmup_epochs: float,
-        warmup_steps: int | None,
-        warmup_lr: float,
-        min_lr: float,
-        milestones: list[int],
-        gamma: float,
-        compile: bool,
-    ) -> None:
-        """Keep what :meth:`configure_optimizers` needs; see the arguments of the subclasses."""
-        for name, value in (
-            ("learning_rate", learning_rate),
-            ("weight_decay", weight_decay),
-            ("warmup_epochs", warmup_epochs),
-            ("warmup_steps", warmup_steps),
-            ("warmup_lr", warmup_lr),
-            ("min_lr", min_lr),
-            ("milestones", milestones),
-        ):
-            check_range(name, value, "[0, inf)")
-        check_range("betas", betas, "[0, 1)")
-        check_range("layer_decay", layer_decay, "(0, 1]")
-        check_range("gamma", gamma, "(0, inf)")
-        self.learning_rate = learning_rate
-        self.lr_scaling = lr_scaling
-        self.weight_decay = weight_decay
-        self.betas = betas
-        self.layer_decay = layer_decay
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.warmup_steps = warmup_steps
-        self.warmup_lr = warmup_lr
-        self.min_lr = min_lr
-        self.milestones = milestones
-        self.gamma = gamma
+    def __init__(self, optimization: Optimization, compile: bool = False) -> None:
+        super().__init__()
+        self.optimization = optimization
         self.compile_model = compile
+        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.val_images, self.test_images = SumMetric(), SumMetric()  # what the metrics were measured on
+
+    # What a task tells the command line and the record.
+
+    @classmethod
+    def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
+        """One of the :attr:`data_options`.
+
+        Args:
+            name: Name of the option.
+            data: The data module.
+            measured: Options of the model that ``validate`` or ``test`` measures on the data; ``None`` in training.
+        """
+        return getattr(data, name)
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """Callbacks of every run of the task.
+
+        Args:
+            folder: The run folder; ``None`` where nothing is written.
+        """
+        return []
+
+    def test_report(self) -> TestReport:
+        """What a test found, beside the metrics that were logged; called on rank 0 when it ends."""
+        return TestReport()
+
+    def exportable(self) -> Any:
+        """The network as ``save_pretrained`` should write it, with LoRA merged into its weights."""
+        merged = hasattr(self.model, "merge_and_unload")
+        return copy.deepcopy(self.model).merge_and_unload() if merged else self.model
+
+    def log_training(self, loss: Tensor, images: int) -> None:
+        """Log the loss of a training step, and add it to the mean of the epoch."""
+        self.train_loss.update(loss.detach(), weight=images)
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train_loss_step", loss.detach(), prog_bar=True)
+
+    # How it is trained.
 
     def setup(self, stage: str) -> None:
         """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
@@ -99,7 +137,7 @@ class SwinModule(LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Set the mode of every module but the frozen parts, which draw no stochastic depth."""
         super().train(mode)
-        for part in self.resting:
+        for part in self.frozen_parts:
             part.eval()
         return self
 
@@ -152,7 +190,10 @@ class SwinModule(LightningModule):
         self.log(name, count, on_step=False, on_epoch=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the mean loss of an epoch that is not complete, over all ranks."""
+        """Keep the options as plain values, and the mean loss of an epoch that is not complete, over all ranks."""
+        if self.hparams:  # load_from_checkpoint of Lightning builds the groups of options with jsonargparse
+            options = {"_instantiator": "lightning.pytorch.cli.instantiate_module"} | plain(dict(self.hparams))
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = options
         if not self.loss_is_reported:
             state = torch.stack([self.train_loss.mean_value.detach(), self.train_loss.weight.detach()])
             checkpoint["train_loss"] = self.trainer.strategy.reduce(state.clone(), reduce_op="sum").tolist()
@@ -198,40 +239,39 @@ class SwinModule(LightningModule):
         Raises:
             ValueError: If the batch is unknown.
         """
-        if not self.lr_scaling:
+        if not self.optimization.lr_scaling:
             return 1.0
         batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         if batch is None:
             raise ValueError(
-                "the batch size is unknown without an ImageDataModule; set lr_scaling to False and give the learning "
-                "rate of your batch"
+                "the batch size is unknown without an ImageDataModule; set optimization.lr_scaling to False and "
+                "give the learning rate of your batch"
             )
         return scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
         """AdamW on the parameter groups, with the schedule stepped per optimiser step."""
-        scale = self.lr_scale()
-        peak = self.learning_rate * scale
-        groups = parameter_groups(self.model, self.model.config.depths, peak, self.weight_decay, self.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, fused=self._can_fuse())
+        options, scale = self.optimization, self.lr_scale()
+        peak = options.learning_rate * scale
+        groups = parameter_groups(self.model, peak, options.weight_decay, options.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=options.betas, fused=self._can_fuse())
         per_epoch, total = self.planned_steps()
-        warmup = self.warmup_steps if self.warmup_steps is not None else round(self.warmup_epochs * per_epoch)
+        warmup = round(options.warmup_epochs * per_epoch) if options.warmup_steps is None else options.warmup_steps
         warmup = fitting_warmup(warmup, total)
-        floor = self.min_lr * scale / peak if peak else 0.0
         scheduler = build_schedule(
             optimizer,
-            schedule=self.schedule,
+            schedule=options.schedule,
             total=total,
             warmup=warmup,
-            warmup_floor=self.warmup_lr * scale / peak if peak else 0.0,
-            floor=floor,
-            milestones=[epoch * per_epoch for epoch in self.milestones],
-            gamma=self.gamma,
+            warmup_floor=options.warmup_lr * scale / peak if peak else 0.0,
+            floor=options.min_lr * scale / peak if peak else 0.0,
+            milestones=[epoch * per_epoch for epoch in options.milestones or ()],
+            gamma=options.gamma,
         )
-        origin = f" = {self.learning_rate:g} x {scale * 512:g} images / 512" if self.lr_scaling else ""
+        origin = f" = {options.learning_rate:g} x {scale * 512:g} images / 512" if options.lr_scaling else ""
         rank_zero_info(
             f"learning rate {peak:.4g}{origin}; {total} steps ({per_epoch} an epoch), {warmup} of them warm-up, "
-            f"then {self.schedule}; weight decay {self.weight_decay:g} on matrices only"
+            f"then {options.schedule}; weight decay {options.weight_decay:g} on matrices only"
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -268,68 +308,11 @@ class SwinModule(LightningModule):
             ]
             raise ValueError(
                 f"the checkpoint belongs to another model, {len(different)} of {len(ours)} tensors differ "
-                f"({'; '.join(lines[:3])}); use the configuration of its run (config.yaml beside its checkpoints)"
+                f"({'; '.join(lines[:3])}); use the configuration of its run (config.yaml in its folder)"
             )
-
-
-def freeze_stages(swin: SwinHFModel, stages: int) -> list[nn.Module]:
-    """Freeze the patch embedding and the first stages of a Swin.
-
-    Args:
-        swin: The base model.
-        stages: Number of leading stages to freeze with the embedding; 0 freezes nothing.
-
-    Returns:
-        The frozen parts, to be kept in evaluation mode.
-
-    Raises:
-        ValueError: If there are fewer stages.
-    """
-    if not 0 <= stages <= len(swin.stages):
-        raise ValueError(f"freeze_stages is {stages} but the model has {len(swin.stages)} stages")
-    frozen: list[nn.Module] = [swin.embeddings, *list(swin.stages)[:stages]] if stages else []
-    for part in frozen:
-        part.requires_grad_(False)
-    return frozen
-
-
-def recompute_activations(network: Any) -> None:
-    """Switch gradient checkpointing on, in the variant that works under DDP."""
-    # transformers renamed the method in 5.2x; the old name warns there, the new one is absent before.
-    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Number of parameters, all and trainable."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
-
-
-def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the highest logit is that of the label, ``(B,)`` booleans."""
-    return logits.argmax(-1) == labels
-
-
-def bring(source: str) -> tuple[str, str | None]:
-    """Path of a checkpoint, and its commit where it had to be pulled from the Hub.
-
-    Nothing of the Hub is handed to ``from_pretrained``: :func:`swin_hf.pull` takes safetensors only and checks them.
-
-    Args:
-        source: A file or folder, the folder of a training run, or ``user/name`` or ``user/name@revision`` on the Hub.
-
-    Raises:
-        ValueError: If it is a path that does not exist, or a repository that cannot be pulled.
-    """
-    path = local_path(source)
-    if path is not None:
-        return str(path), None
-    from swin_hf.hub import HubError, pull
-
-    repo_id, revision = split_hub_id(source)
-    try:
-        pulled = pull(repo_id, revision=revision)
-    except HubError as error:
-        raise ValueError(f"there is no path {source!r}, and it cannot be pulled from the Hub: {error}") from error
-    return str(pulled.path), pulled.commit

@@ -7,6 +7,7 @@ data loader, so that a resumed run finds its loader untouched.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,17 +16,61 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from swin_hf.families import family_of
+from swin_hf.ranges import check_fields, choice, ranged
+
 Schedule = Literal["cosine", "linear", "constant", "multistep"]
 
-# Never decayed: anything one-dimensional (norms), biases, and these tables, which are offsets rather than weights.
-_NO_DECAY = re.compile(r"\.bias$|relative_position_bias_table|position_embeddings|mask_token")
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW, its learning rate and the schedule. The defaults are Microsoft's for fine-tuning a classifier.
+
+    Args:
+        learning_rate: Peak rate for a global batch of 512 images.
+        lr_scaling: Whether the rates are scaled by global batch / 512; otherwise they are taken as they are.
+        weight_decay: Decay of matrices and kernels; norms, biases and tables are never decayed.
+        betas: The two averaging factors of AdamW.
+        layer_decay: Factor on the rate for each layer further from the head; 1 is off, 0.7 to 0.9 is usual.
+        schedule: Shape after the warm-up: ``cosine``, ``linear``, ``constant`` or ``multistep``.
+        warmup_epochs: Length of the linear warm-up in epochs; fractions are allowed.
+        warmup_steps: The same in optimiser steps; takes precedence over ``warmup_epochs``.
+        warmup_lr: Rate at the first step of the warm-up, scaled like ``learning_rate``.
+        min_lr: Rate at the last step, scaled like ``learning_rate``.
+        milestones: Epochs at which ``multistep`` lowers the rate.
+        gamma: Factor on the rate at each milestone.
+    """
+
+    learning_rate: float = ranged(5e-4, "[0, inf)")
+    lr_scaling: bool = True
+    weight_decay: float = ranged(0.05, "[0, inf)")
+    betas: tuple[float, float] = ranged((0.9, 0.999), "[0, 1)")
+    layer_decay: float = ranged(1.0, "(0, 1]")
+    schedule: Schedule = choice("cosine", Schedule)
+    warmup_epochs: float = ranged(5.0, "[0, inf)")
+    warmup_steps: int | None = ranged(None, "[0, inf)")
+    warmup_lr: float = ranged(5e-7, "[0, inf)")
+    min_lr: float = ranged(5e-6, "[0, inf)")
+    milestones: list[int] | None = ranged(None, "[0, inf)")
+    gamma: float = ranged(0.1, "(0, inf)")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 _STAGE = re.compile(r"\bstages\.(\d+)\.(?:blocks\.(\d+)|downsample)\.")
 REFERENCE_BATCH = 512  # images; the batch that the learning rates of the recipes are given for
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies to a parameter: matrices and kernels only."""
-    return parameter.ndim > 1 and not _NO_DECAY.search(name)
+def is_decayed(name: str, parameter: nn.Parameter, undecayed: Sequence[str] = ()) -> bool:
+    """Whether weight decay applies to a parameter: matrices and kernels only.
+
+    Args:
+        name: Its name in the state dict.
+        parameter: The parameter.
+        undecayed: Parts of the names of matrices that are not decayed; see ``undecayed`` of a family.
+    """
+    return parameter.ndim > 1 and not name.endswith(".bias") and not any(part in name for part in undecayed)
 
 
 def layer_id(name: str, depths: Sequence[int]) -> int:
@@ -48,8 +93,7 @@ def layer_id(name: str, depths: Sequence[int]) -> int:
 
 
 def parameter_groups(
-    model: nn.Module,
-    depths: Sequence[int],
+    model: Any,
     learning_rate: float,
     weight_decay: float,
     layer_decay: float = 1.0,
@@ -57,8 +101,7 @@ def parameter_groups(
     """Group the trainable parameters by weight decay and, below a ``layer_decay`` of 1, by depth.
 
     Args:
-        model: The network; frozen parameters are left out.
-        depths: Blocks of each stage.
+        model: The network, of any family; frozen parameters are left out.
         learning_rate: Rate of the deepest group.
         weight_decay: Decay of the matrices; everything else gets 0.
         layer_decay: Factor on the rate for each layer further from the head, in ``(0, 1]``.
@@ -71,12 +114,13 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay is {layer_decay}; it is a factor in (0, 1], 1 for the same rate everywhere")
+    depths, undecayed = model.config.depths, family_of(model.config).undecayed
     last = sum(depths) + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             depth = layer_id(name, depths) if layer_decay < 1 else last
-            groups.setdefault((depth, is_decayed(name, parameter)), []).append(parameter)
+            groups.setdefault((depth, is_decayed(name, parameter, undecayed)), []).append(parameter)
     if not groups:
         raise ValueError("no parameter is trainable; free at least the classifier")
     return [

@@ -6,25 +6,23 @@
 import copy
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
-from rich.cells import cell_len, set_cell_size
-from torch import Tensor
 
 from swin_hf.files import replacing_folder
-from swin_hf.hub.facts import ClassScore, ConfusionMatrix, Metric, TrainingFacts
-from swin_hf.text import one_line
+from swin_hf.hub.facts import Metric, TrainingFacts
 
-from .callbacks import keep_figure, to_pictures
+from .callbacks import keep_figure
 from .checkpointing import BestCheckpoint
 from .facts import data_facts, hardware, hyper_parameters, versions
-from .figures import LONGEST_NAME, draw_confusion, draw_curves, draw_pictures
+from .figures import draw_curves
 from .loggers import AppendingCSVLogger
+from .module import TestReport
 
 
 class RunRecord(Callback):
@@ -36,19 +34,16 @@ class RunRecord(Callback):
     Args:
         folder: The run folder; ``None`` prints the report of a test and writes nothing.
         command: Command line of the run, for the record.
-        pictures: How many of the worst predicted test pictures are drawn.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, command: str | None = None, pictures: int = 16):
+    def __init__(self, folder: str | os.PathLike[str] | None = None, command: str | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self.command = command
-        self.pictures = pictures
         self.curves: dict[str, list[list[float]]] = {}
         self.seconds = 0.0  # spent in fit, over all of its parts
         self.best_step: int | None = None
         self.started: float | None = None  # when this part of the training began, None before and after it
         self.trained = False  # whether a step was taken
-        self.worst: list[dict[str, Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The curves and the time so far travel with the checkpoint."""
@@ -145,81 +140,30 @@ class RunRecord(Callback):
             if name.startswith("val_") and at == step
         ]
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the pictures of an earlier test."""
-        self.worst = []
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the pictures with the highest losses."""
-        if not isinstance(outputs, dict) or "losses" not in outputs or not self.pictures:
-            return
-        found = {
-            "losses": outputs["losses"],
-            "pixel_values": batch["pixel_values"],
-            "labels": batch["labels"],
-            "predictions": outputs["logits"].argmax(-1),
-        }
-        self.worst = [keep_worst([*self.worst, found], self.pictures)]
-
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the pictures of all processes."""
+        """Every rank learns which pictures could not be read."""
         trainer.datamodule.share_unreadable()
-        if trainer.world_size == 1:
-            return
-        mine = [{name: value.cpu() for name, value in part.items()} for part in self.worst]
-        everyone: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-        found = [part for parts in everyone for part in parts]
-        self.worst = [keep_worst(found, self.pictures)] if found else []
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the class table; add the test to the facts and draw its figures."""
+        """Print what the task found; add it to the facts and draw its figures."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
-        counts = getattr(pl_module, "confusion_counts", None)
-        network: Any = pl_module.model
-        labels = list(network.config.id2label.values())
         n = int(metrics.pop("test_images", 0)) or trainer.datamodule.split_sizes.get("test")
         if not trainer.is_global_zero:
             return
-        scores = [] if counts is None else class_scores(counts.numpy(), labels)
-        print(report(metrics, scores), flush=True)  # noqa: T201 - the report
+        found: TestReport = pl_module.test_report()  # type: ignore[operator]  # it is a SwinModule
+        lines = [found.table] if found.table else []
+        print("\n".join([*lines, *(f"{name} {value:.4f}" for name, value in metrics.items())]), flush=True)  # noqa: T201
         if self.folder is None or not (self.folder / "model").is_dir():
             return
         facts = TrainingFacts.load(self.folder / "model")
         if facts.data is not None:
             facts.data.unreadable = trainer.datamodule.facts()["unreadable"]
+        measured = {name.removeprefix("test_"): value for name, value in metrics.items()} | found.metrics
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
-        facts.metrics += [Metric(name.removeprefix("test_"), value, "test", n) for name, value in metrics.items()]
-        if counts is not None:
-            facts.metrics.append(Metric("f1_macro", macro_f1(counts.numpy()), "test", n))
-            facts.per_class = scores
-            facts.confusion_matrix = ConfusionMatrix(labels, counts.tolist(), "test")
-        facts.save(self.folder / "model")  # the results, before anything is drawn
-        if counts is not None:
-            keep_figure(trainer, self.folder, "confusion_matrix", lambda: draw_confusion(counts.numpy(), labels))
-        if self.worst:
-            keep_figure(trainer, self.folder, "worst_pictures", lambda: self.draw_worst(trainer, labels))
-
-    def draw_worst(self, trainer: Trainer, labels: list[str]) -> Figure:
-        """A sheet of the worst predicted pictures."""
-        worst = {name: value.cpu() for name, value in self.worst[0].items()}
-        pictures = list(to_pictures(worst["pixel_values"], trainer.datamodule))
-        names = [one_line(label, LONGEST_NAME) for label in labels]
-        captions = [
-            f"{names[label]},\nseen as {names[prediction]}\nloss {loss:.2f}"
-            for label, prediction, loss in zip(
-                worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
-            )
-        ]
-        return draw_pictures(pictures, captions)
+        facts.metrics += [Metric(name, value, "test", n) for name, value in measured.items()]
+        replace(facts, **found.facts).save(self.folder / "model")  # the results, before anything is drawn
+        for name, draw in found.figures.items():
+            keep_figure(trainer, self.folder, name, draw)
 
     def facts(self, trainer: Trainer, pl_module: LightningModule) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
@@ -239,52 +183,3 @@ class RunRecord(Callback):
             base_model_revision=commit,
             best_step=self.best_step,
         )
-
-
-def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The ``count`` entries with the highest ``losses``, highest first."""
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined["losses"].argsort(descending=True)[:count]
-    return {name: value[order] for name, value in joined.items()}
-
-
-def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1 and support of each class from its confusion counts.
-
-    What would divide by zero is None: the precision of a class that was never predicted, the recall and the F1 of a
-    class without pictures.
-    """
-    scores = []
-    for label, hits, truths, guesses in zip(
-        labels, np.diag(counts).tolist(), counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist(), strict=True
-    ):
-        precision = hits / guesses if guesses else None
-        recall, f1 = (hits / truths, 2 * hits / (truths + guesses)) if truths else (None, None)
-        scores.append(ClassScore(label, precision, recall, f1, truths))
-    return scores
-
-
-def macro_f1(counts: np.ndarray[Any, Any]) -> float:
-    """Mean F1 of the classes that occur among the truths or the predictions, as scikit-learn and torchmetrics have it.
-
-    Args:
-        counts: ``(classes, classes)`` integers, rows are the truth.
-    """
-    sizes = counts.sum(axis=1) + counts.sum(axis=0)
-    return float(np.mean((2 * np.diag(counts))[sizes > 0] / sizes[sizes > 0])) if sizes.any() else 0.0
-
-
-def report(metrics: dict[str, float], scores: list[ClassScore], rows: int = 100) -> str:
-    """The table of a test, as text."""
-    lines = []
-    if scores:
-        names = [one_line(score.label, LONGEST_NAME) for score in scores[:rows]]
-        width = max(5, *map(cell_len, names))  # cells of the terminal: a Chinese letter takes two
-        lines.append(f"{'class':<{width}}  precision  recall      f1  images")
-        for name, s in zip(names, scores, strict=False):
-            shares = [f"{'-' if share is None else format(share, '.4f'):>6}" for share in (s.precision, s.recall, s.f1)]
-            lines.append(f"{set_cell_size(name, width)}  {shares[0]:>9}  {shares[1]}  {shares[2]}  {s.support:6}")
-        if len(scores) > rows:
-            lines.append(f"... and {len(scores) - rows} more, see training_facts.json")
-    lines += [f"{name} {value:.4f}" for name, value in metrics.items()]
-    return "\n".join(lines)

@@ -10,7 +10,6 @@ from typing import Any, NotRequired, TypedDict
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
-from .data import ImageDataModule
 from .module import SwinModule
 
 
@@ -30,8 +29,6 @@ OBJECTS: dict[str, Any] = {
     "plugins": list[str | ClassSpec] | str | ClassSpec | None,
     "profiler": str | ClassSpec | None,
 }
-# The data decide these options of the model.
-LINKED = {"image_size", "num_channels", "num_labels", "id2label"}
 
 
 def recipe_schema(module_class: type[SwinModule]) -> dict[str, Any]:
@@ -47,8 +44,8 @@ def recipe_schema(module_class: type[SwinModule]) -> dict[str, Any]:
     parser.add_argument("--push", type=str | None, help="Hub id to publish the best weights at.")
     parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to go on from; `last` is the run's newest.")
     parser.add_argument("--weights_only", type=bool | None, help="Refuse checkpoints that hold more than tensors.")
-    parser.add_class_arguments(module_class, "model", skip=set(LINKED), fail_untyped=False)
-    parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
+    parser.add_class_arguments(module_class, "model", skip=set(module_class.data_options), fail_untyped=False)
+    parser.add_class_arguments(module_class.data_class, "data", fail_untyped=False)
     parser.add_class_arguments(Trainer, "trainer", skip=set(OBJECTS), fail_untyped=False)
     for name, kinds in OBJECTS.items():
         parser.add_argument(f"--trainer.{name}", type=kinds)

@@ -20,7 +20,7 @@ from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
 from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
 from swin_hf.training.facts import command_line
 from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
-from swin_hf.training.record import class_scores, keep_worst, macro_f1, report
+from swin_hf.training.tasks.classification import class_scores, keep_worst, macro_f1, score_table
 
 pytestmark = [
     # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning
@@ -301,8 +301,8 @@ def test_class_scores_equal_scikit_learn():
     expected = precision_recall_fscore_support(truth, guess, labels=range(5), zero_division=np.nan)
     ours = np.array([[s.precision, s.recall, s.f1, s.support] for s in scores], dtype=float).T  # None becomes NaN
     np.testing.assert_allclose(ours, np.array(expected), atol=1e-12)
-    table = report({"test_accuracy": 0.25}, scores)
-    assert len(table.splitlines()) == 7 and table.endswith("test_accuracy 0.2500")
+    table = score_table(scores)
+    assert len(table.splitlines()) == 6
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_macro_f1_is_over_the_classes_that_occur(truth, guess):
     assert macro_f1(counts) == pytest.approx(float(theirs))
     absent = class_scores(counts, list("abcd"))[2]
     assert (absent.recall, absent.f1, absent.support) == (None, None, 0)
-    (line,) = [line for line in report({}, class_scores(counts, list("abcd"))).splitlines() if line.startswith("c ")]
+    (line,) = [line for line in score_table(class_scores(counts, list("abcd"))).splitlines() if line.startswith("c ")]
     assert line.split()[-3:] == ["-", "-", "0"]
 
 
@@ -336,10 +336,10 @@ def test_worst_pictures_are_the_highest_losses():
 def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = [f"{tmp_path}/recipes/finetune.py", "fit", "--data.data_dir", "/home/ann/photos", "--hub.token", "hf_abc"]
-    words += ["--api_key=xyz", "--config=/etc/a.yaml", "--model.learning_rate", "1e-3"]
+    words += ["--api_key=xyz", "--config=/etc/a.yaml", "--model.optimization.learning_rate", "1e-3"]
     line = command_line(words)
     expected = "python recipes/finetune.py fit --data.data_dir photos --hub.token '***' '--api_key=***' --config=a.yaml"
-    assert line == f"{expected} --model.learning_rate 1e-3"
+    assert line == f"{expected} --model.optimization.learning_rate 1e-3"
     assert command_line(["/somewhere/else/finetune.py"]) == "python finetune.py"
     words[0:1] = ["/usr/bin/swin-hf", "train"]
     assert command_line(words).startswith("swin-hf train fit --data.data_dir photos --hub.token")

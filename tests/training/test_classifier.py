@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from short import short
 from torchvision.transforms import v2
 from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
-from swin_hf.training.classifier import build_classifier, load_teacher, mixing
-from swin_hf.training.transforms import TrainTransform, normalize
+from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
+from swin_hf.training.tasks.classification import Mixing, build_classifier
+from swin_hf.training.tasks.distillation import load_teacher
 
 # The models that are built here have no names for their classes.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no names for its")
@@ -29,7 +31,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 def make(seed=0, **options):
     torch.manual_seed(seed)
     options = {"preset": PRESET, "image_size": 16, "num_labels": 4, "overrides": SMALL, "drop_path_rate": 0.0} | options
-    return SwinClassifier(**options)
+    return short(SwinClassifier, **options)
 
 
 def batch(size=6, classes=4, seed=1):
@@ -77,29 +79,38 @@ def test_cutmix_draws_with_its_own_alpha():
 
 
 def test_mix_probability_leaves_some_batches_alone():
-    mix = mixing(0.8, 1.0, 0.5, 4)
+    mix = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0, mix_probability=0.5).transform(4)
     data = batch()
     torch.manual_seed(0)
     kept = sum(torch.equal(mix(data["pixel_values"], data["labels"])[0], data["pixel_values"]) for _ in range(60))
     assert 15 < kept < 45
-    assert mixing(0.0, 0.0, 1.0, 4) is None
+    assert Mixing().transform(4) is None
 
 
 def test_randaugment_of_the_recipe_survives_todays_pillow():
     # Silent failure 10: timm's "rand-m9-mstd0.5-inc1" asks Pillow 13 for a posterisation to 0 bits and dies.
     posterize, _ = v2.RandAugment()._AUGMENTATION_SPACE["Posterize"]
     assert int(posterize(31, 32, 32).min()) >= 1
-    transform = TrainTransform((16, 16), (0.5, 1.0), (0.75, 1.33), None, 0.5, "randaugment", "bicubic", [0, 0, 0])
+    transform = TrainTransform(
+        (16, 16), Augmentation(crop_scale=(0.5, 1.0), auto_augment="randaugment"), fill=[0, 0, 0]
+    )
     picture = Image.effect_noise((20, 20), 64).convert("RGB")
     torch.manual_seed(0)
     for _ in range(1500):  # timm's string fails once in 645 pictures
         assert transform(picture).shape == (3, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "mix_probability", "distill_weight"])
-def test_shares_out_of_range_are_refused(name):
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("label_smoothing", "mixing.label_smoothing"),
+        ("mix_probability", "mixing.mix_probability"),
+        ("distill_weight", "distillation.weight"),
+    ],
+)
+def test_shares_out_of_range_are_refused(old, name):
     with pytest.raises(ValueError, match=rf"{name} is 1.5; it must be in \[0, 1\]"):
-        make(**{name: 1.5})
+        make(**{old: 1.5})
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
@@ -134,15 +145,15 @@ def test_frozen_stages_rest_and_the_others_learn():
     frozen = {n.split(".blocks")[0] for n, p in module.model.named_parameters() if not p.requires_grad}
     assert all(n.startswith(("swin.embeddings", "swin.stages.0")) for n in frozen) and frozen
     assert not module.model.swin.stages[0].training and module.model.swin.stages[1].training
-    with pytest.raises(ValueError, match="freeze_stages is 3 but the model has 2 stages"):
+    with pytest.raises(ValueError, match=r"freezing\.stages is 3 but the model has 2 stages"):
         make(freeze_stages=3)
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [({"linear_probe": True}, "linear_probe"), ({"freeze_stages": 1}, "freeze_stages 1")], ids=str
+    ("option", "name"), [({"linear_probe": True}, "linear_probe"), ({"freeze_stages": 1}, "freezing.stages 1")], ids=str
 )
 def test_lora_beside_another_way_of_freezing_is_refused(option, name):
-    with pytest.raises(ValueError, match=f"lora_rank 2 trains adapters in all stages, which contradicts {name}; leave"):
+    with pytest.raises(ValueError, match=f"lora.rank 2 trains adapters in all stages, which contradicts {name}; leave"):
         make(lora_rank=2, **option)
 
 
@@ -282,7 +293,7 @@ def test_pretraining_is_continued_with_a_new_head_and_another_size(tmp_path):
     config = SwinHFConfig.from_preset(PRESET, image_size=16, **(SMALL | {"encoder_stride": 8}))
     pretrained = SwinHFForMaskedImageModeling(config)
     pretrained.save_pretrained(tmp_path)
-    module = make(model=str(tmp_path), image_size=32, overrides=None)
+    module = make(weights=str(tmp_path), image_size=32, overrides=None)
     assert module.model.config.image_hw == (32, 32) and module.model.config.num_labels == 4
     ours, theirs = module.model.swin.state_dict(), pretrained.swin.state_dict()
     for name in ours:
@@ -297,7 +308,7 @@ def test_foreign_checkpoint_is_a_starting_point(tmp_path):
     torch.manual_seed(0)
     theirs = SwinForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = build_classifier("ignored", str(tmp_path), {"num_labels": 4, "drop_path_rate": 0.3}, None).eval()
+    ours = build_classifier("ignored", str(tmp_path), {"num_labels": 4, "drop_path_rate": 0.3}, {}).eval()
     assert ours.config.num_labels == 4 and ours.config.drop_path_rate == 0.3
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.swin(images).pooler_output, theirs.swin(images).pooler_output, rtol=1e-4, atol=1e-5)
@@ -306,7 +317,7 @@ def test_foreign_checkpoint_is_a_starting_point(tmp_path):
 def test_checkpoint_that_lacks_more_than_the_head_is_refused(tmp_path):
     make().model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"do(es)? not fit|shape|size"):
-        build_classifier(PRESET, str(tmp_path), {"embed_dim": 32, "num_labels": 4}, None)
+        build_classifier(PRESET, str(tmp_path), {"embed_dim": 32, "num_labels": 4}, {})
 
 
 def test_weights_that_are_not_those_of_the_configuration_are_refused_before_anything_is_built(tmp_path, monkeypatch):
@@ -315,7 +326,7 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused_before_anyt
     (tmp_path / "config.json").write_text(json.dumps(values | {"embed_dim": 4096}))
     monkeypatch.setattr(SwinHFForImageClassification, "from_pretrained", None)
     with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
-        make(model=str(tmp_path))
+        make(weights=str(tmp_path))
 
 
 def test_gradient_checkpointing_changes_memory_not_gradients():

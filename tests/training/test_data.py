@@ -15,16 +15,18 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from exact_run import DIGITS, trainer
 from PIL import Image as PILImage
+from short import short
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
 from swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing, UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
-from swin_hf.training.pictures import collate
+from swin_hf.training.data.pictures import collate
+from swin_hf.training.data.sources import load_source, natural_order
+from swin_hf.training.data.splits import count_classes, stratified_split
 from swin_hf.training.record import RunRecord
-from swin_hf.training.sources import load_source, natural_order
-from swin_hf.training.splits import count_classes, stratified_split
+from swin_hf.training.tasks.classification import WorstPictures
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 
@@ -103,27 +105,27 @@ OPTIONS = {"image_size": 8, "batch_size": 4, "validation_fraction": 0.25, "num_w
 
 
 def test_parquet(tmp_path):
-    check_batches(ImageDataModule("parquet", data_files=write_table(tmp_path), **OPTIONS))
+    check_batches(short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **OPTIONS))
 
 
 def test_imagefolder(tmp_path):
     folder = write_folder(tmp_path / "pictures", splits=("train", "val"), per_class=4)
-    module = ImageDataModule("imagefolder", data_dir=str(folder), **OPTIONS)
+    module = short(ImageDataModule, "imagefolder", data_dir=str(folder), **OPTIONS)
     check_batches(module)
     assert module.split_sizes == {"train": 12, "validation": 12}
     assert module.facts()["held_out"] == []
 
 
 def test_local_folder_without_a_format(tmp_path):
-    check_batches(ImageDataModule(str(write_folder(tmp_path / "pictures")), **OPTIONS))
+    check_batches(short(ImageDataModule, str(write_folder(tmp_path / "pictures")), **OPTIONS))
 
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["dataset", "dataset-dict"])
 def test_saved_to_disk(tmp_path, wrap):
     data = table()
     (DatasetDict({"train": data, "test": data}) if wrap else data).save_to_disk(tmp_path / "saved")
-    check_batches(ImageDataModule(str(tmp_path / "saved"), **OPTIONS))
-    module = ImageDataModule("arrow", data_dir=str(tmp_path / "saved"), **OPTIONS)
+    check_batches(short(ImageDataModule, str(tmp_path / "saved"), **OPTIONS))
+    module = short(ImageDataModule, "arrow", data_dir=str(tmp_path / "saved"), **OPTIONS)
     assert module.has_test == wrap
 
 
@@ -136,7 +138,7 @@ def test_webdataset(tmp_path):
                 entry = tarfile.TarInfo(f"{index:04d}.{extension}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    module = ImageDataModule("webdataset", data_files={"train": str(tmp_path / "train.tar")}, **OPTIONS)
+    module = short(ImageDataModule, "webdataset", data_files={"train": str(tmp_path / "train.tar")}, **OPTIONS)
     assert module.id2label == {0: "0", 1: "1", 2: "2"}
     batch = next(iter(module.train_dataloader()))
     assert (2 - batch["pixel_values"].float().mean((2, 3)).argmax(1)).tolist() == batch["labels"].tolist()
@@ -150,7 +152,7 @@ def test_csv_with_relative_paths_and_text_labels(tmp_path):
             name = sorted(COLOURS)[index % 3]
             picture(COLOURS[name], seed=index).save(tmp_path / f"{index}.png")
             writer.writerow([f"{index}.png", name])
-    check_batches(ImageDataModule("csv", data_files={"train": str(tmp_path / "train.csv")}, **OPTIONS))
+    check_batches(short(ImageDataModule, "csv", data_files={"train": str(tmp_path / "train.csv")}, **OPTIONS))
 
 
 def write_paths(folder, kind="csv", labels=("blue", "green", "red"), rows=24, shift=0):
@@ -173,7 +175,7 @@ def test_relative_paths_start_from_the_folder_of_their_own_split(tmp_path, kind)
     """Both splits name their pictures alike; those of the test split have other colours."""
     files = {"train": write_paths(tmp_path / "a", kind), "test": write_paths(tmp_path / "b", kind, shift=1)}
     options = OPTIONS | ({"streaming": True, "class_names": sorted(COLOURS)} if kind == "json" else {})
-    module = ImageDataModule(kind, data_files=files, **options)
+    module = short(ImageDataModule, kind, data_files=files, **options)
     batch = next(iter(module.test_dataloader()))
     colours = 2 - batch["pixel_values"].float().mean((2, 3)).argmax(1)  # blue is class 0 and the last channel
     assert batch["labels"].tolist() == [0, 1, 2, 0]
@@ -185,12 +187,12 @@ def test_relative_paths_of_a_split_in_several_folders_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"files of split 'train' lie in 2 folders .*path '0.png' starts; give data_dir"
     ):
-        ImageDataModule("csv", data_files=str(tmp_path / "*" / "train.csv")).load()
+        short(ImageDataModule, "csv", data_files=str(tmp_path / "*" / "train.csv")).load()
     for name in "ab":
         table = tmp_path / name / "train.csv"
         header, *lines = table.read_text().splitlines()
         table.write_text("\n".join([header, *(f"{tmp_path}/{name}/{line}" for line in lines)]))
-    check_batches(ImageDataModule("csv", data_files=str(tmp_path / "*" / "train.csv"), **OPTIONS))
+    check_batches(short(ImageDataModule, "csv", data_files=str(tmp_path / "*" / "train.csv"), **OPTIONS))
 
 
 def test_hub_id_is_resolved_by_datasets(tmp_path, monkeypatch):
@@ -201,8 +203,8 @@ def test_hub_id_is_resolved_by_datasets(tmp_path, monkeypatch):
         asked.update(path=path, **options)
         return DatasetDict({"train": table(), "test": table()})
 
-    monkeypatch.setattr("swin_hf.training.reading.load_dataset", answer)
-    check_batches(ImageDataModule("someone/colours", config_name="plain", revision="v1", **OPTIONS))
+    monkeypatch.setattr("swin_hf.training.data.reading.load_dataset", answer)
+    check_batches(short(ImageDataModule, "someone/colours", config_name="plain", revision="v1", **OPTIONS))
     assert asked == {
         "path": "someone/colours",
         "name": "plain",
@@ -218,7 +220,7 @@ def test_stream_of_parquet_shards(tmp_path):
         table().shard(4, shard).to_parquet(tmp_path / f"train-{shard}.parquet")
     table().to_parquet(tmp_path / "validation.parquet")
     files = {"train": str(tmp_path / "train-*.parquet"), "validation": str(tmp_path / "validation.parquet")}
-    module = ImageDataModule("parquet", data_files=files, streaming=True, **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=files, streaming=True, **OPTIONS)
     assert module.num_classes == 3
     assert module.load().num_shards == 4
     labels = torch.cat([batch["labels"] for batch in module.val_dataloader()])
@@ -247,26 +249,26 @@ def test_two_class_columns_are_ambiguous_unless_one_has_a_usual_name(tmp_path):
 def test_no_class_column_names_the_columns(tmp_path):
     path = write_table(tmp_path, label=None, note=["x"] * 24)
     with pytest.raises(ValueError, match=r"no label column among image \(Image\), note \(string\)"):
-        ImageDataModule("parquet", data_files=path).num_classes  # noqa: B018
+        short(ImageDataModule, "parquet", data_files=path).num_classes  # noqa: B018
 
 
 def test_no_image_column_names_the_columns(tmp_path):
     path = write_table(tmp_path, image=None)
     with pytest.raises(ValueError, match=r"no image column among label \(ClassLabel\)"):
-        ImageDataModule("parquet", data_files=path).load()
+        short(ImageDataModule, "parquet", data_files=path).load()
 
 
 @pytest.mark.parametrize("option", ["image_column", "label_column"])
 def test_a_column_that_does_not_exist_is_named(tmp_path, option):
     with pytest.raises(ValueError, match=rf"{option} 'nothing' does not exist; the columns are image \(Image\)"):
-        ImageDataModule("parquet", data_files=write_table(tmp_path), **{option: "nothing"}).load()
+        short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **{option: "nothing"}).load()
 
 
 def test_a_label_column_of_another_type_is_refused(tmp_path):
     data = table().remove_columns("label").add_column("score", [float(i) for i in range(24)])
     data.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"label column 'score' is of type float64"):
-        ImageDataModule("parquet", data_files=str(tmp_path / "train.parquet"), label_column="score").load()
+        short(ImageDataModule, "parquet", data_files=str(tmp_path / "train.parquet"), label_column="score").load()
 
 
 def test_a_missing_integer_label_is_pointed_out(tmp_path):
@@ -277,30 +279,30 @@ def test_a_missing_integer_label_is_pointed_out(tmp_path):
     ):
         table(label=None).add_column("label", labels).to_parquet(path)
         with pytest.raises(ValueError, match=rf"'label' is of type float64{message}"):
-            ImageDataModule("parquet", data_files=str(path)).load()
+            short(ImageDataModule, "parquet", data_files=str(path)).load()
 
 
 @pytest.mark.parametrize("names", [None, ["no", "yes"]])
 def test_true_and_false_are_classes(tmp_path, names):
     path = write_paths(tmp_path / "a", "json", labels=[True, False])
-    module = ImageDataModule("json", data_files=path, class_names=names, **OPTIONS)
+    module = short(ImageDataModule, "json", data_files=path, class_names=names, **OPTIONS)
     assert list(module.id2label.values()) == (names or ["False", "True"])
     assert module.load().labels("train")[:3].tolist() == [1, 0, 1]
 
 
 def test_class_names_of_integer_labels(tmp_path):
     path = write_paths(tmp_path / "a", labels=[0, 2])
-    module = ImageDataModule("csv", data_files=path, class_names=["a", "b", "c"], **OPTIONS)
+    module = short(ImageDataModule, "csv", data_files=path, class_names=["a", "b", "c"], **OPTIONS)
     assert module.class_counts == {"a": 9, "b": 0, "c": 9}
     with pytest.raises(ValueError, match=r"label '2' of column 'label' is none of the 2 .*name all classes"):
-        ImageDataModule("csv", data_files=path, class_names=2).load()
+        short(ImageDataModule, "csv", data_files=path, class_names=2).load()
 
 
 def test_class_names_that_contradict_the_data_are_refused(tmp_path):
     path = write_table(tmp_path)
-    assert ImageDataModule("parquet", data_files=path, class_names=sorted(COLOURS)).num_classes == 3
+    assert short(ImageDataModule, "parquet", data_files=path, class_names=sorted(COLOURS)).num_classes == 3
     with pytest.raises(ValueError, match="class_names says 0, 1, but label column 'label' declares blue, green, red"):
-        ImageDataModule("parquet", data_files=path, class_names=2).load()
+        short(ImageDataModule, "parquet", data_files=path, class_names=2).load()
 
 
 def test_a_stream_is_told_its_classes(tmp_path):
@@ -308,10 +310,10 @@ def test_a_stream_is_told_its_classes(tmp_path):
         "train": write_paths(tmp_path / "a", "json", range(3)),
         "test": write_paths(tmp_path / "b", "json", [0, 7]),
     }
-    module = ImageDataModule("json", data_files=files, streaming=True, class_names=3, **OPTIONS)
+    module = short(ImageDataModule, "json", data_files=files, streaming=True, class_names=3, **OPTIONS)
     assert module.id2label == {0: "0", 1: "1", 2: "2"}
     stream = module._stream("train", Preprocessing((8, 8), None).pixels, 0, 1)
-    assert sorted({int(sample["label"]) for sample, _ in zip(stream, range(24), strict=False)}) == [0, 1, 2]
+    assert sorted({int(sample["labels"]) for sample, _ in zip(stream, range(24), strict=False)}) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"label 7 of column 'label' is none of the 3 classes 0, 1, 2"):
         list(module.test_dataloader())
 
@@ -319,7 +321,7 @@ def test_a_stream_is_told_its_classes(tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # datasets leaves csv streams open
 def test_a_stream_of_a_format_that_declares_no_columns(tmp_path):
     path = write_paths(tmp_path / "a", labels=range(3))
-    module = ImageDataModule("csv", data_files=path, streaming=True, class_names=3, **OPTIONS)
+    module = short(ImageDataModule, "csv", data_files=path, streaming=True, class_names=3, **OPTIONS)
     assert module.num_classes == 3
     assert module.load().image_column == "path"
     gc.collect()
@@ -334,30 +336,30 @@ def test_a_label_of_the_test_split_that_training_never_saw(tmp_path):
     train = write_table(tmp_path, label=None, category=[sorted(COLOURS)[i % 2] for i in range(24)])
     test = write_table(tmp_path, "test", label=None, category=["mauve"] * 24)
     with pytest.raises(ValueError, match=r"label 'mauve' of column 'category'.*blue, green"):
-        ImageDataModule("parquet", data_files={"train": train, "test": test}).load()
+        short(ImageDataModule, "parquet", data_files={"train": train, "test": test}).load()
 
 
 def test_a_single_class_is_refused(tmp_path):
     data = table().remove_columns("label").add_column("label", ["only"] * 24)
     data.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"a single class, \['only'\]"):
-        ImageDataModule("parquet", data_files=str(tmp_path / "train.parquet")).load()
+        short(ImageDataModule, "parquet", data_files=str(tmp_path / "train.parquet")).load()
     path = write_table(tmp_path, "same", label=[1] * 24)
     with pytest.raises(ValueError, match="all training pictures are of one class, 'green'"):
-        ImageDataModule("parquet", data_files=path).load()
+        short(ImageDataModule, "parquet", data_files=path).load()
 
 
 def test_a_split_without_the_label_column_is_refused(tmp_path):
     splits = DatasetDict({"train": table(), "test": table().remove_columns("label")})
     splits.save_to_disk(tmp_path / "both")
     with pytest.raises(ValueError, match=r"split 'test' has no column 'label'; its columns are image"):
-        ImageDataModule(str(tmp_path / "both")).load()
+        short(ImageDataModule, str(tmp_path / "both")).load()
 
 
 def test_hidden_labels_of_a_test_split_leave_no_test(tmp_path):
     splits = DatasetDict({"train": table(), "test": table(label=[-1] * 24)})
     splits.save_to_disk(tmp_path / "both")
-    module = ImageDataModule(str(tmp_path / "both"), **OPTIONS)
+    module = short(ImageDataModule, str(tmp_path / "both"), **OPTIONS)
     with pytest.warns(UserWarning, match="24 of 24 rows of 'test' have no label"):
         assert not module.has_test
     with pytest.raises(ValueError, match="no test split with labels"):
@@ -369,7 +371,7 @@ def test_a_training_split_without_any_label(tmp_path):
         pytest.warns(UserWarning, match="no label"),
         pytest.raises(ValueError, match="no row of the training split has a label in column 'label'"),
     ):
-        ImageDataModule("parquet", data_files=write_table(tmp_path, label=[-1] * 24)).load()
+        short(ImageDataModule, "parquet", data_files=write_table(tmp_path, label=[-1] * 24)).load()
 
 
 def test_class_ids_beyond_the_names_are_refused():
@@ -380,7 +382,7 @@ def test_class_ids_beyond_the_names_are_refused():
 def test_the_class_table_shows_ids_names_and_counts(tmp_path, caplog):
     folder = write_folder(tmp_path / "p", names={"1": 0, "2": 0, "10": 0}, splits=("train", "validation"), per_class=2)
     (folder / "train" / "10" / "scan.heic").touch()
-    module = ImageDataModule("imagefolder", data_dir=str(folder), **OPTIONS)
+    module = short(ImageDataModule, "imagefolder", data_dir=str(folder), **OPTIONS)
     with caplog.at_level("INFO"), pytest.warns(UserWarning, match=r"of '10' that are not used: 1 \.heic"):
         module.setup("fit")
     lines = [line.split() for line in caplog.text.splitlines()]
@@ -390,7 +392,7 @@ def test_the_class_table_shows_ids_names_and_counts(tmp_path, caplog):
 
 def test_classes_without_a_training_picture_are_pointed_out(tmp_path):
     path = write_table(tmp_path, label=[i % 2 for i in range(24)])
-    module = ImageDataModule("parquet", data_files=path, **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=path, **OPTIONS)
     with pytest.warns(UserWarning, match="1 classes have no training picture: red"):
         module.setup("fit")
 
@@ -401,12 +403,12 @@ def test_classes_without_a_training_picture_are_pointed_out(tmp_path):
 @pytest.mark.parametrize("given", ["gone.parquet", ["gone.parquet"], {"train": "gone.parquet"}], ids=str)
 def test_a_missing_file_is_named(given):
     with pytest.raises(FileNotFoundError, match=r"data file 'gone.parquet' does not exist \(looked in /"):
-        ImageDataModule("parquet", data_files=given).load()
+        short(ImageDataModule, "parquet", data_files=given).load()
 
 
 def test_a_missing_folder_is_named():
     with pytest.raises(FileNotFoundError, match="data_dir 'gone' is not a folder"):
-        ImageDataModule("imagefolder", data_dir="gone").load()
+        short(ImageDataModule, "imagefolder", data_dir="gone").load()
 
 
 def test_a_format_needs_files():
@@ -418,16 +420,16 @@ def test_an_empty_split_is_named(tmp_path):
     train, test = write_table(tmp_path), tmp_path / "test.parquet"
     table().select([]).to_parquet(test)
     with pytest.raises(ValueError, match=r"a split of 'parquet' is empty: .*test"):
-        ImageDataModule("parquet", data_files={"train": train, "test": str(test)}).load()
+        short(ImageDataModule, "parquet", data_files={"train": train, "test": str(test)}).load()
     DatasetDict({"train": table(), "test": table().filter(lambda _: False)}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"split 'test' of .* is empty: it has columns"):
-        ImageDataModule(str(tmp_path / "saved")).load()
+        short(ImageDataModule, str(tmp_path / "saved")).load()
 
 
 @pytest.mark.parametrize("names", [["test"], ["validation"], ["test", "validation"]], ids=str)
 def test_splits_without_a_training_split_can_be_measured_but_not_trained_on(tmp_path, names):
     DatasetDict({name: table() for name in names}).save_to_disk(tmp_path / "saved")
-    module = ImageDataModule(str(tmp_path / "saved"), **OPTIONS)
+    module = short(ImageDataModule, str(tmp_path / "saved"), **OPTIONS)
     module.setup("test")
     assert module.id2label == dict(enumerate(sorted(COLOURS)))
     assert module.split_sizes == dict.fromkeys(sorted(names, reverse=True), 24)
@@ -441,7 +443,7 @@ def test_splits_without_a_training_split_can_be_measured_but_not_trained_on(tmp_
 def test_no_split_with_a_known_name(tmp_path):
     DatasetDict({"one": table(), "two": table()}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"no training split among \['one', 'two'\]"):
-        ImageDataModule(str(tmp_path / "saved")).load()
+        short(ImageDataModule, str(tmp_path / "saved")).load()
 
 
 def test_validation_is_held_out_of_training_never_of_test(tmp_path):
@@ -460,20 +462,20 @@ def test_validation_is_held_out_of_training_never_of_test(tmp_path):
 
 def digits(**options) -> ImageDataModule:
     files = {"train": str(DIGITS / "train.parquet"), "test": str(DIGITS / "test.parquet")}
-    module = ImageDataModule("parquet", data_files=files, **options)
+    module = short(ImageDataModule, "parquet", data_files=files, **options)
     module.load()
     return module
 
 
 def test_a_stored_validation_split_is_used(tmp_path):
     files = {"train": write_table(tmp_path), "validation": write_table(tmp_path, "validation", rows=6)}
-    module = ImageDataModule("parquet", data_files=files, **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=files, **OPTIONS)
     assert module.split_sizes == {"train": 24, "validation": 6}
 
 
 def test_a_test_split_can_be_held_out(tmp_path):
     options = OPTIONS | {"test_fraction": 0.25}
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), **options)
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **options)
     assert module.split_sizes == {"train": 14, "validation": 4, "test": 6}
     rows = np.concatenate([module._rows[name] for name in ("train", "validation", "test")])
     assert sorted(rows) == list(range(24))
@@ -482,11 +484,11 @@ def test_a_test_split_can_be_held_out(tmp_path):
 
 def test_a_fraction_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"validation_fraction 0.01 of 24 training pictures is none"):
-        ImageDataModule("parquet", data_files=write_table(tmp_path), validation_fraction=0.01).load()
+        short(ImageDataModule, "parquet", data_files=write_table(tmp_path), validation_fraction=0.01).load()
 
 
 def test_held_out_rows_are_recorded(tmp_path):
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **OPTIONS)
     module.save_split(tmp_path / "run")
     record = json.loads((tmp_path / "run" / "split.json").read_text())
     assert record["validation"] == module._rows["validation"].tolist()
@@ -501,8 +503,8 @@ def test_held_out_rows_are_recorded(tmp_path):
 @pytest.mark.parametrize("place", ["run", "."])
 def test_held_out_rows_are_recorded_without_a_logger_where_the_run_has_a_folder(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    data = ImageDataModule("parquet", data_files=write_table(tmp_path), **(OPTIONS | {"image_size": 16}))
-    model = SwinClassifier("swin_digits_patch4_window4_32", image_size=16, num_labels=3, warmup_epochs=0)
+    data = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **(OPTIONS | {"image_size": 16}))
+    model = short(SwinClassifier, "swin_digits_patch4_window4_32", image_size=16, num_labels=3, warmup_epochs=0)
     trainer(place, max_epochs=1, limit_train_batches=1, limit_val_batches=1).fit(model, data)
     assert (tmp_path / place / "split.json").is_file() == (place == "run")
 
@@ -510,7 +512,7 @@ def test_held_out_rows_are_recorded_without_a_logger_where_the_run_has_a_folder(
 def state_after(tmp_path, **options):
     """Checkpoint and data of one epoch with batches of 4, two of which make a step."""
     trained = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2)
-    data = ImageDataModule("parquet", data_files=write_table(tmp_path), **(OPTIONS | {"image_size": 16}))
+    data = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **(OPTIONS | {"image_size": 16}))
     trained.fit(small_classifier(**options), data)
     trained.save_checkpoint(tmp_path / "end.ckpt")
     return tmp_path / "end.ckpt"
@@ -518,11 +520,12 @@ def state_after(tmp_path, **options):
 
 def small_classifier(**options):
     options = {"image_size": 16, "num_labels": 3, "warmup_epochs": 0, "drop_path_rate": 0.0} | options
-    return SwinClassifier("swin_digits_patch4_window4_32", **options)
+    return short(SwinClassifier, "swin_digits_patch4_window4_32", **options)
 
 
 def go_on(tmp_path, checkpoint, batch_size, accumulate, **options):
-    data = ImageDataModule(
+    data = short(
+        ImageDataModule,
         "parquet",
         data_files=write_table(tmp_path),
         **(OPTIONS | {"image_size": 16, "batch_size": batch_size}),
@@ -587,7 +590,7 @@ def test_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
     prints = []
     for folder, columns in (("a", {}), ("b", {}), ("b", {"label": [0, 0, 1] * 8})):
         path = write_table(tmp_path / folder, **columns)
-        module = ImageDataModule("parquet", data_files=path, **OPTIONS)
+        module = short(ImageDataModule, "parquet", data_files=path, **OPTIONS)
         prints.append(module.fingerprint)
     assert prints[0] == prints[1] != prints[2]
 
@@ -603,7 +606,7 @@ def broken(tmp_path, rows=24, bad=(2, 5), **options) -> ImageDataModule:
     features = Features({"image": Image(), "label": ClassLabel(names=sorted(COLOURS))})
     values = {"image": [str(tmp_path / f"{i}.png") for i in range(rows)], "label": [i % 3 for i in range(rows)]}
     Dataset.from_dict(values, features=features).save_to_disk(tmp_path / "saved")
-    return ImageDataModule(str(tmp_path / "saved"), **(OPTIONS | {"validation_fraction": 0} | options))
+    return short(ImageDataModule, str(tmp_path / "saved"), **(OPTIONS | {"validation_fraction": 0} | options))
 
 
 def test_unreadable_picture_stops_with_its_name_by_default(tmp_path):
@@ -670,14 +673,14 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         test = Dataset.from_dict({"image": files, "label": [row % 3 for row in rows]}, features=features)
         DatasetDict(train=table(), test=test).save_to_disk(folder / "saved")
         options = OPTIONS | {"image_size": 16, "on_error": "skip", "eval_batch_size": batch_size}
-        data = ImageDataModule(str(folder / "saved"), **options)
+        data = short(ImageDataModule, str(folder / "saved"), **options)
         names = dict(enumerate(sorted(COLOURS)))
-        model = SwinClassifier("swin_digits_patch4_window4_32", image_size=16, id2label=names)
+        model = short(SwinClassifier, "swin_digits_patch4_window4_32", image_size=16, id2label=names)
         model.load_state_dict(found[0][1].state_dict() if found else model.state_dict())
-        record = RunRecord()
-        found.append((trainer(tmp_path, record).test(model, data, verbose=False)[0], model))
-        assert len(record.worst[0]["losses"]) == 5
-        simmim = SwinMaskedImageModeler("swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
+        worst = WorstPictures(None)
+        found.append((trainer(tmp_path, RunRecord(), worst).test(model, data, verbose=False)[0], model))
+        assert len(worst.worst[0]["losses"]) == 5
+        simmim = short(SwinMaskedImageModeler, "swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
         trainer(tmp_path).test(simmim, data, verbose=False)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
 
@@ -708,8 +711,8 @@ def test_the_image_processor_gives_the_pixels_of_the_evaluation(tmp_path, channe
     labels = [0, 1, 0, 1][: len(pictures)]
     data = Dataset.from_dict({"image": pictures, "label": labels}, features=features)
     DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "saved")
-    module = ImageDataModule(
-        str(tmp_path / "saved"), num_channels=channels, validation_fraction=0, num_workers=0, **options
+    module = short(
+        ImageDataModule, str(tmp_path / "saved"), num_channels=channels, validation_fraction=0, num_workers=0, **options
     )
     module.image_processor().save_pretrained(tmp_path / "model")
     SwinHFConfig().save_pretrained(tmp_path / "model")
@@ -722,7 +725,9 @@ def test_the_image_processor_gives_the_pixels_of_the_evaluation(tmp_path, channe
 
 
 def test_channel_statistics_of_the_dataset(tmp_path):
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), mean="dataset", std="dataset", **OPTIONS)
+    module = short(
+        ImageDataModule, "parquet", data_files=write_table(tmp_path), mean="dataset", std="dataset", **OPTIONS
+    )
     module.load()
     train = [np.asarray(table()[int(i)]["image"]) / 255 for i in module._rows["train"]]
     stacked = np.stack(train).reshape(-1, 3)
@@ -735,11 +740,11 @@ def test_channel_statistics_of_the_dataset(tmp_path):
 def test_statistics_of_one_colour_are_refused(tmp_path):
     path = write_table(tmp_path, image=[PILImage.new("RGB", (4, 4), (9, 9, 9))] * 24)
     with pytest.raises(ValueError, match="training pictures are of one colour"):
-        ImageDataModule("parquet", data_files=path, mean="dataset", **OPTIONS).load()
+        short(ImageDataModule, "parquet", data_files=path, mean="dataset", **OPTIONS).load()
 
 
 def test_random_erasing_is_for_training_only(tmp_path):
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), erasing=1.0, **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), erasing=1.0, **OPTIONS)
     batch = {"pixel_values": torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)}
     pixels = module.on_after_batch_transfer(batch, 0)["pixel_values"]
     assert (pixels.amax((2, 3)) == pixels.amin((2, 3))).all()
@@ -747,7 +752,7 @@ def test_random_erasing_is_for_training_only(tmp_path):
 
 def test_loaders_can_be_pickled_and_hold_no_trainer(tmp_path):
     """Bound methods of the data module would drag the Trainer along: "cannot pickle '_thread.lock'", in DDP only."""
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **OPTIONS)
     module.trainer = module_trainer()
     for loader in (module.train_dataloader(), module.val_dataloader()):
         dataset = pickle.loads(pickle.dumps(loader.dataset))
@@ -763,7 +768,7 @@ def module_trainer():
 
 @pytest.mark.slow
 def test_workers_started_afresh_give_the_same_batches(tmp_path):
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **OPTIONS)
     loader = module.train_dataloader()
     here = DataLoader(loader.dataset, batch_size=4, sampler=range(18), collate_fn=collate)
     spawned = DataLoader(
@@ -782,7 +787,7 @@ def test_workers_started_afresh_give_the_same_batches(tmp_path):
 
 
 def test_facts_are_plain_and_hold_no_absolute_path(tmp_path):
-    module = ImageDataModule("parquet", data_files={"train": write_table(tmp_path)}, **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files={"train": write_table(tmp_path)}, **OPTIONS)
     text = json.dumps(module.facts())
     assert str(tmp_path) not in text
     assert module.facts()["data_files"] == {"train": "train.parquet"}
@@ -794,7 +799,7 @@ def test_facts_are_plain_and_hold_no_absolute_path(tmp_path):
     [(18, 4, 1, 1, 4), (18, 4, 2, 1, 2), (18, 4, 1, 3, 2), (18, 64, 1, 1, 1), (18, 9, 2, 4, 1)],
 )
 def test_steps_per_epoch(tmp_path, size, batch, world, accumulate, steps):
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path), **(OPTIONS | {"batch_size": batch}))
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **(OPTIONS | {"batch_size": batch}))
     assert module.train_size == size
     assert module.steps_per_epoch(world, accumulate) == steps
     if world == 1 and accumulate == 1:
@@ -802,7 +807,7 @@ def test_steps_per_epoch(tmp_path, size, batch, world, accumulate, steps):
 
 
 def test_unlabelled_pictures(tmp_path):
-    module = ImageDataModule("parquet", data_files=write_table(tmp_path, label=None), labelled=False, **OPTIONS)
+    module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path, label=None), labelled=False, **OPTIONS)
     module.setup("fit")
     assert module.num_classes == 0
     assert set(next(iter(module.train_dataloader()))) == {"pixel_values"}
@@ -811,8 +816,8 @@ def test_unlabelled_pictures(tmp_path):
 
 def test_the_seed_is_that_of_seed_everything(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
-    assert ImageDataModule("someone/pictures").seed == 17
-    assert ImageDataModule("someone/pictures", seed=4).seed == 4
+    assert short(ImageDataModule, "someone/pictures").seed == 17
+    assert short(ImageDataModule, "someone/pictures", seed=4).seed == 4
 
 
 @pytest.mark.parametrize(
@@ -825,10 +830,10 @@ def test_the_seed_is_that_of_seed_everything(monkeypatch):
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0; it must be in"),
         ({"test_fraction": -0.1}, "test_fraction is -0.1; it must be in"),
         ({"crop_pct": 0}, "crop_pct is 0; it must be in"),
-        ({"interpolation": "lanczos"}, "interpolation 'lanczos' is none of"),
-        ({"resize_mode": "pad"}, "resize_mode 'pad' is neither"),
-        ({"auto_augment": "rand-m9"}, "auto_augment 'rand-m9' is neither"),
-        ({"on_error": "ignore"}, "on_error 'ignore' is none of"),
+        ({"interpolation": "lanczos"}, "interpolation is 'lanczos'; it must be"),
+        ({"resize_mode": "pad"}, "resize_mode is 'pad'; it must be"),
+        ({"auto_augment": "rand-m9"}, "auto_augment is 'rand-m9'; it must be"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'; it must be"),
         ({"limit_train": 0}, "limit_train is 0; it must be in"),
         ({"class_names": ["a", "b", "a"]}, "class_names a, b, a names a class twice"),
         ({"std": [0.5, 0.0, 0.5]}, r"std is \[0.5, 0.0, 0.5\]; it must be in"),
@@ -839,16 +844,16 @@ def test_the_seed_is_that_of_seed_everything(monkeypatch):
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        ImageDataModule("someone/pictures", **options)
+        short(ImageDataModule, "someone/pictures", **options)
 
 
 def test_streams_refuse_what_they_cannot_know(tmp_path):
     path = write_table(tmp_path)
     with pytest.raises(ValueError, match='mean="dataset" needs the pictures at hand'):
-        ImageDataModule("parquet", data_files=path, streaming=True, mean="dataset").load()
+        short(ImageDataModule, "parquet", data_files=path, streaming=True, mean="dataset").load()
     path = write_table(tmp_path, label=None, category=["a", "b"] * 12)
     with pytest.raises(ValueError, match="a stream does not tell which classes will come"):
-        ImageDataModule("parquet", data_files=path, streaming=True).load()
+        short(ImageDataModule, "parquet", data_files=path, streaming=True).load()
 
 
 def test_the_default_recipe_data_are_what_their_readme_says():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
+from short import short
 
 from swin_hf.training import ImageDataModule
-from swin_hf.training.sources import load_source
+from swin_hf.training.data.sources import load_source
 
 OPTIONS = {"image_size": 8, "batch_size": 4, "validation_fraction": 0, "num_workers": 0}
 
@@ -87,9 +88,9 @@ def test_shards_are_matched_by_name(tmp_path, kind, train, test, expected):
         "test": [shard(tmp_path / "d" / f"test-0.{suffix}", *test)],
     }
     if kind == "folder":
-        module = ImageDataModule(str(tmp_path / "d"), **OPTIONS)
+        module = short(ImageDataModule, str(tmp_path / "d"), **OPTIONS)
     else:
-        module = ImageDataModule(suffix, data_files=files, streaming=kind == "stream", **OPTIONS)
+        module = short(ImageDataModule, suffix, data_files=files, streaming=kind == "stream", **OPTIONS)
     assert list(module.id2label.values()) == expected
     for loader, parts in ((module.test_dataloader(), [test]), (None, train)):
         if loader is None and kind == "stream":
@@ -100,7 +101,7 @@ def test_shards_are_matched_by_name(tmp_path, kind, train, test, expected):
             ]
         elif loader is None:
             data = module._dataset("train", torch_pixels, training=False)
-            said = [module.id2label[int(sample["label"])] for sample in data.__getitems__(range(len(data)))]
+            said = [module.id2label[int(sample["labels"])] for sample in data.__getitems__(range(len(data)))]
             assert said == [name for labels, _ in parts for name in labels]
         else:
             assert shown_and_said(module, loader) == {(name, name) for labels, _ in parts for name in labels}
@@ -138,7 +139,7 @@ def test_classes_that_cannot_be_matched_are_refused_with_both_tables(tmp_path, f
     files = {"train": shard(tmp_path / "train.parquet", *first), "test": str(tmp_path / "test.parquet")}
     for streaming in (False, True):
         with pytest.raises(ValueError, match=message):
-            load_source("parquet", data_files=files, streaming=streaming)
+            short(load_source, "parquet", data_files=files, streaming=streaming)
 
 
 # Tables.
@@ -190,7 +191,7 @@ def test_a_label_of_a_table_is_the_text_in_the_file(tmp_path, kind, labels, clas
 def test_empty_cells_are_counted(tmp_path):
     path = write_table(tmp_path / "t", "path,label\n0.png,a\n1.png,\n2.png,b\n3.png,None\n")
     with pytest.warns(UserWarning, match="1 of 4 rows of 'train' have no label"):
-        module = ImageDataModule("csv", data_files=path, **OPTIONS)
+        module = short(ImageDataModule, "csv", data_files=path, **OPTIONS)
         assert module.class_counts == {"None": 1, "a": 1, "b": 1}
 
 
@@ -284,8 +285,8 @@ def test_what_a_column_of_splits_does_not_say(tmp_path, caplog):
         source = load_source("csv", data_files=write_table(tmp_path / "t", text))
     assert names_of(source) == ["a", "b"]
     with pytest.warns(UserWarning, match="column 'split' is not used as the split, for the rows of a stream"):
-        load_source("csv", data_files=write_table(tmp_path / "t", text), streaming=True, class_names=["a", "b"])
-    source = load_source("csv", data_files=write_table(tmp_path / "t", text), label_column="split")
+        short(load_source, "csv", data_files=write_table(tmp_path / "t", text), streaming=True, class_names=["a", "b"])
+    source = short(load_source, "csv", data_files=write_table(tmp_path / "t", text), label_column="split")
     assert source.class_names == ["train", "trian"]
 
 
@@ -297,7 +298,7 @@ def test_metadata_of_splits_and_their_pictures(tmp_path):
         text = "file_name,species\n0.png,a\n1.png,b\n"
         write_table(tmp_path / split, text, "metadata.csv", rows=2 + (split == "test"))
     with pytest.warns(UserWarning, match=r"1 pictures, such as .*test/2.png, are not used: no metadata name them"):
-        source = load_source("imagefolder", data_dir=str(tmp_path), label_column="species")
+        source = short(load_source, "imagefolder", data_dir=str(tmp_path), label_column="species")
     assert {name: names_of(source, name) for name in source.splits} == {"train": ["a", "b"], "test": ["a", "b"]}
     assert source.splits["test"][1]["image"]["path"] == str(tmp_path / "test" / "1.png")
 

@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from short import short
 from torch.utils.data import DataLoader
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling, export_checkpoint
@@ -76,18 +77,18 @@ class Effects(pl.Callback):
 
 STARTS = {
     "scratch": {"preset": PRESET, "overrides": SMALL, "image_size": 16, "num_labels": 4},
-    "folder": {"model": "classifier"},
-    "foreign file": {"model": "microsoft.pth"},
-    "lora": {"model": "classifier", "lora_rank": 2},
-    "first stage frozen": {"model": "classifier", "freeze_stages": 1},
+    "folder": {"weights": "classifier"},
+    "foreign file": {"weights": "microsoft.pth"},
+    "lora": {"weights": "classifier", "lora_rank": 2},
+    "first stage frozen": {"weights": "classifier", "freeze_stages": 1},
 }
 
 
 def start(saved, name, **options):
     options = STARTS[name] | {"lr_scaling": False, "warmup_epochs": 0.0} | options
-    if "model" in options:
-        options["model"] = str(saved / options["model"])
-    return SwinClassifier(**options)
+    if "weights" in options:
+        options["weights"] = str(saved / options["weights"])
+    return short(SwinClassifier, **options)
 
 
 @pytest.mark.parametrize("name", STARTS)
@@ -107,8 +108,13 @@ def test_dropout_is_at_work(saved, name):
 
 def test_masked_image_modelling_from_a_folder_trains_in_training_mode(saved):
     effects = Effects()
-    module = SwinMaskedImageModeler(
-        model=str(saved / "simmim"), mask_cell=8, drop_path_rate=0.5, lr_scaling=False, warmup_epochs=0.0
+    module = short(
+        SwinMaskedImageModeler,
+        weights=str(saved / "simmim"),
+        mask_cell=8,
+        drop_path_rate=0.5,
+        lr_scaling=False,
+        warmup_epochs=0.0,
     )
     fit(module, epochs=2, callbacks=[effects])
     assert effects.differ == [True] * 4
@@ -149,7 +155,7 @@ def still(**options):
     """A classifier whose weights do not move, so that a gradient depends on its batches alone."""
     torch.manual_seed(3)
     options = {"learning_rate": 0.0, "drop_path_rate": 0.0, "label_smoothing": 0.0} | options
-    return SwinClassifier(**STARTS["scratch"], lr_scaling=False, warmup_epochs=0.0, **options)
+    return short(SwinClassifier, **STARTS["scratch"], lr_scaling=False, warmup_epochs=0.0, **options)
 
 
 @pytest.mark.parametrize(

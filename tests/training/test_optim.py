@@ -8,6 +8,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
+from swin_hf.families import FAMILIES
 from swin_hf.training.optim import (
     build_schedule,
     fitting_warmup,
@@ -49,7 +50,7 @@ def names_of(network, parameters):
 
 
 def test_groups_decay_exactly_the_matrices_and_kernels(network):
-    groups = {group["name"]: group for group in parameter_groups(network, DEPTHS, 1e-3, 0.05)}
+    groups = {group["name"]: group for group in parameter_groups(network, 1e-3, 0.05)}
     assert set(groups) == {"decay", "no_decay"}
     assert groups["decay"]["weight_decay"] == 0.05 and groups["no_decay"]["weight_decay"] == 0.0
     decayed, free = (names_of(network, groups[name]["params"]) for name in ("decay", "no_decay"))
@@ -66,14 +67,14 @@ def test_groups_decay_exactly_the_matrices_and_kernels(network):
 def test_mask_token_is_not_decayed_although_it_has_three_axes():
     config = SwinHFConfig.from_preset("swin_digits_patch4_window4_32")
     token = dict(SwinHFForMaskedImageModeling(config).named_parameters())["swin.embeddings.mask_token"]
-    assert token.ndim == 3 and not is_decayed("swin.embeddings.mask_token", token)
+    assert token.ndim == 3 and not is_decayed("swin.embeddings.mask_token", token, FAMILIES["swin_hf"].undecayed)
 
 
 def test_lightning_would_have_decayed_everything_in_one_group(network):
     # Silent failure 17: the optimiser that LightningCLI makes on its own gets model.parameters().
     plain = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     assert len(plain.param_groups) == 1 and plain.param_groups[0]["weight_decay"] == 0.05
-    ours = torch.optim.AdamW(parameter_groups(network, DEPTHS, 1e-3, 0.05))
+    ours = torch.optim.AdamW(parameter_groups(network, 1e-3, 0.05))
     assert sum(group["weight_decay"] == 0 for group in ours.param_groups) == 1
 
 
@@ -102,7 +103,7 @@ def test_layer_ids_are_those_of_microsofts_optimizer(name, expected):
 
 def test_layer_decay_reaches_the_learning_rates_of_the_optimizer(network):
     # Silent failure 18: timm's helper finds no layers on a transformers model, and optimisers ignore "lr_scale".
-    groups = parameter_groups(network, DEPTHS, 1e-3, 0.05, layer_decay=0.8)
+    groups = parameter_groups(network, 1e-3, 0.05, layer_decay=0.8)
     rates = {group["name"].rpartition("layer")[2]: group["lr"] for group in groups}
     assert len(rates) == sum(DEPTHS) + 2
     for number, rate in rates.items():
@@ -126,21 +127,21 @@ def test_layer_decay_reaches_the_learning_rates_of_the_optimizer(network):
 def test_frozen_parameters_are_left_out_and_nothing_left_is_an_error(network):
     for parameter in network.swin.parameters():
         parameter.requires_grad_(False)
-    groups = parameter_groups(network, DEPTHS, 1e-3, 0.05)
+    groups = parameter_groups(network, 1e-3, 0.05)
     assert names_of(network, [p for group in groups for p in group["params"]]) == {
         "classifier.weight",
         "classifier.bias",
     }
     network.classifier.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter is trainable; free at least the classifier"):
-        parameter_groups(network, DEPTHS, 1e-3, 0.05)
+        parameter_groups(network, 1e-3, 0.05)
     network.requires_grad_(True)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_layer_decay_out_of_range_is_refused(network, value):
     with pytest.raises(ValueError, match=rf"layer_decay is {value}; it is a factor in \(0, 1\]"):
-        parameter_groups(network, DEPTHS, 1e-3, 0.05, layer_decay=value)
+        parameter_groups(network, 1e-3, 0.05, layer_decay=value)
 
 
 def test_schedule_equals_the_scheduler_of_microsofts_code():

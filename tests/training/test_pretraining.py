@@ -6,18 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from short import short
 
 from swin_hf.training import SwinMaskedImageModeler
-from swin_hf.training.pretraining import random_masks
+from swin_hf.training.tasks.masked_image_modeling import random_masks
 
 SMALL = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
 
 
 def make(**options):
     torch.manual_seed(0)
-    return SwinMaskedImageModeler(
+    return short(
+        SwinMaskedImageModeler,
         **{"preset": "swin_digits_patch4_window4_32", "image_size": (16, 32), "mask_cell": 8, "overrides": SMALL}
-        | options
+        | options,
     )
 
 
@@ -91,7 +93,7 @@ def test_training_learns_to_fill_in():
 def test_pretraining_goes_on_from_its_own_result(tmp_path):
     first = make()
     first.exportable().save_pretrained(tmp_path)
-    second = make(model=str(tmp_path), overrides=None, norm_targets=3)
+    second = make(weights=str(tmp_path), overrides=None, norm_targets=3)
     assert second.model.config.norm_targets == 3 and second.starting_point == str(tmp_path)
     for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -99,20 +101,20 @@ def test_pretraining_goes_on_from_its_own_result(tmp_path):
 
 def test_a_start_that_is_not_there_or_not_whole_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'some/where/model' does not exist; give the folder of a model"):
-        make(model="some/where/model")
+        make(weights="some/where/model")
     make().exportable().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"embed_dim": config["embed_dim"] * 2}))
     with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
-        make(model=str(tmp_path), overrides=None)
+        make(weights=str(tmp_path), overrides=None)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_ratio_out_of_range_is_refused(ratio):
-    with pytest.raises(ValueError, match=f"mask_ratio is {ratio}"):
+    with pytest.raises(ValueError, match=f"masking.ratio is {ratio}"):
         make(mask_ratio=ratio)
 
 
 def test_cells_that_cut_patches_are_refused():
-    with pytest.raises(ValueError, match=r"mask_cell is 6 pixels; it must be a multiple of the patch, \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"masking.cell is 6 pixels; it must be a multiple of the patch, \(4, 4\)"):
         make(mask_cell=6)

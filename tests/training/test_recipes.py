@@ -100,10 +100,10 @@ def test_yaml_passes_in_an_editor(path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: {learning_rat: 1}", "'learning_rat' was unexpected"),
-        ("model: {learning_rate: high}", "'high' is not of type 'number'"),
-        ("model: {schedule: step}", "'step' is not one of"),
-        ("data: {on_error: ignore}", "'ignore' is not one of"),
+        ("model: {optimization: {learning_rat: 1}}", "'learning_rat' was unexpected"),
+        ("model: {optimization: {learning_rate: high}}", "'high' is not of type 'number'"),
+        ("model: {optimization: {schedule: step}}", "'step' is not one of"),
+        ("data: {reading: {on_error: ignore}}", "'ignore' is not one of"),
         ("trainer: {callbacks: [3]}", "not valid"),
         ("trainer: {max_epoch: 3}", "'max_epoch' was unexpected"),
         ("epochs: 3", "'epochs' was unexpected"),
@@ -153,13 +153,17 @@ def test_yaml_parses_on_the_real_parser(path, parsers, monkeypatch):
     if path.stem == "wandb":
         pytest.importorskip("wandb", reason="an optional logger")
     parsed = parsers[script_of(path)].parse_args(["fit", *words])
-    given = yaml.safe_load(path.read_text())
-    for section, values in given.items():
-        for key, value in values.items() if isinstance(values, dict) else []:
-            if not key.endswith("+") and not isinstance(value, dict | list):
-                assert str(parsed.fit[section][key]) in (str(value), str(float(value)) if _is_number(value) else ""), (
-                    key
-                )
+    for key, value in leaves(yaml.safe_load(path.read_text())):
+        assert str(parsed.fit[key]) in (str(value), str(float(value)) if _is_number(value) else ""), key
+
+
+def leaves(values, prefix=""):
+    """What a file says, by dotted names; lists and the arguments of classes are left out."""
+    for key, value in values.items():
+        if isinstance(value, dict) and "class_path" not in value and key != "overrides":
+            yield from leaves(value, f"{prefix}{key}.")
+        elif not key.endswith("+") and not isinstance(value, dict | list):
+            yield f"{prefix}{key}", value
 
 
 def _is_number(value):
@@ -190,13 +194,19 @@ def test_an_unknown_key_is_refused_with_its_name(parsers, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--model.lerning_rate 1", "there is no option --model.lerning_rate, the nearest are --model.learning_rate"),
+        (
+            "--model.lerning_rate 1",
+            "there is no option --model.lerning_rate, the nearest are --model.optimization.learning_rate",
+        ),
         ("--trainer.max-epoch 1", "there is no option --trainer.max-epoch, the nearest are --trainer.max_epochs"),
-        ("--label_smooth 0", "there is no option --label_smooth, the nearest are --model.label_smoothing"),
+        ("--label_smooth 0", "there is no option --label_smooth, the nearest are --model.mixing.label_smoothing"),
         ("--zzz", "there is no option --zzz; --help lists them"),
-        ("--model.learning_rate high", "--model.learning_rate is high; it must be a number"),
+        ("--model.optimization.learning_rate high", "--model.optimization.learning_rate is high; it must be a number"),
         ("--data.image_size big", "--data.image_size is big; it must be a whole number or tuple"),
-        ("--model.schedule step", "--model.schedule is step; it must be ['cosine', 'linear', 'constant', 'multistep']"),
+        (
+            "--model.optimization.schedule step",
+            "--model.optimization.schedule is step; it must be ['cosine', 'linear', 'constant', 'multistep']",
+        ),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],
 )
@@ -211,8 +221,8 @@ def test_what_the_parser_refuses_is_one_line(words, said, parsers, capsys):
 @pytest.mark.parametrize(
     ("words", "ours"),
     [
-        ("fit --model.lr 1e-3", "--model.learning_rate"),
-        ("fit --lr=1e-3", "--model.learning_rate"),
+        ("fit --model.lr 1e-3", "--model.optimization.learning_rate"),
+        ("fit --lr=1e-3", "--model.optimization.learning_rate"),
         ("--epochs 3", "--trainer.max_epochs"),
         ("fit --num_train_epochs 3", "--trainer.max_epochs"),
         ("fit --batch-size 8", "--data.batch_size"),
@@ -223,11 +233,11 @@ def test_what_the_parser_refuses_is_one_line(words, said, parsers, capsys):
         ("fit --resume-from-checkpoint last.ckpt", "--ckpt_path FILE"),
         ("fit --data.img_size 224", "--data.image_size"),
         ("fit --img-size 224", "--data.image_size"),
-        ("fit --opt sgd", "--model.weight_decay (the optimiser is AdamW)"),
-        ("fit --drop-path 0.1", "--model.drop_path_rate"),
-        ("fit --mixup 0.8", "--model.mixup_alpha"),
+        ("fit --opt sgd", "--model.optimization.weight_decay (the optimiser is AdamW)"),
+        ("fit --drop-path 0.1", "--model.network.drop_path_rate"),
+        ("fit --mixup 0.8", "--model.mixing.mixup_alpha"),
         ("fit --model swin_tiny_patch4_window7_224", "--model.preset NAME"),
-        ("fit --pretrained", "--model.model"),
+        ("fit --pretrained", "--model.weights"),
         ("fit -j 4", "--data.num_workers"),
         ("fit --amp", "--trainer.precision"),
         ("fit --data-dir photos", "--data.data_dir"),
@@ -255,7 +265,7 @@ def test_the_table_of_names_is_about_options_that_exist(parsers):
     told = {word for line in swin_hf_cli.NAMES for word in re.findall(r"--[\w.]+\+?", line)}
     assert told and not {word for word in told if word.removesuffix("+") not in ours}
     swin_hf_cli.refuse_foreign_options(
-        ["fit", "--model.learning_rate", "-1", "-c", "a.yaml", "--data", "{batch_size: 3}"]
+        ["fit", "--model.optimization.learning_rate", "-1", "-c", "a.yaml", "--data", "{batch_size: 3}"]
     )
 
 
@@ -271,7 +281,7 @@ except SystemExit as end:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["2", "False", "False"]
-    assert "--lr has another name here, use --model.learning_rate; --epochs has" in done.stderr
+    assert "--lr has another name here, use --model.optimization.learning_rate; --epochs has" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["finetune.py", "pretrain.py"])
@@ -284,7 +294,7 @@ def local(tmp_path):
     digits = CONFIGS / "digits"
     words = ["--data.dataset", "parquet", "--data.data_dir", "null", "--data.num_channels", "3"]
     files = {split: str(digits / f"{split}.parquet") for split in ("train", "test")}
-    words += [f"--data.data_files={files}", "--data.test_fraction", "0", "--data.limit_train", "32"]
+    words += [f"--data.data_files={files}", "--data.splits.test_fraction", "0", "--data.splits.limit_train", "32"]
     return [*words, "--runs", str(tmp_path), "--trainer.fast_dev_run", "true"]
 
 
@@ -312,8 +322,8 @@ def test_recipe_takes_a_step(names, tmp_path, monkeypatch):
     if "lora" in names:
         pytest.importorskip("peft")
     words = [word for name in names for word in ("--config", str(CONFIGS / f"{name}.yaml"))]
-    words += ["--model.model", "null", "--model.distill_from", "null", "--model.window_size", "4"]
-    words += ["--model.overrides", "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}"]
+    words += ["--model.weights", "null", "--model.distillation.teacher", "null", "--model.network.window_size", "4"]
+    words += ["--model.network.overrides", "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}"]
     assert run_recipe(SwinClassifier, CONFIGS / "digits.yaml", ["fit", *words, *local(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())  # fast_dev_run leaves nothing
 
@@ -321,5 +331,10 @@ def test_recipe_takes_a_step(names, tmp_path, monkeypatch):
 def test_pretraining_recipe_takes_a_step(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["--config", str(CONFIGS / "simmim_pretrain.yaml"), "--config", str(CONFIGS / "smoke_cpu.yaml")]
-    words += ["--model.mask_cell", "8", "--model.overrides", "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}"]
+    words += [
+        "--model.masking.cell",
+        "8",
+        "--model.network.overrides",
+        "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}",
+    ]
     assert run_recipe(SwinMaskedImageModeler, CONFIGS / "digits.yaml", ["fit", *words, *local(tmp_path)]) == 0

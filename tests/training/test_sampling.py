@@ -6,7 +6,7 @@ from exact_run import trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DistributedSampler
 
-from swin_hf.training.sampling import (
+from swin_hf.training.data.sampling import (
     EpochSampler,
     ResumableLoader,
     check_launch,

@@ -47,21 +47,20 @@ CONFIG = {
     "name": "tiny",
     "model": {
         "preset": "swin_digits_patch4_window4_32",
-        "drop_path_rate": 0.0,
-        "overrides": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "initializer_range": 0.1},
-        "learning_rate": 5e-3,
-        "lr_scaling": False,
-        "warmup_epochs": 0.5,
+        "network": {
+            "drop_path_rate": 0.0,
+            "overrides": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "initializer_range": 0.1},
+        },
+        "optimization": {"learning_rate": 5e-3, "lr_scaling": False, "warmup_epochs": 0.5},
     },
     "data": {
         "dataset": "parquet",
         "data_files": {"train": str(DIGITS / "train.parquet"), "test": str(DIGITS / "test.parquet")},
         "image_size": 16,
         "batch_size": 16,
-        "limit_train": 160,
-        "crop_padding": 1,
-        "hflip": 0.0,
-        "resize_mode": "squash",
+        "splits": {"limit_train": 160},
+        "augmentation": {"crop_padding": 1, "hflip": 0.0},
+        "pixels": {"resize_mode": "squash"},
     },
     "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 5},
 }
@@ -112,7 +111,7 @@ def test_a_run_leaves_everything_that_it_promises(finished):
 
 
 def test_one_epoch_of_a_recipe_with_a_longer_warm_up_runs_and_prints_its_line(config, tmp_path, capsys):
-    words = ["--trainer.max_epochs", "1", "--model.warmup_epochs", "3", "--data.limit_train", "32"]
+    words = ["--trainer.max_epochs", "1", "--model.optimization.warmup_epochs", "3", "--data.splits.limit_train", "32"]
     assert fit(config, tmp_path, *words, "--trainer.enable_checkpointing", "false", "--trainer.logger", "false") == 0
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith("epoch ")]
@@ -131,7 +130,7 @@ def test_a_terminal_shows_a_bar_and_keeps_a_line_for_each_epoch(words, config, t
         theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0)
     )  # rows and columns; 0 of them show no bar
     command = [sys.executable, str(ROOT / "recipes" / "finetune.py"), "fit", "--config", str(config)]
-    command += ["--runs", str(tmp_path), "--data.limit_train", "64", *words]
+    command += ["--runs", str(tmp_path), "--data.splits.limit_train", "64", *words]
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "200"})
     os.close(theirs)
     shown = b""
@@ -194,7 +193,10 @@ def test_a_second_run_gets_its_own_folder_and_last_goes_on_in_it(config, finishe
 
 
 def test_last_is_also_the_first_start(config, tmp_path):
-    assert fit(config, tmp_path, "--ckpt_path", "last", "--trainer.max_epochs", "1", "--data.limit_train", "48") == 0
+    assert (
+        fit(config, tmp_path, "--ckpt_path", "last", "--trainer.max_epochs", "1", "--data.splits.limit_train", "48")
+        == 0
+    )
     assert (tmp_path / "tiny" / "model" / "model.safetensors").is_file()
 
 
@@ -202,8 +204,8 @@ def test_last_is_also_the_first_start(config, tmp_path):
 def test_options_that_contradict_the_checkpoint_are_refused_not_ignored(config, finished, checkpoint):
     # Silent failure 9: LightningCLI lets the checkpoint's options win over the command line, without a word.
     path = "last" if checkpoint == "last" else str(finished / "tiny" / "checkpoints" / "last.ckpt")
-    with pytest.raises(SystemExit, match=r"--model\.learning_rate: 0\.005 in the checkpoint, 0\.5 now"):
-        fit(config, finished, "--config", str(config), "--ckpt_path", path, "--model.learning_rate", "0.5")
+    with pytest.raises(SystemExit, match=r"--model\.optimization\.learning_rate: 0\.005 in the checkpoint, 0\.5 now"):
+        fit(config, finished, "--config", str(config), "--ckpt_path", path, "--model.optimization.learning_rate", "0.5")
 
 
 def test_a_checkpoint_brings_the_configuration_of_its_run(finished, capsys, tmp_path, monkeypatch):
@@ -284,7 +286,7 @@ def test_a_logger_of_ours_without_its_package_is_an_error_of_one_line(config, tm
     ],
 )
 def test_what_is_found_out_later_is_an_error_of_one_line_too(config, tmp_path, capsys, words, message):
-    assert fit(config, tmp_path, "--data.limit_train", "48", *words) == 1
+    assert fit(config, tmp_path, "--data.splits.limit_train", "48", *words) == 1
     errors = capsys.readouterr().err
     assert f"error: {message}" in errors and "Traceback" not in errors
 
@@ -303,7 +305,7 @@ def test_num_labels_cannot_contradict_the_data(config, tmp_path, capsys):
         fit(config, tmp_path, "--model.num_labels", "3")
     assert "num_labels" in capsys.readouterr().err
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("model: {num_labels: 3, image_size: 8, learning_rate: 1.0}")
+    overlay.write_text("model: {num_labels: 3, image_size: 8, optimization: {learning_rate: 1.0}}")
     with pytest.raises(SystemExit, match=r"overlay\.yaml sets model\.image_size, model\.num_labels; the data decide"):
         fit(config, tmp_path, "--config", str(config), "--config", str(overlay))
 
@@ -325,7 +327,7 @@ def test_a_failed_publication_says_how_to_try_again(config, tmp_path, hub, monke
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     hub.fail("create_repo", "status", status=403)
     with pytest.raises(SystemExit, match=r"complete but .*(?s:.*)swin-hf push .*tiny user/digits"):
-        words = ["--trainer.max_epochs", "1", "--data.limit_train", "48", "--push", "user/digits"]
+        words = ["--trainer.max_epochs", "1", "--data.splits.limit_train", "48", "--push", "user/digits"]
         fit(config, tmp_path, *words)
     assert (tmp_path / "tiny" / "model" / "model.safetensors").is_file()
 
@@ -363,8 +365,8 @@ def test_a_push_that_will_be_refused_is_told_before_the_first_step(
 # huggingface_hub 2.4 hands its HTTP client raw bytes when it uploads.
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, family):
-    """--model.model takes a Hub id, --push publishes; between them, weights, facts and card."""
-    sizes = CONFIG["model"]["overrides"] | {"image_size": 16, "patch_size": 4, "window_size": 4}
+    """--model.weights takes a Hub id, --push publishes; between them, weights, facts and card."""
+    sizes = CONFIG["model"]["network"]["overrides"] | {"image_size": 16, "patch_size": 4, "window_size": 4}
     if family == "swin":
         SwinForImageClassification(SwinConfig(**sizes, num_labels=3)).save_pretrained(tmp_path / "start")
     else:
@@ -374,7 +376,7 @@ def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, 
     api = HfApi(endpoint=hub.url)
     api.create_repo("user/start")
     commit = api.upload_folder(repo_id="user/start", folder_path=tmp_path / "start").oid
-    words = ["--config", str(config), "--runs", str(tmp_path), "--model.model", "user/start"]
+    words = ["--config", str(config), "--runs", str(tmp_path), "--model.weights", "user/start"]
     process = start(
         *words,
         "--push",
@@ -400,7 +402,7 @@ def test_a_start_that_is_nowhere_is_an_error_of_one_line(config, tmp_path, hub, 
     monkeypatch.chdir(tmp_path)  # where the first part of the id is not a folder
     message = "there is no path 'runs/model', and it cannot be pulled from the Hub: "
     with pytest.raises(SystemExit, match=message):
-        fit(config, tmp_path / "out", "--model.model", "runs/model")
+        fit(config, tmp_path / "out", "--model.weights", "runs/model")
     assert not list(tmp_path.iterdir())
 
 
@@ -478,7 +480,7 @@ def test_unreadable_pictures_of_all_ranks_are_counted(config, tmp_path):
     ]
     words = ["--config", str(config), "--config", "ddp", "--runs", str(tmp_path)]
     words += ["--data.dataset", "imagefolder", "--data.data_files", "null", "--data.data_dir", str(tmp_path / "photos")]
-    words += ["--data.on_error", "skip", "--data.batch_size", "4", "--data.test_fraction", "0.2"]
+    words += ["--data.reading.on_error", "skip", "--data.batch_size", "4", "--data.splits.test_fraction", "0.2"]
     words += ["--trainer.devices", "2", "--trainer.num_nodes", "1"]
     done = subprocess.run(
         [sys.executable, *command, str(ROOT / "recipes" / "finetune.py"), "fit", *words],

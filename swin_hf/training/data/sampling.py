@@ -235,15 +235,16 @@ def check_restored(trainer: Trainer, restored: dict[str, Any], state: dict[str, 
         if before != now and name != "images_per_step" and (name != "global_batch" or inside_epoch):
             raise ValueError(
                 f"the checkpoint was written with data {name} {before}, and this run has {now}; resume with the same"
-                " data and options, or start a new run from the saved weights (--model.model)"
+                " data and options, or start a new run from the saved weights (--model.weights)"
             )
     images = state["images_per_step"]
     before = restored.get("images_per_step", images)
-    if before != images and getattr(trainer.lightning_module, "lr_scaling", False):
+    optimization = getattr(trainer.lightning_module, "optimization", None)
+    if before != images and getattr(optimization, "lr_scaling", False):
         raise ValueError(
             f"the checkpoint was trained with {before} images a step, and this run has {images} (batch_size"
             f" {batch_size} x {trainer.world_size} ranks x {trainer.accumulate_grad_batches} batches accumulated); with"
             " lr_scaling the learning rate follows them, but a restored optimiser keeps its own: resume with"
             f" batch_size, ranks and --trainer.accumulate_grad_batches that make {before}, or start a new run from the"
-            " saved weights (--model.model)"
+            " saved weights (--model.weights)"
         )

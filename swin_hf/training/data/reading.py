@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import (
@@ -39,14 +39,53 @@ from swin_hf.folders import (
     split_of,
 )
 from swin_hf.processing import PICTURE_SUFFIXES
+from swin_hf.ranges import check_fields, check_range, choice, ranged
 
-from .shards import load_files, unite
+from .shards import load_files, shorten, unite
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
 Split = Dataset | IterableDataset
 
 SPLIT_COLUMNS = ("split", "fold", "set")
 FORMATS = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
+
+
+OnError = Literal["raise", "skip", "replace"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read, beyond its name and files.
+
+    Args:
+        config_name: Configuration of a Hub dataset.
+        revision: Branch, tag or commit of a Hub dataset.
+        streaming: Read while training, without a local copy; needs trainer.limit_train_batches.
+        image_column: Image column; found by type when there is only one.
+        label_column: Label column; found by type when there is only one.
+        labelled: False for pictures without labels, as in pre-training.
+        class_names: Names of the classes, or their number, where the data do not declare them as a ClassLabel; a stream
+            of such data needs it. Integer labels count from 0.
+        seed: Seed of the order and of the augmentation; seed_everything's if not given.
+        on_error: What to do with an unreadable picture: raise, skip, or replace (by another one, in training only).
+    """
+
+    config_name: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+    labelled: bool = True
+    class_names: list[str] | int | None = None
+    seed: int | None = ranged(None, "[0, 4294967295]")
+    on_error: OnError = choice("raise", OnError)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(self.class_names, list):
+            check_range("class_names", self.class_names, "[1, inf)")
+        elif len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"class_names {shorten(self.class_names)} names a class twice")
 
 
 @dataclass
@@ -62,31 +101,22 @@ class Raw:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def read(
-    dataset: str,
-    data_files: DataFiles | None,
-    data_dir: str | None,
-    config_name: str | None,
-    revision: str | None,
-    streaming: bool,
-    labelled: bool,
-    label_column: str | None,
-) -> Raw:
-    """Read the splits of a source; the arguments are those of :func:`swin_hf.training.sources.load_source`."""
-    content = _read_pictures(dataset, data_files, data_dir, labelled)
+def read(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> Raw:
+    """Read the splits of a source; the arguments are those of :func:`swin_hf.training.data.sources.load_source`."""
+    content = _read_pictures(dataset, data_files, data_dir, reading.labelled)
     if content is not None:
         splits = {name: content.splits[name] for name in SPLIT_NAMES if name in content.splits}
-        return Raw(_streams(splits) if streaming else splits, content.left_out)
+        return Raw(_streams(splits) if reading.streaming else splits, content.left_out)
     folder = _picture_folder(dataset, data_files, data_dir)
     if folder is not None:
         stored: Mapping[str, list[Any]] = _read_metadata(os.path.abspath(folder), metadata_files(folder))
     else:
-        stored = _load(dataset, data_files, data_dir, config_name, revision, streaming)
+        stored = _load(dataset, data_files, data_dir, reading)
     pieces = _name_splits(stored)
-    if streaming and folder is None:  # formats such as json declare their columns by their first rows
+    if reading.streaming and folder is None:  # formats such as json declare their columns by their first rows
         pieces = {name: [part._resolve_features() for part in parts] for name, parts in pieces.items()}
-    splits = _split_by_column(unite(pieces), label_column)
-    return Raw(_streams(splits) if streaming and folder is not None else splits)
+    splits = _split_by_column(unite(pieces), reading.label_column)
+    return Raw(_streams(splits) if reading.streaming and folder is not None else splits)
 
 
 def _read_pictures(
@@ -203,24 +233,20 @@ def _streams(splits: Mapping[str, Dataset]) -> dict[str, IterableDataset]:
 
 
 def _load(
-    dataset: str,
-    data_files: DataFiles | None,
-    data_dir: str | None,
-    config_name: str | None,
-    revision: str | None,
-    streaming: bool,
+    dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading
 ) -> Mapping[str, list[Any]]:
     """Pieces of each stored split, under its own name."""
+    streaming = reading.streaming
     folder = Path(data_dir if dataset == "arrow" and data_dir else dataset)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         stored = load_from_disk(str(folder))
         stored = stored if isinstance(stored, DatasetDict) else DatasetDict({"train": stored})
         return {name: [split] for name, split in (_streams(stored) if streaming else stored).items()}
-    options: dict[str, Any] = {"data_files": data_files, "data_dir": data_dir, "revision": revision}
+    options: dict[str, Any] = {"data_files": data_files, "data_dir": data_dir, "revision": reading.revision}
     try:
         if dataset in FORMATS or os.path.isdir(dataset):
             options |= _literal(data_files, data_dir)
-            builder = load_dataset_builder(dataset, name=config_name, **options)
+            builder = load_dataset_builder(dataset, name=reading.config_name, **options)
             declared = builder.info.features is not None  # by the README of a folder: holds for all files
             by_file = ("parquet", "arrow", "csv") if streaming else ("parquet", "arrow", "csv", "json")
             if builder.name in by_file and not declared:
@@ -229,7 +255,7 @@ def _load(
                     for split, paths in builder.config.data_files.items()
                 }
                 return load_files(builder.name, {split: paths for split, paths in files.items() if paths}, streaming)
-        loaded = load_dataset(dataset, name=config_name, **options, streaming=streaming)
+        loaded = load_dataset(dataset, name=reading.config_name, **options, streaming=streaming)
     except ValueError as error:
         if "corresponds to no data" in str(error):  # datasets' words for a split without rows
             raise ValueError(f"a split of {dataset!r} is empty: {error}") from error

@@ -226,4 +226,10 @@ def _renumber_row(row: dict[str, Any], column: str, ids: Mapping[Any, int | None
 
 
 def _listed(names: Sequence[str]) -> str:
-    return (", ".join(names[:10]) or "integers") + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return shorten(names, 10) or "integers"
+
+
+def shorten(names: Sequence[Any], limit: int = 20) -> str:
+    """Return at most ``limit`` names, and how many there are beyond."""
+    listed = ", ".join(map(str, names[:limit]))
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"

@@ -4,28 +4,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from swin_hf.ranges import check_fields, ranged
 from swin_hf.text import one_line
 
-from .sources import UNLABELLED, Source, shorten
+from .shards import shorten
+from .sources import UNLABELLED, Source
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is held out of the training split where the data set has no split of its own, and how much is trained on.
+
+    Args:
+        validation_fraction: Share of the training split to hold out when the dataset has no validation split.
+        test_fraction: Share of the training split to hold out when the dataset has no test split.
+        limit_train: Use only this many training pictures, drawn at random and stratified.
+        seed: Seed of the draws; another seed of the training does not change what is measured.
+    """
+
+    validation_fraction: float = ranged(0.1, "[0, 1)")
+    test_fraction: float = ranged(0.0, "[0, 1)")
+    limit_train: int | None = ranged(None, "[1, inf)")
+    seed: int = ranged(0, "[0, 4294967295]")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def divide(
-    source: Source, fractions: Mapping[str, float], limit_train: int | None, seed: int
-) -> tuple[dict[str, Integers], dict[str, Integers], list[str]]:
+def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[str, Integers], list[str]]:
     """Choose the rows of each split: those with a label, less what is held out of the training split.
 
     Args:
         source: Stored splits.
-        fractions: Share of the training split to hold out for each split, in this order, where it is not stored.
-        limit_train: Number of training rows to keep; None for all.
-        seed: Seed of the draws.
+        options: What is held out.
 
     Returns:
         Rows and labels of each split, and the names of those that were held out.
@@ -47,11 +67,12 @@ def divide(
         if len(kept):
             rows[name], labels[name] = kept, stored[kept]
     held_out = []
+    fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
     for name, fraction in fractions.items() if "train" in rows else ():
         if name in rows or fraction == 0:
             continue
         size = len(labels["train"])
-        kept, held = stratified_split(labels["train"], round(fraction * size), seed)
+        kept, held = stratified_split(labels["train"], round(fraction * size), options.seed)
         if len(held) == 0:
             raise ValueError(
                 f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a larger"
@@ -60,8 +81,8 @@ def divide(
         rows[name], labels[name] = rows["train"][held], labels["train"][held]
         rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
         held_out.append(name)
-    if limit_train is not None and limit_train < len(rows.get("train", ())):
-        drawn = stratified_draw(labels["train"], limit_train, seed)
+    if options.limit_train is not None and options.limit_train < len(rows.get("train", ())):
+        drawn = stratified_draw(labels["train"], options.limit_train, options.seed)
         rows["train"], labels["train"] = rows["train"][drawn], labels["train"][drawn]
     if source.label_column is not None and len(present := np.unique(labels.get("train", ()))) == 1:
         raise ValueError(

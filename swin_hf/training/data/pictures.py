@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data
 from datasets import Dataset, IterableDataset
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from swin_hf.model.pixels import GREY_MAXIMUM, least_white
 from swin_hf.processing import UnreadablePictureError, decode_picture, open_picture
 
 from . import sampling, sources
+from .reading import OnError
 
-OnError = Literal["raise", "skip", "replace"]
 Batch = dict[str, Any]
 
 STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
@@ -28,7 +27,10 @@ REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving 
 
 
 class PictureReader:
-    """From the stored cells of a row to ``(pixels, label)``; a plain object that travels to loader workers.
+    """From the stored cells of a row to a sample; a plain object that travels to loader workers.
+
+    A task whose targets are not one number for each picture has a subclass: :attr:`columns` are the cells that it
+    reads, and :meth:`sample` makes its targets of them, transformed together with the picture.
 
     Args:
         source: Where pictures and labels are.
@@ -44,50 +46,59 @@ class PictureReader:
         self,
         source: sources.Source,
         split: str,
-        transform: Callable[[Any], Tensor],
+        transform: Callable[..., Any],
         num_channels: int,
         background: Sequence[int],
         on_error: OnError,
         grey_maximum: int = GREY_MAXIMUM,
     ) -> None:
-        self.image_column, self.label_column = source.image_column, source.label_column
-        self.encode, self.root = source.encode, source.roots.get(split)
+        self.image_column, self.root = source.image_column, source.roots.get(split)
         self.split, self.transform = split, transform
         self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
         self.grey_maximum = grey_maximum
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
-        return [self.image_column] if self.label_column is None else [self.image_column, self.label_column]
+        """The columns whose cells :meth:`sample` needs."""
+        return [self.image_column]
 
-    def read(self, cell: Any, seed: int, row: Any) -> Tensor | UnreadablePictureError:
+    def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
+        """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)`` of ``uint8``.
+
+        Args:
+            picture: PIL image.
+            cells: The stored cells of its row.
+        """
+        return {"pixel_values": self.transform(picture)}
+
+    def read(self, cells: Mapping[str, Any], seed: int, row: Any) -> Batch | UnreadablePictureError:
         """Decode and transform one picture with random numbers of its own.
 
         Args:
-            cell: Stored picture.
+            cells: Stored cells of its row.
             seed: Seed of the augmentation; the caller's random stream is left as it was.
             row: Row number, for the message.
 
         Returns:
-            ``(C, H, W)`` of ``uint8``, or the error when the policy is to go on.
+            The sample, or the error when the policy is to go on.
 
         Raises:
             UnreadablePictureError: If the policy is ``raise``.
         """
+        cell = cells[self.image_column]
         try:
             picture = decode_picture(cell, self.num_channels, self.background, self.root, self.grey_maximum)
         except UnreadablePictureError as error:
             message = f"{self.split} row {row}: {error}"
             if self.on_error == "raise":
                 raise UnreadablePictureError(
-                    f"{message}; repair or remove the file, or pass --data.on_error skip (or replace)"
+                    f"{message}; repair or remove the file, or pass --data.reading.on_error skip (or replace)"
                 ) from error
             return UnreadablePictureError(message)
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
         try:
-            return self.transform(picture)
+            return self.sample(picture, cells)
         finally:
             torch.set_rng_state(state)
 
@@ -113,7 +124,7 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         seed: int,
         training: bool,
     ) -> None:
-        self.data = data.select_columns([reader.image_column])
+        self.data = data.select_columns(reader.columns)
         self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
 
     def __len__(self) -> int:
@@ -125,21 +136,20 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
         """Read a whole batch in one access; called by torch's fetcher."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        cells = self.data[[int(self.rows[index]) for _, index in pairs]][self.reader.image_column]
+        table = self.data[[int(self.rows[index]) for _, index in pairs]]
         samples = []
-        for (epoch, index), cell in zip(pairs, cells, strict=True):
-            sample = self._sample(epoch, index, cell)
-            samples.append(sample)
+        for place, (epoch, index) in enumerate(pairs):
+            samples.append(self._sample(epoch, index, {name: cells[place] for name, cells in table.items()}))
         if self.training and all("pixel_values" not in sample for sample in samples):
             samples.append(self._replacement(*pairs[0]))  # a batch must not be empty: the other ranks wait for it
         return samples
 
-    def _sample(self, epoch: int, index: int, cell: Any) -> Batch:
+    def _sample(self, epoch: int, index: int, cells: Mapping[str, Any]) -> Batch:
         row = int(self.rows[index])
-        pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row), row)
-        if isinstance(pixels, Tensor):
-            return self._labelled(pixels, index)
-        sample: Batch = {"unreadable": str(pixels)}
+        read = self.reader.read(cells, sampling.derive_seed(self.seed, "sample", epoch, row), row)
+        if not isinstance(read, UnreadablePictureError):
+            return self._labelled(read, index)
+        sample: Batch = {"unreadable": str(read)}
         if self.reader.on_error == "replace" and self.training:
             sample |= self._replacement(epoch, index)
         return sample
@@ -148,19 +158,17 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         generator = np.random.default_rng(sampling.derive_seed(self.seed, "replacement", epoch, int(self.rows[index])))
         for other in generator.integers(len(self), size=REPLACEMENTS):
             row = int(self.rows[other])
-            cell = self.data[row][self.reader.image_column]
-            pixels = self.reader.read(cell, sampling.derive_seed(self.seed, "sample", epoch, row, index), row)
-            if isinstance(pixels, Tensor):
-                return self._labelled(pixels, int(other))
+            seed = sampling.derive_seed(self.seed, "sample", epoch, row, index)
+            read = self.reader.read(self.data[row], seed, row)
+            if not isinstance(read, UnreadablePictureError):
+                return self._labelled(read, int(other))
         raise UnreadablePictureError(
             f"{self.reader.split} row {int(self.rows[index])} and {REPLACEMENTS} pictures tried in its place are all"
             " unreadable; check the files of the dataset"
         )
 
-    def _labelled(self, pixels: Tensor, index: int) -> Batch:
-        return (
-            {"pixel_values": pixels} if self.labels is None else {"pixel_values": pixels, "label": self.labels[index]}
-        )
+    def _labelled(self, sample: Batch, index: int) -> Batch:
+        return sample if self.labels is None else sample | {"labels": self.labels[index]}
 
 
 class PictureStream(torch.utils.data.IterableDataset[Any]):
@@ -185,7 +193,7 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
         batch_size: int,
     ) -> None:
         self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
-        self.class_id = source.class_id
+        self.label_column, self.class_id = source.label_column, source.class_id
         self.epoch = self.done = 0
 
     def set_position(self, epoch: int, done: int) -> None:
@@ -202,28 +210,29 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
                 yield {}
                 continue
             seed = sampling.derive_seed(self.seed, "stream", self.rank, number, self.epoch, place)
-            pixels = self.reader.read(cells[self.reader.image_column], seed, place)
-            if not isinstance(pixels, Tensor):
-                yield {"unreadable": str(pixels)}
-            elif self.reader.label_column is None:
-                yield {"pixel_values": pixels}
+            read = self.reader.read(cells, seed, place)
+            if isinstance(read, UnreadablePictureError):
+                yield {"unreadable": str(read)}
+            elif self.label_column is None:
+                yield read
             else:
-                yield {"pixel_values": pixels, "label": self.class_id(cells[self.reader.label_column])}
+                yield read | {"labels": self.class_id(cells[self.label_column])}
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B,) int64}``.
+    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B, ...) int64}``.
 
     Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
     read, that is all there is in the batch.
     """
     unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
     readable = [sample for sample in samples if "pixel_values" in sample]
-    batch: Batch = {}
-    if readable:  # otherwise all are unreadable, or counted and not decoded: see PictureStream
-        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in readable])
-    if readable and "label" in readable[0]:
-        batch["labels"] = torch.tensor([int(sample["label"]) for sample in readable])
+    # Without any, all are unreadable, or counted and not decoded: see PictureStream.
+    batch: Batch = {
+        name: torch.stack([torch.as_tensor(sample[name]) for sample in readable])
+        for name in ("pixel_values", "labels")
+        if readable and name in readable[0]
+    }
     if unreadable:
         batch["unreadable"] = unreadable
     return batch
@@ -279,7 +288,7 @@ def measure_grey_maximum(source: sources.Source) -> int:
     if bits < 16:
         rank_zero_warn(
             f"the 16-bit grey pictures among {len(whites)} of {split!r} reach {largest} of {GREY_MAXIMUM}: they seem "
-            f"to hold {bits} bits, so {2**bits - 1} is taken as white in all; if they are only dark, give grey_maximum "
-            f"{GREY_MAXIMUM}"
+            f"to hold {bits} bits, so {2**bits - 1} is taken as white in all; if they are only dark, give "
+            f"pixels.grey_maximum {GREY_MAXIMUM}"
         )
     return int(2**bits - 1)

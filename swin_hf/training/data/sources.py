@@ -26,8 +26,9 @@ from datasets import (
 
 from swin_hf.folders import SPLIT_NAMES
 
-from .bundled import find_data_set
-from .reading import DataFiles, check_files, flat, read
+from ..bundled import find_data_set
+from .reading import DataFiles, Reading, check_files, flat, read
+from .shards import shorten
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
 IMAGE_NAMES = ("image", "img", "picture", "path", "file", "filename", "file_name", "image_path")
@@ -101,16 +102,9 @@ class Source:
 
 def load_source(
     dataset: str,
-    *,
     data_files: DataFiles | None = None,
     data_dir: str | None = None,
-    config_name: str | None = None,
-    revision: str | None = None,
-    streaming: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labelled: bool = True,
-    class_names: list[str] | int | None = None,
+    reading: Reading = Reading(),
 ) -> Source:
     """Load a dataset and find its pictures and labels.
 
@@ -120,13 +114,7 @@ def load_source(
         data_files: Files of the format: one pattern, a list, or one or the other for each split. Relative paths of
             pictures start from the folder of the split's files.
         data_dir: Folder of the format; ``data_files`` and the paths of pictures are relative to it.
-        config_name: Configuration of a Hub dataset.
-        revision: Branch, tag or commit of a Hub dataset.
-        streaming: Read while training, without a local copy.
-        image_column: Name of the image column; found by type when there is only one.
-        label_column: Name of the label column; found by type when there is only one.
-        labelled: False for pictures without labels (pre-training).
-        class_names: Names of the classes, or their number, of a source that does not declare them as a ClassLabel.
+        reading: How it is read.
 
     Raises:
         FileNotFoundError: If a local file or folder is missing.
@@ -134,22 +122,22 @@ def load_source(
     """
     check_files(data_files, data_dir)
     dataset = find_data_set(dataset)
-    raw = read(dataset, data_files, data_dir, config_name, revision, streaming, labelled, label_column)
+    raw = read(dataset, data_files, data_dir, reading)
     splits = raw.splits
     reference = next(iter(splits))  # the training split where there is one
     features = splits[reference].features
-    image = _find_image(features, image_column)
+    image = _find_image(features, reading.image_column)
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
-    label = _find_label(splits, image, label_column, dataset) if labelled else None
+    label = _find_label(splits, image, reading.label_column, dataset) if reading.labelled else None
     source = Source(splits, image, label, class_names=[], left_out=raw.left_out)
-    if streaming:
+    if reading.streaming:
         source.num_shards = splits[reference].num_shards
     else:
         for name, split in splits.items():
             if len(split) == 0:
                 raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row")
     if label is not None:
-        _name_classes(source, features, streaming, class_names)
+        _name_classes(source, features, reading.streaming, reading.class_names)
         for name, split in splits.items():
             if label not in split.features:
                 raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
@@ -250,12 +238,6 @@ def describe(features: Features) -> str:
 def kind(feature: Any) -> str:
     """Return the type of a column: that of its values, or the name of the feature."""
     return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
-
-
-def shorten(names: Sequence[Any], limit: int = 20) -> str:
-    """Return at most ``limit`` names, and how many there are beyond."""
-    listed = ", ".join(map(str, names[:limit]))
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
 
 
 def _name_classes(source: Source, features: Features, streaming: bool, class_names: list[str] | int | None) -> None:

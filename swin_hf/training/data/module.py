@@ -1,8 +1,8 @@
 """Any image dataset, as batches that a Swin can learn from: :class:`ImageDataModule`.
 
 Pictures travel as ``uint8`` and are normalised on the device. How the order and the random numbers are made
-reproducible is told in :mod:`swin_hf.training.sampling`; how columns and classes are found, in
-:mod:`swin_hf.training.sources`.
+reproducible is told in :mod:`swin_hf.training.data.sampling`; how columns and classes are found, in
+:mod:`swin_hf.training.data.sources`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +20,20 @@ from datasets.distributed import split_dataset_by_node
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
 from swin_hf.files import redact, replacing
 from swin_hf.memory import check_batch
-from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD
-from swin_hf.processing import RESAMPLING, Interpolation, Preprocessing, UnreadablePictureError, short_side
+from swin_hf.model.pixels import GREY_MAXIMUM
+from swin_hf.processing import Preprocessing, UnreadablePictureError, short_side
 from swin_hf.ranges import check_range
 
+from ..options import plain
 from . import sampling, sources
 from .pictures import (
     Batch,
-    OnError,
     PictureDataset,
     PictureReader,
     PictureStream,
@@ -42,25 +41,10 @@ from .pictures import (
     collate,
     measure_grey_maximum,
 )
-from .reading import FORMATS
-from .splits import announce_classes, count_classes, divide
-from .transforms import AutoAugment, TrainTransform, normalize
+from .reading import FORMATS, Reading
+from .splits import Splits, announce_classes, count_classes, divide
+from .transforms import Augmentation, Pixels, TrainTransform, normalize
 
-# What a number may be; where a machine has a limit of its own, it is met later and told then.
-_RANGES = {
-    "[1, 1e6]": "batch_size eval_batch_size",
-    "[1, inf)": "limit_train",
-    "[0, 1024]": "num_workers",
-    "[0, 4096]": "crop_padding",
-    "[0, 4294967295]": "seed split_seed",
-    "[0, 255]": "background",
-    "[1, 65535]": "grey_maximum",
-    "[0, 1)": "validation_fraction test_fraction",
-    "[0, 1]": "hflip erasing",
-    "(0, 1]": "crop_scale crop_pct",
-    "(0, inf)": "crop_ratio",
-}
-ResizeMode = Literal["crop", "squash"]
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
 
 
@@ -70,104 +54,67 @@ class ImageDataModule(LightningDataModule):
     Without a validation split, a stratified share of the training split is held out; the test split is never used to
     choose anything. Batches are ``{"pixel_values": (B, C, H, W), "labels": (B,)}``.
 
+    A task with other targets has a subclass, which replaces :meth:`reader`, :meth:`train_transform`,
+    :meth:`eval_transform` and :attr:`collate`.
+
     Args:
         dataset: Hub id, local folder, a folder written by save_to_disk, swin_hf:digits (handwritten digits, in the
             package), or a format: imagefolder, parquet, webdataset, arrow, csv, json.
         data_files: Files of the format: a pattern, a list, or one of them for each of train, validation and test.
             Relative paths of pictures start from the folder of the split's files.
         data_dir: Folder of the format; data_files and the paths of pictures are relative to it.
-        config_name: Configuration of a Hub dataset.
-        revision: Branch, tag or commit of a Hub dataset.
-        streaming: Read while training, without a local copy; needs trainer.limit_train_batches.
-        image_column: Image column; found by type when there is only one.
-        label_column: Label column; found by type when there is only one.
-        labelled: False for pictures without labels, as in pre-training.
-        class_names: Names of the classes, or their number, where the data do not declare them as a ClassLabel; a stream
-            of such data needs it. Integer labels count from 0.
         image_size: Height and width in pixels, or one number for both.
         num_channels: 3 (RGB) or 1 (grey).
         batch_size: Training pictures per step on each device.
         eval_batch_size: Pictures per evaluation step on each device; batch_size if not given.
         num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
-        validation_fraction: Share of the training split to hold out when the dataset has no validation split.
-        test_fraction: Share of the training split to hold out when the dataset has no test split.
-        limit_train: Use only this many training pictures, drawn at random and stratified.
-        seed: Seed of the order and of the augmentation; seed_everything's if not given.
-        split_seed: Seed of the held-out shares, so that another seed does not change what is measured.
-        mean: Mean of each channel for values in 0..1; ImageNet's if not given, "dataset" to measure it.
-        std: Standard deviation of each channel; likewise.
-        crop_scale: Least and greatest area of the random resized crop.
-        crop_ratio: Least and greatest width-to-height ratio of the random resized crop.
-        crop_padding: Resize, pad by so many pixels and crop at random, in place of the random resized crop.
-        hflip: Probability of a horizontal flip.
-        auto_augment: randaugment, trivialaugment, or nothing.
-        erasing: Probability of random erasing, with noise.
-        interpolation: nearest, bilinear or bicubic.
-        resize_mode: Evaluation: crop (shorter side, then centre crop) or squash (all of the picture).
-        crop_pct: Evaluation: share of the shorter side that the centre crop keeps.
-        background: Red, green and blue (0..255) behind transparent pixels.
-        grey_maximum: Value that is white in grey pictures of 16 bits: 4095 where they hold 12; found from a sample of
-            the pictures if not given.
-        on_error: What to do with an unreadable picture: raise, skip, or replace (by another one, in training only).
+        reading: How the data set is read.
+        splits: What is held out, and how much is trained on.
+        augmentation: How training pictures are changed at random.
+        pixels: What the values of a picture mean, and what evaluation sees of it.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
         dataset: str = "parquet",
         data_files: str | list[str] | dict[str, str | list[str]] | None = None,
         data_dir: str | None = None,
-        config_name: str | None = None,
-        revision: str | None = None,
-        streaming: bool = False,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        labelled: bool = True,
-        class_names: list[str] | int | None = None,
         image_size: int | tuple[int, int] = 32,
         num_channels: int = 3,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        limit_train: int | None = None,
-        seed: int | None = None,
-        split_seed: int = 0,
-        mean: list[float] | Literal["dataset"] | None = None,
-        std: list[float] | Literal["dataset"] | None = None,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        crop_padding: int | None = None,
-        hflip: float = 0.5,
-        auto_augment: AutoAugment | None = None,
-        erasing: float = 0.0,
-        interpolation: Interpolation = "bicubic",
-        resize_mode: ResizeMode = "crop",
-        crop_pct: float = 0.875,
-        background: tuple[int, int, int] = (255, 255, 255),
-        grey_maximum: int | None = None,
-        on_error: OnError = "raise",
+        reading: Reading = Reading(),
+        splits: Splits = Splits(),
+        augmentation: Augmentation = Augmentation(),
+        pixels: Pixels = Pixels(),
     ) -> None:
         super().__init__()
+        # What a number may be; where a machine has a limit of its own, it is met later and told then.
+        for name, number, interval in (
+            ("image_size", image_size, "[1, 16384]"),
+            ("batch_size", batch_size, "[1, 1e6]"),
+            ("eval_batch_size", eval_batch_size, "[1, 1e6]"),
+            ("num_workers", num_workers, "[0, 1024]"),
+        ):
+            check_range(name, number, interval)
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels {num_channels} is neither 3 (RGB) nor 1 (grey)")
+        if dataset in FORMATS and data_files is None and data_dir is None:
+            raise ValueError(f"dataset {dataset!r} is a format; say where the files are: data_files or data_dir")
         self.dataset, self.data_files, self.data_dir = dataset, data_files, data_dir
-        self.config_name, self.revision, self.streaming = config_name, revision, streaming
-        self.image_column, self.label_column, self.labelled = image_column, label_column, labelled
-        self.class_names = class_names
-        check_range("image_size", image_size, "[1, 16384]")
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self.num_channels = num_channels
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
-        self.validation_fraction, self.test_fraction, self.limit_train = validation_fraction, test_fraction, limit_train
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        self.split_seed = split_seed
-        self.mean, self.std = self._channel_values(mean, IMAGENET_MEAN), self._channel_values(std, IMAGENET_STD)
-        self.crop_scale, self.crop_ratio, self.crop_padding = crop_scale, crop_ratio, crop_padding
-        self.hflip, self.auto_augment, self.erasing = hflip, auto_augment, erasing
-        self.interpolation, self.resize_mode, self.crop_pct = interpolation, resize_mode, crop_pct
-        self.background, self.grey_maximum, self.on_error = background, grey_maximum, on_error
-        self._check_options()
+        self.reading, self.splits, self.augmentation, self.pixels = reading, splits, augmentation, pixels
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if reading.seed is None else reading.seed
+        self.mean, self.std = pixels.channel_values(num_channels)
+        self.grey_maximum = pixels.grey_maximum
+        check_batch(max(self.batch_size, self.eval_batch_size), num_channels, self.image_size)
         self._source: sources.Source | None = None
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
         self._labels: dict[str, np.ndarray[Any, Any]] = {}
@@ -177,70 +124,14 @@ class ImageDataModule(LightningDataModule):
         self._unreadable: dict[str, str] = {}
         self._announced = False
 
-    def _channel_values(self, values: Any, imagenet: Sequence[float]) -> list[float] | Literal["dataset"]:
-        if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels {self.num_channels} is neither 3 (RGB) nor 1 (grey)")
-        if values == "dataset":
-            return "dataset"
-        if values is None:  # the grey of ImageNet is the mean of its colours
-            values = imagenet if self.num_channels == 3 else [sum(imagenet) / 3]
-        if len(values) != self.num_channels:
-            raise ValueError(f"{len(values)} values {list(values)} in mean or std for {self.num_channels} channels")
-        return [float(value) for value in values]
-
-    def _check_options(self) -> None:
-        for interval, names in _RANGES.items():
-            for name in names.split():
-                check_range(name, getattr(self, name), interval)
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} is {getattr(self, name)}; give the lesser number first")
-        if not isinstance(self.class_names, list):
-            check_range("class_names", self.class_names, "[1, inf)")
-        elif len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class_names {sources.shorten(self.class_names)} names a class twice")
-        for name, interval in (("mean", "(-inf, inf)"), ("std", "(0, inf)")):
-            if getattr(self, name) != "dataset":
-                check_range(name, getattr(self, name), interval)
-        check_batch(max(self.batch_size, self.eval_batch_size), self.num_channels, self.image_size)
-        if len(self.background) != 3:
-            raise ValueError(f"background is {self.background}; give red, green and blue in [0, 255]")
-        if self.interpolation not in RESAMPLING:
-            raise ValueError(f"interpolation {self.interpolation!r} is none of {sorted(RESAMPLING)}")
-        if self.resize_mode not in ("crop", "squash"):
-            raise ValueError(f"resize_mode {self.resize_mode!r} is neither 'crop' nor 'squash'")
-        if self.auto_augment not in (None, "randaugment", "trivialaugment"):
-            raise ValueError(f"auto_augment {self.auto_augment!r} is neither 'randaugment' nor 'trivialaugment'")
-        if self.on_error not in ("raise", "skip", "replace"):
-            raise ValueError(f"on_error {self.on_error!r} is none of 'raise', 'skip' and 'replace'")
-        if self.dataset in FORMATS and self.data_files is None and self.data_dir is None:
-            raise ValueError(f"dataset {self.dataset!r} is a format; say where the files are: data_files or data_dir")
-
     # What the data are. Everything below loads the dataset when it is first asked for.
 
     def load(self) -> sources.Source:
         """Load the dataset, find columns and classes, and hold out what has to be held out. Idempotent."""
         if self._source is None:
-            source = sources.load_source(
-                self.dataset,
-                data_files=self.data_files,
-                data_dir=self.data_dir,
-                config_name=self.config_name,
-                revision=self.revision,
-                streaming=self.streaming,
-                image_column=self.image_column,
-                label_column=self.label_column,
-                labelled=self.labelled,
-                class_names=self.class_names,
-            )
-            if not self.streaming:
-                self._rows, self._labels, self._held_out = divide(
-                    source,
-                    {"test": self.test_fraction, "validation": self.validation_fraction},
-                    self.limit_train,
-                    self.split_seed,
-                )
+            source = sources.load_source(self.dataset, self.data_files, self.data_dir, self.reading)
+            if not self.reading.streaming:
+                self._rows, self._labels, self._held_out = divide(source, self.splits)
             self._fingerprint = sources.fingerprint(source)
             self._source = source
             self._measure()
@@ -252,12 +143,14 @@ class ImageDataModule(LightningDataModule):
             self.grey_maximum = measure_grey_maximum(self.load())
         if "dataset" not in (self.mean, self.std):
             return
-        if self.streaming:
+        if self.reading.streaming:
             raise ValueError('mean="dataset" needs the pictures at hand; give numbers when streaming')
         if "train" not in self._rows:
             raise ValueError('mean="dataset" is measured on a training split, and there is none; give its numbers')
-        squash = Preprocessing(self.image_size, None, interpolation=self.interpolation).pixels
-        mean, std = channel_statistics(self._dataset("train", squash, training=False), self.num_channels)
+        squash = Preprocessing(self.image_size, None, interpolation=self.pixels.interpolation).pixels
+        reader = ImageDataModule.reader(self, "train", squash)  # whatever the targets of the task are
+        data = PictureDataset(self.load().splits["train"], self._rows["train"], None, reader, self.seed, False)
+        mean, std = channel_statistics(data, self.num_channels)
         self.mean = mean if self.mean == "dataset" else self.mean
         self.std = std if self.std == "dataset" else self.std
 
@@ -285,7 +178,7 @@ class ImageDataModule(LightningDataModule):
     def class_counts(self) -> dict[str, int]:
         """Training pictures of each class; empty for a stream and without a training split."""
         source = self.load()
-        if self.streaming or source.label_column is None or "train" not in self._labels:
+        if self.reading.streaming or source.label_column is None or "train" not in self._labels:
             return {}
         counts = count_classes(self._labels["train"], len(source.class_names))
         return dict(zip(source.class_names, counts.tolist(), strict=True))
@@ -299,12 +192,12 @@ class ImageDataModule(LightningDataModule):
     @property
     def has_test(self) -> bool:
         """Whether there is a test split with labels."""
-        return "test" in self.load().splits if self.streaming else "test" in self.split_sizes
+        return "test" in self.load().splits if self.reading.streaming else "test" in self.split_sizes
 
     @property
     def train_size(self) -> int:
         """Number of training pictures in an epoch, before the remainder of the last batch is dropped."""
-        if not self.streaming:
+        if not self.reading.streaming:
             return self.split_sizes.get("train", 0)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         return self._stream_steps() * self.batch_size * world_size
@@ -324,7 +217,7 @@ class ImageDataModule(LightningDataModule):
             world_size: Number of ranks.
             accumulate: Batches per optimiser step.
         """
-        if self.streaming:
+        if self.reading.streaming:
             batches = self._stream_steps()
         else:
             batches = sampling.epoch_batches(self.train_size, self.batch_size, world_size)
@@ -347,11 +240,11 @@ class ImageDataModule(LightningDataModule):
         self.load()  # measures mean="dataset"
         return Preprocessing(
             self.image_size,
-            None if self.resize_mode == "squash" else short_side(self.image_size, self.crop_pct),
+            None if self.pixels.resize_mode == "squash" else short_side(self.image_size, self.pixels.crop_pct),
             tuple(float(value) for value in self.mean),
             tuple(float(value) for value in self.std),
-            self.interpolation,
-            tuple(self.background),
+            self.pixels.interpolation,
+            tuple(self.pixels.background),
             self.grey_maximum or GREY_MAXIMUM,
         )
 
@@ -362,40 +255,31 @@ class ImageDataModule(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """What a model card should know about the data; plain values, no absolute path."""
         source = self.load()
+        augmentation, pixels = plain(self.augmentation), plain(self.pixels)
+        scale, ratio = augmentation.pop("crop_scale"), augmentation.pop("crop_ratio")
+        padding = augmentation.pop("crop_padding")
+        crop = {"scale": scale, "ratio": ratio} if padding is None else {"padding": padding}
+        resize_mode, crop_pct = pixels.pop("resize_mode"), pixels.pop("crop_pct")
+        evaluation = {"resize_mode": resize_mode} | ({"crop_pct": crop_pct} if resize_mode == "crop" else {})
         return {
-            "dataset": _shareable(self.dataset),
-            "config_name": self.config_name,
-            "revision": self.revision,
-            "data_files": _shareable(self.data_files),
-            "data_dir": _shareable(self.data_dir),
-            "streaming": self.streaming,
+            **{name: _shareable(getattr(self, name)) for name in ("dataset", "data_files", "data_dir")},
+            **{name: getattr(self.reading, name) for name in ("config_name", "revision", "streaming", "on_error")},
             "fingerprint": self.fingerprint,
             "splits": self.split_sizes,
             "held_out": list(self._held_out),
-            "split_seed": self.split_seed,
+            "split_seed": self.splits.seed,
             "class_names": list(source.class_names),
             "class_counts": self.class_counts,
             "image_size": list(self.image_size),
             "num_channels": self.num_channels,
-            "mean": self.mean,
-            "std": self.std,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "augmentation": {
-                "crop": {"padding": self.crop_padding}
-                if self.crop_padding is not None
-                else {"scale": list(self.crop_scale), "ratio": list(self.crop_ratio)},
-                "hflip": self.hflip,
-                "auto_augment": self.auto_augment,
-                "erasing": self.erasing,
-            },
-            "evaluation": {"resize_mode": self.resize_mode, "crop_pct": self.crop_pct}
-            if self.resize_mode == "crop"
-            else {"resize_mode": self.resize_mode},
-            "interpolation": self.interpolation,
-            "background": list(self.background),
+            "augmentation": {"crop": crop, **augmentation},
+            "evaluation": evaluation,
+            **pixels,
+            "mean": self.mean,
+            "std": self.std,
             "grey_maximum": self.grey_maximum,
-            "on_error": self.on_error,
             "unreadable": len(self._unreadable),
         }
 
@@ -418,9 +302,9 @@ class ImageDataModule(LightningDataModule):
                 f"{self.dataset!r} has no training split, only {sorted(source.splits)}; give one to train on (the files"
                 " of each split in data_files), or measure a checkpoint on these pictures with test or validate"
             )
-        if self.streaming:
+        if self.reading.streaming:
             self._stream_steps()
-        elif self.labelled and not self._announced:
+        elif self.reading.labelled and not self._announced:
             counts = {name: count_classes(self._labels[name], len(source.class_names)) for name in self.split_sizes}
             announce_classes(source, counts)
             self._announced = True
@@ -441,11 +325,31 @@ class ImageDataModule(LightningDataModule):
         record = {
             "dataset": _shareable(self.dataset),
             "fingerprint": self.fingerprint,
-            "split_seed": self.split_seed,
+            "split_seed": self.splits.seed,
             **{name: self._rows[name].tolist() for name in self._held_out},
         }
         with replacing(Path(folder, "split.json")) as partial:
             partial.write_text(json.dumps(record) + "\n")
+
+    # What a task replaces.
+
+    def train_transform(self) -> Callable[..., Any]:
+        """From a decoded training picture to ``(C, H, W)`` of ``uint8``, at random."""
+        fill = [round(255 * value) for value in self.mean if isinstance(value, float)]
+        return TrainTransform(self.image_size, self.augmentation, self.pixels.interpolation, fill)
+
+    def eval_transform(self) -> Callable[..., Any]:
+        """From a decoded picture of validation, test or prediction to ``(C, H, W)`` of ``uint8``."""
+        return self.preprocessing.pixels
+
+    def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
+        """How the rows of a stored split become samples."""
+        white, options = self.grey_maximum or GREY_MAXIMUM, self.pixels
+        return PictureReader(
+            self.load(), split, transform, self.num_channels, options.background, self.reading.on_error, white
+        )
+
+    # The loaders.
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training split, from where a restored run stopped."""
@@ -456,26 +360,16 @@ class ImageDataModule(LightningDataModule):
                 sampling.check_restored(trainer, self._restored, self._state(), self.batch_size)
                 self._restored = None
             sampling.rewind_to_optimizer_step(trainer)
-        transform = TrainTransform(
-            self.image_size,
-            self.crop_scale,
-            self.crop_ratio,
-            self.crop_padding,
-            self.hflip,
-            self.auto_augment,
-            self.interpolation,
-            fill=[round(255 * value) for value in self.mean if isinstance(value, float)],
-        )
         position = (lambda: sampling.training_position(trainer)) if trainer is not None else None
-        if self.streaming:
+        if self.reading.streaming:
             return sampling.ResumableLoader(
-                self._stream("train", transform, rank, world_size),
+                self._stream("train", self.train_transform(), rank, world_size),
                 position=position,
                 steps=self._stream_steps(),
                 batch_size=self.batch_size,
                 **self._loader_options(persistent=False),
             )
-        data = self._dataset("train", transform, training=True)
+        data = self._dataset("train", self.train_transform(), training=True)
         sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, rank, world_size)
         return sampling.ResumableLoader(
             data,
@@ -504,13 +398,13 @@ class ImageDataModule(LightningDataModule):
         return self._eval_loader("test" if self._has("test") else "validation", persistent=False)
 
     def _has(self, name: str) -> bool:
-        return name in (self.load().splits if self.streaming else self.split_sizes)
+        return name in (self.load().splits if self.reading.streaming else self.split_sizes)
 
     def _eval_loader(self, name: str, persistent: bool) -> DataLoader[Any]:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        transform = self.preprocessing.pixels
-        if self.streaming:
+        transform = self.eval_transform()
+        if self.reading.streaming:
             stream = self._stream(name, transform, rank, world_size)
             return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options(persistent=False))
         data = self._dataset(name, transform, training=False)
@@ -521,23 +415,18 @@ class ImageDataModule(LightningDataModule):
             data, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(persistent=persistent)
         )
 
-    def _dataset(self, name: str, transform: Callable[[Any], Tensor], training: bool) -> PictureDataset:
+    def _dataset(self, name: str, transform: Callable[..., Any], training: bool) -> PictureDataset:
         source = self.load()
         stored = name if name in source.splits else "train"  # held out of the training split
-        reader = self._reader(stored, transform)
         labels = self._labels[name] if source.label_column is not None else None
+        reader = self.reader(stored, transform)
         return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training)
 
-    def _reader(self, split: str, transform: Callable[[Any], Tensor]) -> PictureReader:
-        white = self.grey_maximum or GREY_MAXIMUM
-        return PictureReader(
-            self.load(), split, transform, self.num_channels, self.background, self.on_error, grey_maximum=white
-        )
-
-    def _stream(self, name: str, transform: Callable[[Any], Tensor], rank: int, world_size: int) -> PictureStream:
+    def _stream(self, name: str, transform: Callable[..., Any], rank: int, world_size: int) -> PictureStream:
         source = self.load()
-        reader = self._reader(name, transform)
-        data = source.splits[name].select_columns(reader.columns)
+        reader = self.reader(name, transform)
+        labels = [] if source.label_column is None else [source.label_column]
+        data = source.splits[name].select_columns([*reader.columns, *labels])
         if name == "train":
             data = data.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
         data = split_dataset_by_node(data, rank, world_size)
@@ -553,13 +442,13 @@ class ImageDataModule(LightningDataModule):
             return 0  # the model needs the cores more
         local = max(1, self.trainer.num_devices)
         workers = min(8, len(os.sched_getaffinity(0)) // local)
-        return min(workers, self.load().num_shards // self.trainer.world_size) if self.streaming else workers
+        return min(workers, self.load().num_shards // self.trainer.world_size) if self.reading.streaming else workers
 
     def _loader_options(self, persistent: bool) -> dict[str, Any]:
         workers = self._workers()
         return {
             "num_workers": workers,
-            "collate_fn": collate,
+            "collate_fn": self.collate,
             "persistent_workers": persistent and workers > 0,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
@@ -587,8 +476,8 @@ class ImageDataModule(LightningDataModule):
         pixels = batch.get("pixel_values")
         if pixels is not None and pixels.dtype == torch.uint8:
             pixels = normalize(pixels, self.mean, self.std)  # type: ignore[arg-type]
-            if training and self.erasing > 0:
-                erase = v2.RandomErasing(self.erasing, value="random", inplace=True)
+            if training and self.augmentation.erasing > 0:
+                erase = v2.RandomErasing(self.augmentation.erasing, value="random", inplace=True)
                 for picture in pixels:
                     erase(picture)
             if trainer is not None and trainer.lightning_module is not None:
@@ -608,7 +497,9 @@ class ImageDataModule(LightningDataModule):
         """Say how many pictures could not be read."""
         if self._unreadable:
             examples = "\n  ".join(list(self._unreadable.values())[:10])
-            rank_zero_info(f"{len(self._unreadable)} pictures could not be read ({self.on_error}):\n  {examples}")
+            rank_zero_info(
+                f"{len(self._unreadable)} pictures could not be read ({self.reading.on_error}):\n  {examples}"
+            )
 
     # Resuming.
 
@@ -628,7 +519,7 @@ class ImageDataModule(LightningDataModule):
         return {
             "fingerprint": self.fingerprint,
             "train_size": self.split_sizes.get("train"),
-            "split_seed": self.split_seed,
+            "split_seed": self.splits.seed,
             "seed": self.seed,
             "global_batch": self.batch_size * world_size,
             "images_per_step": self.batch_size * world_size * accumulate,

@@ -1,0 +1,173 @@
+"""From a decoded picture to a ``uint8`` tensor: the training pipeline of a classifier, and the options of pixels.
+
+The pipeline of evaluation is :meth:`swin_hf.processing.Preprocessing.pixels`.
+
+Everything here is a plain function or a small class that can be pickled: loader workers, whatever their start method,
+get nothing but these objects. Random numbers come from torch's global generator; who seeds it, and with what, is
+written in :mod:`swin_hf.training.data.sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+from swin_hf.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+from swin_hf.processing import Interpolation, resampling_of
+from swin_hf.ranges import check_fields, check_range, choice, ranged
+
+AutoAugment = Literal["randaugment", "trivialaugment"]
+ResizeMode = Literal["crop", "squash"]
+ChannelValues = list[float] | Literal["dataset"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training pictures are changed at random.
+
+    Args:
+        crop_scale: Least and greatest area of the random resized crop, as a share of the picture.
+        crop_ratio: Least and greatest width-to-height ratio of that crop.
+        crop_padding: Resize, pad by so many black pixels on each side and crop at random, in place of the random
+            resized crop: the habit for CIFAR-sized pictures.
+        hflip: Probability of a horizontal flip; 0 for digits and letters.
+        auto_augment: randaugment (two operations of magnitude 9), trivialaugment, or nothing.
+        erasing: Probability of random erasing, with noise.
+    """
+
+    crop_scale: tuple[float, float] = ranged((0.08, 1.0), "(0, 1]")
+    crop_ratio: tuple[float, float] = ranged((3 / 4, 4 / 3), "(0, inf)")
+    crop_padding: int | None = ranged(None, "[0, 4096]")
+    hflip: float = ranged(0.5, "[0, 1]")
+    auto_augment: AutoAugment | None = choice(None, AutoAugment)
+    erasing: float = ranged(0.0, "[0, 1]")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is {getattr(self, name)}; give the lesser number first")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the values of a picture mean, in training and evaluation, and what evaluation sees of it.
+
+    Args:
+        mean: Mean of each channel for values in 0..1; ImageNet's if not given, "dataset" to measure it.
+        std: Standard deviation of each channel; likewise.
+        interpolation: nearest, bilinear or bicubic.
+        resize_mode: Evaluation: crop (shorter side, then centre crop) or squash (all of the picture).
+        crop_pct: Evaluation: share of the shorter side that the centre crop keeps.
+        background: Red, green and blue (0..255) behind transparent pixels.
+        grey_maximum: Value that is white in grey pictures of 16 bits: 4095 where they hold 12; found from a sample of
+            the pictures if not given.
+    """
+
+    mean: list[float] | Literal["dataset"] | None = None
+    std: list[float] | Literal["dataset"] | None = None
+    interpolation: Interpolation = choice("bicubic", Interpolation)
+    resize_mode: ResizeMode = choice("crop", ResizeMode)
+    crop_pct: float = ranged(0.875, "(0, 1]")
+    background: tuple[int, int, int] = ranged((255, 255, 255), "[0, 255]")
+    grey_maximum: int | None = ranged(None, "[1, 65535]")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, interval in (("mean", "(-inf, inf)"), ("std", "(0, inf)")):
+            if getattr(self, name) != "dataset":
+                check_range(name, getattr(self, name), interval)
+        if len(self.background) != 3:
+            raise ValueError(f"background is {self.background}; give red, green and blue in [0, 255]")
+
+    def channel_values(self, num_channels: int) -> tuple[ChannelValues, ChannelValues]:
+        """Mean and standard deviation of each channel, "dataset" where they have yet to be measured.
+
+        Raises:
+            ValueError: If there are others than one for each channel.
+        """
+        found: list[ChannelValues] = []
+        for values, imagenet in ((self.mean, IMAGENET_MEAN), (self.std, IMAGENET_STD)):
+            if values == "dataset":
+                found.append("dataset")
+                continue
+            if values is None:  # the grey of ImageNet is the mean of its colours
+                values = list(imagenet) if num_channels == 3 else [sum(imagenet) / 3]
+            if len(values) != num_channels:
+                raise ValueError(f"{len(values)} values {list(values)} in mean or std for {num_channels} channels")
+            found.append([float(value) for value in values])
+        return found[0], found[1]
+
+
+class TrainTransform:
+    """Random crop, flip and automatic augmentation, to a ``uint8`` tensor.
+
+    Each step runs where it is faster: the resized crop on tensors, three times as fast as on PIL images; RandAugment
+    and TrivialAugment on PIL images, three times as fast as on tensors. Normalisation, random erasing, Mixup and CutMix
+    belong to the whole batch and run on the device.
+
+    Args:
+        image_size: Height and width of the result, in pixels.
+        augmentation: What is done; random erasing is not, it belongs to the batch.
+        interpolation: Resampling of the crop.
+        fill: Grey value or colour (0..255) of the corners that a rotation or shear uncovers.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        augmentation: Augmentation = Augmentation(),
+        interpolation: Interpolation = "bicubic",
+        fill: Sequence[int] = (0,),
+    ) -> None:
+        resampling, options = resampling_of(interpolation), augmentation
+        steps: list[Any] = []
+        if options.crop_padding is None:
+            crop = v2.RandomResizedCrop(image_size, options.crop_scale, options.crop_ratio, interpolation=resampling)
+            steps += [v2.PILToTensor(), crop]
+        else:
+            steps += [
+                v2.Resize(image_size, interpolation=resampling),
+                v2.RandomCrop(image_size, padding=options.crop_padding),
+            ]
+        if options.hflip > 0:
+            steps.append(v2.RandomHorizontalFlip(options.hflip))
+        if options.auto_augment is not None and options.crop_padding is None:
+            steps.append(v2.ToPILImage())
+        colour = list(fill) if len(fill) > 1 else fill[0]
+        if options.auto_augment == "randaugment":
+            steps.append(v2.RandAugment(2, 9, interpolation=v2.InterpolationMode.BILINEAR, fill=colour))
+        elif options.auto_augment == "trivialaugment":
+            steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=colour))
+        self.steps = steps
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return the augmented picture, ``(C, H, W)`` of ``uint8``."""
+        value: Any = picture
+        for step in self.steps:
+            value = step(value)
+        pixels: Tensor = value if isinstance(value, Tensor) else tvf.pil_to_tensor(value)
+        return pixels
+
+
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn ``uint8`` pixels into normalised ``float32``, bit for bit as transformers' image processors do.
+
+    Args:
+        pixels: ``(B, C, H, W)`` or ``(C, H, W)`` of ``uint8``, on any device.
+        mean: Mean of each channel, for values in 0..1.
+        std: Standard deviation of each channel, for values in 0..1.
+    """
+    scale = 1.0 / (1 / 255)  # the processors multiply mean and std by this, and round as this does
+    centre = torch.tensor(mean, device=pixels.device) * scale
+    spread = torch.tensor(std, device=pixels.device) * scale
+    normalized: Tensor = tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)
+    return normalized

@@ -1,0 +1,206 @@
+"""The network that a task trains: a new one of a preset, or one that starts from any Swin checkpoint."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from swin_hf.families import FAMILIES, TASKS, config_of_preset, family_of
+from swin_hf.hub.weights import check_folder
+from swin_hf.loading import local_path, split_hub_id
+from swin_hf.ranges import check_fields, ranged
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is changed in the network of a preset or a checkpoint, and how it computes.
+
+    Args:
+        window_size: Window side in tokens, when another than the preset's or the checkpoint's.
+        drop_path_rate: Stochastic depth of the last block, when another than the preset's.
+        overrides: Any other field of the configuration, by name.
+        attn_implementation: ``eager``, ``sdpa``, ``triton`` or ``auto``; the default is that of the model.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third slower.
+        compile: Compile the network in place with ``torch.compile``.
+    """
+
+    window_size: int | list[int] | None = None
+    drop_path_rate: float | None = ranged(None, "[0, 1)")
+    overrides: dict[str, Any] | None = None
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def fields(self, **others: Any) -> dict[str, Any]:
+        """Fields of the configuration to set: those here, and the others that are not None."""
+        size = others.get("image_size")
+        if isinstance(size, tuple | list) and len(set(size)) == 1:
+            others["image_size"] = size[0]
+        others |= {"window_size": self.window_size, "drop_path_rate": self.drop_path_rate}
+        return dict(self.overrides or {}) | {name: value for name, value in others.items() if value is not None}
+
+    @property
+    def backend(self) -> dict[str, Any]:
+        """The attention backend, as transformers' constructors take it."""
+        return {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+
+
+def new_network(task: str, preset: str, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+    """A network with random weights, of the family that has the preset.
+
+    Args:
+        task: One of ``swin_hf.families.TASKS``.
+        preset: One of ``swin_hf.list_presets()``.
+        fields: Fields of the configuration to set.
+        backend: See :attr:`Network.backend`.
+    """
+    config = config_of_preset(preset, **fields)
+    return family_of(config).model_class(task)._from_config(config, **backend)
+
+
+@contextmanager
+def starting_folder(path: str) -> Iterator[Path]:
+    """The folder of a model of this package that a path is, or that a foreign checkpoint is written to for a while.
+
+    Raises:
+        ValueError: If the files of the folder do not fit each other, or the checkpoint cannot be read.
+    """
+    if is_ours(path):
+        check_folder(Path(path))
+        yield Path(path)
+        return
+    from swin_hf.checkpoints import load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        load_checkpoint(path).save_pretrained(folder)
+        yield Path(folder)
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is the folder of a model of one of our families."""
+    try:
+        return Path(path).is_dir() and PreTrainedConfig.get_config_dict(path)[0].get("model_type") in FAMILIES
+    except (OSError, ValueError):  # no config.json, or none that can be read
+        return False
+
+
+def stored_config(folder: Path) -> Any:
+    """The configuration in the folder of a model of one of our families."""
+    return family_of(PreTrainedConfig.get_config_dict(folder)[0]["model_type"]).config_class.from_pretrained(folder)
+
+
+def load_network(task: str, folder: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+    """The network of a folder, with a new head where the folder has none of this size.
+
+    Args:
+        task: One of ``swin_hf.families.TASKS``.
+        folder: Folder of a model of one of our families, built for any task.
+        fields: Fields of the configuration to set.
+        backend: See :attr:`Network.backend`.
+
+    Raises:
+        ValueError: If more than the head is missing or of another size.
+    """
+    network, report = (
+        family_of(stored_config(folder))
+        .model_class(task)
+        .from_pretrained(
+            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
+        )
+    )
+    unfit = [str(name[0] if isinstance(name, tuple) else name) for name in report["mismatched_keys"]]
+    missing = [name for name in [*report["missing_keys"], *unfit] if not name.startswith(TASKS[task].head)]
+    if missing:
+        raise ValueError(
+            f"the checkpoint does not fit the model: {len(missing)} tensors besides the head are missing or of another "
+            f"size ({', '.join(sorted(missing)[:5])}); change only image_size and window_size, or start anew"
+        )
+    return network
+
+
+def freeze_stages(base: Any, stages: int) -> list[nn.Module]:
+    """Freeze the patch embedding and the first stages of a Swin.
+
+    Args:
+        base: The base model.
+        stages: Number of leading stages to freeze with the embedding; 0 freezes nothing.
+
+    Returns:
+        The frozen parts, to be kept in evaluation mode.
+
+    Raises:
+        ValueError: If there are fewer stages.
+    """
+    if not 0 <= stages <= len(base.stages):
+        raise ValueError(f"freezing.stages is {stages} but the model has {len(base.stages)} stages")
+    frozen: list[nn.Module] = [base.embeddings, *list(base.stages)[:stages]] if stages else []
+    for part in frozen:
+        part.requires_grad_(False)
+    return frozen
+
+
+def add_lora(network: Any, rank: int, alpha: int | None, targets: list[str] | None, head: Sequence[str]) -> nn.Module:
+    """Wrap a network so that only low-rank adapters and its head are trained.
+
+    Args:
+        network: The network.
+        rank: Rank of the adapters.
+        alpha: Their scale; twice the rank if not given.
+        targets: Names of the linear layers that get one; those of the attention if not given.
+        head: Names of the modules that are trained as they are.
+
+    Raises:
+        ImportError: If peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("lora.rank needs peft: pip install peft") from error
+    return get_peft_model(
+        network,
+        LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if alpha is None else alpha,
+            target_modules=targets or ["qkv", "proj"],
+            modules_to_save=list(head),
+        ),
+    )
+
+
+def recompute_activations(network: Any) -> None:
+    """Switch gradient checkpointing on, in the variant that works under DDP."""
+    # transformers renamed the method in 5.2x; the old name warns there, the new one is absent before.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def resolve(source: str) -> tuple[str, str | None]:
+    """Path of a checkpoint, and its commit where it had to be pulled from the Hub.
+
+    Nothing of the Hub is handed to ``from_pretrained``: :func:`swin_hf.pull` takes safetensors only and checks them.
+
+    Args:
+        source: A file or folder, the folder of a training run, or ``user/name`` or ``user/name@revision`` on the Hub.
+
+    Raises:
+        ValueError: If it is a path that does not exist, or a repository that cannot be pulled.
+    """
+    path = local_path(source)
+    if path is not None:
+        return str(path), None
+    from swin_hf.hub import HubError, pull
+
+    repo_id, revision = split_hub_id(source)
+    try:
+        pulled = pull(repo_id, revision=revision)
+    except HubError as error:
+        raise ValueError(f"there is no path {source!r}, and it cannot be pulled from the Hub: {error}") from error
+    return str(pulled.path), pulled.commit

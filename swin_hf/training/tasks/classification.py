@@ -1,0 +1,541 @@
+"""Image classification: cross-entropy on hard or soft targets, everything else is regularisation."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from matplotlib.figure import Figure
+from rich.cells import cell_len, set_cell_size
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+)
+from torchvision.transforms import v2
+
+from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
+from swin_hf.families import TASKS, architectures
+from swin_hf.hub.facts import ClassScore, ConfusionMatrix
+from swin_hf.ranges import check_fields, ranged
+from swin_hf.text import one_line
+
+from ..callbacks import keep_figure, to_pictures
+from ..data.sources import shorten
+from ..figures import LONGEST_NAME, draw_confusion, draw_pictures
+from ..module import SwinModule, TestReport, count_parameters
+from ..network import (
+    Network,
+    add_lora,
+    freeze_stages,
+    load_network,
+    new_network,
+    recompute_activations,
+    resolve,
+    starting_folder,
+    stored_config,
+)
+from ..optim import Optimization
+from .distillation import Distillation, Teacher, imitation_loss, load_teacher
+
+# A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
+MAX_CONFUSION_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Soft targets: label smoothing, Mixup and CutMix.
+
+    Args:
+        label_smoothing: Probability spread over all classes, in [0, 1].
+        mixup_alpha: Beta parameter of Mixup; 0 is off.
+        cutmix_alpha: Beta parameter of CutMix; 0 is off. With both, each batch takes one of them.
+        mix_probability: Share of the batches that are mixed.
+    """
+
+    label_smoothing: float = ranged(0.1, "[0, 1]")
+    mixup_alpha: float = ranged(0.0, "[0, inf)")
+    cutmix_alpha: float = ranged(0.0, "[0, inf)")
+    mix_probability: float = ranged(1.0, "[0, 1]")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def transform(self, classes: int) -> v2.Transform | None:
+        """Mixup, CutMix or a choice of both, for a batch and its labels; ``None`` when both are off.
+
+        Targets of a mixed batch become ``(B, classes)``.
+        """
+        choices: list[nn.Module] = []
+        if self.mixup_alpha:
+            choices.append(v2.MixUp(alpha=self.mixup_alpha, num_classes=classes))
+        if self.cutmix_alpha:
+            choices.append(v2.CutMix(alpha=self.cutmix_alpha, num_classes=classes))
+        if not choices:
+            return None
+        mix = choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
+        return mix if self.mix_probability == 1 else v2.RandomApply([mix], p=self.mix_probability)
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """What is not trained.
+
+    Args:
+        stages: Number of stages frozen together with the patch embedding; 0 trains everything.
+        linear_probe: Train nothing but the classifier, on the features of evaluation mode.
+    """
+
+    stages: int = ranged(0, "[0, inf)")
+    linear_probe: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (LoRA, needs peft): only they and the classifier are trained.
+
+    Args:
+        rank: Rank of the adapters; 0 is off.
+        alpha: Scale of the adapters; twice the rank when it is not given.
+        targets: Linear layers that get an adapter; those of the attention when it is not given.
+    """
+
+    rank: int = ranged(0, "[0, inf)")
+    alpha: int | None = ranged(None, "[1, inf)")
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class SwinClassifier(SwinModule):
+    """Train a Swin Transformer to classify images.
+
+    The defaults are Microsoft's fine-tuning of a pre-trained model without Mixup; the full recipe is the configuration
+    ``imagenet1k_swin_tiny``. Learning rates are given for 512 images a step and scaled to the real global batch.
+
+    Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        weights: Weights to start from: a ``save_pretrained`` folder (SimMIM too), a Hub id, or a checkpoint of
+            Microsoft, timm, torchvision, transformers or OpenMMLab. The head is replaced when the classes differ.
+        num_labels: Number of classes; from the data when run by the command line.
+        id2label: Class number to name; from the data when run by the command line.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
+        optimization: AdamW, its learning rate and the schedule.
+        mixing: Label smoothing, Mixup and CutMix.
+        freezing: What is not trained.
+        lora: Low-rank adapters.
+        distillation: A teacher that is imitated.
+
+    Raises:
+        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
+    """
+
+    task = "image-classification"
+    monitor = "val_accuracy"
+    mode = "max"
+    finetuning_config = "finetune_imagefolder"
+    data_options = (*SwinModule.data_options, "id2label", "num_labels")
+
+    def __init__(
+        self,
+        preset: str = "swin_tiny_patch4_window7_224",
+        weights: str | None = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        network: Network = Network(),
+        optimization: Optimization = Optimization(),
+        mixing: Mixing = Mixing(),
+        freezing: Freezing = Freezing(),
+        lora: Lora = Lora(),
+        distillation: Distillation = Distillation(),
+    ) -> None:
+        super().__init__(optimization, network.compile)
+        # Not to the loggers: the command logs the whole configuration once, without clashes with the data's.
+        self.save_hyperparameters(logger=False)
+        if lora.rank and (freezing.linear_probe or freezing.stages):
+            other = "linear_probe" if freezing.linear_probe else f"freezing.stages {freezing.stages}"
+            raise ValueError(
+                f"lora.rank {lora.rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
+            )
+        if num_labels is not None and id2label is not None and num_labels != len(id2label):
+            raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
+        names = id2label and {int(number): name for number, name in id2label.items()}
+        fields = network.fields(
+            num_labels=num_labels if names is None else len(names),
+            image_size=image_size,
+            num_channels=num_channels,
+            id2label=names,
+            label2id=names and {name: number for number, name in names.items()},
+        )
+        self.starting_point = weights
+        if weights is not None:
+            weights, self.starting_commit = resolve(weights)
+        self.model = build_classifier(preset, weights, fields, network.backend)
+        classes = int(self.model.config.num_labels or 0)
+        if network.gradient_checkpointing:
+            recompute_activations(self.model)
+        if freezing.linear_probe:
+            self.model.base_model.requires_grad_(False)
+            self.frozen_parts = [self.model.base_model]
+        elif freezing.stages:
+            self.frozen_parts = freeze_stages(self.model.base_model, freezing.stages)
+        if lora.rank:
+            head = [name.rstrip(".") for name in TASKS[self.task].head]
+            self.model = add_lora(self.model, lora.rank, lora.alpha, lora.targets, head)
+        self.label_smoothing = mixing.label_smoothing
+        self.mix = mixing.transform(classes)
+        self.distillation = distillation
+        self.teacher: list[Teacher] = []  # in a list: neither saved, nor averaged, nor trained
+        self.configure_metrics(classes)
+
+    def configure_metrics(self, classes: int) -> None:
+        """Create the metrics: objects that hold counts, hence exact over any number of processes."""
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)
+        }
+        if classes > 5:
+            accuracies["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
+        metrics = MetricCollection(accuracies, compute_groups=False)
+        self.val_metrics = metrics.clone(prefix="val_")
+        self.test_metrics = metrics.clone(prefix="test_")
+        self.test_metrics.add_metrics({"ece": MulticlassCalibrationError(classes, n_bins=15, validate_args=False)})
+        self.confusion: MulticlassConfusionMatrix | None = None
+        if classes <= MAX_CONFUSION_CLASSES:
+            self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
+        self.confusion_counts: Tensor | None = None  # (classes, classes), after a test: rows are the truth
+
+    @classmethod
+    def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
+        """Classes of the data to train; those of the model that is measured, where it has any."""
+        if name not in ("id2label", "num_labels"):
+            return super().option_of_data(name, data, measured)
+        if measured and (measured.get("id2label") or measured.get("num_labels")):
+            return measured.get(name)
+        if measured and measured.get("weights"):
+            return None
+        return data.id2label if name == "id2label" else data.num_classes
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data, and load the teacher.
+
+        Raises:
+            ValueError: If the data has another number of classes, or the teacher does not fit.
+        """
+        super().setup(stage)
+        if stage != "predict":
+            self.match_data(fitting=stage == "fit")
+        if stage == "fit" and self.distillation.teacher is not None and not self.teacher:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            config = self.model.config
+            normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
+            teacher = load_teacher(self.distillation.teacher, config.id2label, config.num_channels, normalization)
+            self.teacher = [teacher]
+
+    def match_data(self, fitting: bool) -> None:
+        """Make the data number its classes as the model does; a model without names takes those of its training data.
+
+        Raises:
+            ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        theirs = class_table(getattr(data, "id2label", None))
+        ours = class_table(self.model.config.id2label)
+        if not theirs or theirs == ours:
+            return
+        if fitting and not has_names(ours) and len(ours) == len(theirs):
+            name_classes(self.model.config, theirs)
+            return
+        if fitting and len(theirs) != len(ours):
+            raise ValueError(
+                f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
+                " the data"
+            )
+        data.renumber(match_classes(theirs, ours), ours)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of other classes, or of another model, before anything is loaded.
+
+        Raises:
+            ValueError: If classes, or names or shapes of tensors differ.
+        """
+        ours = class_table(self.model.config.id2label)
+        theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
+        if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
+            raise ClassMismatchError(
+                f"the checkpoint numbers its classes {shorten(theirs)}, and this run {shorten(ours)}; start a new run"
+                " from its weights, which are matched by name: --model.weights runs/<name>/model"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
+        logits: Tensor = self.model(pixel_values=pixel_values).logits
+        return logits
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the device, and say what is trained."""
+        total, trainable = count_parameters(self.model)
+        rank_zero_info(f"{trainable:,} of {total:,} parameters are trained")
+        for teacher in self.teacher:
+            teacher.to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch, after mixing; ``labels`` are ``(B,)`` class numbers."""
+        images, labels = batch["pixel_values"], batch["labels"]
+        targets = labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)  # targets: B, num_labels
+        logits = self(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.teacher:
+            with torch.no_grad():
+                wanted = self.teacher[0](images)
+            weight = self.distillation.weight
+            loss = (1 - weight) * loss + weight * imitation_loss(logits, wanted, self.distillation.temperature)
+        self.log_training(loss, len(labels))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and accuracies of one batch."""
+        return self.evaluate(batch, self.val_metrics, self.val_loss, "val_loss")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss, accuracies and confusion counts of one batch."""
+        outputs = self.evaluate(batch, self.test_metrics, self.test_loss, "test_loss")
+        if self.confusion is not None and outputs:
+            self.confusion.update(outputs["logits"], batch["labels"])
+        return outputs
+
+    def evaluate(
+        self, batch: dict[str, Tensor], metrics: MetricCollection, mean_loss: MeanMetric, name: str
+    ) -> dict[str, Tensor]:
+        """Add a batch to the metrics of a split.
+
+        A batch of unreadable pictures is empty. It is logged all the same: ranks meet in every metric that is logged.
+
+        Returns:
+            ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``; nothing for an empty batch.
+        """
+        outputs = {}
+        if batch:
+            labels = batch["labels"]
+            logits = self(batch["pixel_values"])
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            mean_loss.update(losses)
+            metrics.update(logits, labels)
+            outputs = {"logits": logits, "losses": losses}
+        self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+        return outputs
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the confusion counts of all processes."""
+        if self.confusion is not None:
+            self.confusion_counts = self.confusion.compute().cpu()
+            self.confusion.reset()
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities ``(B, num_labels)``."""
+        return self.forward(batch["pixel_values"]).softmax(-1)
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """The sheet of the worst predicted pictures."""
+        return [WorstPictures(folder)]
+
+    def test_report(self) -> TestReport:
+        """Scores of each class, and the confusion matrix."""
+        if self.confusion_counts is None:
+            return TestReport()
+        counts, labels = self.confusion_counts.numpy(), class_table(self.model.config.id2label)
+        scores = class_scores(counts, labels)
+        return TestReport(
+            table=score_table(scores),
+            metrics={"f1_macro": macro_f1(counts)},
+            facts={"per_class": scores, "confusion_matrix": ConfusionMatrix(labels, counts.tolist(), "test")},
+            figures={"confusion_matrix": partial(draw_confusion, counts, labels)},
+        )
+
+
+def build_classifier(preset: str, path: str | None, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+    """A new model of a preset, or the model of a checkpoint with some fields changed.
+
+    Its head stays for the classes that it knows by name, and is new where it does not know them all.
+
+    Args:
+        preset: Name of a preset, for a new model.
+        path: Folder or foreign checkpoint file; ``None`` for a new model.
+        fields: Fields of the configuration to set.
+        backend: See :attr:`~swin_hf.training.network.Network.backend`.
+
+    Raises:
+        ValueError: If the checkpoint lacks more than a classifier, or its weights are not those of its configuration.
+    """
+    task = SwinClassifier.task
+    if path is None:
+        return new_network(task, preset, fields, backend)
+    with starting_folder(path) as folder:
+        stored = stored_config(folder)
+        built = architectures().get(next(iter(stored.architectures or ()), ""))
+        known = class_table(stored.id2label) if built is not None and built.task == task else []
+        wanted = class_table(fields.get("id2label"))
+        rows = rows_of_head(wanted, known)
+        if rows is not None:
+            fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
+        network = load_network(task, folder, fields, backend)
+    if rows is not None:
+        network.select_labels(rows)
+        name_classes(network.config, wanted)
+    elif wanted and known:
+        rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
+        head: Any = network.classifier
+        head = nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
+        network._init_weights(head)
+        network.classifier = head
+    return network
+
+
+def rows_of_head(wanted: Sequence[str], known: Sequence[str]) -> list[int] | None:
+    """Number of each class in a stored head; ``None`` where it does not know them all."""
+    try:
+        return match_classes(wanted, known, model="the starting point") if wanted and known else None
+    except ClassMismatchError:
+        return None
+
+
+def name_classes(config: Any, names: Sequence[str]) -> None:
+    """Write the names of the classes into a configuration of as many classes."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+
+
+class WorstPictures(Callback):
+    """Draws the test pictures with the highest losses into the run folder.
+
+    Args:
+        folder: The run folder; without one, or where it has no model yet, nothing is drawn.
+        pictures: Number of pictures.
+    """
+
+    def __init__(self, folder: Path | None, pictures: int = 16) -> None:
+        self.folder = folder
+        self.pictures = pictures
+        self.worst: list[dict[str, Tensor]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the pictures of an earlier test."""
+        self.worst = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the pictures with the highest losses."""
+        if not outputs:
+            return
+        found = {
+            "losses": outputs["losses"],
+            "pixel_values": batch["pixel_values"],
+            "labels": batch["labels"],
+            "predictions": outputs["logits"].argmax(-1),
+        }
+        self.worst = [keep_worst([*self.worst, found], self.pictures)]
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the pictures of all processes."""
+        if trainer.world_size == 1:
+            return
+        mine = [{name: value.cpu() for name, value in part.items()} for part in self.worst]
+        everyone: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        found = [part for parts in everyone for part in parts]
+        self.worst = [keep_worst(found, self.pictures)] if found else []
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        if self.worst and self.folder is not None and trainer.is_global_zero and (self.folder / "model").is_dir():
+            network: Any = pl_module.model
+            labels = class_table(network.config.id2label)
+            keep_figure(trainer, self.folder, "worst_pictures", lambda: self.draw(trainer, labels))
+
+    def draw(self, trainer: Trainer, labels: list[str]) -> Figure:
+        """The sheet."""
+        worst = {name: value.cpu() for name, value in self.worst[0].items()}
+        pictures = list(to_pictures(worst["pixel_values"], trainer.datamodule))
+        names = [one_line(label, LONGEST_NAME) for label in labels]
+        captions = [
+            f"{names[label]},\nseen as {names[prediction]}\nloss {loss:.2f}"
+            for label, prediction, loss in zip(
+                worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
+            )
+        ]
+        return draw_pictures(pictures, captions)
+
+
+def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """The ``count`` entries with the highest ``losses``, highest first."""
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = joined["losses"].argsort(descending=True)[:count]
+    return {name: value[order] for name, value in joined.items()}
+
+
+def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
+    """Precision, recall, F1 and support of each class from its confusion counts.
+
+    What would divide by zero is None: the precision of a class that was never predicted, the recall and the F1 of a
+    class without pictures.
+    """
+    scores = []
+    for label, hits, truths, guesses in zip(
+        labels, np.diag(counts).tolist(), counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist(), strict=True
+    ):
+        precision = hits / guesses if guesses else None
+        recall, f1 = (hits / truths, 2 * hits / (truths + guesses)) if truths else (None, None)
+        scores.append(ClassScore(label, precision, recall, f1, truths))
+    return scores
+
+
+def macro_f1(counts: np.ndarray[Any, Any]) -> float:
+    """Mean F1 of the classes that occur among the truths or the predictions, as scikit-learn and torchmetrics have it.
+
+    Args:
+        counts: ``(classes, classes)`` integers, rows are the truth.
+    """
+    sizes = counts.sum(axis=1) + counts.sum(axis=0)
+    return float(np.mean((2 * np.diag(counts))[sizes > 0] / sizes[sizes > 0])) if sizes.any() else 0.0
+
+
+def score_table(scores: list[ClassScore], rows: int = 100) -> str:
+    """The scores of the classes as text, at most ``rows`` of them."""
+    names = [one_line(score.label, LONGEST_NAME) for score in scores[:rows]]
+    width = max(5, *map(cell_len, names))  # cells of the terminal: a Chinese letter takes two
+    lines = [f"{'class':<{width}}  precision  recall      f1  images"]
+    for name, s in zip(names, scores, strict=False):
+        shares = [f"{'-' if share is None else format(share, '.4f'):>6}" for share in (s.precision, s.recall, s.f1)]
+        lines.append(f"{set_cell_size(name, width)}  {shares[0]:>9}  {shares[1]}  {shares[2]}  {s.support:6}")
+    if len(scores) > rows:
+        lines.append(f"... and {len(scores) - rows} more, see training_facts.json")
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""A teacher for a classifier: any image classifier of transformers with the same classes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
+
+from swin_hf.classes import class_table, match_classes
+from swin_hf.ranges import check_fields, ranged
+
+from ..network import resolve
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A teacher whose answers are imitated.
+
+    Args:
+        teacher: Folder or Hub id of any image classifier of transformers with the same classes, in any order. It sees
+            the pixels as its preprocessor_config.json has them.
+        weight: Share of the teacher's loss, in [0, 1].
+        temperature: Softening of both distributions in that loss.
+    """
+
+    teacher: str | None = None
+    weight: float = ranged(0.5, "[0, 1]")
+    temperature: float = ranged(2.0, "(0, inf)")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class Teacher(nn.Module):
+    """A frozen image classifier that takes the student's pixels and answers with the student's classes.
+
+    Args:
+        network: Image classifier of transformers.
+        order: The network's number of each class of the student.
+        scale: Factor on the student's normalised pixels, for each channel of the network.
+        shift: What is added then.
+    """
+
+    order: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, order: Sequence[int], scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, num_labels)`` of images ``(B, C, H, W)``; grey ones are repeated where colours are wanted."""
+        network: Any = self.network
+        images = (images * self.scale + self.shift).to(network.dtype)
+        size = getattr(network.config, "image_size", None)
+        if size is not None:
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            if sides != tuple(images.shape[-2:]):
+                images = F.interpolate(images, sides, mode="bicubic", antialias=True)
+        logits: Tensor = network(pixel_values=images).logits
+        return logits[:, self.order]
+
+
+def imitation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from a teacher, softened; scaled so that gradients keep their size.
+
+    Args:
+        logits: Of the student, ``(B, num_labels)``.
+        wanted: Of the teacher, ``(B, num_labels)``.
+        temperature: Divisor of both.
+    """
+    given, target = (F.log_softmax(scores / temperature, -1) for scores in (logits, wanted))
+    return F.kl_div(given, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def load_teacher(
+    source: str,
+    id2label: Mapping[int, str],
+    num_channels: int,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Teacher:
+    """A frozen image classifier of transformers, adapted to its student.
+
+    Args:
+        source: Folder or Hub id.
+        id2label: Class number to name, of the student.
+        num_channels: Channels of the student's images.
+        normalization: Mean and standard deviation of each channel that the student's images are normalised with;
+            ``None`` where they are unknown, and taken for the teacher's.
+
+    Raises:
+        ValueError: If it is missing, knows other classes or takes images of other channels.
+    """
+    folder = Path(resolve(source)[0])
+    try:
+        network: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the teacher {source!r} is not an image classifier of transformers: {reason}") from error
+    order = match_classes(class_table(id2label), class_table(network.config.id2label), model=f"the teacher {source!r}")
+    channels = getattr(network.config, "num_channels", 3)
+    if channels != num_channels and (num_channels, channels) != (1, 3):
+        raise ValueError(
+            f"the teacher {source!r} takes images of {channels} channels but the student's have {num_channels}; choose"
+            " a teacher of as many channels (data.num_channels)"
+        )
+    scale, shift = torch.ones(channels), torch.zeros(channels)
+    theirs = processor_normalization(folder)
+    if normalization is not None and theirs is not None:
+        (mean, std), (their_mean, their_std) = (map(torch.tensor, pair) for pair in (normalization, theirs))
+        scale, shift = scale * std / their_std, shift + (mean - their_mean) / their_std
+    return Teacher(network, order, scale, shift)
+
+
+def processor_normalization(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation that an image processor normalises with; ``None`` where the folder does not say.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}); save the image processor again") from error
+    if values.get("do_normalize") is False:
+        return [0.0], [1.0]
+    if "image_mean" not in values or "image_std" not in values:
+        return None
+    return values["image_mean"], values["image_std"]

@@ -1,0 +1,216 @@
+"""Self-supervised training: SimMIM, which predicts the pixels of masked patches (https://arxiv.org/abs/2111.09886)."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from swin_hf.families import family_of
+from swin_hf.hub.weights import check_folder
+from swin_hf.ranges import check_fields, ranged
+
+from ..callbacks import keep_figure, to_pictures
+from ..figures import draw_pictures
+from ..module import SwinModule
+from ..network import Network, new_network, recompute_activations, resolve, stored_config
+from ..optim import Optimization
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What is hidden of each image, and what is predicted there.
+
+    Args:
+        cell: Side of a masked cell in pixels, a multiple of the patch.
+        ratio: Share of the cells that is masked, in (0, 1).
+        norm_targets: Side of the neighbourhood that normalises the targets, odd; raw pixels when it is not given.
+    """
+
+    cell: int = ranged(32, "[1, inf)")
+    ratio: float = ranged(0.6, "(0, 1)")
+    norm_targets: int | None = ranged(None, "[1, inf)")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class SwinMaskedImageModeler(SwinModule):
+    """Pre-train a Swin Transformer without labels; its result is a starting point for ``SwinClassifier``.
+
+    The defaults are those of SimMIM's Swin-B. A part of each image is hidden in square cells, and the model predicts
+    the hidden pixels; the loss is the mean L1 distance there.
+
+    Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        weights: ``save_pretrained`` folder or Hub id of an earlier pre-training to go on from.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
+        optimization: AdamW, its learning rate and the schedule.
+        masking: What is hidden, and what is predicted.
+
+    Raises:
+        ValueError: For a value out of range; the message says which.
+    """
+
+    task = "masked-image-modeling"
+    default_config = "simmim_digits"
+    is_tested = False
+
+    def __init__(
+        self,
+        preset: str = "swin_base_patch4_window6_192_simmim",
+        weights: str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        network: Network = Network(),
+        optimization: Optimization = Optimization(
+            learning_rate=1e-4, schedule="multistep", warmup_epochs=10.0, min_lr=0.0
+        ),
+        masking: Masking = Masking(),
+    ) -> None:
+        super().__init__(optimization, network.compile)
+        self.save_hyperparameters(logger=False)
+        fields = network.fields(image_size=image_size, num_channels=num_channels, norm_targets=masking.norm_targets)
+        self.starting_point = weights
+        if weights is None:
+            self.model = new_network(self.task, preset, fields, network.backend)
+        else:
+            path, self.starting_commit = resolve(weights)
+            if not Path(path).is_dir():
+                raise ValueError(f"{weights!r} is not a folder; give that of a saved model, or user/name on the Hub")
+            check_folder(Path(path))
+            model_class = family_of(stored_config(Path(path))).model_class(self.task)
+            self.model = model_class.from_pretrained(path, use_safetensors=True, **fields, **network.backend)
+        patch = self.model.config.patch_hw
+        if masking.cell % patch[0] or masking.cell % patch[1]:
+            raise ValueError(f"masking.cell is {masking.cell} pixels; it must be a multiple of the patch, {patch}")
+        if network.gradient_checkpointing:
+            recompute_activations(self.model)
+        self.masking = masking
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor) -> Any:
+        """Loss and reconstruction of normalised images ``(B, C, H, W)`` under a mask ``(B, rows, columns)``."""
+        return self.model(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
+
+    def draw_masks(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One random mask for each image, ``(B, rows, columns)`` booleans on the patch grid."""
+        height, width = pixel_values.shape[-2:]
+        patch, count, device = self.model.config.patch_hw, len(pixel_values), pixel_values.device
+        return random_masks(count, (height, width), self.masking.cell, patch, self.masking.ratio, device, generator)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """L1 loss of one batch under fresh masks."""
+        images = batch["pixel_values"]
+        loss: Tensor = self(images, self.draw_masks(images)).loss
+        self.log_training(loss, len(images))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """L1 loss of one batch."""
+        return self.evaluate(batch, self.val_loss, "val_loss")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """L1 loss of one batch."""
+        return self.evaluate(batch, self.test_loss, "test_loss")
+
+    def evaluate(self, batch: dict[str, Tensor], mean_loss: MeanMetric, name: str) -> dict[str, Tensor]:
+        """Loss under one fixed mask for all images, so that epochs, ranks and runs can be compared.
+
+        Returns:
+            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden; nothing for a
+            batch of unreadable pictures, which is logged all the same: ranks meet in every metric that is logged.
+        """
+        if not batch:
+            self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
+            return {}
+        images = batch["pixel_values"]
+        height, width = images.shape[-2:]
+        patch = self.model.config.patch_hw
+        one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
+        masks = one.to(images.device).expand(len(images), -1, -1)
+        outputs = self(images, masks)
+        mean_loss.update(outputs.loss, weight=len(images))
+        self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
+        pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
+        return {"reconstruction": outputs.reconstruction, "mask": pixels.to(images.dtype)}
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """The sheet of reconstructions."""
+        return [Reconstructions(folder)]
+
+
+class Reconstructions(Callback):
+    """Draws original, masked input and reconstruction of the first validation pictures of a SimMIM run.
+
+    Args:
+        folder: The run folder, where the sheet of each epoch replaces the one before; without one, TensorBoard has it.
+        pictures: Number of pictures.
+    """
+
+    def __init__(self, folder: Path | None, pictures: int = 4) -> None:
+        self.folder = folder
+        self.pictures = pictures
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if not outputs:  # all unreadable
+            return
+        images = batch["pixel_values"][: self.pictures]
+        mask = outputs["mask"][: self.pictures, None]  # B, 1, H, W in pixels, 1 where hidden
+        rebuilt = outputs["reconstruction"][: self.pictures].float()
+        rows = [images, images * (1 - mask), images * (1 - mask) + rebuilt * mask]
+        sheets = [to_pictures(row, trainer.datamodule) for row in rows]
+        pictures = [picture for row in zip(*sheets, strict=True) for picture in row]
+        captions = ["original", "input", "reconstruction"] * len(images)
+        keep_figure(trainer, self.folder, "reconstructions", lambda: draw_pictures(pictures, captions, columns=3))
+
+
+def random_masks(
+    count: int,
+    image: tuple[int, int],
+    cell: int,
+    patch: tuple[int, int],
+    ratio: float,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Masks of SimMIM: a fixed number of random square cells, the same number in each image.
+
+    Args:
+        count: Number of masks.
+        image: Image height and width in pixels; an incomplete cell at the border counts as a cell.
+        cell: Side of a cell in pixels, a multiple of the patch sides.
+        patch: Patch height and width in pixels.
+        ratio: Share of the cells that is masked, rounded up.
+        device: Where the masks are wanted.
+        generator: Source of the random numbers.
+
+    Returns:
+        ``(count, rows, columns)`` booleans on the patch grid, True where hidden.
+    """
+    rows, columns = -(-image[0] // cell), -(-image[1] // cell)
+    hidden = math.ceil(rows * columns * ratio)
+    ranks = torch.rand(count, rows * columns, device=device, generator=generator).argsort(1).argsort(1)
+    cells = (ranks < hidden).view(count, rows, columns)
+    grid = (-(-image[0] // patch[0]), -(-image[1] // patch[1]))
+    masks = cells.repeat_interleave(cell // patch[0], 1).repeat_interleave(cell // patch[1], 2)
+    return masks[:, : grid[0], : grid[1]]
