@@ -139,6 +139,7 @@ FAMILIES = {
         },
         presets=SWINV2,
         paper="https://arxiv.org/abs/2111.09883",
+        undecayed=("cpb_mlp.", "logit_scale", "position_embeddings", "mask_token"),
     ),
 }
 
