@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 from swin_hf.families import FAMILIES, list_presets, register
 from swin_hf.model import resizing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import (
     SwinHFBackbone,
     SwinHFForImageClassification,
     SwinHFForMaskedImageModeling,
     SwinHFModel,
+)
+from swin_hf.model.modeling_swinv2_hf import (
+    SwinV2HFBackbone,
+    SwinV2HFForImageClassification,
+    SwinV2HFForMaskedImageModeling,
+    SwinV2HFModel,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +55,11 @@ __all__ = [
     "SwinHFForImageClassification",
     "SwinHFForMaskedImageModeling",
     "SwinHFModel",
+    "SwinV2HFBackbone",
+    "SwinV2HFConfig",
+    "SwinV2HFForImageClassification",
+    "SwinV2HFForMaskedImageModeling",
+    "SwinV2HFModel",
     "__version__",
     "attention_maps",
     "convert_checkpoint",

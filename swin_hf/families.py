@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .presets import SWIN
+from .presets import SWIN, SWINV2
 
 _ROOM = "swin_hf.model"
 
@@ -130,6 +130,23 @@ FAMILIES = {
         },
         presets=SWIN,
         paper="https://arxiv.org/abs/2103.14030",
+    ),
+    "swinv2_hf": Family(
+        model_type="swinv2_hf",
+        config="configuration_swinv2_hf.SwinV2HFConfig",
+        models={
+            "features": "modeling_swinv2_hf.SwinV2HFModel",
+            "image-classification": "modeling_swinv2_hf.SwinV2HFForImageClassification",
+            "masked-image-modeling": "modeling_swinv2_hf.SwinV2HFForMaskedImageModeling",
+            "backbone": "modeling_swinv2_hf.SwinV2HFBackbone",
+        },
+        processors={
+            "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
+            "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
+        },
+        presets=SWINV2,
+        paper="https://arxiv.org/abs/2111.09883",
+        undecayed=("cpb_mlp.", "logit_scale", "position_embeddings", "mask_token"),
     ),
 }
 

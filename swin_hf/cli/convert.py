@@ -96,10 +96,10 @@ def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
 
 
 def _verify(checkpoint: "Checkpoint", written: Path, layout: str, pixel_values: "Tensor") -> int:
-    from swin_hf.checkpoints.load import MODELS, build_model
+    from swin_hf.checkpoints.load import build_model, class_for
     from swin_hf.checkpoints.verify import TOLERANCE, verify, verify_source
 
-    model = build_model(checkpoint, MODELS[checkpoint.place.kind])
+    model = build_model(checkpoint, class_for(checkpoint.place))
     differences = verify(model, written, layout, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]
     print(f"on one picture of {height}x{width} pixels, the source as this package reads it is compared with others:")
