@@ -1,7 +1,7 @@
-"""The command line ``swin-hf``: what it answers before torch is loaded.
+"""The command line ``swin-hf``.
 
-This module is outside the package because importing the package loads torch and transformers. ``swin-hf --help`` and
-an option with the name that another library gives it are answered at once.
+This module is outside the package because importing the package loads torch and transformers, which ``swin-hf --help``
+and the message for another library's option do not need.
 """
 
 import argparse
@@ -25,7 +25,7 @@ VERBS = {
 }
 TRAINING = ("train", "pretrain")  # Lightning reads the options of these
 
-# Our option, with what to add where a name alone would mislead: the names that others have for it.
+# Our option, with a hint where the name alone would mislead: the names that other libraries have for it.
 NAMES = {
     "--model.optimization.learning_rate": "lr learning_rate base_lr blr lr_base max_lr peak_lr model.lr optimizer.lr "
     "trainer.lr model.base_lr optimizer.learning_rate",
@@ -118,7 +118,7 @@ GROUPS = {
 
 
 def refuse_foreign_options(words: Sequence[str]) -> None:
-    """Leave with exit code 2 and one line that gives the names here, where an option has the name of another library.
+    """Exit with code 2 and one line that gives our names, if an option has the name that another library gives it.
 
     Args:
         words: The command line after the program's name.
@@ -145,7 +145,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, not a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and leave with exit code 2."""
+        """Print the message and exit with code 2."""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; {self.prog} --help lists what there is\n")
 
 

@@ -1,8 +1,8 @@
-"""Measure swin_hf beside transformers, timm and torchvision: same weights, same process, turn and turn about.
+"""Measure swin_hf against transformers, timm and torchvision: same weights, same process, taking turns.
 
     python -m benchmarks                                    # the whole table on this machine, 15 minutes at most
     python -m benchmarks --sections models --modes inference --batch-sizes 1 8 --limit 120
-    python -m benchmarks --sections trainer --recipes fashion_mnist --limit 3600   # beside transformers' Trainer
+    python -m benchmarks --sections trainer --recipes fashion_mnist --limit 3600   # against transformers' Trainer
     python -m benchmarks --render-only --readme README.md   # no measurement: the table from docs/speed.json
 
 A setting is a preset, a device, a dtype, a mode, an execution and a batch size. In each, the outputs of all peers, in

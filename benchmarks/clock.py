@@ -59,7 +59,7 @@ def take_turns(
 
 
 def peak_memory(call: Callable[[], Any], device: str) -> float | None:
-    """MiB that a call needs on top of what is there before; None where nobody counts."""
+    """MiB that a call needs on top of what was used before it; None on a device that does not count."""
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

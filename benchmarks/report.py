@@ -17,7 +17,7 @@ def title(setting: dict[str, Any]) -> str:
     if setting["section"] in ("pipeline", "start"):
         return {"pipeline": "From JPEG to batch", "start": "Start"}[setting["section"]]
     if setting["section"] == "trainer":
-        return "An epoch beside transformers' Trainer: {recipe}, {epochs} epochs, {rounds} rounds".format(**setting)
+        return "An epoch against transformers' Trainer: {recipe}, {epochs} epochs, {rounds} rounds".format(**setting)
     place = f"{setting['preset']}, {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}"
     if setting["section"] == "attention":
         return f"Attention alone: {place}"

@@ -1,4 +1,4 @@
-"""What is measured: whole models, attention alone, the data pipeline, the start, and training beside the Trainer."""
+"""What is measured: whole models, attention alone, the data pipeline, the start, and training against the Trainer."""
 
 import argparse
 import contextlib
@@ -297,7 +297,7 @@ def measure_start(setting: dict[str, Any], options: argparse.Namespace) -> dict[
 
 
 def measure_trainer(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of an epoch and accuracy, beside transformers' Swin under its Trainer."""
+    """Seconds of an epoch and accuracy, against transformers' Swin under its Trainer."""
     from .trainer import RECIPES, compare
 
     recipe = dataclasses.replace(RECIPES[setting["recipe"]], epochs=setting["epochs"])

@@ -121,7 +121,7 @@ def files(recipe: Recipe) -> dict[str, str]:
     """The parquet files of both splits."""
     found = {split: recipe.folder / f"{split}.parquet" for split in ("train", "test")}
     if missing := [str(path) for path in found.values() if not path.is_file()]:
-        raise SystemExit(f"error: {missing[0]} does not exist; the script beside it makes it")
+        raise SystemExit(f"error: {missing[0]} does not exist; run the script in its folder, which makes it")
     return {split: str(path) for split, path in found.items()}
 
 
@@ -252,7 +252,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--limit", type=int, help="train on so many pictures only")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only", choices=SIDES, help="one side, to run it beside the other on a core of its own")
+    parser.add_argument(
+        "--only", choices=SIDES, help="one side, to run it at the same time as the other, each on its own core"
+    )
     options = parser.parse_args()
     changes = {"folder": options.folder, "epochs": options.epochs, "limit": options.limit}
     recipe = replace(RECIPES[options.recipe], **{name: value for name, value in changes.items() if value is not None})

@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 from swin_hf.families import FAMILIES, list_presets, register
 from swin_hf.model import resizing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import (
     SwinHFBackbone,
     SwinHFForImageClassification,
     SwinHFForMaskedImageModeling,
     SwinHFModel,
 )
+from swin_hf.model.modeling_swinv2_hf import (
+    SwinV2HFBackbone,
+    SwinV2HFForImageClassification,
+    SwinV2HFForMaskedImageModeling,
+    SwinV2HFModel,
+)
 from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
+from swin_hf.model.segmentation_swinv2_hf import SwinV2HFForSemanticSegmentation
 
 if TYPE_CHECKING:
-    from swin_hf.checkpoints import export_checkpoint
+    from swin_hf.checkpoints import export_checkpoint, replace_backbone
     from swin_hf.explain import attention_maps, grad_cam
     from swin_hf.export import export_onnx, export_openvino, export_torch
     from swin_hf.hub import pull, push
@@ -33,6 +41,7 @@ _ROOMS = {
     "load_backbone": "loading",
     "convert_checkpoint": "loading",
     "export_checkpoint": "checkpoints",
+    "replace_backbone": "checkpoints",
     "push": "hub",
     "pull": "hub",
     "attention_maps": "explain",
@@ -49,6 +58,12 @@ __all__ = [
     "SwinHFForMaskedImageModeling",
     "SwinHFForSemanticSegmentation",
     "SwinHFModel",
+    "SwinV2HFBackbone",
+    "SwinV2HFConfig",
+    "SwinV2HFForImageClassification",
+    "SwinV2HFForMaskedImageModeling",
+    "SwinV2HFForSemanticSegmentation",
+    "SwinV2HFModel",
     "__version__",
     "attention_maps",
     "convert_checkpoint",
@@ -62,6 +77,7 @@ __all__ = [
     "load_checkpoint",
     "pull",
     "push",
+    "replace_backbone",
 ]
 
 

@@ -1,7 +1,7 @@
-"""Tables of classes: wherever two of them meet, they are matched by name. The one rule of the package.
+"""Matching of two tables of classes, by name.
 
-A class is its name. Its number, and the number of classes, say nothing: two models of two classes need not know the
-same two. Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) do not count as names. They are matched by
+A class is its name. Neither its number nor the number of classes identifies it.
+Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) do not count as names. They are matched by
 number where both tables have nothing else, and where a model has nothing else and as many classes as the data has
 names; a warning tells of the second case.
 """
@@ -30,7 +30,7 @@ def class_table(id2label: Mapping[Any, Any] | None) -> list[str]:
 
 
 def has_names(table: Sequence[str]) -> bool:
-    """Whether a table says more than the numbers of its classes."""
+    """Whether a table has names, not only the numbers of its classes."""
     return any(name not in (f"LABEL_{number}", str(number)) for number, name in enumerate(table))
 
 
@@ -74,7 +74,7 @@ def match_classes(
 
 
 def require_finite(logits: Tensor) -> Tensor:
-    """Return logits ``(B, num_labels)`` that say something.
+    """Return logits ``(B, num_labels)`` if they are finite.
 
     Raises:
         ValueError: If any is NaN or infinite.

@@ -1,8 +1,7 @@
-"""What a Swin looks at, brought back from shifted windows to places of the image: attention and Grad-CAM maps.
+"""Attention and Grad-CAM maps of a Swin, moved from shifted windows to pixels of the image.
 
-:func:`attention_maps` and :func:`grad_cam` never touch the model that they are given: they run a twin that shares its
-weights. Cells of a map are placed by size, not by stretching: a token of stage s covers ``patch * 2^s`` pixels, also
-where the image was padded.
+:func:`attention_maps` and :func:`grad_cam` do not change the model that they are given: they run a copy that shares its
+weights. A token of stage s covers ``patch * 2^s`` pixels, also where the image was padded; maps are not stretched.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, C channels,
@@ -12,6 +11,7 @@ Shape legend:
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -41,7 +41,7 @@ from swin_hf.text import one_line
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """The attention of one block, in windows as it was computed, and the way back to the map and to the image.
+    """The attention of one block in its windows, and methods that move it to the map and to the image.
 
     Args:
         stage: Position of the stage, from 0.
@@ -60,10 +60,9 @@ class BlockAttention:
     weights: Tensor
 
     def received(self) -> Tensor:
-        """How much every token is looked at: the sum over the tokens that look at it.
+        """The attention that every token receives: the sum over the tokens of its window.
 
-        1 is the average: as much as if every token of its window looked everywhere alike. Tokens that only pad the
-        map neither look nor are looked at here.
+        1 is the average, and what uniform attention gives. Tokens that only pad the map neither give nor receive.
 
         Returns:
             ``(B, h, H, W)``.
@@ -72,7 +71,7 @@ class BlockAttention:
         return self._to_map((self.weights * looking).sum(dim=-2))  # B, nW, h, N -> B, h, H, W
 
     def from_token(self, row: int, column: int) -> Tensor:
-        """Where one token looks: its probabilities in its window, 0 elsewhere.
+        """The attention of one token: its probabilities in its window, 0 elsewhere.
 
         Args:
             row: Row of the token in the map of this stage.
@@ -82,12 +81,12 @@ class BlockAttention:
             ``(B, h, H, W)``; sums to 1 over the map, less what goes to padding.
 
         Raises:
-            ValueError: If the token lies outside of the map.
+            ValueError: If the token is outside the map.
         """
         height, width = self.geometry.grid
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(
-                f"token ({row}, {column}) lies outside of the {height}x{width} map of stage {self.stage}; rows go "
+                f"token ({row}, {column}) is outside the {height}x{width} map of stage {self.stage}; rows go "
                 f"from 0 to {height - 1} and columns from 0 to {width - 1}"
             )
         ((window, position),) = (self._places() == row * width + column).nonzero().tolist()
@@ -96,14 +95,14 @@ class BlockAttention:
         return self._to_map(looks)
 
     def from_pixel(self, y: int, x: int) -> Tensor:
-        """Where the token looks that covers pixel ``(y, x)`` of the image; see :meth:`from_token`.
+        """The attention of the token that covers pixel ``(y, x)`` of the image; see :meth:`from_token`.
 
         Raises:
-            ValueError: If the pixel lies outside of the image.
+            ValueError: If the pixel is outside the image.
         """
         if not (0 <= y < self.image[0] and 0 <= x < self.image[1]):
             raise ValueError(
-                f"pixel ({y}, {x}) lies outside of the {self.image[0]}x{self.image[1]} image; give row and column, "
+                f"pixel ({y}, {x}) is outside the {self.image[0]}x{self.image[1]} image; give row and column, "
                 "counted from 0 at the top left"
             )
         return self.from_token(y // self.cell[0], x // self.cell[1])
@@ -132,7 +131,7 @@ def attention_maps(model: nn.Module, pixel_values: Tensor) -> list[BlockAttentio
     """Record the attention of every block of every stage; the model's own outputs have the last block of each only.
 
     Args:
-        model: Any model of this family, or a module that holds one. It is left as it is: mode, hooks, gradients.
+        model: Any model of this family, or a module that holds one. Its mode, hooks and gradients do not change.
         pixel_values: Images, ``(B, channels, height, width)``, as the model takes them; any size.
 
     Returns:
@@ -174,14 +173,14 @@ def grad_cam(
     stage: int = -1,
     layer: nn.Module | None = None,
 ) -> Tensor:
-    """Show which places of an image speak for a class: Grad-CAM (https://arxiv.org/abs/1610.02391).
+    """Show which parts of an image raise the score of a class: Grad-CAM (https://arxiv.org/abs/1610.02391).
 
     A channel's weight is its mean gradient; the map is the weighted sum of the channels where that is positive,
-    enlarged to the image, smallest value 0 and largest 1. It is 0 throughout if no place speaks for the class.
+    enlarged to the image, smallest value 0 and largest 1. It is 0 everywhere if no part raises the score.
 
     Args:
-        model: Image classifier of this family, or a module that holds one and returns its logits. It is left as it
-            is: mode, hooks, gradients of the parameters.
+        model: Image classifier of this family, or a module that holds one and returns its logits. Its mode,
+            hooks and gradients do not change.
         pixel_values: Images, ``(B, channels, height, width)``, as the model takes them; any size.
         target: Class number, for all images or one for each; by default the predicted class.
         stage: Stage to look at, from 0; negative ones count from the last. The map is taken where its last block
@@ -202,7 +201,7 @@ def grad_cam(
     looked_at.register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.inference_mode(False), torch.enable_grad():
         images = pixel_values.detach().clone().to(next(twin.parameters()).device)
-        # Whatever is frozen: the graph hangs on the images.
+        # The gradient is taken through the images, so that frozen parameters do not matter.
         logits = _logits(twin(images.requires_grad_()), model)
         if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
             raise ValueError(
@@ -222,12 +221,12 @@ def grad_cam(
 class Explanation(NamedTuple):
     """Maps over one image, side by side for stages or for the blocks of one stage; all ``(height, width)``."""
 
-    target: int  # class that grad_cam speaks for
+    target: int  # class of grad_cam
     pixel: Pair  # row and column of the pixel that attention_from starts at
     names: list[str]  # of each stage or block
     grad_cam: list[Tensor]
     received: list[Tensor]  # attention that each token receives, mean of the heads; 1 is the average
-    attention_from: list[Tensor]  # where the pixel's token looks, mean of the heads
+    attention_from: list[Tensor]  # attention of the pixel's token, mean of the heads
 
 
 def explain(
@@ -245,7 +244,7 @@ def explain(
         pixel_values: One image, ``(1, channels, height, width)``, as the model takes it.
         target: Class number for Grad-CAM; by default the predicted class.
         stage: Show every block of this stage, from 0; by default the last block of every stage.
-        pixel: Row and column of the pixel that looks; by default where the last Grad-CAM is highest.
+        pixel: Row and column of the pixel whose attention is shown; by default where the last Grad-CAM is highest.
 
     Raises:
         ValueError: If there is more than one image, or no such class, stage or pixel.
@@ -285,13 +284,13 @@ def explain(
 
 
 def draw_explanation(explanation: Explanation, picture: Tensor, title: str, class_name: str | None = None) -> Figure:
-    """Lay the maps over the picture, each with its colour bar.
+    """Draw the maps over the picture, each with its colour bar.
 
     Args:
         explanation: What :func:`explain` returned.
         picture: The image that the model saw, ``(channels, height, width)`` in [0, 1].
-        title: What stands above the picture.
-        class_name: Name of the class that Grad-CAM speaks for; by default its number.
+        title: Title of the picture.
+        class_name: Name of the class of Grad-CAM; by default its number.
     """
     height, width = picture.shape[-2:]
     lines = len(explanation.names)
@@ -301,7 +300,8 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     grey = pixels.mean(axis=-1)
     original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
-    original.set_title(title, fontsize=11, wrap=True, parse_math=False)
+    lines_of_title = [textwrap.fill(line, 30) for line in title.split("\n")]  # wrap=True would parse formulas
+    original.set_title("\n".join(lines_of_title), fontsize=11, parse_math=False)
     marked = [original]
     kinds = (
         (f"Grad-CAM for {_short(class_name or f'class {explanation.target}')}", explanation.grad_cam, 1.0),
@@ -312,7 +312,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
         for line, (name, heat) in enumerate(zip(explanation.names, maps, strict=True)):
             ax = figure.add_subplot(grid[line, place])
             ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
-            # The picture shines through where there is little to see.
+            # The picture is visible where the map is low.
             values = heat.cpu().numpy()
             share = (values / (top or values.max() or 1)).clip(0, 1)
             layer = ax.imshow(values, cmap="inferno", alpha=0.2 + 0.6 * share, vmin=0, vmax=top)
@@ -342,12 +342,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def _short(name: str, length: int = 14) -> str:
-    """A class name that fits over a map: WordNet's, of ImageNet, run to a hundred letters."""
+    """A class name short enough for a title: those of ImageNet have up to a hundred letters."""
     return one_line(name.partition(",")[0] or name, length)
 
 
 def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
-    """Bring maps to the size of the image; what pads the image is cut off, not squeezed in.
+    """Enlarge maps to the size of the image; padding is cut off, so that the map is not distorted.
 
     Args:
         maps: ``(..., H, W)``.
@@ -365,8 +365,8 @@ def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy of the model that shares its weights, in evaluation mode: to be hooked and run at will."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    """A copy of the model that shares its weights, in evaluation mode, for hooks of our own."""
+    model = getattr(model, "_orig_mod", model)  # the module inside torch.compile's wrapper
     if not _stages(model):
         raise TypeError(
             f"{type(model).__name__} holds no Swin of this family; load one with "
@@ -404,7 +404,7 @@ def _cam_layer(model: nn.Module, stage: int) -> nn.Module:
 
 
 def _attention_norm(stage: SwinHFStage, block: int) -> nn.Module:
-    """The map as a block's attention reads it: what Grad-CAM looks at."""
+    """The map that the attention of a block reads, of which Grad-CAM is taken."""
     layer: nn.Module = stage.get_submodule(f"blocks.{block % len(stage.blocks)}.norm1")
     return layer
 
@@ -415,7 +415,7 @@ def _check_stage(stage: int, count: int) -> None:
 
 
 def _logits(outputs: Any, model: nn.Module) -> Tensor:
-    """Logits ``(B, classes)`` out of whatever a model returned."""
+    """Logits ``(B, classes)`` of a model's output."""
     logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise TypeError(

@@ -1,15 +1,16 @@
-"""Take a classifier to another engine: ONNX Runtime, OpenVINO, or ``torch.export``; checked before it is kept.
+"""Export a classifier to ONNX Runtime, OpenVINO or ``torch.export``, and check the file before it is kept.
 
 Each function writes under a temporary name, loads what it wrote in its engine, compares the engine's logits with the
 model's on photographs at batch 1, 3 and 8, and only then moves the file into its place. The batch is dynamic; the
-image size is fixed, because how a map is padded and shifted is decided while the graph is traced.
+image size is fixed, because padding and shift are decided while the graph is traced.
 """
 
 import copy
 import io
 import json
+import math
 import os
-import tempfile
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -23,22 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_hf.classes import require_finite
-from swin_hf.files import raise_write_error
+from swin_hf.files import raise_write_error, remove_leftovers_of
+from swin_hf.memory import check_batch
 from swin_hf.model.configuration_swin_hf import Pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
 BATCHES = (1, 3, 8)  # compared after writing; the last one is timed
 OPSET = 20  # the first with Gelu and its exact erf
-TOLERANCE = 1e-4  # fp32: an engine adds in another order
-INT8_SHARE = 0.5  # int8, of the range of the logits; what it costs is told by its accuracy
-CORRELATION = 0.8  # of an inexact engine with the model, from picture to picture: int8 has 0.99, random answers 0
+TOLERANCE = 1e-4  # fp32: engines sum in another order
+INT8_SHARE = 0.5  # int8, as a share of the range of the logits; only finds a broken graph, measure accuracy with --test
+CORRELATION = 0.8  # of int8 logits with the model's: 0.99 is usual, random answers have 0
 
 Engine = Callable[[Tensor], Tensor]  # images (B, channels, height, width) to logits (B, num_labels)
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how it compares with the model.
+    """The written file, and how its logits compare with the model's.
 
     Args:
         path: The file.
@@ -47,7 +49,7 @@ class ExportReport:
         image_size: Height and width in pixels that it takes.
         largest_difference: Largest absolute difference of a logit, over all batches that were compared.
         correlation: Of the engine's logits with the model's, each without its mean over the pictures; 0 for an engine
-            that answers the same whatever it is shown.
+            that gives the same answer for every picture.
         agreement: Share of the pictures for which both name the same class.
         engine_ms: Milliseconds for a batch of 8 in the engine, the fastest of five.
         model_ms: The same in the model, eager, on the same machine.
@@ -156,7 +158,7 @@ def export_openvino(
     tolerance: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write an OpenVINO model, ``*.xml`` and the ``*.bin`` beside it.
+    """Write an OpenVINO model, ``*.xml`` and its weights, ``*.bin``.
 
     Args:
         model: Image classifier; it is left as it is.
@@ -179,7 +181,7 @@ def export_openvino(
     import openvino
 
     batches = None if calibration is None else list(calibration)
-    if images is None and batches:  # quantised for the user's pictures, compared on them
+    if images is None and batches:  # int8 fits the user's pictures, so it is compared on them
         pictures = torch.cat(batches)[: BATCHES[-1]]
         images = pictures if len(pictures) == BATCHES[-1] else None
     size, images = _prepare(model, image_size, images)
@@ -270,7 +272,7 @@ def load_engine(path: str | os.PathLike[str]) -> Engine:
     """Open an exported file as a function from normalised images to logits.
 
     Args:
-        path: What one of the functions above wrote: ``*.onnx``, ``*.xml`` or ``*.pt2``.
+        path: A file of one of the functions above: ``*.onnx``, ``*.xml`` or ``*.pt2``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -310,7 +312,7 @@ def sample_images(size: Pair, channels: int = 3, count: int = BATCHES[-1]) -> Te
 
 
 class _Logits(nn.Module):
-    """The model as engines see it: images in, logits out, attention as it is defined."""
+    """The model to trace: images to logits, with the eager attention."""
 
     def __init__(self, model: SwinHFForImageClassification) -> None:
         super().__init__()
@@ -332,7 +334,7 @@ def _program(model: SwinHFForImageClassification, images: Tensor) -> torch.expor
 def _prepare(
     model: SwinHFForImageClassification, image_size: int | Pair | None, images: Tensor | None
 ) -> tuple[Pair, Tensor]:
-    """Settle the image size and the images to compare on."""
+    """Choose the image size and the images to compare on."""
     if not isinstance(model, SwinHFForImageClassification) or not model.config.num_labels:
         raise ValueError(
             f"{type(model).__name__} gives no logits; export a SwinHFForImageClassification with at least one label"
@@ -341,6 +343,9 @@ def _prepare(
         size = model.config.image_hw
     else:
         size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+    # The first stage holds the most: its map, normalised too, and the four times wider one of its MLP.
+    patch = math.prod(model.swin.embeddings.patch_embeddings.kernel_size)
+    check_batch(BATCHES[-1], model.config.num_channels + 6 * model.config.embed_dim // patch, size)
     if images is None:
         images = sample_images(size, model.config.num_channels)
     wanted = (model.config.num_channels, *size)
@@ -370,7 +375,7 @@ def _compare(
     tolerance: float | None,
     int8: bool = False,
 ) -> ExportReport:
-    """Run what was written beside the model, on several batches, and time both on the largest."""
+    """Compare the written file with the model on several batches, and time both on the largest."""
     reference = copy.deepcopy(model).float().cpu().eval()
 
     def run_model(images: Tensor) -> Tensor:
@@ -401,7 +406,7 @@ def _compare(
 
 
 def _correlation(answers: Tensor, expected: Tensor) -> float:
-    """Correlation of logits ``(B, num_labels)`` from picture to picture; 1 where the model sees no difference."""
+    """Correlation of logits ``(B, num_labels)`` from picture to picture; 1 if the model's are all alike."""
     answers, expected = answers - answers.mean(0), expected - expected.mean(0)
     if expected.norm() < TOLERANCE:
         return 1.0
@@ -447,20 +452,23 @@ def _require(extra: str, *packages: str) -> None:
 def _destination(
     path: str | os.PathLike[str], suffix: str, overwrite: bool, companion: str | None = None
 ) -> Iterator[Path]:
-    """Give a temporary file beside ``path``, and put it in its place when the block ends without an error."""
+    """Give a temporary file in the folder of ``path``; it replaces ``path`` when the block ends without an error."""
     path = Path(path)
     if path.suffix != suffix:
         raise ValueError(f"{path}: the name must end in {suffix}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or overwrite it with --overwrite")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            temporary = Path(folder, path.name)
-            yield temporary
-            if companion:
-                os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
-            os.replace(temporary, path)
+        partial.mkdir(parents=True)
+        remove_leftovers_of(path)
+        temporary = partial / path.name
+        yield temporary
+        if companion:
+            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
+        os.replace(temporary, path)
     except Exception as error:
         raise_write_error(error, path)
         raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The table of what this package builds: the families of models, and the tasks that each is built for.
+"""The families of models in this package, and the tasks that each is built for.
 
 Registration with transformers, pushing, the card, conversion and loading read it. A family is one row of
 :data:`FAMILIES` and its own files in ``model/``; a task is one row of :data:`TASKS` and a class in each family that
@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .presets import SWIN
+from .presets import SWIN, SWINV2
 
 _ROOM = "swin_hf.model"
 
@@ -25,8 +25,8 @@ class Task:
     Args:
         auto_class: Auto class of transformers that finds its models.
         pipeline_tag: Task of the Hub, for the card.
-        head: Beginnings of the keys that only its models have: left out, or new, where a trunk is loaded from another.
-        answers: What its output is, in a few words, for messages.
+        head: Prefixes of the keys that only its models have; new, or unused, if another task saved the weights.
+        answers: Name of its output, for messages.
     """
 
     auto_class: str
@@ -58,13 +58,13 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Family:
-    """A line of models that share one configuration class.
+    """Models that share one configuration class.
 
     Args:
         model_type: Its name in ``config.json``.
         config: Module in ``model/`` and name of the configuration class.
-        models: For each task, the same of the model class.
-        processors: For each backend of transformers, the same of the image processor.
+        models: Module and name of the model class, by task.
+        processors: Module and name of the image processor, by backend of transformers.
         presets: Fields of the configuration of each released size.
         paper: Where the architecture is defined.
         undecayed: Parts of the names of matrices and tables that weight decay leaves alone, in training.
@@ -87,7 +87,7 @@ class Family:
         """Its model class for a task.
 
         Raises:
-            ValueError: If it has none.
+            ValueError: If the family has no model for the task.
         """
         if task not in self.models:
             raise ValueError(f"{self.model_type} has no model for {task}; it has them for {', '.join(self.models)}")
@@ -105,7 +105,7 @@ class Family:
         return [self.processors["pil"], self.processors["torchvision"]]
 
     def travelling_files(self, task: str) -> list[Path]:
-        """The code that a pushed model of a task needs: the modules of its classes and all that they import in turn."""
+        """The code that a pushed model of a task needs: the modules of its classes and the files that they import."""
         modules = {name.split(".")[0] for name in (self.config, self.models[task], *self.processors.values())}
         found = {Path(import_module(f"{_ROOM}.{module}").__file__ or "") for module in modules}
         for path in tuple(found):
@@ -130,6 +130,24 @@ FAMILIES = {
         },
         presets=SWIN,
         paper="https://arxiv.org/abs/2103.14030",
+    ),
+    "swinv2_hf": Family(
+        model_type="swinv2_hf",
+        config="configuration_swinv2_hf.SwinV2HFConfig",
+        models={
+            "features": "modeling_swinv2_hf.SwinV2HFModel",
+            "image-classification": "modeling_swinv2_hf.SwinV2HFForImageClassification",
+            "masked-image-modeling": "modeling_swinv2_hf.SwinV2HFForMaskedImageModeling",
+            "backbone": "modeling_swinv2_hf.SwinV2HFBackbone",
+            "semantic-segmentation": "segmentation_swinv2_hf.SwinV2HFForSemanticSegmentation",
+        },
+        processors={
+            "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
+            "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
+        },
+        presets=SWINV2,
+        paper="https://arxiv.org/abs/2111.09883",
+        undecayed=("cpb_mlp.", "logit_scale", "position_embeddings", "mask_token"),
     ),
 }
 
@@ -187,7 +205,7 @@ def list_presets(family: str | None = None) -> list[str]:
 
 
 def config_of_preset(name: str, **fields: Any) -> Any:
-    """Configuration of a released size, of whichever family it is.
+    """Configuration of a released size of any family.
 
     Args:
         name: One of :func:`list_presets`.
@@ -197,12 +215,12 @@ def config_of_preset(name: str, **fields: Any) -> Any:
         ValueError: If there is no such preset.
     """
     families = [family for family in FAMILIES.values() if name in family.presets]
-    family = families[0] if families else next(iter(FAMILIES.values()))  # whose class says which names are near
+    family = families[0] if families else next(iter(FAMILIES.values()))  # whose error names the nearest preset
     return family.config_class.from_preset(name, **fields)
 
 
 def register(family: Family) -> None:
-    """Teach the Auto classes of transformers a family; doing it twice changes nothing."""
+    """Register a family with the Auto classes of transformers; a second time changes nothing."""
     import transformers
 
     config = family.config_class

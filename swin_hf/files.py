@@ -1,7 +1,8 @@
-"""Files and folders that are written whole or not at all, and what may be said of them to everybody.
+"""Write files and folders whole or not at all, and remove secrets from what is published.
 
-Everything that this package leaves on a disk is written under a temporary name in the folder of its target and renamed
-when it is complete. What a kill leaves behind is found by its name and removed by :func:`remove_leftovers`.
+This package writes every file under a temporary name in the folder of its target and renames it when it is complete.
+The temporary files of a killed process are found by their names: the next write of the same target removes its own,
+:func:`remove_leftovers` all of a folder.
 """
 
 import errno
@@ -30,13 +31,13 @@ class WriteError(OSError):
     """A file that cannot be written; the message names it, the reason and the remedy."""
 
     def __str__(self) -> str:
-        """The sentence alone, without the number of the system's error."""
+        """The message alone, without the number of the system's error."""
         return str(self.args[-1]) if self.args else ""
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name in the folder of ``path``; what is written there takes its place when the block ends.
+    """Give a temporary name in the folder of ``path``; what is written there replaces ``path`` when the block ends.
 
     Args:
         path: File to write; its folder is made where it is missing.
@@ -51,6 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers_of(path)
         yield partial
         partial.replace(path)
     except Exception as error:
@@ -62,9 +64,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty temporary folder that takes the place of ``path`` when the block ends.
+    """Give an empty temporary folder that replaces ``path`` when the block ends.
 
-    The old folder goes only when the new one is in its place.
+    The old folder is removed only when the new one is in its place.
 
     Args:
         path: Folder to write.
@@ -81,6 +83,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        remove_leftovers_of(path)
         yield partial
         if path.exists():
             path.rename(retired)
@@ -96,7 +99,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove what a killed process left half written below a folder that only this process writes to.
+    """Remove the temporary files of a killed process below a folder that only this process writes to.
 
     A folder that was moved aside and not yet replaced is put back.
     """
@@ -116,8 +119,21 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed processes left half written of a file or folder; its folder may hold anything else."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
+    for partial in path.parent.iterdir() if os.name == "posix" else ():  # elsewhere, os.kill ends a process
+        if match := name.fullmatch(partial.name):
+            try:
+                os.kill(int(match[1]), 0)  # is it still there?
+            except ProcessLookupError:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):  # another user's process; no number of a process
+                continue
+
+
 def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
-    """Raise :class:`WriteError` for a disk without room or a place without permission; return for other errors."""
+    """Raise :class:`WriteError` for a full disk or a missing permission; return for other errors."""
     if isinstance(error, WriteError):
         return
     if full := full_disk(error, path=path):
@@ -131,18 +147,18 @@ def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
 def full_disk(
     error: BaseException | None, *folders: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
 ) -> "WriteError | None":
-    """The sentence for a disk without room, whatever error a library made of it; None where the reason is another.
+    """The message for a full disk, whatever error a library made of it; None for other errors.
 
     Args:
         error: What was raised.
-        folders: Where else than in the home and the folder of temporary files it may have been written.
-        path: The file, where it is known. Few errors name it; without a name, the folder with the least room is named.
+        folders: Folders that may be full, besides the home and the folder of temporary files.
+        path: The file, if it is known. Few errors name it; without a name, the folder with the least room is named.
     """
     while error is not None:
         if isinstance(error, WriteError):
             return error if error.errno in _NO_ROOM else None
         number = error.errno if isinstance(error, OSError) else None
-        if number is None:  # safetensors and other libraries only quote the system
+        if number is None:  # safetensors and other libraries only quote the system's error
             said = str(error)
             number = next((n for n in _NO_ROOM if f"(os error {n})" in said or f"[Errno {n}]" in said), None)
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in said else number
@@ -159,7 +175,7 @@ def full_disk(
 
 
 def free_space(path: str | os.PathLike[str]) -> str:
-    """Room on the disk of a file that may not exist yet, such as ``12.3 GiB``."""
+    """Free space on the disk of a file that may not exist yet, such as ``12.3 GiB``."""
     size = float(_free_bytes(path))
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
@@ -175,7 +191,7 @@ def _free_bytes(path: str | os.PathLike[str]) -> int:
     return shutil.disk_usage(place).free
 
 
-# What is private is known by what it is: a key, a signature, a password, a home. Names help where a value has no form.
+# Patterns of private values: keys, signatures, passwords, home folders; names of options where a value has no pattern.
 _KEY = re.compile(
     r"(?<![\w-])(?:hf_|api_org_|sk-|pk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|npm_|pypi-|AIza|ya29\.)[\w.-]{8,}"
     r"|(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"
@@ -190,7 +206,7 @@ _NAMED = re.compile(
     rf"""(?P<name>["']?[\w.-]*(?:{_NAME})[\w.-]*["']?\s*[:=]\s*)(?:(?P<quote>["']).*?(?P=quote)|[^\s"',;&}}]+)""",
     re.IGNORECASE,
 )
-_ADDRESS = re.compile(r"(?P<door>\w[\w+.-]*://)(?:[^/\s@\"']*@)?(?P<path>[^\s?#\"']*)(?P<query>[^\s\"']*)")
+_ADDRESS = re.compile(r"(?P<scheme>\w[\w+.-]*://)(?:[^/\s@\"']*@)?(?P<path>[^\s?#\"']*)(?P<query>[^\s\"']*)")
 _SIGNED = re.compile(r"[?&#](?:[\w-]*signature|sig|[\w-]*token|[\w-]*credential|se|sp|key|apikey)=", re.IGNORECASE)
 _ROOT = r"(?:file:/{2,3}(?:[A-Za-z]:)?|[A-Za-z]:[\\/]|\\\\|~[\w.-]*[\\/]|/)"
 _WHOLE_PATH = re.compile(rf"(?:{_ROOT}).*|~[\w.-]*", re.DOTALL)
@@ -199,10 +215,10 @@ _PATH = re.compile(rf"""(?<![\w.:/\\~-])(?P<path>{_ROOT}[^\s"',;{{}}\[\]()]*)(?=
 
 
 def redact(value: Any) -> Any:
-    """A value as JSON that may be shown to everybody.
+    """A value as JSON that may be published.
 
-    Keys, passwords and the signatures of addresses become ``***``; of a path from the root or from somebody's home,
-    its last part is kept.
+    Keys, passwords and the signatures of addresses become ``***``; of an absolute path or one in a home folder, only
+    the last part is kept.
     """
     if isinstance(value, dict):
         return {str(name): _redact_named(str(name), item) for name, item in value.items()}
@@ -225,7 +241,7 @@ def redact(value: Any) -> Any:
 
 
 def redact_command(words: Sequence[str]) -> list[str]:
-    """The words of a command line that may be shown to everybody; see :func:`redact`."""
+    """The words of a command line that may be published; see :func:`redact`."""
     shown = []
     option = ""  # whose value comes next
     for word in words:
@@ -247,9 +263,9 @@ def _redact_named(name: str, value: Any) -> Any:
 
 
 def _without_signature(match: re.Match[str]) -> str:
-    if match["door"].lower() == "file://":
+    if match["scheme"].lower() == "file://":
         return match[0]
-    return f"{match['door']}{match['path']}{'?***' if _SIGNED.search(match['query']) else match['query']}"
+    return f"{match['scheme']}{match['path']}{'?***' if _SIGNED.search(match['query']) else match['query']}"
 
 
 def _last_part(path: str) -> str:

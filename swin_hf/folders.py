@@ -1,12 +1,12 @@
-"""Folders of pictures: which files are pictures, which folders are splits, and which are classes. The one reader.
+"""Folders of pictures: which files are pictures, which folders are splits, and which are classes.
 
-The rule, as torchvision and timm have it:
+The rule is that of torchvision and timm:
 
 * Splits are folders at the first level whose whole name is in :data:`SPLIT_NAMES` and that hold class folders. Where
   there are none, the folders at the first level are the classes: ``{bus, car, train}`` are three classes.
 * A class is a folder. All pictures below it belong to it, those in its sub-folders too.
 * A picture is a file with a suffix of :data:`swin_hf.processing.PICTURE_SUFFIXES`. Links are followed.
-* Everything else is not used. It is counted and named, and is an error where it is most of a class.
+* All other files are not used. They are counted and named; it is an error if they are most of a class.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PictureFolder:
         splits: Columns ``image`` (paths, not decoded) and, with labels, ``label`` (a ClassLabel), sorted by path.
         class_names: Name of each class id; empty without labels.
         left_out: Files of each class that are not used although they may be pictures.
-        notes: A sentence for each kind of file or folder that is not used, or used in a way one may not expect.
+        notes: A sentence for each kind of file or folder that is not used, or used in an unexpected way.
     """
 
     splits: dict[str, Dataset]
@@ -53,7 +53,7 @@ class PictureFolder:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a whole name means, in upper or lower case: ``train``, ``validation``, ``test``."""
+    """Return the split that a folder's name means, in upper or lower case: ``train``, ``validation``, ``test``."""
     return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 
@@ -103,10 +103,10 @@ def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> Pictur
     roots = _split_folders(root, files, labelled)
     notes = []
     if roots:
-        beside = {name: files[name] for name in folders if name not in roots.values()}
-        notes += _beside_splits(root, beside, sum(len(files[name]) for name in roots.values()))
+        others = {name: files[name] for name in folders if name not in roots.values()}
+        notes += _next_to_splits(root, others, sum(len(files[name]) for name in roots.values()))
         if labelled:
-            notes += _unused(root, loose, "beside the folders of the splits")
+            notes += _unused(root, loose, "next to the folders of the splits")
         content = read_splits({split: os.path.join(root, name) for split, name in roots.items()}, labelled)
     else:
         content = read_splits({"train": root}, labelled)
@@ -186,24 +186,24 @@ def _holds_class_folders(folder: str, files: Iterable[str]) -> bool:
     return 2 * sum(below) > len(below)
 
 
-def _beside_splits(root: str, beside: Mapping[str, Sequence[str]], in_splits: int) -> list[str]:
-    """Name the folders beside the splits, which nobody reads.
+def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: int) -> list[str]:
+    """Name the folders next to those of the splits; they are not read.
 
     Raises:
-        ValueError: If they hold more files than the splits: then they are classes, or the splits are.
+        ValueError: If they hold more files than the splits, so that the splits may be classes.
     """
-    held = {name: sum(map(_is_picture, files)) for name, files in beside.items()}
+    held = {name: sum(map(_is_picture, files)) for name, files in others.items()}
     names = ", ".join(f"{name} ({count} pictures)" for name, count in held.items() if count)
     if sum(held.values()) > in_splits:
         raise ValueError(
-            f"{root}: the folders beside those of the splits hold most of the pictures: {names}; if all folders are"
+            f"{root}: the folders next to those of the splits hold most of the pictures: {names}; if all folders are"
             " classes, rename the one with the name of a split; otherwise move the others elsewhere"
         )
-    return [f"{root}: folders beside the splits are not used: {names}"] if names else []
+    return [f"{root}: folders next to the splits are not used: {names}"] if names else []
 
 
 def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
-    """Pictures of each class folder; adds to ``content`` what is not used.
+    """Pictures of each class folder; files that are not used are added to ``content``.
 
     Raises:
         ValueError: If there is no class folder, or most files of one are not used.
@@ -236,7 +236,7 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
             )
     if not classes:
         raise ValueError(f"{root}: {_no_classes(loose)}")
-    content.notes += _unused(root, loose, "beside the class folders")
+    content.notes += _unused(root, loose, "next to the class folders")
     return classes
 
 
@@ -292,7 +292,7 @@ def _is_picture(path: str) -> bool:
 
 
 def _may_be_picture(path: str) -> bool:
-    """Whether a file that is not read as a picture is a loss: anything but texts that describe pictures."""
+    """Whether an unused file may be a picture: all files but texts that describe pictures."""
     return not path.lower().endswith((*PICTURE_SUFFIXES, *_DESCRIPTIONS))
 
 
@@ -304,7 +304,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _files(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
-    """Paths of all files below a folder, sorted; a link to a folder above it stays a path, so that it is named."""
+    """Paths of all files below a folder, sorted; a link to a folder above it is one path, for a note."""
     return list(_walk(folder, above))
 
 

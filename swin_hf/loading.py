@@ -192,7 +192,7 @@ def load_checkpoint(
         HubError: If the Hub refuses, or cannot be reached.
     """
     from swin_hf.checkpoints import Kind
-    from swin_hf.checkpoints.load import MODELS, build_model, logger
+    from swin_hf.checkpoints.load import build_model, class_for, logger
 
     checkpoint = open_source(
         source,
@@ -205,7 +205,7 @@ def load_checkpoint(
         window_size=window_size,
     )
     logger.info("%s", checkpoint)
-    return build_model(checkpoint, model_class or MODELS[Kind.CLASSIFIER])
+    return build_model(checkpoint, model_class or class_for(checkpoint.place._replace(kind=Kind.CLASSIFIER)))
 
 
 def convert_checkpoint(
@@ -366,7 +366,7 @@ def read_foreign(
         ValueError: As :func:`load_checkpoint` does.
     """
     from swin_hf.checkpoints import open_checkpoint
-    from swin_hf.checkpoints.load import MODELS, state_for
+    from swin_hf.checkpoints.load import class_for, state_for
     from swin_hf.checkpoints.preprocessing import preprocessing_of
     from swin_hf.hub import HubError
     from swin_hf.processing import Preprocessing
@@ -381,7 +381,7 @@ def read_foreign(
     checkpoint = open_checkpoint(path)
     state = state_for(checkpoint, model_class)
     found = checkpoint.config
-    found.dtype, found.architectures = checkpoint.dtype, [MODELS[checkpoint.place.kind].__name__]
+    found.dtype, found.architectures = checkpoint.dtype, [class_for(checkpoint.place).__name__]
     preprocessing = preprocessing_of(checkpoint, found)
     values = preprocessing.values() if isinstance(preprocessing, Preprocessing) else preprocessing
     return None, found, state, values

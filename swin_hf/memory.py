@@ -1,4 +1,4 @@
-"""Memory: what a machine has, and how an allocation that failed is told."""
+"""Memory: how much a machine has, and the message for an allocation that failed."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int]) -> None:
     """Refuse a batch whose float32 pixels alone exceed the memory that is free.
 
-    Linux grants more than there is and then kills the process without a word, so nothing would be raised later.
+    Linux grants more memory than there is and then kills the process, so that no error would be raised later.
 
     Raises:
         ValueError: Gives both sizes and the remedy.
@@ -24,7 +24,7 @@ def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int])
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can still take; those of the whole machine where the system does not tell more, or None."""
+    """Bytes that programs can still take; the memory of the machine if the system does not say, or None."""
     facts = Path("/proc/meminfo")
     if facts.is_file() and (match := re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(), re.MULTILINE)):
         return int(match[1]) * 1024
@@ -35,7 +35,7 @@ def free_memory() -> int | None:
 
 
 def memory_sentence(error: BaseException) -> str | None:
-    """One sentence on an allocation that failed, of Python, NumPy or torch on any device; None for another error."""
+    """The message for an allocation that failed, of Python, NumPy or torch on any device; None for other errors."""
     text = str(error)
     torch = sys.modules.get("torch")
     on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,7 +1,7 @@
 """Sizes of the released models, with their source.
 
-The code that travels with a model has no sizes in it: ``import swin_hf`` gives these to the configuration class of
-their family.
+The code that is pushed with a model holds no sizes: ``import swin_hf`` adds these to the configuration class of the
+family.
 """
 
 from typing import Any
@@ -71,4 +71,29 @@ SWIN: dict[str, dict[str, Any]] = {
         "encoder_stride": 4,
         "num_labels": 10,
     },
+}
+
+# Table 1 and section 4 of the paper of V2 and Microsoft's model zoo; configs/swinv2/*.yaml there. Offsets of the models
+# that were pre-trained in windows of 12, of 6 in the last stage, are divided by those.
+_W8_256 = {"image_size": 256, "window_size": 8, "num_labels": 1000}
+_W16_256 = {"image_size": 256, "window_size": 16, "num_labels": 1000}
+_W24_384 = {"image_size": 384, "window_size": 24, "num_labels": 1000}
+_W12_192 = {"image_size": 192, "window_size": 12}
+_FROM_W12 = {"pretrained_window_sizes": (12, 12, 12, 6), "drop_path_rate": 0.2}
+
+SWINV2: dict[str, dict[str, Any]] = {
+    "swinv2_tiny_patch4_window8_256": {**_TINY, **_W8_256, "drop_path_rate": 0.2},
+    "swinv2_tiny_patch4_window16_256": {**_TINY, **_W16_256, "drop_path_rate": 0.2},
+    "swinv2_small_patch4_window8_256": {**_SMALL, **_W8_256, "drop_path_rate": 0.3},
+    "swinv2_small_patch4_window16_256": {**_SMALL, **_W16_256, "drop_path_rate": 0.3},
+    "swinv2_base_patch4_window8_256": {**_BASE, **_W8_256, "drop_path_rate": 0.5},
+    "swinv2_base_patch4_window16_256": {**_BASE, **_W16_256, "drop_path_rate": 0.5},
+    "swinv2_base_patch4_window12_192_22k": {**_BASE, **_W12_192, **_22K, "drop_path_rate": 0.2},
+    "swinv2_base_patch4_window12to16_192to256_22kto1k_ft": {**_BASE, **_W16_256, **_FROM_W12},
+    "swinv2_base_patch4_window12to24_192to384_22kto1k_ft": {**_BASE, **_W24_384, **_FROM_W12},
+    "swinv2_large_patch4_window12_192_22k": {**_LARGE, **_W12_192, **_22K, "drop_path_rate": 0.2},
+    "swinv2_large_patch4_window12to16_192to256_22kto1k_ft": {**_LARGE, **_W16_256, **_FROM_W12},
+    "swinv2_large_patch4_window12to24_192to384_22kto1k_ft": {**_LARGE, **_W24_384, **_FROM_W12},
+    "swinv2_digits_patch4_window4_32": SWIN["swin_digits_patch4_window4_32"],
+    "swinv2_fashion_patch2_window7_28": SWIN["swin_fashion_patch2_window7_28"],
 }

@@ -1,7 +1,7 @@
-"""Pictures: which files are pictures, the one decoder, and the one description of preprocessing.
+"""Pictures: which files are pictures, how they are decoded, and how they become the input of a model.
 
-Training, evaluation, prediction, export and the saved image processor read pictures through :func:`decode_picture` and
-turn them into what a model takes by a :class:`Preprocessing`.
+Training, evaluation, prediction, export and the saved image processor read pictures with :func:`decode_picture` and
+turn them into the input of a model with a :class:`Preprocessing`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ PICTURE_SUFFIXES = (
 )  # fmt: skip
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-# PIL's numbers. No resampling may be guessed: these three exist with antialiasing in PIL, torchvision and transformers.
+# PIL's numbers. Only these three exist with antialiasing in PIL, torchvision and transformers.
 RESAMPLING: dict[Interpolation, int] = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
-# From this side on Microsoft squashes the image instead of cropping it (TEST.CROP of its configs).
+# From this side on, Microsoft squashes the image instead of cropping it (TEST.CROP of its configs).
 _SQUASHED_FROM = 384
 _RELEASE_CROP_PCT = 224 / 256
 
@@ -44,7 +44,7 @@ class UnreadablePictureError(OSError):
 
 
 class TooManyPixelsError(ValueError):
-    """A picture with more pixels than Pillow's limit against files that are made to fill the memory."""
+    """A picture with more pixels than Pillow's limit, which protects from files made to fill the memory."""
 
 
 def decode_picture(
@@ -67,10 +67,10 @@ def decode_picture(
         A loaded PIL image in mode ``RGB`` or ``L``.
 
     Raises:
-        UnreadablePictureError: If the picture cannot be decoded, for whatever reason; the cause is chained.
+        UnreadablePictureError: If the picture cannot be decoded; the cause is chained.
     """
     try:
-        # A picture that was given stays open, one that is opened here is closed.
+        # A picture that was given stays open; one that is opened here is closed.
         with nullcontext(cell) if isinstance(cell, Image.Image) else open_picture(cell, root) as picture:
             return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
     except MemoryError:
@@ -117,8 +117,8 @@ class Preprocessing:
 
     Attributes:
         size: Height and width of the result, in pixels.
-        short_side: The shorter side is brought to so many pixels and ``size`` is cut out of the centre; None resizes
-            to ``size``, whatever the proportions were ("squash").
+        short_side: The shorter side is resized to so many pixels and ``size`` is cut out of the centre; None resizes
+            to ``size`` and changes the proportions ("squash").
         mean: Mean of each channel, for values in 0..1.
         std: Standard deviation of each channel, likewise.
         interpolation: Resampling, always antialiased.
@@ -153,7 +153,7 @@ class Preprocessing:
         """Read ``preprocessor_config.json``, or ``to_dict()`` of an image processor.
 
         Returns:
-            None where a processor does something else than resize, crop the centre, rescale to 0..1 and normalise.
+            None if the processor does more than resize, crop the centre, rescale to 0..1 and normalise.
         """
         size, crop = values.get("size"), values.get("crop_size")
         names = {number: name for name, number in RESAMPLING.items()}

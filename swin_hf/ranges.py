@@ -1,9 +1,14 @@
 """The ranges of numbers that a user gives, checked where they are defined."""
 
+import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import field, fields
 from numbers import Real
 from typing import Any, get_args
+
+SIDES = "[1, 16384]"  # of an image, in pixels
+COUNT = "[1, inf)"
 
 
 def check_range(name: str, value: Any, interval: str) -> None:
@@ -17,13 +22,8 @@ def check_range(name: str, value: Any, interval: str) -> None:
     Raises:
         ValueError: Names the option, the value and the interval.
     """
-    low, high = (float(end) for end in interval[1:-1].split(","))
     for number in value if isinstance(value, list | tuple) else [value]:
-        if number is None:
-            continue
-        above = number >= low if interval[0] == "[" else number > low
-        below = number <= high if interval[-1] == "]" else number < high
-        if not (isinstance(number, Real) and math.isfinite(number) and above and below):
+        if number is not None and not _is_inside(number, interval):
             raise ValueError(f"{name} is {value}; it must be in {interval}")
 
 
@@ -51,3 +51,54 @@ def check_fields(options: Any) -> None:
         choices = option.metadata.get("choices")
         if choices and value is not None and value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, choices))}")
+
+
+class Number:
+    """Type of an option of a command line that takes a number: text to a number of an interval.
+
+    Args:
+        kind: ``int`` or ``float``.
+        interval: As in :func:`check_range`.
+    """
+
+    def __init__(self, kind: type[int] | type[float], interval: str) -> None:
+        self.kind = kind
+        self.interval = interval
+
+    def __call__(self, text: str) -> int | float:
+        """The number.
+
+        Raises:
+            ArgumentTypeError: If it is none, or outside of the interval; argparse names the option.
+        """
+        try:
+            number = self.kind(text)
+        except ValueError:
+            number = math.nan
+        if not _is_inside(number, self.interval):
+            what = "a whole number" if self.kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is given; it must be {what} in {self.interval}")
+        return number
+
+
+def one_or_two(option: str, sides: Sequence[int] | None) -> int | tuple[int, int] | None:
+    """One side for a square, or height and width, out of what an option of ``nargs="+"`` was given.
+
+    Raises:
+        ValueError: If there are more.
+    """
+    if not sides or len(sides) == 1:
+        return sides[0] if sides else None
+    if len(sides) > 2:
+        raise ValueError(f"{option} has {len(sides)} sides; give one for a square, or height and width")
+    return sides[0], sides[1]
+
+
+def _is_inside(number: Any, interval: str) -> bool:
+    real = isinstance(number, Real)
+    if not (real and -math.inf < number < math.inf):  # NaN is on neither side
+        return False
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    return bool(above and below)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-# What moves the cursor, breaks the line or turns the text around it; joiners, which words of some languages need, stay.
+# Characters that move the cursor, break the line or turn text around; joiners, which some languages need, are kept.
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 

@@ -1,11 +1,13 @@
 """One kind of source everywhere: anyone's Swin, written by the library it belongs to, read by every function alike."""
 
 import json
+import os
 
 import pytest
 import torch
-from checkpoint_peers import CLASSES, images, peer, timm_swin, transformers_swin
+from checkpoint_peers import CLASSES, SQUARE, images, peer, timm_swin, transformers_swin
 from conftest import PARITY
+from hub_server import FOR_EVER, READER, STRANGER, WRITER, User
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 from PIL import Image
@@ -14,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, SwinHFModel, cli, load_backbone, load_checkpoint
-from swin_hf.hub import remote
+from swin_hf.hub import HubError, remote
 from swin_hf.loading import find_model
 from swin_hf.predict import load_classifier
 
@@ -211,3 +213,242 @@ def test_offline_the_cache_answers(source, hub, monkeypatch):
     assert hub.requests == []
     monkeypatch.undo()
     close_session()
+
+
+# ------------------------------------------------------------------------------------------------- ids and addresses
+
+
+def test_ways_to_write_an_id(hub, tmp_path):
+    from swin_hf.checkpoints import open_checkpoint
+
+    (tmp_path / "written").mkdir()
+    hub.users[WRITER] = User("user", "write", ("timm",))
+    write_timm(tmp_path / "written", hub, "timm/swin_tiny.ms_in1k")
+    first = find_model("timm/swin_tiny.ms_in1k").commit
+    HfApi(endpoint=hub.url).create_tag("timm/swin_tiny.ms_in1k", tag="v1")
+    hub.put("timm/swin_tiny.ms_in1k", {"README.md": b"---\nlicense: mit\n---\n"})
+    second = find_model("timm/swin_tiny.ms_in1k")
+    assert second.commit != first and second.license == "mit"
+    for written in (
+        "timm/swin_tiny.ms_in1k@v1",
+        f"hf-hub:timm/swin_tiny.ms_in1k@{first}",
+        "hf_hub:timm/swin_tiny.ms_in1k@v1",
+    ):
+        assert find_model(written).commit == first
+        assert open_checkpoint(find_model(written).path).place.layout.name == "timm"
+    assert find_model("timm/swin_tiny.ms_in1k", "v1").commit == first
+    assert find_model("hf://timm/swin_tiny.ms_in1k/model.safetensors").path == second.path
+    ours = SwinHFForImageClassification.from_pretrained("timm/swin_tiny.ms_in1k", revision="v1")
+    again = SwinHFForImageClassification.from_pretrained("timm/swin_tiny.ms_in1k@v1")
+    assert torch.equal(logits_of(ours), logits_of(again))
+    with pytest.raises(ValueError, match="names the revision 'v1', and 'main' was given too"):
+        find_model("timm/swin_tiny.ms_in1k@v1", "main")
+
+
+def test_sizes_labels_types_and_fields_are_changed_on_the_way(hub, tmp_path):
+    (tmp_path / "written").mkdir()
+    source = write_transformers(tmp_path / "written", hub, "user/swin-tiny")
+    model, info = SwinHFForImageClassification.from_pretrained(
+        source,
+        num_labels=3,
+        ignore_mismatched_sizes=True,
+        drop_path_rate=0.3,
+        image_size=48,
+        window_size=6,
+        dtype=torch.bfloat16,
+        output_loading_info=True,
+    )
+    assert model.config.drop_path_rate == 0.3 and model.config.num_labels == 3 and model.dtype == torch.bfloat16
+    assert model.config.stage_windows[0] == (6, 6) and model.config.image_hw == (48, 48)
+    assert {key for key, *_ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
+    model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "preprocessor_config.json").exists()  # it was for another image size
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        SwinHFForImageClassification.from_pretrained(source, num_labels=3)
+    config = swin_hf.SwinHFConfig(**{**SQUARE, "window_size": 6})
+    resized = SwinHFForImageClassification.from_pretrained(source, config=config)
+    assert torch.equal(
+        logits_of(resized), logits_of(SwinHFForImageClassification.from_pretrained(source, window_size=6))
+    )
+
+
+def test_private_repository_needs_its_token(hub, tmp_path, monkeypatch):
+    (tmp_path / "written").mkdir()
+    source = write_transformers(tmp_path / "written", hub, "user/secret")
+    hub.repos["user/secret"].private = True
+    monkeypatch.setenv("HF_TOKEN", STRANGER)
+    for load in (SwinHFForImageClassification.from_pretrained, load_checkpoint, load_backbone):
+        with pytest.raises((OSError, HubError), match=r"there is no repository user/secret that can be seen .* log in"):
+            load(source)
+    assert not list((tmp_path / "hf_cache").rglob("*.safetensors"))
+    SwinHFForImageClassification.from_pretrained(source, token=READER)
+    monkeypatch.setenv("HF_TOKEN", READER)
+    load_checkpoint(source)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def without_weights(folder, hub):
+    write_transformers(folder, hub, "user/scratch")
+    (folder / "model.safetensors").unlink()
+
+
+def only_pickles(folder, hub):
+    without_weights(folder, hub)
+    torch.save(peer("transformers ForImageClassification").state, folder / "pytorch_model.bin")
+
+
+def two_files(folder, hub):
+    for name in ("one.safetensors", "two.safetensors"):
+        save_file(peer("timm").state, folder / name)
+
+
+def of_transformers(name, **sizes):
+    def write(folder, hub):
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**sizes)
+        getattr(transformers, f"{name}ForImageClassification")(config).save_pretrained(folder)
+
+    return write
+
+
+def of_timm(name, **sizes):
+    def write(folder, hub):
+        import timm
+
+        timm.models.save_for_hf(timm.create_model(name, **sizes), folder, safe_serialization=True)
+
+    return write
+
+
+def contradiction(folder, hub):
+    write_transformers(folder, hub, "user/scratch")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"embed_dim": 16}))
+
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+CONVNEXT = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+V2 = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+TIMM_V2 = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "img_size": 64, "window_size": 8}
+BAD = {
+    "no weights": (without_weights, "user/bad holds no model.safetensors"),
+    "pickles": (
+        only_pickles,
+        "pickled weights only .pytorch_model.bin.*or name the file .* hf://user/bad/pytorch_model",
+    ),
+    "two files": (two_files, "holds 2 files of weights .one.safetensors, two.safetensors.; name one of them: hf://"),
+    "ViT": (of_transformers("ViT", **VIT), "user/bad is no Swin Transformer .*says vit; known are model_type swin,"),
+    "ConvNeXt": (of_transformers("ConvNext", **CONVNEXT), "is no Swin Transformer .*says convnext"),
+    "V2": (of_transformers("Swinv2", **V2), "is no Swin Transformer that is read here: .*says Swin Transformer V2"),
+    "timm's V2-CR": (
+        of_timm("swinv2_cr_tiny_224", **TIMM_V2),
+        r"says swinv2_cr of timm; .* timm's swin_\* and swin_s3_\*",
+    ),
+    "timm's ResNet": (of_timm("resnet10t"), "says resnet10t"),
+    "contradiction": (contradiction, "config.json contradicts the weights: embed_dim is 16 there but 8 in the weights"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD.values(), ids=BAD)
+def test_bad_repository_is_a_sentence_and_leaves_nothing(write, message, hub, tmp_path, capsys):
+    (tmp_path / "written").mkdir()
+    write(tmp_path / "written", hub)
+    publish(tmp_path / "written", "user/bad")
+    hub.requests.clear()
+    calls = [SwinHFForImageClassification.from_pretrained, load_checkpoint, load_backbone, load_classifier]
+    calls.append(lambda source: swin_hf.convert_checkpoint(source, tmp_path / "out", to="timm"))
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call("user/bad")
+    assert cli.main(["convert", "user/bad", str(tmp_path / "out"), "--to", "swin_hf"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("swin-hf convert: ") and not (tmp_path / "out").exists()
+    if write is not contradiction:  # whose weights had to be read
+        cached = [path for path in (tmp_path / "hf_cache").rglob("*") if path.suffix in (".safetensors", ".bin")]
+        assert not cached and "cdn" not in hub.steps()
+
+
+def test_pickle_that_is_asked_for_is_read_without_code(hub, tmp_path):
+    (tmp_path / "written").mkdir()
+    only_pickles(tmp_path / "written", hub)
+    publish(tmp_path / "written", "user/pickles")
+    expected = logits_of(transformers_swin("SwinForImageClassification"))
+    asked = SwinHFForImageClassification.from_pretrained("user/pickles", use_safetensors=False)
+    torch.testing.assert_close(logits_of(asked), expected, **PARITY)
+    named = load_checkpoint("hf://user/pickles/pytorch_model.bin")
+    torch.testing.assert_close(logits_of(named), expected, **PARITY)
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it-ran"),)
+
+    torch.save({"state_dict": peer("microsoft").state, "meta": Evil()}, tmp_path / "written" / "pytorch_model.bin")
+    publish(tmp_path / "written", "user/pickles")
+    for call in (load_checkpoint, SwinHFForImageClassification.from_pretrained):
+        with pytest.raises(ValueError, match=r"holds code or objects .*nothing of it was executed"):
+            call("hf://user/pickles/pytorch_model.bin")
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_missing_gated_and_broken_downloads(hub, tmp_path, monkeypatch):
+    for call in (SwinHFForImageClassification.from_pretrained, load_checkpoint, load_backbone):
+        with pytest.raises((OSError, HubError), match="there is no repository user/nowhere that can be seen from here"):
+            call("user/nowhere")
+    (tmp_path / "written").mkdir()
+    source = write_transformers(tmp_path / "written", hub, "user/swin-tiny")
+    hub.fail("cdn", "half", times=FOR_EVER)
+    with pytest.raises(OSError, match=r"cannot be reached or broke off|did not arrive"):
+        SwinHFForImageClassification.from_pretrained(source)
+    assert not [path for path in (tmp_path / "hf_cache").rglob("*.safetensors") if path.exists()]
+    hub.faults.clear()
+    hub.fail("cdn", "corrupt", times=FOR_EVER)
+    with pytest.raises(OSError, match="did not arrive as the Hub has it, twice, and was removed"):
+        SwinHFForImageClassification.from_pretrained(source)
+    assert not [path for path in (tmp_path / "hf_cache").rglob("*.safetensors") if path.exists()]
+    hub.faults.clear()
+    hub.repos["user/swin-tiny"].gated = True
+    monkeypatch.setenv("HF_TOKEN", STRANGER)
+    with pytest.raises(OSError, match="access to user/swin-tiny is restricted; ask for it"):
+        SwinHFForImageClassification.from_pretrained(source)
+
+
+def test_swin_s3_of_timm_is_read(hub, tmp_path):
+    import timm
+    from timm.models import push_to_hf_hub
+
+    sizes = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 2), "num_classes": 4}
+    theirs = timm.create_model("swin_s3_tiny_224", **sizes).eval()  # windows of 7, 7, 14 and 7 tokens
+    push_to_hf_hub(theirs, "user/swin_s3", private=False)
+    ours = SwinHFForImageClassification.from_pretrained("user/swin_s3")
+    assert ours.config.stage_windows == ((7, 7), (7, 7), (14, 14), (7, 7))
+    pixels = images(224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pixels).logits, theirs(pixels), **PARITY)
+
+
+# --------------------------------------------------------------------------------------------------------- the names
+
+
+@pytest.mark.parametrize("naming", ["transformers", "transformers-4", "transformers-memory"])
+def test_transformers_means_any_of_its_namings(naming, tmp_path):
+    state = peer(f"{naming} ForImageClassification").state
+    expected = logits_of(transformers_swin("SwinForImageClassification"))
+    torch.testing.assert_close(logits_of(load_checkpoint(state, layout="transformers")), expected, **PARITY)
+    save_file(state, tmp_path / "x.safetensors")
+    torch.testing.assert_close(
+        logits_of(load_checkpoint(tmp_path / "x.safetensors", "transformers")), expected, **PARITY
+    )
+
+
+def test_layouts_that_a_user_can_say_are_listed():
+    for name, naming in {"transformers": "maskformer-swin", "timm": "timm-old", "microsoft": "timm-old"}.items():
+        load_checkpoint(peer(naming).state, name, model_class=SwinHFBackbone)
+    said = "swin_hf, microsoft, timm, torchvision, transformers, openmmlab"
+    with pytest.raises(ValueError, match=f"unknown layout 'huggingface'; choose one of {said}$"):
+        load_checkpoint(peer("timm").state, layout="huggingface")
+    with pytest.raises(ValueError, match=f"this is no Swin Transformer: .*; its layouts are {said}$"):
+        load_checkpoint({"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="the keys are those of the timm layout, not microsoft; leave layout= out"):
+        load_checkpoint(peer("timm").state, layout="microsoft")

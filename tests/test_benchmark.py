@@ -259,7 +259,7 @@ def test_the_trainer_section_trains_both_sides(monkeypatch):
         {**theirs, "median_epoch_s": theirs["min_epoch_s"]},
     ]
     fashion = {"setting": {**setting, "recipe": "fashion_mnist"}, "environment": ENVIRONMENT, **measured}
-    assert "## An epoch beside transformers' Trainer: fashion_mnist, 2 epochs, 2 rounds" in report.render([fashion])
+    assert "## An epoch against transformers' Trainer: fashion_mnist, 2 epochs, 2 rounds" in report.render([fashion])
     assert f"An epoch of fashion_mnist takes {ours['min_epoch_s']} s" in report.summary([fashion])
 
 

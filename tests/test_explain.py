@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification
+from swin_hf.cli import main
 from swin_hf.explain import draw_explanation, enlarge, explain, save_figure
+from swin_hf.text import one_line
 
 # Probabilities of the same float32 arithmetic, computed in another order.
 SAME = {"rtol": 1e-4, "atol": 1e-5}
@@ -132,6 +135,35 @@ def test_long_class_names_are_cut(tiny_model):
     images = torch.rand(1, 3, 32, 48)
     figure = draw_explanation(explain(tiny_model, images), images[0], "", "Chesapeake Bay retriever, Canis familiaris")
     assert figure.axes[1].get_title() == "Grad-CAM for Chesapeak\u2026ever, stage 1"
+
+
+@pytest.mark.parametrize(
+    "name", [r"$\frac$", "$a_{b$ and $x^$", "a_b^c", "two\nlines\t\x1b[31m", "<b>&amp;</b><script>"]
+)
+def test_class_names_are_text_whatever_they_hold(tiny_model, tmp_path, capsys, name):
+    tiny_model.config.id2label = {index: f"{name} {index}" for index in range(5)}
+    tiny_model.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (48, 32), (90, 20, 160)).save(tmp_path / "a.png")
+    output = tmp_path / "map.png"
+    words = [
+        "explain",
+        str(tmp_path / "model"),
+        str(tmp_path / "a.png"),
+        "--output",
+        str(output),
+        "--target",
+        f"{name} 3",
+    ]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "\x1b" not in printed
+    assert f"Grad-CAM for {one_line(f'{name} 3')}" in printed
+    with Image.open(output) as picture:
+        assert picture.width > 500
+    images = torch.rand(1, 3, 32, 48)
+    figure = draw_explanation(explain(tiny_model, images), images[0], one_line(name), name)
+    assert figure.axes[0].get_title() == one_line(name)
+    assert not any(axes.title.get_parse_math() for axes in figure.axes if axes.get_title())
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +351,8 @@ def test_enlarging_cuts_off_what_pads():
         ),
         (lambda m, x: swin_hf.grad_cam(m, x, layer=nn.Identity()), ValueError, "is not a part of"),
         (lambda m, x: swin_hf.grad_cam(m, x, layer=m.swin.stages[0]), ValueError, r"gives no map \(B, H, W, C\)"),
-        (lambda m, x: swin_hf.attention_maps(m, x)[0].from_token(16, 0), ValueError, r"token \(16, 0\) lies outside"),
-        (lambda m, x: swin_hf.attention_maps(m, x)[0].from_pixel(0, 48), ValueError, r"pixel \(0, 48\) lies outside"),
+        (lambda m, x: swin_hf.attention_maps(m, x)[0].from_token(16, 0), ValueError, r"token \(16, 0\) is outside"),
+        (lambda m, x: swin_hf.attention_maps(m, x)[0].from_pixel(0, 48), ValueError, r"pixel \(0, 48\) is outside"),
         (lambda m, x: explain(m, torch.cat([x, x])), ValueError, "explain one image"),
         (lambda m, x: explain(m, x, stage=7), ValueError, "stage 7 does not exist"),
     ],

@@ -110,14 +110,14 @@ def test_links_are_followed_and_a_circle_ends(tmp_path):
         (tmp_path / "farm" / name).symlink_to(root / name)
     (tmp_path / "farm" / "fox").symlink_to(tmp_path / "gone")
     content = read_folder(tmp_path / "farm")
-    assert "files beside the class folders that are not used: 1 broken links" in content.notes[-1]
+    assert "files next to the class folders that are not used: 1 broken links" in content.notes[-1]
     assert content.class_names == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(
     ("extra", "note"),
     [
-        (["test-picture.png"], r"beside the class folders .*: 1 \.png \(such as .*/test-picture.png\)"),
+        (["test-picture.png"], r"next to the class folders .*: 1 \.png \(such as .*/test-picture.png\)"),
         (["cat/a.heic", "cat/notes.txt"], r"of 'cat' that are not used: 1 \.heic \(such as cat/a.heic\), 1 \.txt"),
         (["dog/raw/a.CR2"], r"of 'dog' that are not used: 1 \.cr2 \(such as raw/a.CR2\)"),
         (
@@ -197,7 +197,7 @@ def test_other_folders_beside_the_splits_are_named(tmp_path):
     root = write(tmp_path, *names("train/cat", "train/dog", "test/cat", "holdout/cat"), "docs/a.pdf")
     content = read_folder(root)
     assert counts(content) == {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 0}}
-    assert content.notes == [f"{root}: folders beside the splits are not used: holdout (2 pictures)"]
+    assert content.notes == [f"{root}: folders next to the splits are not used: holdout (2 pictures)"]
 
 
 def test_without_labels_pictures_are_taken_wherever_they_are(tmp_path):

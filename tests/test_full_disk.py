@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import subprocess
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from test_training import CONFIG, fit
 from transformers import AutoModelForImageClassification
 
 from swin_hf.cli import main
-from swin_hf.files import full_disk
+from swin_hf.files import full_disk, replacing, replacing_folder
 from swin_hf.training.loggers import read_rows
 
 pytestmark = [
@@ -124,6 +125,66 @@ def test_a_command_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(tin
     assert re.fullmatch(rf"swin-hf {verb}: \S*{target} cannot be written: .* \(.* free there\); make room.*\n", error)
     assert sorted(tmp_path.rglob("*")) == before
     assert main([verb, *words]) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own; returns its folder and a function that sets its size in KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+
+    def resize(kibibytes):
+        subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", folder], check=True)
+
+    yield folder, resize
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "convert",
+        "explain",
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=pytest.mark.slow),
+        pytest.param("openvino", marks=pytest.mark.slow),
+    ],
+)
+def test_a_small_disk_is_told_and_left_as_it_was(tiny_folder, small_disk, tmp_path, capsys, verb):
+    out, resize = small_disk
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (16, 16)).save(picture)
+    words, target = {
+        "convert": (["convert", str(tiny_folder), str(out / "copy"), "--to", "swin_hf"], "copy"),
+        "explain": (["explain", str(tiny_folder), str(picture), "--output", str(out / "map.png")], "map.png"),
+        "torch": (["export", str(tiny_folder), "--to", "torch", "--output", str(out / "swin.pt2")], "swin.pt2"),
+        "onnx": (["export", str(tiny_folder), "--to", "onnx", "--output", str(out / "swin.onnx")], "swin.onnx"),
+        "openvino": (["export", str(tiny_folder), "--to", "openvino", "--output", str(out / "swin.xml")], "swin.xml"),
+    }[verb]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    said = rf"swin-hf {words[0]}: \S*{target} cannot be written: the disk is full \(.* free there\); make room.*\n"
+    assert re.search(rf"(?m)^{said}", error) and "Traceback" not in error
+    assert not list(out.iterdir())
+    resize(20_000)
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("write", [replacing, replacing_folder])
+def test_what_a_kill_left_of_a_file_goes_with_its_next_write(tmp_path, write):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".a.xml.{dead.pid}.partial", f".a.xml.{os.getppid()}.partial", f".b.xml.{dead.pid}.partial"):
+        (tmp_path / name).mkdir()
+    with write(tmp_path / "a.xml") as partial:
+        (partial if write is replacing else partial / "c").write_text("whole")
+    left = {f".a.xml.{os.getppid()}.partial", f".b.xml.{dead.pid}.partial", "a.xml"}  # of a living process, of another
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_the_reason_is_found_where_a_library_hides_it(tmp_path):

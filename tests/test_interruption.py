@@ -125,6 +125,7 @@ if __name__ == "__main__":
         (1, "on_train_batch_start", "OSError('the share of rank 1 is gone')"),
         (0, "on_train_batch_start", "OSError('the share of rank 0 is gone')"),
         (1, "on_validation_batch_start", "RuntimeError('no memory on 1')"),
+        (0, "on_validation_batch_start", "RuntimeError('no memory on 0')"),
     ],
 )
 def test_an_exception_on_one_rank_ends_all_with_its_message(config, tmp_path, rank, hook, exception):

@@ -45,6 +45,12 @@ PUBLIC_NAMES = [
     "SwinHFForMaskedImageModeling",
     "SwinHFForSemanticSegmentation",
     "SwinHFModel",
+    "SwinV2HFBackbone",
+    "SwinV2HFConfig",
+    "SwinV2HFForImageClassification",
+    "SwinV2HFForMaskedImageModeling",
+    "SwinV2HFForSemanticSegmentation",
+    "SwinV2HFModel",
     "__version__",
     "attention_maps",
     "convert_checkpoint",
@@ -58,6 +64,7 @@ PUBLIC_NAMES = [
     "load_checkpoint",
     "pull",
     "push",
+    "replace_backbone",
 ]
 
 

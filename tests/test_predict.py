@@ -57,7 +57,7 @@ def model_folder(tmp_path_factory) -> Path:
     [
         ({"embed_dim": 1024}, "the weights do not fit config.json"),
         ({"hidden_act": "nope"}, "hidden_act is 'nope'; it must be an activation of transformers"),
-        ({"architectures": [["x"]]}, r"architectures holds \['x'\]; it is a list of names"),
+        ({"architectures": [["x"]]}, r"architectures.*\['x'\]"),
         (None, "model.safetensors.index.json points to '../outside.safetensors'"),
     ],
     ids=str,
@@ -462,7 +462,7 @@ def test_explanation_is_written_and_named_after_the_picture(run, model_folder, p
         (("--target", "fox"), "--target 'fox' is no class of the model; choose a name, or a number below 5: ant, bee"),
         (("--target", "5"), "--target '5' is no class of the model"),
         (("--stage", "3"), "--stage 3 does not exist; the model has stages 1 to 2"),
-        (("--pixel", "24", "0"), "pixel (24, 0) lies outside of the 24x32 image"),
+        (("--pixel", "24", "0"), "pixel (24, 0) is outside the 24x32 image"),
         (("--output", "no/such/folder.png"), "the folder no/such does not exist; make it first"),
     ],
 )

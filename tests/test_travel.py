@@ -63,6 +63,8 @@ def test_core_is_closed():
     assert reached | set(roots) == set(CORE)
     everything = {path.name for built in architectures().values() for path in built.family.travelling_files(built.task)}
     assert everything == {path.name for path in MODEL.glob("[!_]*.py")}
+    of_v2 = {path.name for path in FAMILIES["swinv2_hf"].travelling_files("image-classification")}
+    assert of_v2 - set(CORE) == {"configuration_swinv2_hf.py", "modeling_swinv2_hf.py"}  # on top of V1's parts
     for name in everything:
         allowed = {"torch", "transformers", "safetensors", "numpy", "PIL", *sys.stdlib_module_names}
         assert set(get_imports(MODEL / name)) <= allowed

@@ -7,6 +7,7 @@ layout, ``open_checkpoint`` says what a file is without building a model. What t
 
 from swin_hf.checkpoints.convert import export_checkpoint
 from swin_hf.checkpoints.load import Checkpoint, load_checkpoint, open_checkpoint
+from swin_hf.checkpoints.replace import replace_backbone
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "export_checkpoint",
     "load_checkpoint",
     "open_checkpoint",
+    "replace_backbone",
 ]

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.derive import class_names
-from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model
+from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model, class_for
 from swin_hf.checkpoints.preprocessing import preprocessing_of
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
+from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, to_theirs
 from swin_hf.checkpoints.write import Contents, refuse_existing, refuse_neighbours, write_folder, write_neighbours
 from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
 from swin_hf.processing import Preprocessing
 
@@ -37,7 +39,7 @@ def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Te
         ValueError: If there is no such layout, or it cannot express the model; the message says what it lacks.
     """
     place = _place_of(model, layout)
-    if objections := objections_to(model.config, place.layout):
+    if objections := objections_to(model.config, place.layout, place.kind):
         raise ValueError(f"the {layout} layout cannot hold this model: {'; '.join(objections)}")
     for difference in differences(model.config, place.layout):
         logger.warning("the code of the %s layout will compute something else: %s", layout, difference)
@@ -53,7 +55,10 @@ def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
     if not kinds:
         names = ", ".join(model_class.__name__ for model_class in MODELS.values())
         raise ValueError(f"{type(model).__name__} is no model of this package ({names}); load it with load_checkpoint")
-    chosen = LAYOUTS[layout]
+    layouts = LAYOUTS_V2 if model.config.cosine_attention else LAYOUTS
+    if layout not in layouts:
+        raise ValueError(f"the {layout} layout has no Swin Transformer V2; choose one of {', '.join(layouts)}")
+    chosen = layouts[layout]
     if kinds[0] not in chosen.trunks:
         held = ", ".join(kind.value for kind in chosen.trunks)
         raise ValueError(
@@ -63,7 +68,7 @@ def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
     return Place(chosen, kinds[0], "", chosen.trunks[kinds[0]][0])
 
 
-def objections_to(config: SwinHFConfig, layout: Layout) -> list[str]:
+def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]:
     """What the code of a layout cannot build, with the remedy; empty if it can build the model."""
     windows, objections = config.stage_windows, []
     shapes = ", ".join(f"{height}x{width}" for height, width in windows)
@@ -79,6 +84,15 @@ def objections_to(config: SwinHFConfig, layout: Layout) -> list[str]:
         objections.append(
             f"it has {layout.windows.value}, the model {shapes}; model.set_input_size(window_size=...) resamples them"
         )
+    units = config.bias_units if isinstance(config, SwinV2HFConfig) else windows
+    if layout.name == "torchvision" and units != windows:
+        words = ", ".join(f"{height}x{width}" for height, width in units)
+        objections.append(f"it divides offsets by the window, {shapes}, and the model by {words}")
+    if layout.name.startswith("transformers") and layout.family == "swinv2_hf":
+        if any(height != width for height, width in units):
+            objections.append("it has square pretrained windows")
+        if kind is Kind.BACKBONE and config.norm_features:
+            objections.append("its backbone has no norms for its maps; the model has (norm_features)")
     if layout.name == "maskformer-swin" and config.out_features != config.stage_names[1:]:
         objections.append(f"it has a norm for every stage, the model has {config.out_features}; ask for all")
     return objections
@@ -109,8 +123,8 @@ def write_checkpoint(checkpoint: Checkpoint, destination: Path, to: str, overwri
     """Write an opened checkpoint in a layout, see :func:`swin_hf.convert_checkpoint`; returns every file written."""
     check_destination(destination, to, overwrite)
     logger.info("%s", checkpoint)
-    model = build_model(checkpoint, MODELS[checkpoint.place.kind])
-    contents = _contents(checkpoint, model, LAYOUTS[to])
+    model = build_model(checkpoint, class_for(checkpoint.place))
+    contents = _contents(checkpoint, model, _place_of(model, to).layout)
     is_file = destination.suffix in SUFFIXES
     files = write_neighbours(destination, contents) if is_file else write_folder(destination, contents)
     logger.info("written in the %s layout: %s", to, ", ".join(map(str, files)))
@@ -150,11 +164,12 @@ def describe(
     """``config.json`` for a layout: transformers' for its own, timm's for timm, ours for all others."""
     kind = _place_of(model, layout.name).kind
     if layout.name.startswith("transformers"):
-        from transformers import SwinConfig
+        from transformers import SwinConfig, Swinv2Config
 
         suffix = {Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling"}
         names = {**suffix, Kind.BASE: "Model", Kind.BACKBONE: "Backbone"}
-        return _described(model.config, SwinConfig, f"Swin{names[kind]}")
+        is_v2 = layout.family == "swinv2_hf"
+        return _described(model.config, Swinv2Config if is_v2 else SwinConfig, f"Swin{'v2' * is_v2}{names[kind]}")
     if layout.name == "maskformer-swin":
         from transformers.models.maskformer.configuration_maskformer_swin import MaskFormerSwinConfig
 
@@ -184,8 +199,10 @@ def _describe_for_timm(
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.of_release(config.image_hw, config.num_channels)
     names = class_names(config) if kind is Kind.CLASSIFIER else []
+    is_v2 = isinstance(config, SwinV2HFConfig)
+    v2 = {"pretrained_window_sizes": config.pretrained_window_sizes} if isinstance(config, SwinV2HFConfig) else {}
     return {
-        "architecture": "swin_tiny_patch4_window7_224",
+        "architecture": "swinv2_tiny_window8_256" if is_v2 else "swin_tiny_patch4_window7_224",
         "num_classes": len(names),
         "num_features": config.hidden_size,
         "label_names": names,
@@ -199,6 +216,7 @@ def _describe_for_timm(
             "window_size": [list(window) for window in config.stage_windows],
             "mlp_ratio": config.mlp_ratio,
             "qkv_bias": config.qkv_bias,
+            **v2,
         },
         "pretrained_cfg": {
             "input_size": [config.num_channels, *config.image_hw],

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swin_hf.checkpoints import sizes_swinv2
 from swin_hf.checkpoints.tables import Buffer, Kind
 from swin_hf.checkpoints.translate import Translation
+from swin_hf.families import config_of_preset, list_presets
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
-from swin_hf.presets import SWIN
+from swin_hf.presets import SWIN, SWINV2
 
 Pair = tuple[int, int]
 
@@ -32,6 +34,8 @@ _TOLD = (
     *ARCHITECTURE,
     "image_size",
     "window_size",
+    "pretrained_window_sizes",
+    "norm_features",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "drop_path_rate",
@@ -49,7 +53,8 @@ _TOLD = (
     "problem_type",
 )
 _TABLE = "swin.stages.{}.blocks.0.attention.relative_position_bias_table"
-_SWIN_TYPES = ("swin", "swin_hf", "maskformer-swin")
+_LOGIT_SCALE = "swin.stages.{}.blocks.0.attention.logit_scale"
+SWIN_TYPES = ("swin", "swin_hf", "maskformer-swin", "swinv2", "swinv2_hf")
 
 
 def fields_from_shapes(
@@ -72,20 +77,17 @@ def fields_from_shapes(
     state = translation.state
     basic = basic_fields(translation, depths)
     channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape[1:]
-    tables = [state[_TABLE.format(stage)] for stage in range(len(depths))]
-    windows = []
-    for stage, table in enumerate(tables):
-        buffers = translation.buffers.items()
-        indices = [tensor for (buffer, i, _), tensor in buffers if buffer is not Buffer.MASK and i == stage]
-        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
-        windows.append(window_of_table(table.shape[0], indices[0] if indices else None, guess, stage))
+    biases = ("swin.stages.0.blocks.0.attention.qkv.bias", "swin.stages.0.blocks.0.attention.q_bias")
     fields = {
         **basic,
-        "qkv_bias": "swin.stages.0.blocks.0.attention.qkv.bias" in state,
+        "qkv_bias": any(name in state for name in biases),
         "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
-        "window_size": _short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows],
     }
-    grid = _grid(translation, windows, hint)
+    if sizes_swinv2.is_v2(translation):
+        fields |= sizes_swinv2.windows_of(translation, depths, hint)
+    else:
+        fields["window_size"] = _windows_of_tables(translation, depths, hint)
+    grid = _grid(translation, stage_windows(fields), hint)
     if grid is not None:
         fields["image_size"] = _short([side * size for side, size in zip(grid, patch, strict=True)])
     if "classifier.weight" in state:
@@ -98,6 +100,17 @@ def fields_from_shapes(
     return fields
 
 
+def _windows_of_tables(translation: Translation, depths: Sequence[int], hint: SwinHFConfig | None) -> Any:
+    windows = []
+    for stage in range(len(depths)):
+        buffers = translation.buffers.items()
+        indices = [tensor for (buffer, i, _), tensor in buffers if buffer is not Buffer.MASK and i == stage]
+        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
+        rows = translation.state[_TABLE.format(stage)].shape[0]
+        windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
+    return _short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
+
+
 def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, Any]:
     """The fields that follow from single shapes, whatever the windows are.
 
@@ -108,7 +121,10 @@ def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, A
     try:
         dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape
         hidden = state["swin.stages.0.blocks.0.mlp.fc1.weight"].shape[0]
-        heads = [state[_TABLE.format(stage)].shape[1] for stage in range(len(depths))]
+        if sizes_swinv2.is_v2(translation):
+            heads = [state[_LOGIT_SCALE.format(stage)].shape[0] for stage in range(len(depths))]
+        else:
+            heads = [state[_TABLE.format(stage)].shape[1] for stage in range(len(depths))]
     except KeyError as error:
         raise ValueError(f"our {error.args[0]} has no counterpart in the file; it is incomplete") from error
     return {
@@ -195,7 +211,7 @@ def told_by(beside: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a ``config.json`` of transformers, timm or ours says; empty for one of another model."""
     if isinstance(beside.get("backbone_config"), Mapping):
         beside = beside["backbone_config"]
-    if beside.get("model_type") in _SWIN_TYPES:
+    if beside.get("model_type") in SWIN_TYPES:
         return {name: beside[name] for name in _TOLD if beside.get(name) is not None}
     if "swin" in str(beside.get("architecture", "")):
         return _told_by_timm(beside)
@@ -204,10 +220,11 @@ def told_by(beside: Mapping[str, Any]) -> dict[str, Any]:
 
 def _told_by_timm(beside: Mapping[str, Any]) -> dict[str, Any]:
     pretrained, arguments = beside.get("pretrained_cfg") or {}, beside.get("model_args") or {}
-    told: dict[str, Any] = {
-        name: arguments[theirs]
-        for name, theirs in (("window_size", "window_size"), ("drop_path_rate", "drop_path_rate"))
-        if arguments.get(theirs) is not None
+    told = sizes_swinv2.told_by_name(str(beside.get("architecture")))
+    told |= {
+        name: arguments[name]
+        for name in ("window_size", "pretrained_window_sizes", "drop_path_rate")
+        if arguments.get(name) is not None
     }
     size = arguments.get("img_size") or list(pretrained.get("input_size") or [])[1:]
     if size:
@@ -225,7 +242,8 @@ def _told_by_timm(beside: Mapping[str, Any]) -> dict[str, Any]:
 def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that the arguments of one of our LightningModules say."""
     preset = arguments.get("preset")
-    told = dict(SWIN[preset]) if preset in SWIN and not arguments.get("model") else {}
+    presets = {**SWIN, **SWINV2}
+    told = dict(presets[preset]) if preset in presets and not arguments.get("model") else {}
     overrides = arguments.get("overrides")
     told.update(overrides if isinstance(overrides, Mapping) else {})
     told.update({name: arguments[name] for name in _TOLD if arguments.get(name) is not None})
@@ -241,13 +259,14 @@ def presets_like(fields: Mapping[str, Any]) -> list[str]:
         for name, config in _preset_configs().items()
         if all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
         and config.stage_windows == stage_windows(fields)
+        and getattr(config, "pretrained_window_sizes", None) == fields.get("pretrained_window_sizes")
     ]
     return [name for name in likely if _preset_configs()[name].num_labels == fields.get("num_labels")] or likely
 
 
 @cache
 def _preset_configs() -> dict[str, SwinHFConfig]:
-    return {name: SwinHFConfig.from_preset(name) for name in SWIN}
+    return {name: config_of_preset(name) for name in list_presets()}
 
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
@@ -303,7 +322,7 @@ def _short(sides: Sequence[int]) -> int | list[int]:
 def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:
     """Stage and block of index buffers that are not what the window demands, as a careless average leaves them."""
     for (buffer, stage, block), index in translation.buffers.items():
-        if buffer is not Buffer.MASK and not index.is_meta:
+        if buffer in (Buffer.INDEX, Buffer.FLAT_INDEX) and not index.is_meta:
             expected = relative_position_index(windows[stage]).flatten()
             if not torch.equal(expected, index.flatten().to("cpu", torch.int64)):
                 yield stage, block

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from swin_hf.checkpoints.tables import LAYOUTS, SAID, Kind, Layout
+from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, expand, listed, our_key
 
 PATCH = "swin.embeddings.patch_embeddings.weight"
@@ -14,10 +15,11 @@ QKV = "swin.stages.0.blocks.0.attention.qkv.weight"
 
 _MOST_BLOCKS = 64  # of a stage
 
+_V2 = re.compile(r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.\d")
+
 # Keys of other architectures, so that a refusal can name them. The first that matches is named.
 _STRANGERS = (
     (r"\.attn\.meta_mlp\.", "swinv2_cr of timm"),
-    (r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.|\.logit_scale$", "Swin Transformer V2"),
     (r"\.lora_[AB]\.", "a network with LoRA adapters; the folder model/ of the run holds them merged"),
     (r"(^|\.)layer1\.0\.conv1\.weight$|(^|\.)encoder\.stages\.0\.layers\.0\.shortcut\.", "ResNet"),
     (r"(^|\.)stages\.\d\.(blocks\.)?\d\.(conv_dw|gamma)|\.dwconv\.weight$", "ConvNeXt"),
@@ -47,10 +49,9 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
     if layout is not None and layout not in (*SAID, *LAYOUTS):
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(SAID)}")
     stranger = what_it_looks_like(keys)
-    if stranger == "Swin Transformer V2":
-        raise ValueError("this looks like Swin Transformer V2, another architecture; only the first version is read")
-    candidates = LAYOUTS if layout is None else SAID.get(layout, (layout,))
-    leads = {name: _leads(keys, LAYOUTS[name]) for name in candidates}
+    layouts = LAYOUTS_V2 if any(_V2.search(key) for key in keys) else LAYOUTS
+    candidates = layouts if layout is None else SAID.get(layout, (layout,))
+    leads = {name: _leads(keys, layouts[name]) for name in candidates if name in layouts}
     matching = [name for name, found in leads.items() if found]
     if not matching:
         if layout is not None:
@@ -65,7 +66,7 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
         raise ValueError(
             f"the keys are those of the {name} layout, not {layout}; leave layout= out to have it detected"
         )
-    chosen = LAYOUTS[name]
+    chosen = layouts[name]
     lead, *others = leads[chosen.name]
     if others:
         raise ValueError(
@@ -76,9 +77,8 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
 
 
 # Types in a config.json, and beginnings of timm's names, of what is read; timm's swin_s3 is the same network.
-MODEL_TYPES = ("swin", "swin_hf", "maskformer-swin")
-_TIMM_NAMES = ("swin_",)
-_OTHER_TIMM = {"swinv2_cr": "swinv2_cr of timm", "swinv2": "Swin Transformer V2"}
+MODEL_TYPES = ("swin", "swin_hf", "maskformer-swin", "swinv2", "swinv2_hf")
+_TIMM_NAMES = re.compile(r"swin_|swinv2_(?!cr_)")
 
 
 def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
@@ -94,19 +94,18 @@ def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
     kind = config.get("architecture") or config.get("model_type")
     if not isinstance(kind, str) or _holds_swin(config):
         return
-    is_timm = "architecture" in config
-    other = next((words for start, words in _OTHER_TIMM.items() if is_timm and kind.startswith(start)), kind)
-    other = "Swin Transformer V2" if kind == "swinv2" else other
+    other = "swinv2_cr of timm" if kind.startswith("swinv2_cr") else kind
     raise ValueError(
         f"{name} is no Swin Transformer that is read here: its config.json says {other}; known are model_type "
-        f"{', '.join(MODEL_TYPES)}, larger models of transformers around one of them, and timm's swin_* and swin_s3_*"
+        f"{', '.join(MODEL_TYPES)}, larger models of transformers around one of them, and timm's swin_*, swin_s3_* and "
+        "swinv2_*"
     )
 
 
 def _holds_swin(config: Mapping[str, Any]) -> bool:
     if config.get("model_type") in MODEL_TYPES:
         return True
-    if any(str(config.get(key) or "").startswith(_TIMM_NAMES) for key in ("architecture", "backbone")):
+    if any(_TIMM_NAMES.match(str(config.get(key) or "")) for key in ("architecture", "backbone")):
         return True
     return any(isinstance(part, Mapping) and _holds_swin(part) for part in config.values())
 
@@ -148,13 +147,14 @@ def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
 
 def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, list[int]]:
     """Kind and prefixes, and the blocks of each stage."""
-    depths = _depths(keys, layout, lead)
+    depths = count_blocks(keys, layout, lead)
     last = len(depths) - 1
     unknown_kind = Place(layout, Kind.CLASSIFIER, "", lead)
     rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind, depths)]
     modules = {key.rpartition(".")[0] for key in keys}
     norms = [key for key, ours in rows if ours.startswith("hidden_states_norms.")]
     norms_found = {entry for entry in norms if any(module.endswith(entry) for module in modules)}
+    finals = [key for key, ours in rows if ours.startswith("swin.norm.")]
     has_head = any(ours.startswith("classifier.") and key in modules for key, ours in rows)
     if any(key.endswith("mask_token") for key in keys) and Kind.MIM in layout.trunks:
         kind = Kind.MIM
@@ -162,6 +162,8 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, lis
         kind = Kind.CLASSIFIER
     elif norms_found and not (layout.name == "openmmlab" and _is_only_final(norms_found, last, keys, lead)):
         kind = Kind.BACKBONE
+    elif Kind.BACKBONE in layout.trunks and not norms and not modules.intersection(finals):
+        kind = Kind.BACKBONE  # of transformers' V2, which has no norms at all
     else:
         kind = Kind.BASE if lead in layout.trunks.get(Kind.BASE, ()) else Kind.CLASSIFIER
     if kind not in layout.trunks:
@@ -187,7 +189,7 @@ def _is_only_final(norms: set[str], last: int, keys: Collection[str], lead: str)
     return norms == {f"{lead}norm{last}"} and all(key.startswith(lead) for key in keys)
 
 
-def _depths(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
+def count_blocks(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
     norm1 = NORM1.format("{i}", "{j}").replace("weight", "*")
     rows = {key: target for key, target in layout.table.items() if target == norm1}

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as logging_of_transformers
 
-from swin_hf.checkpoints import derive
+from swin_hf.checkpoints import derive, sizes_swinv2
 from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import detect, refuse_strangers
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
 from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
+from swin_hf.families import FAMILIES, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import (
     SwinHFBackbone,
@@ -39,6 +40,19 @@ MODELS: dict[Kind, type[SwinHFPreTrainedModel]] = {
     Kind.MIM: SwinHFForMaskedImageModeling,
     Kind.BACKBONE: SwinHFBackbone,
 }
+
+_TASKS = {
+    Kind.CLASSIFIER: "image-classification",
+    Kind.BASE: "features",
+    Kind.MIM: "masked-image-modeling",
+    Kind.BACKBONE: "backbone",
+}
+
+
+def class_for(place: Place) -> Any:
+    """Our model class for what a state dict holds."""
+    return FAMILIES[place.layout.family].model_class(_TASKS[place.kind])
+
 
 # What one kind of model has and another has not: left out, or freshly initialised.
 _HEADS = ("classifier.", "decoder.", "swin.embeddings.mask_token", "hidden_states_norms.")
@@ -81,10 +95,13 @@ class Checkpoint:
         """One line that says what was found."""
         config = self.config
         preset = self.presets[0] if self.presets else "no preset"
+        version = "Swin V2 " if config.cosine_attention else ""
+        pretrained = getattr(config, "pretrained_window_sizes", [])
+        windows = f"window {config.window_size}" + (f" (pre-trained in {pretrained})" if any(pretrained) else "")
         has_head = "classifier.weight" in self.translation.state
         return (
-            f"{self.source.name}: {self.place.layout.name} layout, {self.place.kind.value}, {preset}, embed_dim "
-            f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}, window {config.window_size}, image "
+            f"{self.source.name}: {self.place.layout.name} layout, {version}{self.place.kind.value}, {preset}, "
+            f"embed_dim {config.embed_dim}, depths {config.depths}, heads {config.num_heads}, {windows}, image "
             f"{config.image_size}, {f'{config.num_labels} classes' if has_head else 'no classifier'}, "
             f"{self.parameters / 1e6:.2f} M parameters in {str(self.dtype).removeprefix('torch.')}"
             + "".join(f"; {note}" for note in [*self.source.notes, *self.notes])
@@ -104,7 +121,7 @@ def open_checkpoint(
     """Read a checkpoint and find out what it is, without building a model; see :func:`load_checkpoint`."""
     if preset is not None and config is not None:
         raise ValueError(f"both preset {preset!r} and a config were given; give one of them")
-    asked = SwinHFConfig.from_preset(preset) if preset is not None else config
+    asked = config_of_preset(preset) if preset is not None else config
     source = source if isinstance(source, Source) else read_source(source, weights)
     try:
         return _open(source, layout, preset, asked, image_size, window_size)
@@ -134,16 +151,34 @@ def _open(
     if translation.dropped:
         notes.append(f"{len(translation.dropped)} tensors outside of the network left out")
 
+    config_class = FAMILIES[place.layout.family].config_class
+    if asked is not None and type(asked) is not config_class:
+        raise ValueError(
+            f"the weights are those of {_VERSIONS[config_class.model_type]}, and {type(asked).__name__} is of "
+            f"{_VERSIONS[asked.model_type]}; give a {config_class.__name__}, or a preset of this version"
+        )
+    if sizes_swinv2.is_v2(translation) != str(source.beside.get("model_type", "")).startswith("swinv2") and (
+        source.is_folder and source.beside.get("model_type") in derive.SWIN_TYPES
+    ):
+        raise ValueError(
+            f"the weights are those of {_VERSIONS[config_class.model_type]}, and config.json is of model_type "
+            f"{source.beside['model_type']!r}, the other version of Swin Transformer; put the files together that "
+            "belong together"
+        )
     told = {**derive.told_by_training(source.training), **derive.told_by(source.beside)}
-    hint = asked or _config_or_none({**told, **derive.basic_fields(translation, depths)})
+    if sizes_swinv2.is_v2(translation):
+        told = {**sizes_swinv2.told_by_name(source.name), **told}
+    hint = asked
+    if asked is None and ("window_size" in told or not sizes_swinv2.is_v2(translation)):
+        hint = _config_or_none(config_class, {**told, **derive.basic_fields(translation, depths)})
     fields = derive.fields_from_shapes(translation, depths, place.kind, hint)
-    told = _keep_if_it_fits(told, fields, source, notes)
+    told = _keep_if_it_fits(config_class, told, fields, source, notes)
     if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
         name = f"preset {preset}" if preset else "the config that was given"
         raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
 
     presets = [preset] if preset else derive.presets_like(fields)
-    likely = {} if not presets else SwinHFConfig.from_preset(presets[0]).to_dict()
+    likely = {} if not presets else config_of_preset(presets[0]).to_dict()
     general: dict[str, Any] = {"encoder_stride": derive.total_stride(fields)}
     general |= {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
     if asked is not None:
@@ -157,17 +192,20 @@ def _open(
     if place.layout.name != "swin_hf":
         values["shift_per_axis"] = place.layout.shift_per_axis
     _name_classes(values, fields, told, source, asked, likely)
-    found = SwinHFConfig(**values)
+    if place.kind is Kind.BACKBONE and not fields["out_features"]:  # transformers' of V2 has no norms for its maps
+        values |= {"norm_features": False, "out_features": told.get("out_features")}
+    found = config_class(**values)
     _check_indices(translation, found, source)
 
     changes: dict[str, Any] = {}
     if asked is not None:
         changes = {"image_size": asked.image_size, "window_size": asked.window_size}
     changes.update({k: v for k, v in (("image_size", image_size), ("window_size", window_size)) if v is not None})
-    target = SwinHFConfig(**{**_plain_fields(found), **changes})
+    target = config_class(**{**_plain_fields(found), **changes})
     if target.stage_windows != found.stage_windows:
         change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
-        notes.append(f"bias tables resampled {change}")
+        way = "the bias of every offset kept" if sizes_swinv2.is_v2(translation) else "bias tables resampled"
+        notes.append(f"{way} {change}")
     for difference in differences(target, place.layout):
         notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
         logger.warning("%s: %s", source.name, notes[-1])
@@ -179,8 +217,10 @@ def _resampling(kind: Kind) -> str:
     return "geometric" if kind is Kind.MIM else "bicubic"
 
 
+_VERSIONS = {"swin_hf": "Swin Transformer V1", "swinv2_hf": "Swin Transformer V2"}
 # Sizes come from the weights; labels are settled in `_name_classes`.
-_NOT_CARRIED = (*derive.ARCHITECTURE, "window_size", "id2label", "label2id", "architectures", "dtype", "model_type")
+_WINDOWS = ("window_size", "pretrained_window_sizes")
+_NOT_CARRIED = (*derive.ARCHITECTURE, *_WINDOWS, "id2label", "label2id", "architectures", "dtype", "model_type")
 # Fields of a configuration that the weights do not decide and that its owner means.
 _FREE = (
     "hidden_dropout_prob",
@@ -197,19 +237,19 @@ def _plain_fields(config: SwinHFConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
 
 
-def _config_or_none(told: Mapping[str, Any]) -> SwinHFConfig | None:
+def _config_or_none(config_class: type[SwinHFConfig], told: Mapping[str, Any]) -> SwinHFConfig | None:
     """A configuration of these fields, as far as they make one."""
     try:
-        return SwinHFConfig(**told)
+        return config_class(**told)
     except (ValueError, TypeError):
         return None
 
 
 def _keep_if_it_fits(
-    told: dict[str, Any], fields: Mapping[str, Any], source: Source, notes: list[str]
+    config_class: type[SwinHFConfig], told: dict[str, Any], fields: Mapping[str, Any], source: Source, notes: list[str]
 ) -> dict[str, Any]:
     """Check the files in the folder of the weights: a folder is one whole, a file may have strangers as neighbours."""
-    config = _config_or_none({**fields, **told})
+    config = _config_or_none(config_class, {**fields, **told})
     wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
     if config is not None and not wrong:
         return told
@@ -271,6 +311,12 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
         ValueError: If anything but a head is missing, or a weight has another shape than its neighbours demand.
     """
     config = checkpoint.config
+    if not isinstance(config, model_class.config_class) or config.model_type != model_class.config_class.model_type:
+        wanted = model_class.config_class.model_type
+        raise ValueError(
+            f"{checkpoint.source.name} holds {_VERSIONS[config.model_type]} and {model_class.__name__} is "
+            f"{_VERSIONS[wanted]}; use {class_for(checkpoint.place).__name__}"
+        )
     with torch.device("meta"):
         model = model_class(config)
     prefix = "" if hasattr(model, "swin") else "swin."
@@ -286,7 +332,7 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     replaceable = (*_HEADS, "swin.norm.") if checkpoint.place.kind is Kind.BACKBONE else _HEADS
     if missing := [name for name in fresh if not name.startswith(replaceable)]:
         raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(_theirs(checkpoint, missing))}")
-    droppable = (*_HEADS, "swin.norm.") if model_class is SwinHFBackbone else _HEADS
+    droppable = (*_HEADS, "swin.norm.") if issubclass(model_class, SwinHFBackbone) else _HEADS
     if surplus := [name for name in left_out if not name.startswith(droppable)]:
         raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
     _check_shapes(checkpoint, state, expected)
@@ -355,8 +401,9 @@ def load_checkpoint(
     preset: str | None = None,
     config: SwinHFConfig | None = None,
     *,
-    model_class: type[Any] = SwinHFForImageClassification,
+    model_class: type[Any] | None = None,
     **options: Any,
 ) -> Any:
     """:func:`swin_hf.load_checkpoint` for a state dict or what is on this machine."""
-    return build_model(open_checkpoint(source, layout, preset, config, **options), model_class)
+    checkpoint = open_checkpoint(source, layout, preset, config, **options)
+    return build_model(checkpoint, model_class or class_for(checkpoint.place._replace(kind=Kind.CLASSIFIER)))

@@ -13,6 +13,7 @@ and the other side is one of
 
     a string           our key, the same tensor
     Rows(key, part)    block ``part`` (0 query, 1 key, 2 value) of the rows of our fused projection
+    QueryValue(q, v)   our biases of queries and values, the first and the last third of theirs; zeros between
     Unfolded(key)      our tensor with its last axis in the order of ``nn.Unfold``
     Buffer             a function of the sizes: dropped when read, computed anew when written
     UNUSED             a LayerNorm that no output depends on: dropped when read, written as it is initialised
@@ -41,6 +42,13 @@ class Rows(NamedTuple):
     part: int
 
 
+class QueryValue(NamedTuple):
+    """A bias in which the third of the keys is ignored (torchvision's Swin V2)."""
+
+    query: str
+    value: str
+
+
 class Unfolded(NamedTuple):
     """A merging parameter whose last axis runs channel by channel over row-major taps."""
 
@@ -53,6 +61,7 @@ class Buffer(Enum):
     INDEX = "relative position index, (N, N)"
     FLAT_INDEX = "relative position index, (N * N,)"
     MASK = "shift mask at the training image size, (nW, N, N)"
+    COORDINATES = "offsets that the coordinate network of Swin V2 takes, (1, 2 Mh - 1, 2 Mw - 1, 2)"
 
 
 class Unused(Enum):
@@ -62,7 +71,7 @@ class Unused(Enum):
 
 
 UNUSED = Unused.UNUSED
-Target = str | Rows | Unfolded | Buffer | Unused | None
+Target = str | Rows | QueryValue | Unfolded | Buffer | Unused | None
 
 
 class Windows(Enum):
@@ -92,6 +101,7 @@ class Layout:
         windows: Which windows its code can build.
         wrapper: Key under which a pickled file keeps the state dict.
         file_name: Name of the weights in a folder.
+        family: ``model_type`` of our models for it.
     """
 
     name: str
@@ -107,6 +117,7 @@ class Layout:
     windows: Windows = Windows.ANY
     wrapper: str | None = None
     file_name: str = "model.pth"
+    family: str = "swin_hf"
 
 
 _BLOCK = "swin.stages.{i}.blocks.{j}."

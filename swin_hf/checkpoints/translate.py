@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swin_hf.checkpoints.tables import UNUSED, Buffer, Kind, Layout, Rows, Target, Unfolded
+from swin_hf.checkpoints.tables import UNUSED, Buffer, Kind, Layout, QueryValue, Rows, Target, Unfolded
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
+from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
+from swin_hf.model.windows import log_spaced_offsets, relative_position_index, shift_mask, window_geometry
 
 State = Mapping[str, Tensor]
 
@@ -92,6 +93,8 @@ def _fill(target: Target, names: Mapping[str, object], suffix: str) -> Target:
         return Rows(str(_fill(target.key, names, suffix)), target.part)
     if isinstance(target, Unfolded):
         return Unfolded(str(_fill(target.key, names, suffix)))
+    if isinstance(target, QueryValue):
+        return QueryValue(*(str(_fill(key, names, suffix)) for key in target))
     return target
 
 
@@ -101,7 +104,7 @@ def our_key(target: Target) -> str | None:
         return target
     if isinstance(target, Rows | Unfolded):
         return target.key
-    return None
+    return target.query if isinstance(target, QueryValue) else None
 
 
 def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
@@ -129,6 +132,9 @@ def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
             translation.state[target] = tensor
         elif isinstance(target, Unfolded):
             translation.state[target.key] = fold(tensor)
+        elif isinstance(target, QueryValue):
+            query, _, value = tensor.chunk(3)
+            translation.state.update({target.query: query, target.value: value})
         elif isinstance(target, Rows):
             parts.setdefault(target.key, {})[target.part] = tensor
         elif isinstance(target, Buffer):
@@ -167,7 +173,12 @@ def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Ten
     like = next(iter(state.values()))
     for entry in expand(place, config.depths):
         target, key = entry.target, our_key(entry.target)
-        if key is not None:
+        if isinstance(target, QueryValue):
+            if target.query in state:
+                named |= set(target)
+                query, value = (state[name] for name in target)
+                theirs[entry.key] = torch.cat([query, torch.zeros_like(query), value])
+        elif key is not None:
             if key in state:
                 named.add(key)
                 theirs[entry.key] = _their_tensor(state[key], target)
@@ -228,6 +239,13 @@ def computed_buffer(
     if not place.layout.writes_buffers:
         return None
     window = config.stage_windows[stage]
+    if isinstance(config, SwinV2HFConfig) and not place.layout.pads_small_maps:  # built for the map of its image size
+        rows, columns = (-(-side // 2**stage) for side in config.grid_hw)
+        window = window_geometry((rows, columns), window, shifted=False).window
+    if buffer is Buffer.COORDINATES:
+        assert isinstance(config, SwinV2HFConfig)
+        offsets = log_spaced_offsets(window, config.bias_units[stage], like.device).to(like.dtype)
+        return offsets.view(1, 2 * window[0] - 1, 2 * window[1] - 1, 2)
     if buffer is not Buffer.MASK:
         index = relative_position_index(window, device=like.device)
         return index.flatten() if buffer is Buffer.FLAT_INDEX else index

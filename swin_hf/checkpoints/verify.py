@@ -13,17 +13,20 @@ from swin_hf.checkpoints.convert import export_checkpoint, transformers_fields
 from swin_hf.checkpoints.load import Checkpoint, load_checkpoint
 from swin_hf.checkpoints.read import read_source
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification, SwinHFPreTrainedModel
 
 # fp32: another order of summation moves logits of unit scale by less than this.
 TOLERANCE = 1e-4
+# The names that transformers has in memory: of V1, and of V2, where they are those on disk.
+IN_MEMORY = ("transformers-memory", "transformers")
 
 
 def build_peer(layout: str, config: SwinHFConfig) -> Any:
     """The classifier that the layout's own library builds for these sizes, with random weights.
 
     Args:
-        layout: ``timm``, ``torchvision`` or ``transformers-memory``.
+        layout: ``timm``, ``torchvision`` or one of :data:`IN_MEMORY`.
         config: Sizes.
 
     Returns:
@@ -31,8 +34,10 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
     """
     if layout == "timm" and importlib.util.find_spec("timm"):
         from timm.models.swin_transformer import SwinTransformer as TimmSwin
+        from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
 
-        build: Any = TimmSwin  # its annotations know squares only
+        v2 = {"pretrained_window_sizes": config.pretrained_window_sizes} if isinstance(config, SwinV2HFConfig) else {}
+        build: Any = TimmSwinV2 if v2 else TimmSwin  # its annotations know squares only
         return build(
             img_size=config.image_hw,
             patch_size=config.patch_hw,
@@ -45,10 +50,13 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
             mlp_ratio=config.mlp_ratio,
             qkv_bias=config.qkv_bias,
             drop_path_rate=config.drop_path_rate,
+            **v2,
         ).eval()
     if layout == "torchvision" and config.num_channels == 3:
+        from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
         from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
+        parts = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2} if config.cosine_attention else {}
         return TorchvisionSwin(
             patch_size=list(config.patch_hw),
             embed_dim=config.embed_dim,
@@ -58,10 +66,13 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
             mlp_ratio=config.mlp_ratio,
             stochastic_depth_prob=config.drop_path_rate,
             num_classes=config.num_labels,
+            **parts,
         ).eval()
-    if layout == "transformers-memory":
-        from transformers import SwinConfig, SwinForImageClassification
+    if layout == IN_MEMORY[config.cosine_attention]:
+        from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
 
+        if config.cosine_attention:
+            return Swinv2ForImageClassification(Swinv2Config(**transformers_fields(config, Swinv2Config))).eval()
         return SwinForImageClassification(SwinConfig(**transformers_fields(config, SwinConfig))).eval()
     return None
 
@@ -107,7 +118,7 @@ def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_va
     )
     if is_resampled or not isinstance(model, SwinHFForImageClassification):
         return {}
-    name = "transformers-memory" if layout.startswith("transformers") else layout
+    name = IN_MEMORY[config.cosine_attention] if layout.startswith("transformers") else layout
     peer = build_peer(name, config)
     if peer is None:
         return {}
@@ -128,12 +139,13 @@ def _peers(
     """Classifiers of other libraries that hold what was written."""
     if layout.startswith("transformers"):
         if layout == "transformers" and Path(written).is_dir():
-            from transformers import SwinForImageClassification
+            from transformers import AutoModelForImageClassification
 
-            theirs = SwinForImageClassification.from_pretrained(written).eval()
+            theirs = AutoModelForImageClassification.from_pretrained(written).eval()
         else:
-            theirs = build_peer("transformers-memory", model.config)
-            theirs.load_state_dict(export_checkpoint(model, "transformers-memory"), strict=True)
+            name = IN_MEMORY[model.config.cosine_attention]
+            theirs = build_peer(name, model.config)
+            theirs.load_state_dict(export_checkpoint(model, name), strict=True)
         return [("transformers", lambda images: theirs(images).logits)]
     peer = build_peer(layout, model.config)
     if peer is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swin_hf.loading import open_source
-from swin_hf.ranges import check_range
+from swin_hf.ranges import SIDES, Number, one_or_two
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,8 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=["ema", "raw"], help="averaged or raw weights, where the source holds both"
     )
-    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="resample for another image size")
-    parser.add_argument("--window-size", type=int, nargs="+", metavar="TOKENS", help="resample for another window")
+    parser.add_argument(
+        "--image-size", type=Number(int, SIDES), nargs="+", metavar="PIXELS", help="resample for another image size"
+    )
+    parser.add_argument(
+        "--window-size", type=Number(int, SIDES), nargs="+", metavar="TOKENS", help="resample for another window"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--verify",
@@ -59,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     picture = read_picture(args.verify) if args.verify else None
-    image_size = _sides("--image-size", args.image_size)
-    window_size = _sides("--window-size", args.window_size)
+    image_size = one_or_two("--image-size", args.image_size)
+    window_size = one_or_two("--window-size", args.window_size)
     destination = Path(args.destination)
     check_destination(destination, args.to, args.overwrite)
     checkpoint = open_source(
@@ -78,17 +82,6 @@ def run(args: argparse.Namespace) -> int:
     return 0 if pixel_values is None else _verify(checkpoint, destination, args.to, pixel_values)
 
 
-def _sides(option: str, values: list[int] | None) -> int | tuple[int, int] | None:
-    if values is None:
-        return None
-    check_range(option, values, "[1, 16384]")
-    if len(values) == 1:
-        return values[0]
-    if len(values) != 2:
-        raise ValueError(f"{option} has {len(values)} numbers; give one for a square, or height and width")
-    return values[0], values[1]
-
-
 def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
     from swin_hf.checkpoints.preprocessing import image_processor, preprocessing_of
 
@@ -103,10 +96,10 @@ def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
 
 
 def _verify(checkpoint: "Checkpoint", written: Path, layout: str, pixel_values: "Tensor") -> int:
-    from swin_hf.checkpoints.load import MODELS, build_model
+    from swin_hf.checkpoints.load import build_model, class_for
     from swin_hf.checkpoints.verify import TOLERANCE, verify, verify_source
 
-    model = build_model(checkpoint, MODELS[checkpoint.place.kind])
+    model = build_model(checkpoint, class_for(checkpoint.place))
     differences = verify(model, written, layout, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]
     print(f"on one picture of {height}x{width} pixels, the source as this package reads it is compared with others:")

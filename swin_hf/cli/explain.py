@@ -20,6 +20,7 @@ from swin_hf.predict import (
     prepare,
     read_picture,
 )
+from swin_hf.ranges import COUNT, Number
 from swin_hf.text import one_line
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="CLASS", help="class for Grad-CAM, name or number (default: the predicted one)"
     )
-    parser.add_argument("--stage", type=int, metavar="N", help="show every block of one stage, counted from 1")
+    parser.add_argument(
+        "--stage", type=Number(int, COUNT), metavar="N", help="show every block of one stage, counted from 1"
+    )
     parser.add_argument(
         "--pixel",
-        type=int,
+        type=Number(int, "[0, inf)"),
         nargs=2,
         metavar=("ROW", "COLUMN"),
         help="pixel of the resized picture that looks (default: where Grad-CAM is highest)",
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from swin_hf.explain import draw_explanation, explain, save_figure
 
     stages = model.config.num_layers
-    if args.stage is not None and not 1 <= args.stage <= stages:
+    if args.stage is not None and args.stage > stages:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
     ((best, *_),) = classify(model, processor, [picture], top_k=1)
     target = best.index if args.target is None else _class_number(args.target, class_names(model))

@@ -20,7 +20,7 @@ from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.predict import PictureError, find_pictures, load_classifier, picture_mode, prepare, read_picture
 from swin_hf.processing import decode_picture, decoding
-from swin_hf.ranges import check_range
+from swin_hf.ranges import SIDES, Number, one_or_two
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CALIBRATION_PICTURES = 300  # NNCF's own default
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: named after the model)")
     parser.add_argument(
         "--image-size",
-        type=int,
+        type=Number(int, SIDES),
         nargs="+",
         metavar="PIXELS",
         help="side, or height and width (default: the model's)",
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="quantise: onnx on the fly, openvino calibrated")
     parser.add_argument("--calibration", metavar="DATA", help="labelled pictures to calibrate on: folder or parquet")
     parser.add_argument("--test", metavar="DATA", help="labelled pictures to measure the accuracy on, before and after")
-    parser.add_argument("--tolerance", type=float, help="largest difference of a logit (1e-4; int8: half range)")
+    parser.add_argument(
+        "--tolerance", type=Number(float, "[0, inf)"), help="largest difference of a logit (1e-4; int8: half range)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -57,7 +59,11 @@ def run(args: argparse.Namespace) -> int:
     if args.int8 and args.to == "openvino" and not args.calibration:
         raise ValueError("--int8 --to openvino needs --calibration, some hundred labelled pictures of your data")
     model, processor = load_classifier(args.model, device="cpu", dtype="float32")
-    options = {"image_size": _size(args.image_size), "tolerance": args.tolerance, "overwrite": args.overwrite}
+    options = {
+        "image_size": one_or_two("--image-size", args.image_size),
+        "tolerance": args.tolerance,
+        "overwrite": args.overwrite,
+    }
     if args.images:
         mode = picture_mode(model)
         sources, problems = find_pictures(args.images)
@@ -81,15 +87,6 @@ def run(args: argparse.Namespace) -> int:
     if test is not None:
         _print_accuracy(*test, model, processor, report)
     return 0
-
-
-def _size(sides: list[int] | None) -> int | tuple[int, int] | None:
-    check_range("--image-size", sides or None, "[1, 16384]")
-    if sides is None or len(sides) == 1:
-        return sides[0] if sides else None
-    if len(sides) > 2:
-        raise ValueError(f"--image-size {sides} has {len(sides)} sides; give one, or height and width")
-    return sides[0], sides[1]
 
 
 def _batches(

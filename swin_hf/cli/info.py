@@ -92,14 +92,15 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     import torch
 
     from swin_hf.checkpoints.derive import class_names
-    from swin_hf.checkpoints.load import MODELS
+    from swin_hf.checkpoints.load import class_for
     from swin_hf.counting import count_macs
     from swin_hf.model.attention import backend_report
 
     config, kind = checkpoint.config, checkpoint.place.kind
     with torch.device("meta"):
-        model: Any = MODELS[kind](config)
-    macs = count_macs(config, MODELS[kind])
+        model_class = class_for(checkpoint.place)
+        model: Any = model_class(config)
+    macs = count_macs(config, model_class)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     has_head = "classifier.weight" in checkpoint.translation.state
     labels = class_names(config) if has_head else []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from swin_hf.predict import DEVICES, DTYPES, Guess, PictureError, find_pictures, has_names, load_classifier, predict
+from swin_hf.ranges import COUNT, Number
 from swin_hf.text import one_line
 
 Result = tuple[str, list[Guess]]
@@ -26,8 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="file, folder, glob pattern, http(s) address, or - for standard input",
     )
-    parser.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes per image (default: 5)")
-    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="images at a time (default: 16)")
+    parser.add_argument(
+        "--top-k", type=Number(int, COUNT), default=5, metavar="K", help="classes per image (default: 5)"
+    )
+    parser.add_argument(
+        "--batch-size", type=Number(int, COUNT), default=16, metavar="N", help="images at a time (default: 16)"
+    )
     parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
     form = parser.add_mutually_exclusive_group()
@@ -56,13 +61,6 @@ def run(args: argparse.Namespace) -> int:
         _report(f"{len(skipped) + len(problems)} of {len(sources) + len(problems)} inputs could not be classified")
         return 1
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 def _report(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Push, pull and model cards: the only room that talks to the Hub."""
+"""Push, pull and model cards: the only package of this project that sends requests to the Hub."""
 
 from .download import PullResult, pull
 from .facts import FACTS_NAME, ClassScore, ConfusionMatrix, DataFacts, Metric, SplitFacts, TrainingFacts

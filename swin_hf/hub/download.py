@@ -42,17 +42,17 @@ from .weights import (
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHE = "the cache"
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# Where the client notes the commit and the hash of each file of a local_dir, and where we note what a pull left there.
+# Where the client notes commit and hash of each file of a local_dir, and where we note which files a pull wrote there.
 NOTES, SOURCE = Path(".cache/huggingface/download"), Path(".cache/huggingface/swin_hf.json")
 
 
 @dataclass(frozen=True)
 class PullResult:
-    """Where a model lies, and which commit it is.
+    """Where a model is, and which commit it is.
 
     Attributes:
         path: A folder for ``from_pretrained``; the file of weights where it has a name of its own.
-        commit: The commit id that ``revision`` stood for.
+        commit: Commit id of ``revision`` when it was looked up.
         license: What the card names as the licence of the weights; None where it is not known.
     """
 
@@ -78,14 +78,14 @@ def pull(
 
     The revision is looked up once, and everything comes from that commit: configuration, image processor, safetensors
     weights, facts of the training, and the travelling core files (they are never run by this package, but keep the
-    folder loadable elsewhere). What is in the cache already is not downloaded again, and when the Hub cannot be reached
-    the cache answers.
+    folder loadable elsewhere). Files that are in the cache are not downloaded again; if the Hub cannot be reached, the
+    cached model is used.
 
     Args:
         repo_id: ``user/name``, of a model of this package or of anyone's Swin.
         revision: Branch, tag or commit id; ``main`` by default.
         local_dir: A folder for the files, instead of the shared cache. Files of another version that a pull left there
-            are removed, because loading would prefer them; somebody's own files of these names are refused.
+            are removed, because loading would prefer them; files of these names that pull did not write are refused.
         verify: Whether every file is hashed and compared.
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
         file: Name of the file of weights, for a repository with several or with a pickle.
@@ -99,7 +99,7 @@ def pull(
             Swin, a configuration out of range, weights that do not fit it; or ``local_dir`` holds other files of a
             model.
         HubError: When the Hub refuses, cannot be reached while neither the cache nor ``local_dir`` has the model, or
-            sent something else than it has.
+            sent other bytes than its hashes say.
     """
     repo_id = checked_repo_id(repo_id)
     api = client(endpoint)
@@ -123,7 +123,7 @@ def pull(
 
     small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, *CODE) if name in present]
     small += [weights] if weights.endswith(".json") else []
-    # A file is compared before it is read: damage on the way must not be blamed on the model, nor stay in the cache.
+    # Compare a file before it is read: a damaged download must not look like a damaged model, nor stay in the cache.
 
     def bring(names: list[str]) -> Path:
         return _bring(repo_id, commit, {name: present[name] for name in names}, fetch, verify)
@@ -180,7 +180,7 @@ Fetch = Callable[[str, list[str], bool], Path]
 
 
 def _fetcher(api: HfApi, repo_id: str, local_dir: Path | None, cache_dir: str | Path | None) -> Fetch:
-    """A function that brings files of a commit here and returns their folder."""
+    """A function that downloads files of a commit and returns their folder."""
 
     def fetch(commit: str, names: list[str], again: bool) -> Path:
         return Path(
@@ -213,7 +213,7 @@ def _config(folder: Path, repo_id: str) -> tuple[dict[str, Any], SwinHFConfig | 
 
 
 def _bring(repo_id: str, commit: str, expected: dict[str, RepoFile], fetch: Fetch, verify: bool) -> Path:
-    """Bring files here and compare them with the hashes of the Hub; one that differs is downloaded once more."""
+    """Download files and compare them with the hashes of the Hub; one that differs is downloaded once more."""
     folder = fetch(commit, list(expected), False)
     if not verify:
         return folder
@@ -232,7 +232,7 @@ def _bring(repo_id: str, commit: str, expected: dict[str, RepoFile], fetch: Fetc
 
 
 def _drop(path: Path) -> None:
-    """Remove a file that is known to be wrong, and the blob it links to: no other program must find it."""
+    """Remove a file that is known to be wrong, and the blob it links to, so that no other program uses it."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -252,10 +252,10 @@ def _has_digest(path: Path, digest: str) -> bool:
 
 
 def _write_ref(cache: Path, revision: str, commit: str) -> None:
-    """Note in the cache which commit a branch or tag is. Last of all: until then, the name leads to the model before.
+    """Point the cached branch or tag at a commit, as the last step: an interrupted pull still leads to the old model.
 
-    The client would do so when it looks a revision up, before the files are there, and ``from_pretrained`` would find
-    half a model offline.
+    The client does so when it looks a revision up, before the files are there; ``from_pretrained`` would then find half
+    a model offline.
     """
     path = cache / "refs" / revision
     if COMMIT.fullmatch(revision) or (cache / "refs").resolve() not in path.resolve().parents:
@@ -281,10 +281,10 @@ def _note(folder: Path, name: str) -> tuple[str, str] | None:
 
 
 def _stale_files(folder: Path, present: Collection[str], repo_id: str) -> list[str]:
-    """What a pull of another version left in a folder, and this one does not have.
+    """Files that a pull of another version wrote into a folder, and that this version does not have.
 
     Raises:
-        ValueError: When such a file was put there, or changed, by somebody else.
+        ValueError: When such a file was not written by pull, or was changed since.
     """
     stale = [name for name in _owned_files(folder) if name not in present]
     notes = {name: _note(folder, name) for name in stale}
@@ -298,7 +298,7 @@ def _stale_files(folder: Path, present: Collection[str], repo_id: str) -> list[s
 
 
 def _settle(folder: Path, repo_id: str, revision: str | None, commit: str, stale: list[str]) -> None:
-    """Remove what another version left, and note what lies here now, for a pull without the Hub."""
+    """Remove the files of another version, and note what is here now, for a pull without the Hub."""
     for name in stale:
         (folder / name).unlink(missing_ok=True)
         (folder / NOTES / f"{name}.metadata").unlink(missing_ok=True)
@@ -308,7 +308,7 @@ def _settle(folder: Path, repo_id: str, revision: str | None, commit: str, stale
 
 
 def _pulled_commit(folder: Path, repo_id: str, revision: str | None) -> str | None:
-    """The commit that an earlier pull left in a folder, if it is the one asked for and every file is of it."""
+    """The commit that an earlier pull wrote into a folder, if it is the requested one and every file belongs to it."""
     try:
         source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         commit = str(source["commit"])
@@ -333,14 +333,14 @@ def _offline(
     asked: tuple[str | None, bool],
     cache_dir: str | Path | None,
 ) -> PullResult:
-    """What an earlier pull left: in ``local_dir``, or in the cache, from where it is then copied."""
+    """The files of an earlier pull: those in ``local_dir``, or a copy of those in the cache."""
     if here is not None and (commit := _pulled_commit(here, repo_id, revision)):
         hashes = {name: note[1] for name in _owned_files(here) if (note := _note(here, name))}
         return _checked(repo_id, here, str(here), commit, hashes if verify else {})
     file, pickles = asked
     weights = [file] if file else ["*.safetensors", INDEX, *(f"*{suffix}" for suffix in PICKLES if pickles)]
     try:
-        # Without patterns the client would miss the files that a pull leaves on the Hub.
+        # Without patterns, the client would ask for files that a pull does not download.
         needed = [CONFIG, PROCESSOR, FACTS_NAME, *CODE, *weights]
         folder = Path(
             snapshot_download(
@@ -363,7 +363,7 @@ def _offline(
 def _checked(
     repo_id: str, folder: Path, where: str, commit: str, hashes: dict[str, str], weights: str = WEIGHTS
 ) -> PullResult:
-    """A model on this machine, compared with the hashes that were noted when it came, and with its configuration."""
+    """Check a downloaded model against the hashes that were noted with it, and against its configuration."""
     known = {name: digest for name, digest in hashes.items() if DIGEST.fullmatch(digest)}
     wrong = [name for name, digest in known.items() if not _has_digest(folder / name, digest)]
     if wrong and where == CACHE:
@@ -382,7 +382,7 @@ def _checked(
 
 
 def _copy(pulled: PullResult, here: Path, repo_id: str, revision: str | None) -> PullResult:
-    """Copy a model out of the cache, with the notes that the client would have left."""
+    """Copy a model out of the cache, with the notes that the client writes into a ``local_dir``."""
     names = _owned_files(pulled.path)
     stale = _stale_files(here, names, repo_id)
     (here / NOTES).mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class DataFacts:
         license: SPDX-like identifier of the data's licence.
         config: Name of the data set's configuration, when it has several.
         is_hub_id: Whether ``name`` is a repository on the Hub (then the card links it).
-        unreadable: Pictures that could not be decoded, and were passed over as the run was told to.
+        unreadable: Number of pictures that could not be decoded and were left out, as the run was told to.
     """
 
     name: str
@@ -107,7 +107,7 @@ class TrainingFacts:
         hardware: ``{"device": "NVIDIA H200", "devices": 1, "precision": "bf16-mixed", ...}``.
         speed: Measured figures only, name with unit to value: ``{"train_images_per_s": 812.0}``.
         duration_s: Training time, seconds.
-        command: The exact command line; the card removes anything that looks like a token.
+        command: The command line as it was; the card removes whatever looks like a token.
         seed: The seed of the run.
         base_model: Hub id or file name that the weights started from; ``None`` means random weights.
         base_model_revision: The commit of ``base_model``.
@@ -183,7 +183,7 @@ class TrainingFacts:
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type of its field; ``where`` is the way to it, such as ``metrics[0].value``."""
+    """A JSON value as the type of its field; ``where`` is its path, such as ``metrics[0].value``."""
     if kind is Any:
         return value
     if get_origin(kind) is UnionType:  # X | None

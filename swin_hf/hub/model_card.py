@@ -1,7 +1,7 @@
 """The model card: facts in, Markdown out, the same text for the same facts.
 
-The wording is in ``card.md.jinja``. What nobody recorded becomes a comment, never a promise and never a guess. The last
-line of a rendered card is a fingerprint of the rest: it tells an edited card from one that may be rendered anew.
+The wording is in ``card.md.jinja``. A fact that was not recorded becomes a comment, never a guess. The last line of a
+rendered card is a fingerprint of the rest: it tells an edited card from one that may be rendered again.
 """
 
 import hashlib
@@ -64,8 +64,8 @@ class CardSource:
         tag: The tag that the snippets pin.
         license: Identifier of the licence of the weights.
         dtype: Number type of the weights.
-        files: Name, size in bytes and sha256 of the files beside the card.
-        has_code: Whether the core files travel along.
+        files: Name, size in bytes and sha256 of the other files of the repository.
+        has_code: Whether the repository holds the code of the model.
     """
 
     config: SwinHFConfig
@@ -88,7 +88,7 @@ def render_card(source: CardSource) -> str:
     """
     facts, config, architecture = source.facts, source.config, architectures()[source.architecture]
     if facts.data:
-        # A name is one line, and a link only where it can be the id of a repository.
+        # A name is one line; it becomes a link only where it can be the id of a repository.
         name = " ".join(facts.data.name.split())
         data = replace(facts.data, name=name, is_hub_id=facts.data.is_hub_id and bool(DATASET_ID.fullmatch(name)))
         facts = replace(facts, data=data)
@@ -139,7 +139,7 @@ def read_card(path: Path) -> str:
 
 
 def is_edited(text: str) -> bool:
-    """Whether a card was written or changed by hand: it is not, byte for byte, what was rendered."""
+    """Whether a card was written or changed by hand: it differs from what was rendered."""
     match = FINGERPRINT.search(text.replace("\r\n", "\n"))
     return match is None or match[1] != _fingerprint(text.replace("\r\n", "\n")[: match.start()])
 
@@ -188,7 +188,7 @@ def _metadata(source: CardSource) -> str:
         known["license"] = source.license
     if dataset and dataset.is_hub_id:
         known["datasets"] = [dataset.name]
-    # A checkpoint is a file on somebody's disk, also where its path reads like an id.
+    # A checkpoint is a local file, even if its path looks like an id.
     if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(CHECKPOINT_SUFFIXES):
         known["base_model"] = facts.base_model
     if facts.metrics and dataset:
@@ -212,7 +212,7 @@ def _metadata(source: CardSource) -> str:
 
 
 def confidence_interval(metric: Metric) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a proportion of ``n`` images; None where there is no such thing."""
+    """Wilson's 95 % interval of a proportion of ``n`` images; None for other metrics."""
     if metric.name not in PROPORTIONS or not metric.n or not 0 <= metric.value <= 1:
         return None
     z, n, p = 1.959964, metric.n, metric.value

@@ -20,7 +20,7 @@ LONGEST_NAME = 24  # characters
 
 
 def picture_names(facts: TrainingFacts | None) -> list[str]:
-    """Which pictures the facts are enough for."""
+    """The pictures that can be drawn from the facts."""
     names = []
     if facts and facts.confusion_matrix and facts.confusion_matrix.labels:
         names.append(MATRIX)
@@ -30,7 +30,7 @@ def picture_names(facts: TrainingFacts | None) -> list[str]:
 
 
 def draw_pictures(facts: TrainingFacts | None, folder: Path) -> list[Path]:
-    """Draw what the facts are enough for; the same facts give the same bytes."""
+    """Draw the pictures that the facts allow; the same facts give the same bytes."""
     names = picture_names(facts)
     if not names or facts is None:
         return []
@@ -53,7 +53,7 @@ def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str], title: s
     Args:
         counts: Images, ``(classes, classes)``.
         labels: Names of the classes.
-        title: What is written above it.
+        title: Title of the figure.
     """
     from matplotlib.figure import Figure
 

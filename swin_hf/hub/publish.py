@@ -1,8 +1,8 @@
-"""Push: one commit that is there as a whole or not at all, compared byte for byte with what was meant to be sent.
+"""Push: one commit that is there as a whole or not at all, compared byte for byte with the local files.
 
-``upload_folder`` splits a push into several commits, ``push_to_hub`` makes one commit for each part, and neither looks
-at what arrived. Here everything is staged and checked first; then comes one commit on top of the head that was looked
-at; an answer that is lost is settled by looking again; and the tag is put on the commit's id, not on a branch.
+``upload_folder`` splits a push into several commits, ``push_to_hub`` makes one commit for each part, and neither checks
+what arrived. Here everything is staged and checked first; one commit follows, on top of the head that was seen; if its
+answer is lost, the Hub is asked again; and the tag is put on the commit's id, not on a branch.
 """
 
 import os
@@ -45,9 +45,9 @@ class PushResult:
         url: Address of that commit's tree.
         tag: The tag on the commit, if one was asked for.
         files: Every file of the model, sent or already there; without the card when that on the Hub was kept.
-        card: Text of the card of this push; that on the Hub is another one when it was kept.
+        card: Text of the card of this push; the Hub has another one if an edited card was kept there.
         created: Whether a commit was made; False when everything was there already.
-        notes: What the user should know, such as a card of theirs that was kept.
+        notes: What the user should know, for example that an edited card was kept.
     """
 
     commit: str | None
@@ -83,12 +83,12 @@ def push(
 
     Args:
         model_or_folder: A model of this family; the folder of a saved one; or the folder of a training run.
-        repo_id: ``user/name``; the repository is made if there is none.
+        repo_id: ``user/name``; the repository is made if it does not exist.
         tag: A new tag for the commit, such as ``v1.0``.
         private: Visibility of a new repository. One that exists must have it already; None takes any.
         revision: The branch to commit to, made if there is none; ``main`` by default.
         dry_run: Only return what would be sent; the network is not touched.
-        include_code: Whether the core files travel along, so that ``trust_remote_code=True`` works without swin_hf.
+        include_code: Whether to send the code of the model, so that ``trust_remote_code=True`` works without swin_hf.
         card: A card written by hand, its text or its path, instead of the rendered one.
         replace_card: Whether a card that was edited by hand on the Hub may be overwritten.
         processor: Image processor, for a model or a folder without one.
@@ -138,7 +138,7 @@ def push(
 
 
 def check_access(repo_id: str, endpoint: str | None = None) -> None:
-    """Ask the Hub whether a push to a repository would be taken, before the work is done that is to be pushed.
+    """Ask the Hub whether it would accept a push to a repository, before a long run whose result is to be pushed.
 
     Args:
         repo_id: ``user/name``; without such a repository, the token must be able to make it.
@@ -176,7 +176,7 @@ def _exists(api: HfApi, repo_id: str) -> bool:
 
 
 class _Push:
-    """The conversation of one push with the Hub."""
+    """The requests of one push to the Hub, in order."""
 
     def __init__(self, api: HfApi, repo_id: str, branch: str, tag: str | None, private: bool | None) -> None:
         self.api, self.repo_id, self.branch, self.tag, self.private = api, repo_id, branch, tag, private
@@ -190,7 +190,7 @@ class _Push:
         present = self._tree(base)
         notes = []
         files = dict(staged.files)
-        if self.tag is None:  # a card that pins a tag of this very commit says more than ours
+        if self.tag is None:  # the card there pins a tag of this commit, and ours would not
             for tag in sorted(name for name, commit in tags.items() if commit == parent):
                 card = staged.card_for(tag)
                 if card is not None and _same(card, present.get(CARD_NAME)):
@@ -269,7 +269,7 @@ class _Push:
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def _keeps_card(self, parent: str, remote_card: RepoFile, ours: StagedFile) -> bool:
-        """Whether the card on the Hub is another than ours and was touched by hand."""
+        """Whether the card on the Hub differs from ours and was edited by hand."""
         if _same(ours, remote_card):
             return False
         with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
@@ -294,7 +294,7 @@ class _Push:
                 ).oid
             except Exception as error:
                 failure = understand(error, self.repo_id)
-            # The answer may be lost while the commit landed: what counts is what is there.
+            # The answer may be lost although the commit was made: look at the Hub.
             try:
                 head = self._head()
             except HubError:
@@ -343,7 +343,7 @@ class _Push:
 
 
 def _add(file: StagedFile) -> CommitOperationAdd:
-    """Ask for a file to be sent, with its hash: the client need not read it once more to know it."""
+    """The upload of a file, with its hash, so that the client need not read the file again for it."""
     if file.path.stat().st_size != file.size:
         raise HubError(f"{file.path} changed while it was being pushed; run the command again")
     operation = CommitOperationAdd(file.name, str(file.path))

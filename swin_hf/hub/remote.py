@@ -1,7 +1,7 @@
-"""The client, with patience and with sentences: transient errors are retried, the others say what to do.
+"""Hub client: transient errors are retried, all others become messages with a remedy.
 
 Tokens come from the environment or the keyring of ``huggingface_hub`` alone; no function takes one, so that none can
-be seen in a traceback, a log or a command line. For the same reason an error of the client, which carries its request
+appear in a traceback, a log or a command line. For the same reason an error of the client, which carries its request
 with the token in a header, is never chained to ours.
 """
 
@@ -44,7 +44,7 @@ class HubError(RuntimeError):
 
     Args:
         sentence: The message.
-        transient: Whether the Hub was out of reach or unwell, rather than unwilling.
+        transient: Whether the Hub was out of reach or failed, so that another try may help.
     """
 
     def __init__(self, sentence: str, transient: bool = False) -> None:
@@ -182,7 +182,7 @@ def understand(error: BaseException, repo_id: str) -> Failure:
             return Failure(
                 f"the Hub cannot be reached or broke off ({type(cause).__name__}); check the network and HF_ENDPOINT, "
                 "then run the command again",
-                transient=not isinstance(cause, ConnectionError),  # those come from hf_xet, which has tried long enough
+                transient=not isinstance(cause, ConnectionError),  # those come from hf_xet, which retries by itself
             )
     first_line = next(iter(redact(str(error)).strip().splitlines()), "")
     return Failure(f"{type(error).__name__}: {first_line}")
@@ -195,7 +195,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failure:
-    """An error answer of the Hub; its addresses are left out, those of the storage carry signatures."""
+    """An error answer of the Hub; addresses are left out, because those of the storage are signed."""
     said = redact(error.server_message or "").strip()[:200] or "no reason given"
     owner = repo_id.split("/")[0]
     if status == 401:

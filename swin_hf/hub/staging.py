@@ -1,7 +1,7 @@
 """Everything that a push sends, put together and checked before the network is touched.
 
-What is sent is a list of names that belong to a model, never "the folder": no pickle, no optimiser state, no log and
-no stray file can come along.
+What is sent is a list of names that belong to a model, never "the folder": pickles,
+optimiser states, logs and other files are never sent.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ from .pictures import CURVES, MATRIX, draw_pictures
 from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
-# Names of the code that travels with our models, of whichever family.
+# File names of the code that is sent with models of all families.
 CODE = tuple(
     sorted({path.name for built in architectures().values() for path in built.family.travelling_files(built.task)})
 )
 PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
-# Keys that say where a model was loaded from on this machine, or which code loads it; neither is the reader's business.
+# Keys that say where a model was loaded from on this machine, or which code loads it; they are not published.
 PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_implementation_internal")
 
 
 @dataclass(frozen=True)
 class StagedFile:
-    """One file to send: its name in the repository, where it lies, its size in bytes and its sha256."""
+    """One file to send: its name in the repository, its local path, its size in bytes and its sha256."""
 
     name: str
     path: Path
@@ -116,10 +116,10 @@ def stage(
         folder: An empty folder for what has to be written; weights of a ``source`` folder stay where they are.
         repo_id: Where it will be sent, for the usage snippets of the card.
         tag: The tag it will get, likewise.
-        include_code: Whether the core files travel along, so that the model can be used without this package.
+        include_code: Whether the code of the model is sent too, so that the model can be used without this package.
         card: Text of a card written by hand, in place of the rendered one.
         processor: Image processor, if the folder has none or the model is given.
-        facts: What a run found out, if the folder has none.
+        facts: Facts of a run, if the folder has none.
         license: Identifier of the licence of the weights, for the card.
         keep_card: Whether a card in the folder that was written or edited by hand is sent instead of a rendered one.
 
@@ -130,7 +130,7 @@ def stage(
     if isinstance(source, PreTrainedModel):
         if source.config.model_type not in FAMILIES:
             raise ValueError(
-                f"{type(source).__name__} is of none of our families; convert it first with swin_hf.load_checkpoint"
+                f"{type(source).__name__} is not a model of swin_hf; convert it first with swin_hf.load_checkpoint"
             )
         saved = folder / "saved"
         source.save_pretrained(saved)
@@ -148,7 +148,7 @@ def stage(
     paths[CONFIG] = _write_config(folder / CONFIG, values, auto_map)
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:
-        # Copies: an installation that changes while the push runs must not be sent half old and half new.
+        # Copy the code: an upgrade during the push must not mix two versions.
         for path in built.family.travelling_files(built.task):
             paths[path.name] = folder / path.name
             paths[path.name].write_bytes(path.read_bytes())
@@ -203,7 +203,7 @@ def _write_config(path: Path, values: dict[str, Any], auto_map: dict[str, str] |
 
 
 def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig, include_code: bool) -> Path:
-    """Write the values of the image processor, without what would load foreign code or tells of this machine.
+    """Write the values of the image processor, without keys that load foreign code or name local paths.
 
     Raises:
         ValueError: When the file is not a JSON object, or its class is neither ours nor one of transformers.

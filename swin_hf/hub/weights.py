@@ -1,4 +1,4 @@
-"""What a folder holds, checked before anything of it is loaded or sent: configuration, safetensors headers, names."""
+"""Check a folder before anything of it is loaded or sent: configuration, safetensors headers, file names."""
 
 import json
 import re
@@ -32,7 +32,7 @@ class OtherFamilyError(ValueError):
 def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
     """Read a ``config.json`` and check its ranges; nothing of the model is built.
 
-    ``auto_map`` is dropped: which code belongs to a model is never taken from a file.
+    ``auto_map`` is dropped: code is never chosen by a file.
 
     Returns:
         The values as they are in the file, and the configuration.
@@ -160,7 +160,7 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
     try:
         with torch.device("meta"):
             expected = {k: tuple(v.shape) for k, v in known[architecture].model_class(config).state_dict().items()}
-    except Exception as error:  # whatever sizes that no machine has provoke in torch
+    except Exception as error:  # torch raises many types of error for sizes that are too large
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{CONFIG} cannot be built: {reason}") from None
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]

@@ -58,24 +58,25 @@ try:
 except ImportError:
 
     def is_plain(*tensors: Tensor) -> bool:
-        """Whether nobody watches these tensors: unknown, so nothing is kept for later."""
+        """Whether nothing records or transforms these tensors: unknown, so nothing is cached."""
         return False
 
     def is_transformed() -> bool:
         """Whether a transform of ``torch.func`` is active: unknown, so it is taken for granted."""
         return True
 
-    def only_evaluates(x: Tensor) -> bool:
+    def only_evaluates(*tensors: Tensor) -> bool:
         """Whether a shortcut of evaluation may be taken: no."""
         return False
 
-    def may_attend_here(qkv: Tensor, table: Tensor) -> bool:
+    def may_attend_here(qkv: Tensor, *sources: Tensor) -> bool:
         """Whether there is a faster backward: no."""
         return False
 
-    def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None) -> Tensor:
-        """Apply a linear layer and its activation, ``(..., C_in)`` to ``(..., C_out)``."""
+    def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None, bias: Tensor | None = None) -> Tensor:
+        """Apply a linear layer, a bias if it has none, and its activation, ``(..., C_in)`` to ``(..., C_out)``."""
         y: Tensor = layer(x)
+        y = y if bias is None else y + bias.to(y.dtype)
         return y if activation is None else activation(y)
 
     def in_parts(
@@ -156,10 +157,15 @@ def choose_backend(
     """
     wanted = config._attn_implementation or "sdpa"
     if wanted not in ("triton", "auto"):
-        if wanted == "sdpa" and device.type == "cuda" and not torch.compiler.is_compiling():
+        if (
+            wanted == "sdpa"
+            and device.type == "cuda"
+            and not torch.compiler.is_compiling()
+            and not config.cosine_attention
+        ):
             _point_at_triton(device, dtype, head_dim, dropout, window)
         return wanted
-    reasons = reasons_against_triton(device, dtype, head_dim, dropout, window)
+    reasons = _reasons(config, device, dtype, head_dim, dropout, window)
     if not reasons:
         return "triton"
     if wanted == "auto":
@@ -171,6 +177,13 @@ def choose_backend(
     raise NotImplementedError(
         f"attn_implementation='triton' cannot run here: {'; '.join(reasons)}; use 'sdpa', or 'auto' to let it choose"
     )
+
+
+def _reasons(config: SwinHFConfig, *circumstances: Any) -> list[str]:
+    """What speaks against the kernel in a model of this configuration."""
+    if config.cosine_attention:
+        return ["the kernel has no cosine attention, which Swin Transformer V2 has"]
+    return reasons_against_triton(*circumstances)
 
 
 @lru_cache(maxsize=64)
@@ -190,7 +203,7 @@ def backend_report(model: nn.Module) -> BackendReport:
         TypeError: If the model is of another family.
         NotImplementedError: If a backend was asked for by name and cannot run; the message gives every reason.
     """
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "relative_position_bias_table")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "relative_position_bias")]
     if not layers:
         raise TypeError(f"{type(model).__name__} has no window attention; give a model of swin_hf")
     backends, objections = [], []
@@ -199,7 +212,7 @@ def backend_report(model: nn.Module) -> BackendReport:
         dropout = layer.dropout if layer.training else 0.0
         circumstances = weight.device, weight.dtype, layer.head_dim, dropout, layer.window
         backends.append(choose_backend(layer.config, *circumstances))
-        objections += reasons_against_triton(*circumstances)
+        objections += _reasons(layer.config, *circumstances)
     requested = layers[0].config._attn_implementation or "sdpa"
     backend = min(backends, key=lambda name: BACKENDS.index(name) if name in BACKENDS else -1)
     reasons = {}
@@ -234,7 +247,7 @@ def kept(compute: Callable[..., Any], *sizes: Any, like: Tensor) -> Any:
     Args:
         compute: The function.
         sizes: Its arguments.
-        like: A tensor of this call. Where somebody watches it, nothing is kept and nothing that was kept is used.
+        like: A tensor of this call. If a tool records or transforms it, the cache is neither read nor written.
     """
     return _compute_once(compute, *sizes) if is_plain(like) else compute(*sizes)
 
@@ -283,20 +296,22 @@ def attend(
     """Attend within windows.
 
     Args:
-        layer: The attention layer, which has the bias table.
+        layer: The attention layer, which has the bias.
         qkv: Queries, keys and values, ``(B * nW, N, 3, h, d)``.
         geometry: How the map was cut.
-        backend: ``eager``, ``sdpa``, or a function that somebody registered with transformers.
+        backend: ``eager``, ``sdpa``, or a function that was registered with transformers.
         dropout: Probability of dropping an attention probability.
 
     Returns:
         ``(B * nW, N, h, d)`` and, where the backend has them, probabilities ``(B * nW, h, N, N)``.
     """
-    if backend == "sdpa" and dropout == 0 and may_attend_here(qkv, layer.relative_position_bias_table):
+    if backend == "sdpa" and dropout == 0 and may_attend_here(qkv, *layer.bias_sources()[1]):
         bias = layer.relative_position_bias(geometry.window)[0]  # h, N, N
         return attend_here(qkv, bias, _mask(layer, qkv, geometry), layer.scaling), None
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B * nW, h, N, d each
     # User-registered attention functions may change the mask in place: they do not get one that is kept.
+    if backend == "eager" and layer.config.cosine_attention:  # scores reach 100: bfloat16 has no fractions there
+        query, key, value = (tensor.to(torch.promote_types(qkv.dtype, torch.float32)) for tensor in (query, key, value))
     bias = additive_mask(layer, query, geometry, may_keep=backend in BACKENDS)
     if backend == "sdpa" and _fails_in_sdpa(query, key, value, bias):
         backend = "eager"
@@ -309,7 +324,7 @@ def attend(
     if torch.compiler.is_exporting():
         # The ONNX exporter decomposes SDPA; its output is not contiguous, and flatten() needs it to be.
         out = out.clone(memory_format=torch.contiguous_format)
-    return out, probabilities
+    return out.to(qkv.dtype), probabilities
 
 
 def attend_fused(layer: Any, qkv: Tensor, geometry: WindowGeometry) -> Tensor:
@@ -330,25 +345,31 @@ def attend_fused(layer: Any, qkv: Tensor, geometry: WindowGeometry) -> Tensor:
 
 def additive_mask(layer: Any, query: Tensor, geometry: WindowGeometry, may_keep: bool = True) -> Tensor:
     """Bias and mask together: ``(1, h, N, N)``, or ``(B * nW, h, N, N)`` where windows differ."""
-    table = layer.relative_position_bias_table
+    sizes, sources = layer.bias_sources()
 
     def compute() -> Tensor:
         bias: Tensor = layer.relative_position_bias(geometry.window).to(query.dtype)
         mask = _mask(layer, query, geometry)
         return (bias if mask is None else bias + mask).contiguous()
 
-    if may_keep and only_evaluates(table):
-        key = (table.data_ptr(), layer.window, geometry, layer.config.mask_padding, query.dtype)
-        bias = biases.look_up(key, table, compute)
+    if may_keep and sources and only_evaluates(*sources):
+        key = (sources[0].data_ptr(), sizes, geometry, layer.config.mask_padding, query.dtype)
+        bias = biases.look_up(key, sources, compute)
     else:
         bias = compute()
     return bias if len(bias) == 1 else bias.repeat(query.shape[0] // len(bias), 1, 1, 1)
 
 
-def bias_index(like: Tensor, window: Pair, table_window: Pair) -> Tensor:
-    """:func:`~.windows.relative_position_index` on the device of ``like``."""
-    index: Tensor = kept(relative_position_index, window, table_window, like.device, like=like)
-    return index
+def look_up(table: Tensor, window: Pair, table_window: Pair) -> Tensor:
+    """The row of a bias table for every pair of tokens of a window, ``(1, h, N, N)``.
+
+    Args:
+        table: ``((2 Mh - 1)(2 Mw - 1), h)`` of ``table_window``.
+        window: Window that attends.
+        table_window: Window that the table was made for.
+    """
+    index: Tensor = kept(relative_position_index, window, table_window, table.device, like=table)  # N, N
+    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).unsqueeze(0)
 
 
 def _mask(layer: Any, like: Tensor, geometry: WindowGeometry) -> Tensor | None:
@@ -396,7 +417,6 @@ __all__ = [
     "attend",
     "attend_fused",
     "backend_report",
-    "bias_index",
     "choose_backend",
     "clear_caches",
     "cut",
@@ -404,5 +424,6 @@ __all__ = [
     "in_parts",
     "kept",
     "linear",
+    "look_up",
     "put_back",
 ]

@@ -19,11 +19,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 Pair = tuple[int, int]
 
-_SEQUENCES = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
-# Near one of our fields, but the right name in another family of transformers, whose tools set it on any configuration.
+# Accepted although it is close to one of our names: tests of transformers set it on every configuration.
 _OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
-# The most that a file of a stranger may ask for, far beyond any real model: every other limit of this package refers to
-# these. The largest Swin has 50 blocks and 3 billion parameters.
+# The most that a configuration from the Hub may ask for, far beyond any real model; all other limits of the package
+# refer to these. The largest Swin has 50 blocks and 3 billion parameters.
 MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 16, 500, 2**20
 MOST_PARAMETERS = 10**10
 FREE_PARAMETERS = 50 * 10**6  # that weights may lack: they can be made on any machine
@@ -35,13 +34,16 @@ CONFIG_BYTES = 32 * 2**20  # of a JSON file; 21,841 class names twice are 2 MB
 _NUMBERS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mlp_ratio", "layer_norm_eps"}
 _NUMBERS |= {"initializer_range"}
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding"), (bool,)),
+    **dict.fromkeys(
+        ("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding", "norm_features"), (bool,)
+    ),
     **dict.fromkeys(("return_dict", "output_hidden_states", "is_encoder_decoder", "output_attentions"), (bool,)),
     **dict.fromkeys(("hidden_act", "model_type", "problem_type", "transformers_version"), (str,)),
     **dict.fromkeys(("id2label", "label2id"), (dict,)),
     "architectures": (list, tuple),
 }
 _MAY_BE_NONE = set(_TYPES) - {"hidden_act", "qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding"}
+_MAY_BE_NONE -= {"norm_features"}
 
 
 class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -89,6 +91,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     model_type = "swin_hf"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}  # noqa: RUF012
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # the installed package fills it, see swin_hf/presets.py
+    cosine_attention: ClassVar[bool] = False  # whether scores are those of Swin V2
+    _sequences: ClassVar[frozenset[str]] = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
+    # Model types whose configuration is read as another family's, and the beginning of the names of its classes.
+    _strangers: ClassVar[dict[str, str]] = {"swinv2": "SwinV2HF", "swinv2_hf": "SwinV2HF"}
 
     image_size: int | Sequence[int] = 224
     patch_size: int | Sequence[int] = 4
@@ -139,7 +145,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # JSON knows lists only; a configuration is equal to itself after a round trip because it holds no tuples.
-        super().__setattr__(name, _as_lists(value) if name in _SEQUENCES else value)
+        super().__setattr__(name, _as_lists(value) if name in self._sequences else value)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -156,6 +162,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         if name not in cls.presets:
             near = difflib.get_close_matches(name, cls.presets, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
+            relatives: list[type[SwinHFConfig]] = [SwinHFConfig, *SwinHFConfig.__subclasses__()]
+            hint = next((f"it is one of {other.__name__}; " for other in relatives if name in other.presets), hint)
             known = f"there are {', '.join(cls.presets)}" if cls.presets else "pip install swin-hf, which has them"
             raise ValueError(f"unknown preset {name!r}; {hint}{known}")
         fields = {**cls.presets[name], **overrides}
@@ -174,12 +182,18 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         """Build a configuration of what a file holds; whatever is wrong with it is a ValueError."""
         if not isinstance(config_dict, dict):
             raise ValueError("config.json is not a JSON object; save the model again")
+        model_type = config_dict.get("model_type")
+        if isinstance(model_type, str) and model_type in cls._strangers:
+            raise ValueError(
+                f"the configuration is of model type {model_type!r} and {cls.__name__} of {cls.model_type!r}, another "
+                f"version of Swin Transformer; use the classes that begin with {cls._strangers[model_type]}"
+            )
         try:
             return super().from_dict(config_dict, **kwargs)
         except ValueError:
             raise
-        except Exception as error:  # the values are a stranger's, and transformers calls methods of them
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        except Exception as error:  # the file may hold anything, and transformers calls methods of its values
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"the configuration cannot be used: {reason[:200]}") from error
 
     @classmethod
@@ -220,12 +234,12 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_hw(self) -> Pair:
         """Image height and width in pixels."""
-        return _as_pair(self.image_size)
+        return as_pair(self.image_size)
 
     @property
     def patch_hw(self) -> Pair:
         """Patch height and width in pixels."""
-        return _as_pair(self.patch_size)
+        return as_pair(self.patch_size)
 
     @property
     def grid_hw(self) -> Pair:
@@ -240,8 +254,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(window, int):
             return ((window, window),) * self.num_layers
         if len(window) == 2 and all(isinstance(side, int) for side in window):
-            return (_as_pair(window),) * self.num_layers
-        return tuple(_as_pair(stage) for stage in window)
+            return (as_pair(window),) * self.num_layers
+        return tuple(as_pair(stage) for stage in window)
 
     @property
     def drop_path_rates(self) -> tuple[tuple[float, ...], ...]:
@@ -262,12 +276,18 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         windows = self.stage_windows
         for dim, depth, heads, window in zip(self.stage_dims, self.depths, self.num_heads, windows, strict=True):
             hidden = int(dim * self.mlp_ratio)
-            table = heads * math.prod(2 * side - 1 for side in window)
-            attention = 4 * dim * dim + dim + 3 * dim * self.qkv_bias
-            total += depth * (attention + table + 2 * dim * hidden + hidden + 5 * dim)
-        total += sum(8 * dim * dim + 8 * dim for dim in self.stage_dims[:-1])
+            attention = self._attention_parameters(dim, heads, window)
+            total += depth * (attention + 2 * dim * hidden + hidden + 5 * dim)
+        total += sum(map(self._merging_parameters, self.stage_dims[:-1]))
         classes = len(self.id2label or {})
         return total + 2 * last + (last + 1) * (classes + channels * self.encoder_stride**2)
+
+    def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
+        table = heads * math.prod(2 * side - 1 for side in window)
+        return 4 * dim * dim + dim + 3 * dim * self.qkv_bias + table
+
+    def _merging_parameters(self, dim: int) -> int:
+        return 8 * dim * dim + 8 * dim
 
     def check_sizes(self) -> None:
         """Check every field against its range and against the others; models call it again before they are built.
@@ -277,7 +297,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         self._check_general(vars(self))
         for name in ("image_size", "patch_size"):
-            _check_sides(name, getattr(self, name))
+            check_sides(name, getattr(self, name))
         if math.prod(self.image_hw) > MOST_PIXELS:
             raise ValueError(f"image_size is {self.image_size}; an image has at most {MOST_PIXELS:,} pixels")
         for name in ("num_channels", "embed_dim", "encoder_stride"):
@@ -331,7 +351,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                 "give one integer, one (height, width), or one entry for each stage"
             )
         for stage, side in enumerate(window if per_stage else [window], start=1):
-            _check_sides(f"window_size of stage {stage}" if per_stage else "window_size", side)
+            check_sides(f"window_size of stage {stage}" if per_stage else "window_size", side)
         largest = max(self.stage_windows, key=math.prod)
         if math.prod(largest) > MOST_WINDOW_TOKENS:
             raise ValueError(
@@ -369,6 +389,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
         fields = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
         fields += ["out_features", "out_indices", "num_labels"]
+        if foreign := sorted({"pretrained_window_sizes", "norm_features"} & kwargs.keys()):
+            raise TypeError(f"{foreign[0]!r} is a field of Swin Transformer V2, not of V1; use SwinV2HFConfig")
         for name in (name for name in kwargs if name not in _OTHER_FAMILIES):
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
             if near and name not in fields and not hasattr(cls, name):
@@ -387,7 +409,7 @@ def _default_heads(embed_dim: Any) -> list[int]:
     return [first * 2**stage for stage in range(4)]
 
 
-def _as_pair(value: int | Iterable[int]) -> Pair:
+def as_pair(value: int | Iterable[int]) -> Pair:
     if isinstance(value, int):
         return value, value
     height, width = value
@@ -421,11 +443,11 @@ def _check_weights_name(name: Any) -> None:
     """Refuse a weights file of another folder, which transformers would load in place of the model's own."""
     if name is not None and (not isinstance(name, str) or re.search(r"[/\\]", name)):
         raise ValueError(
-            f"transformers_weights is {_short(name)}; give the name of a file beside config.json, or leave it out"
+            f"transformers_weights is {_short(name)}; give the name of a file in its folder, or leave it out"
         )
 
 
-def _check_sides(name: str, value: Any) -> None:
+def check_sides(name: str, value: Any) -> None:
     if isinstance(value, list) and len(value) != 2:
         raise ValueError(f"{name} is {_short(value)}; give one integer or (height, width)")
     for side in value if isinstance(value, list) else [value]:

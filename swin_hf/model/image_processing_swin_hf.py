@@ -1,7 +1,7 @@
-"""The image processor of the family: pixels as in training, from the bare picture.
+"""The image processor of the family: the same pixels as in training, from the original picture.
 
-A stock processor of transformers scales, crops and normalises alike, but takes what it gets from Pillow: 16-bit grey
-saturates, a transparent value of 16-bit grey is ignored, EXIF orientation is not applied. This one decodes first, by
+The processors of transformers resize, crop and normalise in the same way, but take pictures as Pillow opens them:
+16-bit grey saturates, its transparent value is ignored, EXIF orientation is not applied. This one decodes first, by
 the rule of ``pixels.py``, in both backends of transformers.
 """
 
@@ -50,7 +50,7 @@ class _Decoding:
     grey_maximum = GREY_MAXIMUM
 
     def fetch_images(self, images: Any) -> Any:
-        """Decode pictures as training does; transformers calls this first for whatever a processor is given.
+        """Decode pictures as training does; transformers calls this first for all inputs.
 
         A pipeline of transformers converts a picture to RGB before its processor sees it, which loses transparency and
         saturates 16-bit grey; it takes what this returns as it is: ``pipe(pipe.image_processor.fetch_images(path))``.

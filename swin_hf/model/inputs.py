@@ -1,4 +1,4 @@
-"""What a model is given, checked: images, and the masks and targets of masked image modeling.
+"""Checks of a model's inputs: images, and the masks and targets of masked image modeling.
 
 Shape legend:
     B batch, H and W height and width of the patch grid, L = H * W.

@@ -18,7 +18,7 @@ has lost one, the import fails and ``attention.py`` computes without the file.
 """
 
 import platform
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,7 +53,7 @@ _NAMESPACE = __name__.replace(".", "_")
 
 def _find_onednn() -> Any:
     """The operator of oneDNN for a linear layer and its activation, or None where torch has none worth using."""
-    # On other processors than x86, oneDNN is built on other libraries, which nobody has measured.
+    # On other processors than x86, oneDNN is built on other libraries, which were not measured.
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -69,7 +69,7 @@ _ONEDNN = _find_onednn()
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether these are ordinary dense tensors, and nobody records, transforms or replays what is done with them."""
+    """Whether these are ordinary dense tensors, and no tool records, transforms or replays what is done with them."""
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter):
             return False
@@ -88,15 +88,21 @@ def is_transformed() -> bool:
     return _are_functorch_transforms_active()
 
 
-def only_evaluates(x: Tensor) -> bool:
-    """Whether ``x`` is a plain tensor on a CPU and what is computed from it has no gradient."""
-    return not torch.is_grad_enabled() and _is_on_cpu(x, dtypes=FLOATS) and is_plain(x)
+def only_evaluates(*tensors: Tensor) -> bool:
+    """Whether these are plain tensors on a CPU and what is computed from them has no gradient."""
+    return not torch.is_grad_enabled() and _is_on_cpu(*tensors, dtypes=FLOATS) and is_plain(*tensors)
 
 
-def may_attend_here(qkv: Tensor, table: Tensor) -> bool:
-    """Whether :func:`attend_here` should do what ``scaled_dot_product_attention`` does slowly here."""
-    wanted = torch.is_grad_enabled() and table.requires_grad and not torch.compiler.is_compiling()
-    return wanted and _is_on_cpu(qkv, table, dtypes=FLOATS, autocast=True) and is_plain(qkv, table)
+def may_attend_here(qkv: Tensor, *sources: Tensor) -> bool:
+    """Whether :func:`attend_here` should do what ``scaled_dot_product_attention`` does slowly here.
+
+    Args:
+        qkv: Queries, keys and values.
+        sources: What the bias is computed from; only one that learns is slow.
+    """
+    learns = any(source.requires_grad for source in sources)
+    wanted = torch.is_grad_enabled() and learns and not torch.compiler.is_compiling()
+    return wanted and _is_on_cpu(qkv, *sources, dtypes=FLOATS, autocast=True) and is_plain(qkv, *sources)
 
 
 def _is_on_cpu(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,), autocast: bool = False) -> bool:
@@ -125,22 +131,29 @@ def _has_hooks(module: nn.Module) -> bool:
 # Linear layers
 
 
-def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None) -> Tensor:
-    """Apply a linear layer and its activation, ``(..., C_in)`` to ``(..., C_out)``, the fastest way that is exact."""
+def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer and its activation, ``(..., C_in)`` to ``(..., C_out)``, the fastest way that is exact.
+
+    ``bias`` is that of a layer which has none of its own.
+    """
     y: Tensor
-    if _ONEDNN is None or not isinstance(layer, nn.Linear) or not _is_bare(layer):  # a wrapper may have no weight
+    if not isinstance(layer, nn.Linear) or not _is_bare(layer):  # a wrapper may have no weight
         y = layer(x)
+        y = y if bias is None else y + bias.to(y.dtype)
         return y if activation is None else activation(y)
-    weight, bias = layer.weight, layer.bias
+    weight, bias = layer.weight, layer.bias if bias is None else bias
+    if _ONEDNN is None:
+        y = F.linear(x, weight, bias)
+        return y if activation is None else activation(y)
     gelu = type(activation) is GELUActivation and _is_bare(activation)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.compiler.is_compiling():
         if _may_be_opaque(x, weight):
             y = _compiled_linear(x, weight, bias, gelu)
             return y if gelu or activation is None else activation(y)
-        y = layer(x)
+        y = F.linear(x, weight, bias)
     elif not (_is_on_cpu(*tensors) and is_plain(*tensors) and torch.backends.mkldnn.enabled):
-        y = layer(x)
+        y = F.linear(x, weight, bias)
     elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         y = _Linear.apply(x, weight, bias)
     else:
@@ -355,10 +368,10 @@ def _define(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> T
 
 
 class BiasCache:
-    """What was computed from a table, for as long as the table has the same values.
+    """What was computed from a table or a small network, for as long as its parameters have the same values.
 
     The values are compared on every call, so that an entry cannot become stale, whichever way a weight is changed,
-    and no model holds it. The tables are small: the comparison costs microseconds.
+    and no model holds it. The sources are small: the comparison costs microseconds.
 
     Args:
         capacity: Bytes of all entries together; when they are exceeded, the cache begins anew.
@@ -371,15 +384,15 @@ class BiasCache:
     def clear(self) -> None:
         """Forget everything."""
         self.size = 0
-        self.entries: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self.entries: dict[Hashable, tuple[list[Tensor], Tensor]] = {}
 
-    def look_up(self, key: Hashable, table: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """What ``compute`` returned for a table of these values, or returns now."""
+    def look_up(self, key: Hashable, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """What ``compute`` returned for sources of these values, or returns now."""
         known = self.entries.get(key)
-        if known is not None and torch.equal(known[0], table):
+        if known is not None and all(map(torch.equal, known[0], sources)):
             return known[1]
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not serve a training step
-            made_from, bias = table.detach().clone(), compute()
+            made_from, bias = [source.detach().clone() for source in sources], compute()
         if bias.nbytes <= self.capacity:
             self.size += bias.nbytes if known is None else 0
             if self.size > self.capacity:

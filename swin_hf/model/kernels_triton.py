@@ -1,7 +1,7 @@
 """Window attention as one fused kernel in each direction: a padded map goes in, a padded map comes out.
 
 The plain way rolls the map, cuts it into windows, adds a bias and a mask to scores in memory, and undoes all of it.
-Here a program looks its tokens up where they lie: token t of window (a, b) stands at row ``a Mh + t // Mw`` and
+Here a program reads its tokens where they are: token t of window (a, b) is at row ``a Mh + t // Mw`` and
 column ``b Mw + t % Mw`` of the shifted map, so the cyclic shift of the paper (figure 4) is an addition that wraps
 around, for reading q, k, v and for writing the result alike. The mask is a comparison of two region numbers and
 exists only where a program meets a border. Nothing of size N x N is ever in memory, except the bias once per head.
@@ -80,7 +80,7 @@ def _locate(
     image, window_row, window_column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH: tl.constexpr,
     MW: tl.constexpr,
 ):  # fmt: skip
-    """Where tokens of a window lie: their offsets in ``(B, Hp, Wp)``, int64, and whether they are padding."""
+    """Where the tokens of a window are: their offsets in ``(B, Hp, Wp)``, int64, and whether they are padding."""
     row = window_row * MH + tokens // MW + shift_h
     row = tl.where(row >= padded_h, row - padded_h, row)
     column = window_column * MW + tokens % MW + shift_w
@@ -126,7 +126,7 @@ def _share(slot, slots, images, padded_h, padded_w, shift_h, shift_w, split_1, s
 
 @_jit
 def _load_rows(pointer, offsets, stride, column, real, D: tl.constexpr):
-    """Load ``(tokens, d)`` of one head; tokens that only fill up the block are 0, whatever lies in memory."""
+    """Load ``(tokens, d)`` of one head; tokens that only fill up the block are 0, whatever is in memory."""
     dims = tl.arange(0, D)
     return tl.load(pointer + offsets[:, None] * stride + column + dims[None, :], mask=real[:, None], other=0.0)
 
@@ -817,7 +817,7 @@ def triton_window_attention(
     return attended
 
 
-# One name for each copy of this module: a checkpoint from the Hub brings its own, beside the installed package.
+# One name for each copy of this module: a checkpoint from the Hub brings its own.
 NAMESPACE = "swin_hf" if __name__.startswith("swin_hf.") else f"swin_hf_{zlib.crc32(__name__.encode()):08x}"
 
 

@@ -3,9 +3,8 @@
 The network is a pyramid of stages. A stage is a sequence of blocks that attend within windows, every second one
 with the windows shifted; between stages, patches merge two by two, so that the map halves and the channels double.
 
-``forward`` is pure: nothing is assigned to ``self``, and what depends on sizes alone comes from the functions of
-``windows.py``. Any height and width can be run at any time. Layers are built from the configuration of the model;
-``dim`` is C, and stages and blocks are counted from 0.
+``forward`` is pure: nothing is assigned to ``self``, and what depends on sizes alone comes from ``windows.py``. Any
+height and width can be run at any time. Stages and blocks are counted from 0.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, Hp and Wp the same padded to whole windows, L = H * W,
@@ -16,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -26,13 +24,13 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .attention import BackendMixin, attend, attend_fused, bias_index, choose_backend, cut, in_parts, linear, put_back
+from .attention import BackendMixin, attend, attend_fused, choose_backend, cut, in_parts, linear, look_up, put_back
 from .configuration_swin_hf import SwinHFConfig
 from .inputs import as_grid, check_images, check_mask, masked_distance, pad_to_patches
 from .outputs import Record, SwinHFImageClassifierOutput, SwinHFMaskedImageModelingOutput, SwinHFModelOutput
 from .resizing import ResizableMixin, check_stride, resize_decoder, resize_position_embeddings
 from .timm_verbs import TimmVerbs
-from .windows import Pair, WindowGeometry, pad_to_windows, window_geometry
+from .windows import Pair, WindowGeometry, gather_neighbours, pad_to_windows, window_geometry
 
 
 class SwinHFEmbeddings(nn.Module):
@@ -91,17 +89,22 @@ class SwinHFAttention(nn.Module):
             backend = choose_backend(self.config, x.device, x.dtype, self.head_dim, dropout, geometry.window)
         if backend == "triton":
             return self.proj(attend_fused(self, self.qkv(x), geometry)), None
-        windows = cut(x, geometry)  # B * nW, N, C
-        qkv = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1))  # B * nW, N, 3, h, d
+        qkv = self.project(cut(x, geometry))  # B * nW, N, 3, h, d
         windows, probabilities = attend(self, qkv, geometry, backend, dropout)  # B * nW, N, h, d
-        windows = linear(self.proj, windows.flatten(-2))  # B * nW, N, C
-        return put_back(windows, geometry), probabilities if output_attentions else None
+        return put_back(linear(self.proj, windows.flatten(-2)), geometry), probabilities if output_attentions else None
+
+    def project(self, windows: Tensor) -> Tensor:
+        """Queries, keys and values ``(B * nW, N, 3, h, d)`` of windows ``(B * nW, N, C)``."""
+        qkv: Tensor = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1))
+        return qkv
 
     def relative_position_bias(self, window: Pair) -> Tensor:
         """The bias B of equation 4 for every pair of tokens of a window, ``(1, h, N, N)``."""
-        table = self.relative_position_bias_table
-        index = bias_index(table, window, self.window)  # N, N
-        return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).unsqueeze(0)
+        return look_up(self.relative_position_bias_table, window, self.window)
+
+    def bias_sources(self) -> tuple[Pair, tuple[Tensor, ...]]:
+        """What the bias of a window follows from: a size, and parameters."""
+        return self.window, (self.relative_position_bias_table,)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, window={self.window[0]}x{self.window[1]}"
@@ -147,6 +150,8 @@ class SwinHFMLP(nn.Module):
 class SwinHFBlock(GradientCheckpointingLayer):
     """A Swin Transformer block, equation 3 of the paper: W-MSA, or SW-MSA in odd blocks, then an MLP, both residual."""
 
+    attention_class: Any = SwinHFAttention
+
     def __init__(self, config: SwinHFConfig, stage: int, block: int, always_partition: bool = False) -> None:
         super().__init__()
         dim, eps = config.stage_dims[stage], config.layer_norm_eps
@@ -154,7 +159,7 @@ class SwinHFBlock(GradientCheckpointingLayer):
         self.shifted = block % 2 == 1
         self.rules = {"shift_per_axis": config.shift_per_axis, "always_partition": always_partition}
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attention = SwinHFAttention(config, dim, config.num_heads[stage], self.window)
+        self.attention = self.attention_class(config, dim, config.num_heads[stage], self.window)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = SwinHFMLP(config, dim)
@@ -181,23 +186,20 @@ class SwinHFPatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), 2C)``; an odd side is padded with zeros."""
-        _, height, width, _ = x.shape
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
-        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H/2, 2 rows, W/2, 2 columns, C
-        # The reference goes down the columns first: (0, 0), (1, 0), (0, 1), (1, 1).
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # B, H/2, W/2, 4C
-        return linear(self.reduction, self.norm(x))
+        return linear(self.reduction, self.norm(gather_neighbours(x)))
 
 
 class SwinHFStage(nn.Module):
     """A sequence of blocks on one map, and the merging that leads to the next stage; the last one has none."""
 
+    block_class, merging_class = SwinHFBlock, SwinHFPatchMerging
+
     def __init__(self, config: SwinHFConfig, stage: int, always_partition: bool = False) -> None:
         super().__init__()
-        blocks = [SwinHFBlock(config, stage, block, always_partition) for block in range(config.depths[stage])]
+        blocks = [self.block_class(config, stage, block, always_partition) for block in range(config.depths[stage])]
         self.blocks = nn.ModuleList(blocks)
-        is_last = stage == config.num_layers - 1
-        self.downsample = None if is_last else SwinHFPatchMerging(config, config.stage_dims[stage])
+        is_last, dim = stage == config.num_layers - 1, config.stage_dims[stage]
+        self.downsample = None if is_last else self.merging_class(config, dim)
 
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         """Map ``(B, H, W, C)`` to the same shape before merging, and the last block's probabilities or None."""
@@ -212,6 +214,7 @@ class SwinHFPreTrainedModel(ResizableMixin, BackendMixin, PreTrainedModel):
 
     config: SwinHFConfig
     config_class = SwinHFConfig
+    trunk_class: Any  # what the heads are put on
     base_model_prefix = "swin"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # as all vision models have it
@@ -249,6 +252,8 @@ class SwinHFModel(SwinHFPreTrainedModel):
         add_final_norm: Whether the last stage is followed by a LayerNorm; backbones have their own.
     """
 
+    stage_class: Any = SwinHFStage
+
     def __init__(
         self,
         config: SwinHFConfig,
@@ -262,7 +267,7 @@ class SwinHFModel(SwinHFPreTrainedModel):
         self.num_features = config.hidden_size
         self.add_pooling_layer = add_pooling_layer
         self.embeddings = SwinHFEmbeddings(config, use_mask_token)
-        stages = [SwinHFStage(config, stage, always_partition) for stage in range(config.num_layers)]
+        stages = (self.stage_class(config, stage, always_partition) for stage in range(config.num_layers))
         self.stages: Any = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_final_norm else None
         self.post_init()
@@ -300,15 +305,13 @@ class SwinHFModel(SwinHFPreTrainedModel):
         Args:
             pixel_values: Images, ``(B, channels, height, width)``, normalised as the image processor does.
             output_attentions: Whether to return the attention of the last block of each stage.
-            output_hidden_states: Whether to return the maps of all stages; or the numbers of those to return, the
-                others being None in the tuple.
+            output_hidden_states: Whether to return the maps of all stages; or the numbers of those to return.
             kwargs: ``bool_masked_pos``, True where a patch is masked, ``(B, L)`` or ``(B, H, W)`` of the patch grid,
-                for a model with a mask token. It is read from here because transformers' tools feed a mask to every
-                forward that declares it. Other keywords of transformers have no effect.
+                for a model with a mask token; not declared, because transformers' tools feed a mask to a forward
+                that declares it. Other keywords have no effect.
 
         Raises:
-            ValueError: If there are no images, if they are not 4-D, have another number of channels, or do not
-                fit the mask.
+            ValueError: If there are no images, they are not 4-D, have other channels, or do not fit the mask.
         """
         record = Record(self.config, output_attentions, output_hidden_states)
         x = self.run(pixel_values, record, kwargs.get("bool_masked_pos"))  # B, H, W, C
@@ -318,13 +321,16 @@ class SwinHFModel(SwinHFPreTrainedModel):
         return SwinHFModelOutput(last_hidden_state=tokens, pooler_output=pooled, **record.states())
 
 
+SwinHFPreTrainedModel.trunk_class = SwinHFModel
+
+
 class SwinHFForImageClassification(TimmVerbs, SwinHFPreTrainedModel):
     """Swin Transformer with a linear classifier on the mean of the last stage's tokens; none for ``num_labels=0``."""
 
     def __init__(self, config: SwinHFConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 0
-        self.swin = SwinHFModel(config)
+        self.swin = self.trunk_class(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
@@ -337,10 +343,10 @@ class SwinHFForImageClassification(TimmVerbs, SwinHFPreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> SwinHFImageClassifierOutput:
-        """Classify images ``(B, channels, height, width)``.
+        """Classify images ``(B, channels, height, width)``; ``kwargs`` go to the loss.
 
-        ``labels`` are ``(B,)`` class numbers, ``(B, num_labels)`` floats for several labels an image, or floats for
-        regression, and decide the loss as ``config.problem_type`` does in transformers; ``kwargs`` go to the loss.
+        ``labels``, class numbers ``(B,)``, floats ``(B, num_labels)`` for several labels an image, or floats for
+        regression, decide the loss as ``config.problem_type`` does in transformers.
         """
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         outputs = self.swin(pixel_values, **asked, return_dict=True)
@@ -354,7 +360,7 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
 
     def __init__(self, config: SwinHFConfig) -> None:
         super().__init__(config)
-        self.swin = SwinHFModel(config, add_pooling_layer=False, use_mask_token=True)
+        self.swin = self.trunk_class(config, add_pooling_layer=False, use_mask_token=True)
         stride = config.encoder_stride  # product of patch size and all merging
         convolution = nn.Conv2d(config.hidden_size, stride**2 * config.num_channels, kernel_size=1)
         self.decoder = nn.Sequential(convolution, nn.PixelShuffle(stride))
@@ -393,23 +399,21 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
 
 
 class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
-    """Swin Transformer as a pyramid of feature maps for detection and segmentation heads.
+    """Swin Transformer as a pyramid of feature maps: transformers' ``SwinBackbone``.
 
-    Follows transformers' ``SwinBackbone``: the maps before merging, a LayerNorm for each, windows always partitioned.
-    ``config.out_features`` or ``out_indices`` name the stages. Stages past the last requested one do not train, and
-    run only when all hidden states or attentions are asked for.
+    The maps are those before merging, each with a LayerNorm, windows are always partitioned. ``config.out_features``
+    or ``out_indices`` name them. Later stages do not train, and run only when all states or attentions are wanted.
     """
 
+    always_partition = True
     _left_out = r"(^|swin\.)norm\.(weight|bias)$"  # each map has a norm of its own
 
     def __init__(self, config: SwinHFConfig) -> None:
         super().__init__(config)
         self.num_features = [config.embed_dim, *config.stage_dims]
-        self.swin = SwinHFModel(config, add_pooling_layer=False, always_partition=True, add_final_norm=False)
-        norms = {
-            name: nn.LayerNorm(channels, eps=config.layer_norm_eps)
-            for name, channels in zip(self.out_features, self.channels, strict=True)
-        }
+        self.swin = self.trunk_class(config, False, always_partition=self.always_partition, add_final_norm=False)
+        maps = zip(self.out_features, self.channels, strict=True)
+        norms = {name: nn.LayerNorm(channels, eps=config.layer_norm_eps) for name, channels in maps}
         self.hidden_states_norms = nn.ModuleDict(norms)
         self.post_init()
         # DDP would wait in vain for the gradients of parameters that no feature map depends on.
@@ -427,10 +431,7 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
-        """Compute one feature map ``(B, C, H, W)`` for each of ``out_features``.
-
-        Hidden states are the maps of the stages before merging and without norm; see :class:`SwinHFModel`.
-        """
+        """Compute a map ``(B, C, H, W)`` for each of ``out_features``; hidden states are before merging and norm."""
         norms = {self.stage_names.index(name): norm for name, norm in self.hidden_states_norms.items()}
         record = Record(self.config, output_attentions, output_hidden_states, merged=False, norms=norms)
         self.swin.run(pixel_values, record, num_stages=None if record.wants_all else max(norms))

@@ -210,10 +210,8 @@ class ResizableMixin:
             )
         for stage, window in zip(self.base_model.stages, target.stage_windows, strict=False):
             for block in stage.blocks:
-                attention = block.attention
-                table = resize_bias_table(attention.relative_position_bias_table, attention.window, window, method)
-                attention.relative_position_bias_table = _like(attention.relative_position_bias_table, table)
-                attention.window = block.window = window
+                self._resize_attention(block.attention, window, method)
+                block.attention.window = block.window = window
         self._move_to_grid(target.grid_hw)
         self.config.image_size, self.config.window_size = target.image_size, target.window_size
         return self
@@ -298,6 +296,11 @@ class ResizableMixin:
             self.config.id2label = dict(enumerate(names))
             self.config.label2id = {name: number for number, name in enumerate(names)}
         return self
+
+    def _resize_attention(self, attention: Any, window: Pair, method: str) -> None:
+        """Adapt what a layer has learned to another window."""
+        table = resize_bias_table(attention.relative_position_bias_table, attention.window, window, method)
+        attention.relative_position_bias_table = _like(attention.relative_position_bias_table, table)
 
     def _resize_head(self, target: SwinHFConfig) -> None:
         """Adapt a head whose sizes depend on those of ``target``; refuse a target that it cannot take."""

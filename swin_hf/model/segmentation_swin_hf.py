@@ -19,7 +19,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_swin_hf import SwinHFConfig
-from .modeling_swin_hf import SwinHFModel, SwinHFPreTrainedModel
+from .modeling_swin_hf import SwinHFPreTrainedModel
 from .outputs import Record, SwinHFSemanticSegmenterOutput
 
 
@@ -92,6 +92,7 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
     """
 
     _left_out = r"(^|swin\.)norm\.(weight|bias)$"  # each map has a norm of its own
+    always_partition = True
 
     def __init__(self, config: SwinHFConfig) -> None:
         super().__init__(config)
@@ -100,7 +101,7 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
             raise ValueError(f"depths {config.depths} make 1 stage; a pyramid for UperNet has at least 2")
         config.upernet = asdict(sizes) | {"pool_scales": list(sizes.pool_scales)}
         self.num_labels, self.sizes = config.num_labels or 0, sizes
-        self.swin = SwinHFModel(config, add_pooling_layer=False, always_partition=True, add_final_norm=False)
+        self.swin = self.trunk_class(config, False, always_partition=self.always_partition, add_final_norm=False)
         channels = config.stage_dims
         norms = {f"stage{n}": nn.LayerNorm(dim, eps=config.layer_norm_eps) for n, dim in enumerate(channels, start=1)}
         self.hidden_states_norms = nn.ModuleDict(norms)

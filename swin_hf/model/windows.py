@@ -91,6 +91,17 @@ def pad_to_windows(x: Tensor, geometry: WindowGeometry) -> Tensor:
     return F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
 
 
+def gather_neighbours(x: Tensor) -> Tensor:
+    """Concatenate 2x2 neighbours, ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), 4C)``; an odd side is padded.
+
+    The reference goes down the columns first: (0, 0), (1, 0), (0, 1), (1, 1).
+    """
+    _, height, width, _ = x.shape
+    x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
+    x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H/2, 2 rows, W/2, 2 columns, C
+    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+
 def cyclic_shift(x: Tensor, shift: Pair) -> Tensor:
     """Roll a map ``(B, H, W, C)`` up and left by ``shift``; negative sides roll it back. Paper, figure 4."""
     return x if shift == (0, 0) else torch.roll(x, (-shift[0], -shift[1]), dims=(1, 2))
@@ -180,7 +191,7 @@ def relative_position_index(
 ) -> Tensor:
     """Row of the bias table for every pair of tokens: two relative coordinates folded into one number.
 
-    The coordinates of a window of M by M lie in ``[-M + 1, M - 1]``. Adding ``M - 1`` makes them start at 0;
+    The coordinates of a window of M by M are in ``[-M + 1, M - 1]``. Adding ``M - 1`` makes them start at 0;
     multiplying the row by ``2M - 1`` before the two are added keeps (0, -1) and (-1, 0) apart. Paper, section 3.2.
 
     Args:
@@ -195,6 +206,24 @@ def relative_position_index(
     height, width = table_window or window
     relative = relative_coordinates(window, device)
     return (relative[..., 0] + height - 1) * (2 * width - 1) + relative[..., 1] + width - 1
+
+
+def log_spaced_offsets(window: Pair, unit: Pair, device: torch.device | str | None = None) -> Tensor:
+    """Relative coordinates as the coordinate network of Swin V2 takes them (https://arxiv.org/abs/2111.09883, eq. 4).
+
+    Args:
+        window: Window that attends.
+        unit: Window whose largest offset is 1 after scaling; a larger window has offsets beyond it.
+        device: Where they are wanted.
+
+    Returns:
+        ``((2 Mh - 1)(2 Mw - 1), 2)`` float32, row and column of each offset in the order of a bias table.
+    """
+    axes = []
+    for side, span in zip(window, unit, strict=True):
+        offsets = torch.arange(1 - side, side, dtype=torch.float32, device=device) / max(span - 1, 1) * 8
+        axes.append(offsets.sign() * (offsets.abs() + 1).log2() / 3)  # log2(8) is 3
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
 
 
 def window_mask(

@@ -146,6 +146,7 @@ class LastCheckpoint(AtomicCheckpoint):
             enable_version_counter=False,
         )
         self.training = False  # whether the module and the trainer hold a state of the training
+        self.validated = False  # whether the weights at hand have been validated
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is a state to save."""
@@ -174,12 +175,19 @@ class LastCheckpoint(AtomicCheckpoint):
         if str(self.dirpath) == str(state_dict["dirpath"]):
             super().load_state_dict(state_dict)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Have a validation that was interrupted done again; Lightning takes it for complete."""
-        if trainer.state.fn != "fit":
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-        if progress["total"]["ready"] > 0 and not progress["is_last_batch"]:
+    def on_train_batch_start(self, *_: Any) -> None:
+        """What is validated next are other weights."""
+        self.validated = False
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The metrics of these weights are complete."""
+        self.validated = not trainer.sanity_checking
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have a validation that is interrupted done again from its start; Lightning takes it for complete."""
+        if trainer.validating and not self.validated:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress["is_last_batch"] = False
             for tracker in ("total", "current"):  # in the middle of its first batch
                 progress[tracker].update(ready=1, started=1, processed=0, completed=0)
 
@@ -202,6 +210,32 @@ class BestCheckpoint(AtomicCheckpoint):
             save_top_k=1,
             enable_version_counter=False,
         )
+        self.pending = False  # whether weights have been validated that are not yet compared with the best
+        self.unwritten: str | None = None  # the file, while it is being written
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there are weights to compare."""
+        self.pending = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare them, unless they were compared before an interruption."""
+        if self.pending:
+            super().on_train_epoch_end(trainer, pl_module)
+        self.pending = False
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.unwritten = filepath
+        super()._save_checkpoint(trainer, filepath)
+        self.unwritten = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Finish what the interruption cut off: the validation is not repeated by a run that goes on."""
+        if not self.pending or trainer.world_size > 1 or isinstance(exception, WriteError | NonFiniteLossError):
+            return
+        if self.unwritten is None:
+            self.on_train_epoch_end(trainer, pl_module)
+        else:
+            self._save_checkpoint(trainer, self.unwritten)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best so far, also in another folder: that of another run, or this one after it was moved."""

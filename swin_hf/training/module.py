@@ -79,7 +79,6 @@ class SwinModule(LightningModule):
     frozen_parts: Sequence[nn.Module] = ()
     starting_point: str | None = None
     starting_commit: str | None = None
-    loss_is_reported = True
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
     def __init__(self, optimization: Optimization, compile: bool = False) -> None:
@@ -144,7 +143,6 @@ class SwinModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Train in training mode: Lightning keeps the mode that it finds, and ``from_pretrained`` sets evaluation."""
         self.train()
-        self.loss_is_reported = False
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Average the gradients of a window that the end of the epoch cut off: Lightning divides by the full window."""
@@ -162,7 +160,6 @@ class SwinModule(LightningModule):
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
         seed_rank(self.trainer, self.run_seed)
-        self.loss_is_reported = False
         if self.interrupted_loss is not None:
             # Where no batch of the epoch is left, nothing else would log it.
             self.train_loss.update(0.0, weight=0.0)
@@ -171,10 +168,6 @@ class SwinModule(LightningModule):
                 self.train_loss.weight += self.interrupted_loss[1]
             self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
             self.interrupted_loss = None
-
-    def on_train_epoch_end(self) -> None:
-        """The mean loss of the epoch has been told; the next begins at 0."""
-        self.loss_is_reported = True
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the images."""
@@ -194,7 +187,8 @@ class SwinModule(LightningModule):
         if self.hparams:  # load_from_checkpoint of Lightning builds the groups of options with jsonargparse
             options = {"_instantiator": "lightning.pytorch.cli.instantiate_module"} | plain(dict(self.hparams))
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = options
-        if not self.loss_is_reported:
+        epoch = self.trainer.fit_loop.epoch_progress.current
+        if epoch.processed < epoch.ready:
             state = torch.stack([self.train_loss.mean_value.detach(), self.train_loss.weight.detach()])
             checkpoint["train_loss"] = self.trainer.strategy.reduce(state.clone(), reduce_op="sum").tolist()
 

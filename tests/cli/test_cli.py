@@ -1,12 +1,16 @@
 """The dispatcher of the command line, and the verb ``export``; the other verbs have files of their own."""
 
+import argparse
 import json
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from swin_hf_cli import VERBS, main
+from swin_hf.ranges import Number
+from swin_hf_cli import TRAINING, VERBS, main
 
 
 def test_help_answers_without_loading_torch():
@@ -41,7 +45,10 @@ def test_unknown_verb_lists_the_verbs(capsys):
         (["predict"], "the following arguments are required: MODEL, IMAGE"),
         (["predict", "model", "a.png", "--topk", "3"], "unrecognized arguments: --topk 3"),
         (["export", "model", "--to", "onxx"], "argument --to: invalid choice: 'onxx'"),
-        (["explain", "model", "a.png", "--stage", "two"], "argument --stage: invalid int value: 'two'"),
+        (
+            ["explain", "model", "a.png", "--stage", "two"],
+            "argument --stage: 'two' is given; it must be a whole number in [1, inf)",
+        ),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_line(words, said, capsys):
@@ -50,6 +57,42 @@ def test_a_wrong_command_is_answered_in_one_line(words, said, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.startswith(f"swin-hf {words[0]}: ") and said in error and error.count("\n") == 1
+
+
+def numeric_options():
+    """Every option of every verb whose text becomes something else than text or a path, from the parsers."""
+    for verb in VERBS:
+        if verb not in TRAINING:  # tests/test_ranges.py
+            parser = argparse.ArgumentParser()
+            import_module(f"swin_hf.cli.{verb}").add_arguments(parser)
+            typed = [action for action in parser._actions if action.type not in (None, str, Path)]
+            yield from (pytest.param(verb, parser, action, id=f"{verb} {action.dest}") for action in typed)
+
+
+@pytest.mark.parametrize(("verb", "parser", "option"), list(numeric_options()))
+def test_every_number_has_a_range(verb, parser, option, capsys):
+    assert isinstance(option.type, Number), f"{verb} {option.option_strings}: type=swin_hf.ranges.Number(...)"
+    outside = ["-5", "-0.5", "nan", "inf", "1e999", "two", "", "9" * 5000, "0x10"]
+    if option.type.kind is int:
+        outside += ["1.5", "1e3"]
+    if option.type.interval != "[0, inf)":
+        outside.append("0")
+    needed = [
+        word
+        for action in parser._actions
+        if action.required
+        for word in (*action.option_strings[:1], next(iter(action.choices or ["x"])))
+    ]
+    count = option.nargs if isinstance(option.nargs, int) else 1
+    for text in outside:
+        with pytest.raises(SystemExit) as stop:
+            main(
+                [verb, *needed, f"{option.option_strings[0]}={text}" if count == 1 else option.option_strings[0]]
+                + ([] if count == 1 else [text] * count)
+            )
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1 and len(error) < 300
+        assert f"argument {option.option_strings[0]}: " in error and "it must be a" in error
 
 
 def test_version_and_bare_call(capsys):
@@ -113,9 +156,11 @@ def test_export_calibrates_on_labelled_pictures(folder, pictures, tmp_path, caps
     [
         (["--to", "torch", "--int8"], "--int8 goes with --to onnx or --to openvino"),
         (["--to", "openvino", "--int8"], "needs --calibration"),
-        (["--to", "torch", "--image-size", "32", "32", "32"], "has 3 sides; give one, or height and width"),
-        (["--to", "torch", "--image-size", "0"], "--image-size is [0]; it must be in [1, 16384]"),
-        (["--to", "torch", "--image-size", "32", "-5"], "--image-size is [32, -5]; it must be in [1, 16384]"),
+        (
+            ["--to", "torch", "--image-size", "32", "32", "32"],
+            "has 3 sides; give one for a square, or height and width",
+        ),
+        (["--to", "torch", "--image-size", "16384"], "a batch of 8 images of 16384x16384 pixels takes"),
         (["--to", "torch", "--images", "nowhere.png"], "--images: nowhere.png: no such file or folder"),
         (["--to", "torch", "--images", "{empty}"], "empty: the folder holds no picture"),
         (["--to", "torch", "--images", "{exists}"], "exists.pt2: cannot be read: it is not a picture"),

@@ -397,8 +397,8 @@ def test_repository_without_a_model_is_refused(hub):
         ({"num_labels": 2 * 10**9}, "is not valid: num_labels is 2000000000; more than 1,000,000 need a name each"),
         ({"mlp_ratio": 1e300}, "is not valid: .*mlp_ratio 1e.300 .* parameters; a model has at most"),
         ({"hidden_act": "nope"}, "hidden_act is 'nope'; it must be an activation of transformers, such as 'gelu'"),
-        ({"architectures": "SwinHFModel"}, "is not valid: architectures is 'SwinHFModel'; it must be of type list"),
-        ({"architectures": [["x"]]}, "is not valid: architectures holds ..x..; it is a list of names"),
+        ({"architectures": "SwinHFModel"}, "is not valid: .*architectures.*'SwinHFModel'"),
+        ({"architectures": [["x"]]}, r"is not valid: .*architectures.*\['x'\]"),
         ({"architectures": []}, "names the architecture None; it must be one of"),
         (
             {"transformers_weights": "other.safetensors"},

@@ -162,7 +162,7 @@ def test_a_model_checks_again(tiny_config):
         SwinHFModel(tiny_config)
 
 
-@pytest.mark.parametrize("name", list_presets())
+@pytest.mark.parametrize("name", list_presets("swin_hf"))
 def test_presets_are_whole(name):
     config = SwinHFConfig.from_preset(name, num_channels=1)
     assert config.num_channels == 1
@@ -188,3 +188,5 @@ def test_an_unknown_preset_names_the_nearest():
         ValueError, match="unknown preset 'swin_tiny_patch4_window7_244'; did you mean 'swin_tiny_patch4_window7_224'"
     ):
         SwinHFConfig.from_preset("swin_tiny_patch4_window7_244")
+    with pytest.raises(ValueError, match="'swinv2_tiny_patch4_window8_256'; it is one of SwinV2HFConfig; there are"):
+        SwinHFConfig.from_preset("swinv2_tiny_patch4_window8_256")

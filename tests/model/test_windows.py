@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swin_hf.model.attention import bias_index, kept
+from swin_hf.model.attention import kept
 from swin_hf.model.resizing import (
     channel_matrix,
     resample_patches,
@@ -164,10 +164,10 @@ def test_cached_tensors_serve_training_after_inference():
     geometry = window_geometry((9, 11), (5, 4), True)
     with torch.inference_mode():
         like = torch.zeros(1)
-        index = bias_index(like, (5, 4), (5, 4))
+        index = kept(relative_position_index, (5, 4), (5, 4), like.device, like=like)
         mask = kept(window_mask, geometry, False, like.dtype, like.device, like=like)
     assert not index.is_inference() and not mask.is_inference()
-    assert bias_index(torch.zeros(1), (5, 4), (5, 4)) is index
+    assert kept(relative_position_index, (5, 4), (5, 4), like.device, like=torch.zeros(1)) is index
     assert window_mask(window_geometry((9, 11), (5, 4), False), False, torch.float32) is None
 
 

@@ -1,14 +1,21 @@
 """The recorded curves of a run that was interrupted are those of one that was not."""
 
 import csv
+import itertools
+import json
 import shutil
+import signal
 
 import pytest
 import torch
 from exact_run import classifier, data, trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from swin_hf.training import RunRecord
+from swin_hf.training import EMA, LastCheckpoint, RunRecord
+from swin_hf.training.callbacks import EpochReport
+from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteGuard
 from swin_hf.training.loggers import AppendingCSVLogger, WholeWriter, read_rows
 
 pytestmark = [
@@ -16,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
 SPEED = "train_images_per_s"
@@ -90,6 +98,105 @@ def test_curves_and_log_are_those_of_an_unbroken_run(unbroken, tmp_path, name, l
         assert [row[:2] for row in comparable(resumed)] == [row[:2] for row in comparable(rows)]
         values = [row[2] for row in comparable(rows)]
         assert [row[2] for row in comparable(resumed)] == pytest.approx(values, rel=1e-5)
+
+
+class Interrupt(Callback):
+    """Interrupts the second epoch once, at a hook: by a signal, as the outside does, or by an exception."""
+
+    def __init__(self, hook, how, batch):
+        def interrupt(trainer, pl_module, *arguments):
+            at = arguments[-1] if "_batch_" in hook else None
+            too_early = hook == "on_save_checkpoint" and trainer.fit_loop.epoch_progress.current.processed < 2
+            if trainer.current_epoch != 1 or at != batch or too_early or trainer.sanity_checking or self.done:
+                return
+            self.done = True
+            if isinstance(how, signal.Signals):
+                signal.raise_signal(how)
+            else:
+                raise how
+
+        self.done = False
+        setattr(self, hook, interrupt)
+
+
+def keep(folder, *callbacks, **options):
+    """Train three epochs with everything that a recipe keeps of a run."""
+    checkpoints = str(folder / "checkpoints")
+    own = [NonFiniteGuard(), EpochReport(), RunRecord(folder, pictures=0), *callbacks]
+    own += [BestCheckpoint(checkpoints, "val_loss", "max"), LastCheckpoint(checkpoints)]
+    logger = AppendingCSVLogger(str(folder), name="", version="")
+    given = {"logger": logger, "max_epochs": 3, "enable_checkpointing": True, "log_every_n_steps": 3}
+    trainer(folder, *own, **given).fit(classifier(), data(), **options)
+
+
+def kept(folder):
+    """What a run leaves, without what the clock says."""
+    facts = json.loads((folder / "model" / "training_facts.json").read_text())
+    for name in ("duration_s", "speed"):
+        facts.pop(name)
+    rows = comparable(read_rows(folder / "metrics.csv"))
+    saved = [torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best")]
+    weights = {(at, name): tensor for at, file in enumerate(saved) for name, tensor in file["state_dict"].items()}
+    return facts, rows, weights
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    """Folders of unbroken runs, without and with averaged weights."""
+    folders = {averaged: tmp_path_factory.mktemp("whole") for averaged in (False, True)}
+    for averaged, folder in folders.items():
+        keep(folder, *([EMA(0.8)] if averaged else []))
+        losses = [value for _, value in kept(folder)[0]["curves"]["val_loss"]]
+        assert losses[1] > losses[0]  # the best weights change in the epoch that is interrupted
+    return folders
+
+
+LAST_VALIDATION_BATCH = 4  # 37 pictures in batches of 8
+
+
+HOOKS = [
+    ("on_validation_start", None),
+    ("on_validation_batch_start", 0),
+    ("on_validation_batch_end", 2),
+    ("on_validation_batch_start", LAST_VALIDATION_BATCH),
+    ("on_validation_batch_end", LAST_VALIDATION_BATCH),
+    ("on_validation_epoch_end", None),
+    ("on_validation_end", None),
+    ("on_save_checkpoint", None),  # of the best weights, which the second epoch has
+    ("on_train_epoch_end", None),
+]
+QUICK = [
+    (signal.SIGINT, *HOOKS[0], False),
+    (RuntimeError("no memory"), *HOOKS[4], True),
+    (signal.SIGTERM, *HOOKS[2], True),
+    (signal.SIGINT, *HOOKS[7], False),
+]
+ALL = itertools.product((signal.SIGTERM, signal.SIGINT, RuntimeError("no memory")), HOOKS, (False, True))
+
+
+@pytest.mark.parametrize(
+    ("how", "hook", "batch", "averaged"),
+    [*QUICK, *(pytest.param(how, *hook, averaged, marks=pytest.mark.slow) for how, hook, averaged in ALL)],
+)
+def test_a_validation_that_was_interrupted_leaves_no_trace(whole_runs, tmp_path, how, hook, batch, averaged):
+    average = [EMA(0.8)] if averaged else []
+    expected = {signal.SIGTERM: SIGTERMException, signal.SIGINT: SystemExit}.get(how, RuntimeError)
+    with pytest.raises(expected):
+        keep(tmp_path, Interrupt(hook, how, batch), *average)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from now on
+    keep(tmp_path, *average, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    (facts, rows, weights), (again, rows_again, weights_again) = kept(whole_runs[averaged]), kept(tmp_path)
+    assert all(torch.equal(value, weights_again[name]) for name, value in weights.items())
+    assert [row[:2] for row in rows_again] == [row[:2] for row in rows]
+    assert [row[2] for row in rows_again] == pytest.approx([row[2] for row in rows], rel=1e-5)
+    curves, curves_again = facts.pop("curves"), again.pop("curves")
+    assert curves_again.keys() == curves.keys()
+    for name, points in curves.items():
+        assert [at for at, _ in curves_again[name]] == [at for at, _ in points]
+        assert [value for _, value in curves_again[name]] == pytest.approx([value for _, value in points], rel=1e-5)
+    metrics, metrics_again = facts.pop("metrics"), again.pop("metrics")
+    assert [metric.pop("value") for metric in metrics_again] == pytest.approx([m.pop("value") for m in metrics])
+    assert (metrics_again, again) == (metrics, facts)
 
 
 def test_a_checkpoint_without_the_sum_of_its_losses_still_loads(unbroken, tmp_path):

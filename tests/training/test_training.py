@@ -26,6 +26,7 @@ from conftest import PATIENCE
 from hub_server import READER, WRITER
 from huggingface_hub import HfApi
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
 import swin_hf.hub
@@ -108,6 +109,12 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert [step for step, _ in steps] == [4, 9, 14, 19] and all(rate > 0 for _, rate in steps)
     events = b"".join(path.read_bytes() for path in (run / "tensorboard").glob("events*"))
     assert all(name in events for name in (b"curves", b"confusion_matrix", b"worst_pictures", b"val_accuracy"))
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("learning_rate", "train_loss_step"):
+        written = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert shown == pytest.approx(written) and list(shown) == [4, 9, 14, 19]
+    assert {"curves", "confusion_matrix", "worst_pictures"} <= set(board.Tags()["images"])
 
 
 def test_one_epoch_of_a_recipe_with_a_longer_warm_up_runs_and_prints_its_line(config, tmp_path, capsys):
@@ -507,14 +514,30 @@ def test_the_default_recipe_reaches_its_promise(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_on_loopback_train_one_model(config, tmp_path):
+@pytest.mark.parametrize("late", [None, 0, 1], ids=["together", "first node 5 s later", "second node 5 s later"])
+def test_two_nodes_on_loopback_train_one_model(config, tmp_path, late):
     words = ["--config", str(config), "--config", "ddp", "--runs", str(tmp_path)]
     words += ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--data.batch_size", "8"]
     launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
     launch += ["--master-port", str(21000 + os.getpid() % 20000)]
+    # Each node starts as soon as its own launcher does: a static rendezvous waits in the process group only.
+    wait = "import runpy, sys, time; time.sleep(float(sys.argv.pop(1))); sys.argv.pop(0); runpy.run_path(sys.argv[0], "
+    wait += "run_name='__main__')"
+    script = tmp_path.parent / f"{tmp_path.name}-late.py"
+    script.write_text(wait)
     nodes = [
         subprocess.Popen(
-            [sys.executable, *launch, "--node-rank", str(rank), str(ROOT / "recipes" / "finetune.py"), "fit", *words],
+            [
+                sys.executable,
+                *launch,
+                "--node-rank",
+                str(rank),
+                str(script),
+                "5" if rank == late else "0",
+                str(ROOT / "recipes" / "finetune.py"),
+                "fit",
+                *words,
+            ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@
     swin-hf train --config openclipart
 
 A class is a top folder of the collection. ``unsorted``, ``special`` and classes of fewer than 40 pictures are left
-out. Files with equal content count once; those that lie in two classes are left out, so that no test picture has been
+out. Files with equal content count once; those of two classes are left out, so that no test picture has been
 trained on under any name. (Drawings of a series still resemble each other across the splits.) One fifth of each class
 is the test split, chosen by the hash of the content, so that running the script again chooses the same.
 

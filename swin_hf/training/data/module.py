@@ -28,7 +28,7 @@ from swin_hf.files import redact, replacing
 from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM
 from swin_hf.processing import Preprocessing, UnreadablePictureError, short_side
-from swin_hf.ranges import check_range
+from swin_hf.ranges import SIDES, check_range
 
 from ..options import plain
 from . import sampling, sources
@@ -95,7 +95,7 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         # What a number may be; where a machine has a limit of its own, it is met later and told then.
         for name, number, interval in (
-            ("image_size", image_size, "[1, 16384]"),
+            ("image_size", image_size, SIDES),
             ("batch_size", batch_size, "[1, 1e6]"),
             ("eval_batch_size", eval_batch_size, "[1, 1e6]"),
             ("num_workers", num_workers, "[0, 1024]"),

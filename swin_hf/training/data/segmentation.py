@@ -344,7 +344,8 @@ class JointTransform:
             )
             window = mask[top : top + self.size[0], left : left + self.size[1]]
             counts = torch.unique(window[window != self.ignore_index], return_counts=True)[1]
-            if len(counts) > 1 and counts.max() <= self.options.largest_class * counts.sum():
+            largest = self.options.largest_class
+            if largest == 1 or (len(counts) > 1 and counts.max() <= largest * counts.sum()):
                 break
         return top, left
 

@@ -1,0 +1,232 @@
+"""Swin Transformer V2 (https://arxiv.org/abs/2111.09883): what differs from V1, whose parts and loop it is built on.
+
+Three things, so that a model can grow and take larger images (section 3 of the paper):
+
+- the norms come last: each branch of a block is normalised before it is added, and merging normalises after it
+  projects, so that the activations of a deep network keep their size;
+- attention scores are cosines times a learned scale, so that no pair of tokens can dominate by its length;
+- the bias is not a table but a small network of the logarithm of the offset, so that a larger window has a bias too.
+
+Shape legend, on top of that of ``modeling_swin_hf.py``:
+    Mh and Mw sides of the window that attends.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .attention import kept, linear, look_up
+from .configuration_swin_hf import SwinHFConfig
+from .configuration_swinv2_hf import SwinV2HFConfig
+from .modeling_swin_hf import (
+    SwinHFAttention,
+    SwinHFBackbone,
+    SwinHFBlock,
+    SwinHFForImageClassification,
+    SwinHFForMaskedImageModeling,
+    SwinHFModel,
+    SwinHFPatchMerging,
+    SwinHFPreTrainedModel,
+    SwinHFStage,
+)
+from .windows import Pair, gather_neighbours, log_spaced_offsets, pad_to_windows, window_geometry
+
+LARGEST_SCALE = math.log(100)  # of a head, as its logarithm: scores stay below 100
+
+
+def cosine_attention_inputs(qkv: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scale queries and keys so that their dot product is the score of equation 2: the cosine times the head's scale.
+
+    A vector of zeros, as the key of a padded token is, stays zero and has no gradient. The factors are computed in
+    float32 at least, and the product is rounded once, so that half precision cannot divide by zero.
+
+    Args:
+        qkv: Queries, keys and values, ``(B * nW, N, 3, h, d)``.
+        logit_scale: Logarithm of the scale of each head, ``(h, 1, 1)``; what exceeds :data:`LARGEST_SCALE` is cut off.
+
+    Returns:
+        The same shape and dtype; values are as they were.
+    """
+    wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    lengths = torch.linalg.vector_norm(wide[:, :, :2], dim=-1, keepdim=True)  # B * nW, N, 2, h, 1
+    factors = torch.where(lengths > 0, 1 / lengths.clamp(min=1e-12), 0.0)
+    scale = logit_scale.to(wide.dtype).clamp(max=LARGEST_SCALE).exp().view(-1, 1)  # h, 1
+    query, key = factors.unbind(2)  # B * nW, N, h, 1 each
+    return (wide * torch.stack([query * scale, key, torch.ones_like(key)], dim=2)).to(qkv.dtype)
+
+
+class SwinV2HFAttention(SwinHFAttention):
+    """W-MSA and SW-MSA with scaled cosine attention (equation 2) and a bias from a network of offsets (equation 3)."""
+
+    def __init__(self, config: SwinV2HFConfig, dim: int, num_heads: int, window: Pair) -> None:
+        super().__init__(config, dim, num_heads, window)
+        del self.relative_position_bias_table
+        self.scaling = 1.0  # each head has its own
+        self.unit = window  # that offsets are divided by; the block sets that of its stage
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.empty(dim)) if config.qkv_bias else None
+        self.v_bias = nn.Parameter(torch.empty(dim)) if config.qkv_bias else None
+        self.logit_scale = nn.Parameter(torch.empty(num_heads, 1, 1))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
+
+    def project(self, windows: Tensor) -> Tensor:
+        """Queries, keys and values ``(B * nW, N, 3, h, d)``, ready for a dot product, of windows ``(B * nW, N, C)``."""
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # a key has none
+        qkv = linear(self.qkv, windows, bias=bias).unflatten(-1, (3, self.num_heads, -1))
+        return cosine_attention_inputs(qkv, self.logit_scale)
+
+    def relative_position_bias(self, window: Pair) -> Tensor:
+        """The bias for every pair of tokens of a window, between 0 and 16, ``(1, h, N, N)``."""
+        weight = next(self.cpb_mlp.parameters())
+        offsets = kept(log_spaced_offsets, window, self.unit, weight.device, like=weight)
+        table = 16 * self.cpb_mlp(offsets.to(weight.dtype)).sigmoid()  # (2 Mh - 1)(2 Mw - 1), h
+        return look_up(table, window, window)
+
+    def bias_sources(self) -> tuple[Pair, tuple[Tensor, ...]]:
+        """What the bias of a window follows from; no parameters where a layer of the network was replaced."""
+        is_bare = all(type(layer) in (nn.Linear, nn.ReLU) for layer in self.cpb_mlp)
+        return self.unit, tuple(self.cpb_mlp.parameters()) if is_bare else ()
+
+
+class SwinV2HFBranchNorm(nn.LayerNorm):
+    """The LayerNorm at the end of a branch: its weight starts at zero, so that a new block is the identity."""
+
+
+class SwinV2HFBlock(SwinHFBlock):
+    """A Swin Transformer V2 block: each branch is normalised where it ends (figure 1, "res-post-norm")."""
+
+    attention_class = SwinV2HFAttention
+
+    def __init__(self, config: SwinV2HFConfig, stage: int, block: int, always_partition: bool = False) -> None:
+        super().__init__(config, stage, block, always_partition)
+        self.attention.unit = config.bias_units[stage]
+        dim, eps = config.stage_dims[stage], config.layer_norm_eps
+        self.norm1, self.norm2 = SwinV2HFBranchNorm(dim, eps=eps), SwinV2HFBranchNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Map ``(B, H, W, C)`` to the same shape, and attention probabilities ``(B * nW, h, N, N)`` or None."""
+        _, height, width, _ = x.shape
+        geometry = window_geometry((height, width), self.window, self.shifted, **self.rules)
+        y = pad_to_windows(x, geometry)  # B, Hp, Wp, C
+        y, probabilities = self.attention(y, geometry, output_attentions)  # B, Hp, Wp, C
+        x = x + self.drop_path(self.norm1(self.dropout(y[:, :height, :width])))  # B, H, W, C
+        x = x + self.drop_path(self.norm2(self.mlp(x)))  # B, H, W, C
+        return x, probabilities
+
+
+class SwinV2HFPatchMerging(SwinHFPatchMerging):
+    """Patch merging that normalises the 2C channels it has projected."""
+
+    def __init__(self, config: SwinHFConfig, dim: int) -> None:
+        super().__init__(config, dim)
+        self.norm = nn.LayerNorm(2 * dim, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), 2C)``; an odd side is padded with zeros."""
+        x = linear(self.reduction, gather_neighbours(x))  # B, H/2, W/2, 2C
+        x = self.norm(x)
+        return x
+
+
+class SwinV2HFStage(SwinHFStage):
+    """A sequence of V2's blocks on one map, and the merging that leads to the next stage."""
+
+    block_class = SwinV2HFBlock  # type: ignore[assignment]  # it takes a configuration of V2 only
+    merging_class = SwinV2HFPatchMerging
+
+
+class SwinV2HFPreTrainedModel(SwinHFPreTrainedModel):
+    """What all models of the family share: the initialisation, and what a change of windows means."""
+
+    config: SwinV2HFConfig
+    config_class = SwinV2HFConfig
+    _no_split_modules = ["SwinHFEmbeddings", "SwinV2HFBlock", "SwinV2HFPatchMerging"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as Microsoft does."""
+        if isinstance(module, SwinV2HFAttention):
+            init.constant_(module.logit_scale, math.log(10))
+            for bias in (module.q_bias, module.v_bias):
+                if bias is not None:
+                    init.zeros_(bias)
+        elif isinstance(module, SwinV2HFBranchNorm):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    @torch.no_grad()
+    def set_input_size(
+        self, image_size: int | Pair | None = None, window_size: Any = None, method: str = "bicubic"
+    ) -> Any:
+        """Change the training image size and the windows of a live model, keeping what it has learned.
+
+        The bias of every offset stays what it is: ``config.pretrained_window_sizes`` says from now on which windows
+        the offsets are divided by. Absolute position embeddings are resampled.
+
+        Args:
+            image_size: New image size in pixels, if it changes.
+            window_size: New windows, in any form that the configuration takes, if they change.
+            method: Of no effect; V1's bias tables are resampled with it.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: If a size is out of range, or the image is smaller than one patch.
+        """
+        units = self.config.bias_units
+        super().set_input_size(image_size, window_size, method)
+        if self.config.bias_units != units:
+            is_square = all(height == width for height, width in units)
+            self.config.pretrained_window_sizes = [unit[0] if is_square else unit for unit in units]
+        return self
+
+    def _resize_attention(self, attention: Any, window: Pair, method: str) -> None:
+        """Nothing has to be resampled: the network has a bias for every offset."""
+
+
+class SwinV2HFModel(SwinV2HFPreTrainedModel, SwinHFModel):
+    """The Swin Transformer V2 without a head; arguments are those of :class:`~.modeling_swin_hf.SwinHFModel`."""
+
+    stage_class = SwinV2HFStage
+
+
+SwinV2HFPreTrainedModel.trunk_class = SwinV2HFModel
+
+
+class SwinV2HFForImageClassification(SwinV2HFPreTrainedModel, SwinHFForImageClassification):
+    """Swin Transformer V2 with a linear classifier on the mean of the last stage's tokens."""
+
+
+class SwinV2HFForMaskedImageModeling(SwinV2HFPreTrainedModel, SwinHFForMaskedImageModeling):
+    """Swin Transformer V2 that predicts masked pixels (SimMIM), normalised by their neighbourhood."""
+
+
+class SwinV2HFBackbone(SwinV2HFPreTrainedModel, SwinHFBackbone):
+    """Swin Transformer V2 as a pyramid of feature maps, each with a LayerNorm if ``config.norm_features``.
+
+    A window that covers the map is not shifted, as in the classifier and in transformers' ``Swinv2Backbone``.
+    """
+
+    always_partition = False
+
+    def __init__(self, config: SwinV2HFConfig) -> None:
+        super().__init__(config)
+        if not config.norm_features:
+            self.hidden_states_norms = nn.ModuleDict({name: nn.Identity() for name in self.out_features})
+
+
+__all__ = [
+    "SwinV2HFBackbone",
+    "SwinV2HFForImageClassification",
+    "SwinV2HFForMaskedImageModeling",
+    "SwinV2HFModel",
+    "SwinV2HFPreTrainedModel",
+]
