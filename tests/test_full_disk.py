@@ -17,8 +17,11 @@ from safetensors import SafetensorError
 from test_training import CONFIG, fit
 from transformers import AutoModelForImageClassification
 
+from swin_hf import SwinHFForImageClassification, SwinHFForMaskedImageModeling, pull, push
 from swin_hf.cli import main
 from swin_hf.files import full_disk, replacing, replacing_folder
+from swin_hf.hub import HubError
+from swin_hf.training import SwinMaskedImageModeler, run_recipe
 from swin_hf.training.loggers import read_rows
 
 pytestmark = [
@@ -99,6 +102,27 @@ def test_a_run_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(
     assert len(json.loads((run / "model/training_facts.json").read_text())["curves"]["val_loss"]) == 2
 
 
+@pytest.mark.parametrize(("hook", "size"), [("on_validation_end", 0), ("on_train_end", 4_000)])
+def test_pre_training_says_it_too(config, tmp_path, capsys, hook, size):
+    values = yaml.safe_load(config.read_text())
+    values["model"]["masking"] = {"cell": 8}
+    config.write_text(yaml.safe_dump(values))
+    values["trainer"]["callbacks"] = [{"class_path": "full_disk.FullFrom", "init_args": {"hook": hook, "size": size}}]
+    (tmp_path / "full.yaml").write_text(yaml.safe_dump(values))
+    runs, limits = tmp_path / "runs", resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ["fit", "--runs", str(runs), "--ckpt_path", "last"]
+    try:
+        assert run_recipe(SwinMaskedImageModeler, tmp_path / "full.yaml", words) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(SAID.format(r"(tiny|metrics.csv|best.ckpt|reconstructions.png|model)"), error), error
+    assert run_recipe(SwinMaskedImageModeler, config, [*words, "--config", str(config)]) == 0
+    (run,) = [run for run in runs.iterdir() if (run / "model").exists()]
+    SwinHFForMaskedImageModeling.from_pretrained(run / "model")
+    assert not [path for path in run.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"]
+
+
 @pytest.fixture
 def tiny_folder(tiny_model, tmp_path):
     """A saved model."""
@@ -173,6 +197,21 @@ def test_a_small_disk_is_told_and_left_as_it_was(tiny_folder, small_disk, tmp_pa
     assert not list(out.iterdir())
     resize(20_000)
     assert main(words) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the Hub's client's own
+@pytest.mark.parametrize("place", ["folder", "cache"])
+def test_a_pull_onto_a_full_disk_says_so_and_the_next_one_is_whole(tiny_folder, small_disk, hub, place):
+    out, resize = small_disk
+    push(tiny_folder, "user/tiny", endpoint=hub.url)
+    where = {"local_dir": out / "model"} if place == "folder" else {"cache_dir": out / "cache"}
+    with pytest.raises(HubError, match=r"cannot be written: the disk is full \(.* free there\); make room"):
+        pull("user/tiny", endpoint=hub.url, **where)
+    resize(20_000)
+    folder = pull("user/tiny", endpoint=hub.url, **where).path
+    saved = SwinHFForImageClassification.from_pretrained(tiny_folder).state_dict()
+    for name, value in SwinHFForImageClassification.from_pretrained(folder).state_dict().items():
+        assert torch.equal(value, saved[name]), name
 
 
 @pytest.mark.parametrize("write", [replacing, replacing_folder])
