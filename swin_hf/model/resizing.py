@@ -115,7 +115,8 @@ class ResizableMixin:
         """The configuration of a checkpoint; None where it has none."""
         where = {name: kwargs[name] for name in _LOCATION if name in kwargs}
         try:
-            return SwinHFConfig.from_pretrained(source, **where)
+            stored: SwinHFConfig = cls.config_class.from_pretrained(source, **where)
+            return stored
         except OSError:
             return None
 
