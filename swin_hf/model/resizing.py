@@ -115,7 +115,7 @@ class ResizableMixin:
         """The configuration of a checkpoint; None where it has none."""
         where = {name: kwargs[name] for name in _LOCATION if name in kwargs}
         try:
-            stored: SwinHFConfig = cls.config_class.from_pretrained(source, **where)
+            stored: SwinHFConfig = cls.config_class.from_pretrained(source, **where)  # type: ignore[attr-defined]
             return stored
         except OSError:
             return None

@@ -77,8 +77,8 @@ def test_a_data_module_and_another_task(photos, tmp_path):
         ({"data": 3}, "data is a int; give a folder, a Hub id or a ImageDataModule"),
         ({"learning_rat": 1}, "there is no option --learning_rat, the nearest are --model.optimization.learning_rate"),
         ({"optimization": {"learning_rate": -1.0}}, r"optimization.learning_rate is -1.0; it must be in \[0, inf\)"),
-        ({"mixing": {"mixup": 1}}, "there is no option --model.mixing.mixup"),
-        ({"weights": "nowhere/model.pth"}, "'nowhere/model.pth' does not exist"),
+        ({"mixing": {"beta": 1}}, "there is no option --model.mixing.beta"),
+        ({"data": "swin_hf:digits", "weights": "nowhere/model.pth"}, "'nowhere/model.pth' does not exist"),
     ],
 )
 def test_what_is_wrong_is_a_value_error(arguments, said, tmp_path, monkeypatch, capsys):

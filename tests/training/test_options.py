@@ -52,7 +52,7 @@ def test_every_option_that_was_renamed_exists_and_no_old_name_does():
     [
         ("--model.learning_rate 1e-3", "--model.learning_rate is now --model.optimization.learning_rate"),
         ("--model.model=x --data.hflip=0", "--model.model is now --model.weights; --data.hflip is now --data.augm"),
-        ("-c FILE", "FILE: model.lora_rank is now model.lora.rank; FILE: data.streaming is now data.reading.streaming"),
+        ("-c FILE", "FILE: data.streaming is now data.reading.streaming; FILE: model.lora_rank is now model.lora.rank"),
     ],
 )
 def test_an_earlier_name_ends_in_a_line_with_the_new_one(words, said, tmp_path, capsys, monkeypatch):
