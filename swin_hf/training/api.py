@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from swin_hf.families import TASKS
 from swin_hf.hub.facts import TrainingFacts
@@ -73,6 +74,8 @@ def train(
     quieten()
     try:
         run = RecipeCLI(module_class, module_class.default_config, words, program)
+    except SIGTERMException:
+        raise
     except SystemExit as end:
         raise ValueError(str(end.__cause__ or end.code).removeprefix("error: ")) from None
     if run.run_folder is None or not (run.run_folder / "model").is_dir():
@@ -102,4 +105,4 @@ def words_of(module_class: type[SwinModule], data: Any, options: Mapping[str, An
 
 
 def _names(section: type) -> list[str]:
-    return [name for name in inspect.signature(section).parameters]
+    return list(inspect.signature(section).parameters)

@@ -107,7 +107,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def log_configuration(trainer: Trainer, configuration: dict[str, Any]) -> None:
-    """Hand the whole configuration to the loggers that show one; the CSV log has ``config.yaml`` beside it."""
+    """Hand the whole configuration to the loggers that show one; the CSV log has ``config.yaml`` in its folder."""
     for logger in trainer.loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(configuration)

@@ -250,9 +250,9 @@ class RecipeCLI(LightningCLI):
             return None
         checkpoint = _value_of("--ckpt_path", args)
         if checkpoint not in (None, "last"):
-            beside = Path(checkpoint).parent.parent / "config.yaml"
-            if beside.is_file():
-                return beside
+            recorded = Path(checkpoint).parent.parent / "config.yaml"
+            if recorded.is_file():
+                return recorded
         return self.default_config
 
     def _parse_ckpt_path(self) -> None:
@@ -440,7 +440,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = f" ({checkpoint})" if isinstance(checkpoint, str) else ""
         sys.exit(
             f"error: {path} is not a whole checkpoint of a training run{reason}; resume from another, such as "
-            "best.ckpt beside it, or start anew from weights: --model.weights PATH"
+            "best.ckpt in its folder, or start anew from weights: --model.weights PATH"
         )
     return checkpoint
 

@@ -25,7 +25,7 @@ from .options import plain
 
 @dataclass
 class TestReport:
-    """What a task adds to a test, beside the metrics that it has logged.
+    """What a task adds to a test, besides the metrics that it has logged.
 
     Attributes:
         table: Text that is printed above the metrics.
@@ -110,7 +110,7 @@ class SwinModule(LightningModule):
         return []
 
     def test_report(self) -> TestReport:
-        """What a test found, beside the metrics that were logged; called on rank 0 when it ends."""
+        """What a test found, besides the metrics that were logged; called on rank 0 when it ends."""
         return TestReport()
 
     def exportable(self) -> Any:

@@ -270,7 +270,7 @@ def test_a_folder_without_an_image_classifier_is_no_teacher(tmp_path):
         load_teacher(str(tmp_path), NAMES, 3)
     save_teacher(tmp_path, [0.5], [0.5])
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"preprocessor_config.json is no valid JSON"):
+    with pytest.raises(ValueError, match=r"preprocessor_config.json is not valid JSON"):
         load_teacher(str(tmp_path), NAMES, 3)
 
 

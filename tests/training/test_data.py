@@ -185,7 +185,7 @@ def test_relative_paths_start_from_the_folder_of_their_own_split(tmp_path, kind)
 def test_relative_paths_of_a_split_in_several_folders_are_refused(tmp_path):
     write_paths(tmp_path / "a"), write_paths(tmp_path / "b")
     with pytest.raises(
-        ValueError, match=r"files of split 'train' lie in 2 folders .*path '0.png' starts; give data_dir"
+        ValueError, match=r"files of split 'train' are in 2 folders .*path '0.png' starts; give data_dir"
     ):
         short(ImageDataModule, "csv", data_files=str(tmp_path / "*" / "train.csv")).load()
     for name in "ab":

@@ -149,7 +149,7 @@ def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: st
     """Folder that relative image paths of a split start from.
 
     Raises:
-        ValueError: If there are such paths, and the files of the split lie in several folders.
+        ValueError: If there are such paths, and the files of the split are in several folders.
     """
     if data_dir is not None:
         return data_dir
@@ -166,7 +166,7 @@ def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: st
     path = cell.get("path")
     if path and cell.get("bytes") is None and "://" not in path and not os.path.isabs(path):
         raise ValueError(
-            f"the files of split {split!r} lie in {len(folders)} folders ({shorten(folders, 3)}), so it is unclear"
+            f"the files of split {split!r} are in {len(folders)} folders ({shorten(folders, 3)}), so it is unclear"
             f" where the relative path {path!r} starts; give data_dir (paths start there), or write absolute paths"
         )
     return None
@@ -226,7 +226,7 @@ def is_fraction(feature: Any) -> bool:
 
 
 def is_label(feature: Any) -> bool:
-    """Whether a feature holds values that stand for classes: text, integers or true and false."""
+    """Whether a feature holds values that mean classes: text, integers or true and false."""
     return is_text(feature) or is_integer(feature) or getattr(feature, "dtype", None) == "bool"
 
 

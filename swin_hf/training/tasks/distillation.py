@@ -134,7 +134,7 @@ def processor_normalization(folder: Path) -> tuple[list[float], list[float]] | N
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}); save the image processor again") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); save the image processor again") from error
     if values.get("do_normalize") is False:
         return [0.0], [1.0]
     if "image_mean" not in values or "image_std" not in values:
