@@ -23,6 +23,8 @@ VERBS = {
     "pull": "download a model and verify it",
     "card": "render the model card of a folder",
 }
+SOURCES = """A model is the same everywhere: a folder, a run folder, a checkpoint file of any layout, or a repository of
+anyone's Swin on the Hub (user/name, user/name@revision; hf://user/name/FILE names one file of it)."""
 TRAINING = ("train", "pretrain")  # Lightning reads the options of these
 
 # Our option, with a hint where the name alone would mislead: the names that other libraries have for it.
@@ -188,7 +190,7 @@ def _top_level(argv: list[str]) -> int:
         prog="swin-hf",
         usage="swin-hf VERB [options]",
         description="Swin Transformer for the Hugging Face and Lightning world.",
-        epilog=f"verbs:\n{verbs}\n\nswin-hf VERB --help describes one of them.",
+        epilog=f"verbs:\n{verbs}\n\n{SOURCES}\n\nswin-hf VERB --help describes one of them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version")

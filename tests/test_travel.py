@@ -134,6 +134,15 @@ with torch.no_grad():
 assert abs(guess[0]["score"] - scores.max().item()) < 1e-5
 classifier.save_pretrained("saved-again")
 AutoModelForImageClassification.from_pretrained("saved-again", trust_remote_code=True)
+from pathlib import Path
+Path("foreign").mkdir()
+Path("foreign", "config.json").write_text('{"model_type": "swin"}')
+try:
+    type(classifier).from_pretrained("foreign")
+except ValueError as error:
+    assert "is not a model of type swin_hf" in str(error) and "pip install swin-hf" in str(error), error
+else:
+    raise SystemExit("a foreign model was loaded without the package")
 import sys
 assert not [name for name in sys.modules if name.split(".")[0] == "swin_hf"]
 print("done")

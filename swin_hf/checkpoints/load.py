@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as logging_of_transformers
 
 from swin_hf.checkpoints import derive, sizes_swinv2
@@ -302,7 +303,7 @@ def _check_indices(translation: Translation, config: SwinHFConfig, source: Sourc
 
 
 def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) -> dict[str, Tensor]:
-    """The weights of an opened checkpoint under the keys of one of our classes; nothing is shared with the source.
+    """The weights of an opened checkpoint under the keys of one of our classes; those of a file are not copied.
 
     What the class has and the checkpoint has not will be freshly initialised, what it has not is left out; both are
     logged.
@@ -317,7 +318,7 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
             f"{checkpoint.source.name} holds {_VERSIONS[config.model_type]} and {model_class.__name__} is "
             f"{_VERSIONS[wanted]}; use {class_for(checkpoint.place).__name__}"
         )
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = model_class(config)
     prefix = "" if hasattr(model, "swin") else "swin."
     expected = {prefix + name: tensor for name, tensor in model.state_dict().items()}
@@ -340,8 +341,8 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
         logger.info("%s: freshly initialised and not trained: %s", checkpoint.source.name, listed(fresh))
     if left_out:
         logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
-    own = {name: state[name].to(checkpoint.dtype, copy=True) for name in expected if name in state}
-    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    dtype, copied = checkpoint.dtype, checkpoint.source.is_borrowed
+    return {name.removeprefix(prefix): state[name].to(dtype, copy=copied) for name in expected if name in state}
 
 
 def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:

@@ -56,6 +56,7 @@ class Source:
         training: Arguments of the LightningModule that a ``.ckpt`` was saved by.
         classes: Class names that the file itself holds.
         notes: What was read and left out, in words.
+        is_borrowed: Whether somebody else holds the tensors, so that a model needs copies.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Source:
     training: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    is_borrowed: bool = False
 
 
 class _Settings:
@@ -130,7 +132,9 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
     if weights not in (None, "ema", "raw"):
         raise ValueError(f"weights is {weights!r}; choose 'ema' or 'raw', or leave it out")
     if isinstance(source, Mapping):
-        return unwrap("state dict", source, weights)
+        found = unwrap("state dict", source, weights)
+        found.is_borrowed = True
+        return found
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the spelling")

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     layouts = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
     parser.epilog = f"layouts: {layouts}"
-    parser.add_argument("source", metavar="SOURCE", help="file, folder, run folder or Hub id to read")
+    parser.add_argument("source", metavar="SOURCE", help="model to read, see swin-hf --help")
     parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
     parser.add_argument(
         "--to", required=True, choices=list(LAYOUTS), metavar="LAYOUT", help="layout to write, see below"

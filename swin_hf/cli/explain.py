@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf explain``."""
-    parser.add_argument("model", metavar="MODEL", help="folder, run folder, checkpoint file, or Hub id (user/name)")
+    parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
     parser.add_argument("image", metavar="IMAGE", help="file, http(s) address, or - for standard input")
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="where to draw (default: IMAGE-explained.png)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")

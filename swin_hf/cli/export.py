@@ -29,7 +29,7 @@ BATCH = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf export``."""
-    parser.add_argument("model", metavar="MODEL", help="folder, run folder, checkpoint file, or Hub id (user/name)")
+    parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="format")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: named after the model)")
     parser.add_argument(

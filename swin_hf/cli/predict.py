@@ -20,7 +20,7 @@ Result = tuple[str, list[Guess]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf predict``."""
-    parser.add_argument("model", metavar="MODEL", help="folder, run folder, checkpoint file, or Hub id (user/name)")
+    parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
     parser.add_argument(
         "images",
         nargs="+",

@@ -104,6 +104,8 @@ class ResizableMixin:
                 config.shift_per_axis = stored.shift_per_axis  # the rule that the weights were trained with
             if head_rows is not None:
                 config.id2label, config.label2id = stored.id2label, stored.label2id
+        elif stored is not None and kwargs.keys() == {"state_dict"}:
+            config = stored
         elif stored is not None:
             config, kwargs = cls.config_class.from_dict(stored.to_dict(), return_unused_kwargs=True, **kwargs)
         if "patch_size" in changes:

@@ -25,6 +25,7 @@ except SystemExit as stop:
 """
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "0 False False"
+    assert "hf://user/name/FILE" in printed
     for verb, summary in VERBS.items():
         assert f"{verb} " in printed
         assert summary in printed
