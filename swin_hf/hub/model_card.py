@@ -95,13 +95,16 @@ def render_card(source: CardSource) -> str:
     accuracies = [metric for metric in facts.metrics if metric.name == "accuracy"]
     headline = next((metric for metric in accuracies if metric.split == "test"), next(iter(accuracies), None))
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
+    built = architectures()[source.architecture]
     text = _environment().get_template("card.md.jinja").render(
         metadata=_metadata(source),
         name=source.repo_id.split("/")[-1],
         source=source,
         facts=facts,
         config=config,
-        task=architectures()[source.architecture].pipeline_tag,
+        task=built.pipeline_tag,
+        built=built,
+        family=built.family,
         headline=headline,
         labels=labels if any(label != f"LABEL_{n}" for n, label in enumerate(labels)) else [],
         confusions=_worst_confusions(facts),
