@@ -99,6 +99,38 @@ PUBLISHED: dict[str, Published] = {
         "ImageNet-1k, without labels: SimMIM, 800 epochs",
         note="A classifier fine-tuned from it at 224 pixels reaches 84.0 % top-1 (SimMIM's table).",
     ),
+    "swinv2_tiny_patch4_window8_256": Published(
+        "v2.0.0/swinv2_tiny_patch4_window8_256.pth", IN1K, 81.8, 95.9, 5.9, 572, 81.824
+    ),
+    "swinv2_tiny_patch4_window16_256": Published(
+        "v2.0.0/swinv2_tiny_patch4_window16_256.pth", IN1K, 82.8, 96.2, 6.6, 437, 82.828
+    ),
+    "swinv2_small_patch4_window8_256": Published(
+        "v2.0.0/swinv2_small_patch4_window8_256.pth", IN1K, 83.7, 96.6, 11.5, 327, 83.844
+    ),
+    "swinv2_small_patch4_window16_256": Published(
+        "v2.0.0/swinv2_small_patch4_window16_256.pth", IN1K, 84.1, 96.8, 12.6, 257, 84.216
+    ),
+    "swinv2_base_patch4_window8_256": Published(
+        "v2.0.0/swinv2_base_patch4_window8_256.pth", IN1K, 84.2, 96.9, 20.3, 217, 84.246
+    ),
+    "swinv2_base_patch4_window16_256": Published(
+        "v2.0.0/swinv2_base_patch4_window16_256.pth", IN1K, 84.6, 97.0, 21.8, 174, 84.608
+    ),
+    "swinv2_base_patch4_window12_192_22k": Published("v2.0.0/swinv2_base_patch4_window12_192_22k.pth", IN22K),
+    "swinv2_base_patch4_window12to16_192to256_22kto1k_ft": Published(
+        "v2.0.0/swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth", BOTH, 86.2, 97.9, 21.8, 174, 86.270
+    ),
+    "swinv2_base_patch4_window12to24_192to384_22kto1k_ft": Published(
+        "v2.0.0/swinv2_base_patch4_window12to24_192to384_22kto1k_ft.pth", BOTH, 87.1, 98.2, 54.7, 57, 87.142
+    ),
+    "swinv2_large_patch4_window12_192_22k": Published("v2.0.0/swinv2_large_patch4_window12_192_22k.pth", IN22K),
+    "swinv2_large_patch4_window12to16_192to256_22kto1k_ft": Published(
+        "v2.0.0/swinv2_large_patch4_window12to16_192to256_22kto1k_ft.pth", BOTH, 86.9, 98.0, 47.5, 95, 86.934
+    ),
+    "swinv2_large_patch4_window12to24_192to384_22kto1k_ft": Published(
+        "v2.0.0/swinv2_large_patch4_window12to24_192to384_22kto1k_ft.pth", BOTH, 87.6, 98.3, 115.4, 33, 87.474
+    ),
 }
 
 
@@ -125,6 +157,7 @@ def render(name: str) -> str:
         published=published,
         url=f"{RELEASES}/{published.file}" if published and published.file else None,
         file=published.file.split("/")[-1] if published and published.file else None,
+        family=architecture.family,
         architecture=architecture,
         config_class=type(config).__name__,
         model_class=model_class.__name__,

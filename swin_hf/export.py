@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from swin_hf.classes import require_finite
 from swin_hf.files import raise_write_error, remove_leftovers_of
 from swin_hf.memory import check_batch
+from swin_hf.model.attention import clear_caches
 from swin_hf.model.configuration_swin_hf import Pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
@@ -111,7 +113,7 @@ def export_onnx(
 
     size, images = _prepare(model, image_size, images)
     with _destination(path, ".onnx", overwrite) as temporary:
-        wrapped = _Logits(model)
+        wrapped = _Logits(model).fold(images)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; the result is compared below
             torch.onnx.export(
@@ -320,6 +322,16 @@ class _Logits(nn.Module):
         # Plain products and a softmax are what the engines' own optimisers recognise as attention.
         self.model.set_attn_implementation("eager")
 
+    def fold(self, images: Tensor) -> "_Logits":
+        """Make a constant of what the coordinate network of Swin V2 gives for windows on images of this size."""
+        layers: list[Any] = [layer for layer in self.modules() if hasattr(layer, "bias_table")]
+        for layer in layers:
+            layer.bias_table = cache(layer.bias_table)
+        clear_caches()  # so that each network runs now, on numbers, and not when it is traced
+        with torch.no_grad():
+            self(images[:1])
+        return self
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         logits: Tensor = self.model(pixel_values=pixel_values).logits
         return logits
@@ -328,7 +340,9 @@ class _Logits(nn.Module):
 def _program(model: SwinHFForImageClassification, images: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
-        return torch.export.export(_Logits(model), (images[:2],), dynamic_shapes={"pixel_values": {0: batch}})
+        return torch.export.export(
+            _Logits(model).fold(images), (images[:2],), dynamic_shapes={"pixel_values": {0: batch}}
+        )
 
 
 def _prepare(

@@ -67,6 +67,8 @@ class Family:
         processors: Module and name of the image processor, by backend of transformers.
         presets: Fields of the configuration of each released size.
         paper: Where the architecture is defined.
+        title: What it is called.
+        citation: The paper in BibTeX.
         undecayed: Parts of the names of matrices and tables that weight decay leaves alone, in training.
     """
 
@@ -76,6 +78,8 @@ class Family:
     processors: Mapping[str, str]
     presets: Mapping[str, Mapping[str, Any]]
     paper: str
+    title: str
+    citation: str
     undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
 
     @property
@@ -130,6 +134,13 @@ FAMILIES = {
         },
         presets=SWIN,
         paper="https://arxiv.org/abs/2103.14030",
+        title="Swin Transformer",
+        citation="""@inproceedings{liu2021swin,
+  title = {Swin Transformer: Hierarchical Vision Transformer using Shifted Windows},
+  author = {Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and Zhang, Zheng and Lin, Stephen and Guo, Baining},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year = {2021}
+}""",  # noqa: E501
     ),
     "swinv2_hf": Family(
         model_type="swinv2_hf",
@@ -147,6 +158,13 @@ FAMILIES = {
         },
         presets=SWINV2,
         paper="https://arxiv.org/abs/2111.09883",
+        title="Swin Transformer V2",
+        citation="""@inproceedings{liu2022swinv2,
+  title = {Swin Transformer V2: Scaling Up Capacity and Resolution},
+  author = {Liu, Ze and Hu, Han and Lin, Yutong and Yao, Zhuliang and Xie, Zhenda and Wei, Yixuan and Ning, Jia and Cao, Yue and Zhang, Zheng and Dong, Li and Wei, Furu and Guo, Baining},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year = {2022}
+}""",  # noqa: E501
         undecayed=("cpb_mlp.", "logit_scale", "position_embeddings", "mask_token"),
     ),
 }

@@ -6,6 +6,7 @@ checkpoint file of any layout, ``user/name`` on the Hub, of this package, of tra
 ``hf://user/name/FILE`` names one file of a repository.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -257,7 +258,7 @@ def convert_checkpoint(
 
 def load_model(
     source: str | os.PathLike[str],
-    model_class: type[Any],
+    model_class: type[Any] | str,
     *,
     revision: str | None = None,
     endpoint: str | None = None,
@@ -267,7 +268,8 @@ def load_model(
 
     Args:
         source: See the top of this file.
-        model_class: One of our model classes.
+        model_class: One of our model classes; or a task of ``swin_hf.families.TASKS``, for the class of the family that
+            the model is of.
         revision: Branch, tag or commit id on the Hub.
         endpoint: Address of the Hub, see :func:`swin_hf.pull`.
         options: Keywords of its ``from_pretrained``.
@@ -284,7 +286,8 @@ def load_model(
         from swin_hf.hub.weights import check_folder
 
         check_folder(origin.path)
-    return model_class.from_pretrained(origin.path, local_files_only=True, **options), origin
+    chosen = class_at(origin.path, model_class) if isinstance(model_class, str) else model_class
+    return chosen.from_pretrained(origin.path, local_files_only=True, **options), origin
 
 
 def load_backbone(
@@ -304,10 +307,21 @@ def load_backbone(
         ValueError: As :func:`load_model` does.
         HubError: As :func:`load_model` does.
     """
-    from swin_hf.model.modeling_swin_hf import SwinHFBackbone
-
-    backbone: SwinHFBackbone = load_model(source, SwinHFBackbone, revision=revision, endpoint=endpoint, **overrides)[0]
+    backbone: SwinHFBackbone = load_model(source, "backbone", revision=revision, endpoint=endpoint, **overrides)[0]
     return backbone
+
+
+def class_at(path: Path, task: str) -> Any:
+    """Our class for a task, of the family that the model at a path is of."""
+    from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
+    from swin_hf.checkpoints.read import read_source
+    from swin_hf.families import FAMILIES
+
+    config = path / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    kind = values.get("model_type") if values.get("model_type") in MODEL_TYPES else values.get("architecture")
+    v2 = kind.startswith("swinv2") if isinstance(kind, str) else is_v2(read_source(path).state)
+    return FAMILIES["swinv2_hf" if v2 else "swin_hf"].model_class(task)
 
 
 def is_ours(path: Path) -> bool:

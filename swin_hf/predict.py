@@ -180,7 +180,6 @@ def load_classifier(
     from swin_hf.families import architectures
     from swin_hf.hub.weights import CONFIG, read_config
     from swin_hf.loading import find_model, is_ours, load_model, processor_of
-    from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
     on = torch.device(_device(device))
     if dtype not in DTYPES:
@@ -191,7 +190,7 @@ def load_classifier(
     if named in [[name] for name in others]:
         raise ValueError(f"{source} is a {named[0]}, which names no classes; fine-tune it first: swin-hf train")
     with _no_progress_bar():
-        (model, info), _ = load_model(path, SwinHFForImageClassification, strict=True, output_loading_info=True)
+        (model, info), _ = load_model(path, "image-classification", strict=True, output_loading_info=True)
     if info["missing_keys"] or not model.config.num_labels:
         raise ValueError(f"{source} has no classifier; fine-tune it first: swin-hf train")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)

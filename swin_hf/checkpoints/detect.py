@@ -49,7 +49,7 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
     if layout is not None and layout not in (*SAID, *LAYOUTS):
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(SAID)}")
     stranger = what_it_looks_like(keys)
-    layouts = LAYOUTS_V2 if any(_V2.search(key) for key in keys) else LAYOUTS
+    layouts = LAYOUTS_V2 if is_v2(keys) else LAYOUTS
     candidates = layouts if layout is None else SAID.get(layout, (layout,))
     leads = {name: _leads(keys, layouts[name]) for name in candidates if name in layouts}
     matching = [name for name, found in leads.items() if found]
@@ -108,6 +108,11 @@ def _holds_swin(config: Mapping[str, Any]) -> bool:
     if any(_TIMM_NAMES.match(str(config.get(key) or "")) for key in ("architecture", "backbone")):
         return True
     return any(isinstance(part, Mapping) and _holds_swin(part) for part in config.values())
+
+
+def is_v2(keys: Collection[str]) -> bool:
+    """Whether the keys are those of a Swin V2, in any layout."""
+    return any(_V2.search(key) for key in keys)
 
 
 def what_it_looks_like(keys: Collection[str]) -> str | None:

@@ -86,7 +86,7 @@ def render_card(source: CardSource) -> str:
     Raises:
         ValueError: When the facts make metadata that the Hub would refuse.
     """
-    facts, config, architecture = source.facts, source.config, architectures()[source.architecture]
+    facts, config, built = source.facts, source.config, architectures()[source.architecture]
     if facts.data:
         # A name is one line; it becomes a link only where it can be the id of a repository.
         name = " ".join(facts.data.name.split())
@@ -102,7 +102,9 @@ def render_card(source: CardSource) -> str:
         source=source,
         facts=facts,
         config=config,
-        task=architecture.pipeline_tag,
+        task=built.pipeline_tag,
+        built=built,
+        family=built.family,
         headline=headline,
         headlines=HEADLINES,
         regions=any(score.iou is not None for score in facts.per_class or ()),
@@ -110,8 +112,8 @@ def render_card(source: CardSource) -> str:
         confusions=_worst_confusions(facts),
         log=_log_table(facts),
         pictures=picture_names(facts),
-        parameters=count_parameters(config, architecture.model_class),
-        macs=count_macs(config, architecture.model_class),
+        parameters=count_parameters(config, built.model_class),
+        macs=count_macs(config, built.model_class),
         long_table=LONG_TABLE,
         revision=source.tag or "main",
         command=redact(facts.command) if facts.command else None,

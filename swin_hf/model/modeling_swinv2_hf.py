@@ -81,11 +81,15 @@ class SwinV2HFAttention(SwinHFAttention):
         return cosine_attention_inputs(qkv, self.logit_scale)
 
     def relative_position_bias(self, window: Pair) -> Tensor:
-        """The bias for every pair of tokens of a window, between 0 and 16, ``(1, h, N, N)``."""
+        """The bias for every pair of tokens of a window, ``(1, h, N, N)``."""
+        return look_up(self.bias_table(window), window, window)
+
+    def bias_table(self, window: Pair) -> Tensor:
+        """The bias for every offset in a window, between 0 and 16, ``((2 Mh - 1)(2 Mw - 1), h)``."""
         weight = next(self.cpb_mlp.parameters())
         offsets = kept(log_spaced_offsets, window, self.unit, weight.device, like=weight)
-        table = 16 * self.cpb_mlp(offsets.to(weight.dtype)).sigmoid()  # (2 Mh - 1)(2 Mw - 1), h
-        return look_up(table, window, window)
+        table: Tensor = 16 * self.cpb_mlp(offsets.to(weight.dtype)).sigmoid()
+        return table
 
     def bias_sources(self) -> tuple[Pair, tuple[Tensor, ...]]:
         """What the bias of a window follows from; no parameters where a layer of the network was replaced."""
