@@ -6,6 +6,7 @@ Shape legend:
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .outputs import Record
@@ -44,10 +45,13 @@ class TimmVerbs:
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; give the number of classes, or 0 for none")
         weight = self.base_model.norm.weight
-        head = nn.Linear(len(weight), num_classes, device=weight.device, dtype=weight.dtype) if num_classes else None
-        self.classifier = nn.Identity() if head is None else head
-        self._init_weights(self.classifier)
-        self.classifier.train(self.training)
+        head = (
+            nn.Linear(len(weight), num_classes, device=weight.device, dtype=torch.float32)
+            if num_classes
+            else nn.Identity()
+        )
+        self._init_weights(head)  # in float32: a truncated normal of torch 2.11 is wrong in bfloat16
+        self.classifier = head.to(weight.dtype).train(self.training)
         names = {number: f"LABEL_{number}" for number in range(num_classes)}  # as transformers names what has no name
         self.config.id2label, self.config.label2id = names, {name: number for number, name in names.items()}
         self.num_labels = num_classes

@@ -24,6 +24,8 @@ from swin_hf.model import kernels_triton
 from swin_hf.model.kernels_triton import choose_launch, reasons_against_triton, triton_window_attention
 from swin_hf.model.windows import WindowGeometry, window_geometry
 
+# Of the interpreter of Triton 3.6.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_kernels_in_the_interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel cannot be compiled")
