@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swin_hf.classes import require_finite
 from swin_hf.loading import local_path
@@ -47,6 +47,9 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+CLASSIFICATION, SEGMENTATION = "image-classification", "semantic-segmentation"
+
+
 class PictureError(OSError):
     """A picture that cannot be had or read; the message names it and says what to do."""
 
@@ -57,7 +60,7 @@ class Guess:
 
     index: int  # position in the classifier
     label: str
-    score: float  # probability, or the bare output of a regression
+    score: float  # probability, or the bare output of a regression; the share of the pixels, of a segmenter
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -154,8 +157,8 @@ def _stream(source: str) -> bytes | str:
 
 
 def load_classifier(
-    source: str, *, device: str = "auto", dtype: str = "auto"
-) -> tuple[SwinHFForImageClassification, BaseImageProcessor]:
+    source: str, *, device: str = "auto", dtype: str = "auto", segments: bool = False
+) -> tuple[Any, BaseImageProcessor]:
     """Load a classifier, wherever it is, and the image processor that belongs to it.
 
     Weights and configuration have to agree: no layer runs with random values.
@@ -165,6 +168,7 @@ def load_classifier(
             on the Hub, see :mod:`swin_hf.loading`.
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
+        segments: Whether a segmenter, which classifies each pixel, is taken too.
 
     Returns:
         The model in evaluation mode, and its image processor; where the source has none, that of the published models
@@ -186,11 +190,13 @@ def load_classifier(
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
     named = read_config(path / CONFIG)[0].get("architectures") if is_ours(path) else None
-    others = [name for name, built in architectures().items() if built.task != "image-classification"]
-    if named in [[name] for name in others]:
-        raise ValueError(f"{source} is a {named[0]}, which names no classes; fine-tune it first: swin-hf train")
+    known = architectures()
+    name = next(iter(named or ()), "")
+    task = known[name].task if name in known else CLASSIFICATION
+    if task not in (CLASSIFICATION, *([SEGMENTATION] if segments else [])):
+        raise ValueError(f"{source} is a {name}, which names no classes; fine-tune it first: swin-hf train")
     with _no_progress_bar():
-        (model, info), _ = load_model(path, "image-classification", strict=True, output_loading_info=True)
+        (model, info), _ = load_model(path, task, strict=True, output_loading_info=True)
     if info["missing_keys"] or not model.config.num_labels:
         raise ValueError(f"{source} has no classifier; fine-tune it first: swin-hf train")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)

@@ -34,8 +34,9 @@ LAYERS = {
     "explain": 7,
     "export": 7,
     "predict": 7,
-    "training": 8,
-    "cli": 9,
+    "segment": 8,
+    "training": 9,
+    "cli": 10,
 }
 
 PUBLIC_NAMES = [

@@ -1,4 +1,7 @@
-"""Classify images with a folder, a Hub id or a foreign checkpoint.
+"""Classify images with a folder, a Hub id or a foreign checkpoint; or every pixel of them, with a segmenter.
+
+A segmenter writes two files for each image into the folder --output: NAME_mask.png, whose palette indices are the class
+numbers, and NAME_overlay.png with a legend. It prints the classes by their share of the pixels.
 
 Unreadable images are reported and skipped. Exit code: 0 if every image was classified, 1 if some were not, 2 if there
 was nothing to do.
@@ -10,9 +13,11 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from swin_hf.predict import DEVICES, DTYPES, Guess, PictureError, find_pictures, has_names, load_classifier, predict
 from swin_hf.ranges import COUNT, Number
+from swin_hf.segment import is_segmenter, predict_masks
 from swin_hf.text import one_line
 
 Result = tuple[str, list[Guess]]
@@ -35,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+    parser.add_argument("--output", default="masks", metavar="FOLDER", help="of a segmenter's files (default: masks)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     form.add_argument("--csv", action="store_true", help="print CSV, one line for each image and class")
@@ -47,14 +53,18 @@ def run(args: argparse.Namespace) -> int:
         _report(problem)
     if not sources:
         return 2
-    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
     if not has_names(model):
         _report(
             f"{args.model} has no names for its {model.config.num_labels} classes; they are shown by number: put "
             "id2label into its config.json"
         )
     skipped: list[str] = []
-    results = _watch(predict(model, processor, sources, top_k=args.top_k, batch_size=args.batch_size), len(sources))
+    if is_segmenter(model):
+        found = predict_masks(model, processor, sources, Path(args.output), top_k=args.top_k)
+    else:
+        found = predict(model, processor, sources, top_k=args.top_k, batch_size=args.batch_size)
+    results = _watch(found, len(sources))
     print_results = _print_json if args.json else _print_csv if args.csv else _print_table
     print_results(_successes(results, skipped))
     if skipped or problems:

@@ -1,0 +1,139 @@
+"""Segment pictures: a class for each pixel, the mask as a file, and an overlay with a legend.
+
+model, processor = load_classifier("runs/stamps/model", segments=True)
+classes = segment(model, processor, read_picture("photo.png"))
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swin_hf.files import replacing
+from swin_hf.predict import Guess, PictureError, class_names, picture_mode, prepare, read_picture
+from swin_hf.text import one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BaseImageProcessor
+
+PALETTE_CLASSES = 256  # a palette has no more entries; masks of more classes are grey pictures of 16 bits
+LEGEND_ROW, LEGEND_WIDTH = 16, 170  # pixels
+
+
+def is_segmenter(model: Any) -> bool:
+    """Whether a model classifies every pixel."""
+    return type(model).__name__.endswith("ForSemanticSegmentation")
+
+
+def segment(model: Any, processor: BaseImageProcessor, picture: Image) -> Tensor:
+    """The class number of each pixel of a picture, ``(height, width)`` int64.
+
+    The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
+
+    Args:
+        model: A segmenter.
+        processor: Its image processor.
+        picture: PIL image in the mode of the model, see :func:`~swin_hf.predict.picture_mode`.
+
+    Raises:
+        ValueError: If a logit is NaN or infinite.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from swin_hf.classes import require_finite
+
+    (pixels,) = prepare(model, processor, [picture])
+    with torch.inference_mode():
+        logits = require_finite(model(pixels[None]).logits.float())
+        for size in (pixels.shape[-2:], (picture.height, picture.width)):
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits[0].argmax(0).cpu()
+
+
+def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list[Guess]:
+    """The classes of a picture by their share of its pixels, the largest first."""
+    numbers, counts = classes.unique(return_counts=True)
+    order = counts.argsort(descending=True)[:top_k]
+    pairs = zip(numbers[order].tolist(), counts[order].tolist(), strict=True)
+    return [Guess(number, names[number], count / classes.numel()) for number, count in pairs]
+
+
+def predict_masks(
+    model: Any, processor: BaseImageProcessor, sources: Sequence[str], folder: Path, *, top_k: int = 5
+) -> Iterator[tuple[str, list[Guess] | PictureError]]:
+    """Segment pictures one by one, and write the mask and the overlay of each.
+
+    Args:
+        model: A segmenter.
+        processor: Its image processor.
+        sources: What :func:`~swin_hf.predict.find_pictures` found.
+        folder: For the files; two pictures of one name get a number.
+        top_k: How many classes for each picture.
+
+    Yields:
+        Each source in order, with its classes or with the reason why it cannot be read.
+    """
+    mode, names, taken = picture_mode(model), class_names(model), set()
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        try:
+            picture = read_picture(source, mode, processor)
+        except PictureError as error:
+            yield source, error
+            continue
+        stem = Path(source).stem if source != "-" else "picture"
+        name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(sources) + 2))) if name not in taken)
+        taken.add(name)
+        classes = segment(model, processor, picture)
+        for kind, image in (
+            ("mask", draw_mask(classes, len(names))),
+            ("overlay", draw_overlay(picture, classes, names)),
+        ):
+            with replacing(folder / f"{name}_{kind}.png") as partial:
+                image.save(partial, "PNG")
+        yield source, class_shares(classes, names, top_k)
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """A colour for a class: hues at the golden angle, so that neighbours differ; class 0 is dark."""
+    if number == 0:
+        return 30, 30, 30
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.65 + 0.3 * (number % 2), 0.95 - 0.2 * (number % 3))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_mask(classes: Tensor, num_classes: int) -> Image:
+    """A picture whose values are the class numbers, with the colours of the overlay as its palette."""
+    import numpy as np
+    from PIL import Image as Pictures
+
+    if num_classes > PALETTE_CLASSES:
+        return Pictures.fromarray(classes.numpy().astype(np.uint16))
+    mask = Pictures.fromarray(classes.numpy().astype(np.uint8), "L").convert("P")
+    mask.putdata(classes.flatten().tolist())
+    mask.putpalette([part for number in range(num_classes) for part in colour(number)])
+    return mask
+
+
+def draw_overlay(picture: Image, classes: Tensor, names: dict[int, str]) -> Image:
+    """The picture under the colours of its classes, with a legend of those that occur."""
+    import numpy as np
+    from PIL import Image as Pictures
+    from PIL import ImageDraw
+
+    colours = np.array([colour(number) for number in range(max(names) + 1)], dtype=np.uint8)
+    blended = Pictures.blend(picture.convert("RGB"), Pictures.fromarray(colours[classes.numpy()]), 0.5)
+    shares = class_shares(classes, names, len(names))
+    sheet = Pictures.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")
+    sheet.paste(blended)
+    draw = ImageDraw.Draw(sheet)
+    for row, share in enumerate(shares):
+        left, top = picture.width + 6, row * LEGEND_ROW + 3
+        draw.rectangle((left, top, left + 10, top + 10), fill=colour(share.index))
+        draw.text((left + 16, top - 1), f"{one_line(share.label, 18)} {share.score:.0%}", fill="black")
+    return sheet
