@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import pickle
 import subprocess
 import sys
@@ -796,7 +797,8 @@ def test_convert_command_asks_the_library_of_the_source_too(tmp_path, capsys):
     arguments = ["--to", "swin_hf", "--verify", str(tmp_path / "a.png")]
     assert main(["convert", str(tmp_path / "timm"), str(tmp_path / "ours"), *arguments]) == 1
     said = capsys.readouterr()
-    assert "verified with swin_hf: largest difference 0.00e+00" in said.out
+    (difference,) = re.findall(r"verified with swin_hf: largest difference (\S+)", said.out)
+    assert float(difference) < PARITY["atol"]  # weights of a file and in memory are aligned differently
     assert "verified with the source's library, timm: largest difference" in said.out
     assert "on one picture of 40x40 pixels" in said.out and "is padded to whole windows" in said.out
 
