@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-import re
 import pickle
+import re
 import subprocess
 import sys
 import types
