@@ -856,7 +856,7 @@ def test_info_of_a_hub_id_reads_the_header_only(hub, tmp_path):
     assert facts["parameters"] == sum(tensor.numel() for tensor in peer("timm").state.values())
     assert not [path for path in (tmp_path / "home").rglob("*") if path.suffix == ".safetensors"]
     nothing = info("user/nothing")
-    assert nothing.returncode == 2 and "has no model.safetensors, whose header could be read" in nothing.stderr
+    assert nothing.returncode == 2 and "holds no config.json and no model.safetensors" in nothing.stderr
     nowhere = info("user/nowhere")
     assert nowhere.returncode == 2 and "user/nowhere" in nowhere.stderr
 
