@@ -59,7 +59,7 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
     """
     import torch
     from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
-    from safetensors.torch import _TYPES  # the names of its header
+    from transformers.modeling_utils import str_to_torch_dtype
 
     from swin_hf.checkpoints.read import CONFIG_NAME, Source
     from swin_hf.hub.remote import HubError, attempt, client
@@ -83,7 +83,9 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
         raise
     for file in header.files_metadata.values():
         for name, tensor in file.tensors.items():
-            state[name] = torch.empty(tensor.shape, dtype=_TYPES.get(tensor.dtype, torch.uint8), device="meta")
+            state[name] = torch.empty(
+                tensor.shape, dtype=str_to_torch_dtype.get(tensor.dtype, torch.uint8), device="meta"
+            )
     return Source(repo_id, state, config, is_folder=True)
 
 

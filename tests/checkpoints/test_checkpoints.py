@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import types
@@ -785,7 +786,8 @@ def test_convert_command_asks_the_library_of_the_source_too(tmp_path, capsys):
     arguments = ["--to", "swin_hf", "--verify", str(tmp_path / "a.png")]
     assert main(["convert", str(tmp_path / "timm"), str(tmp_path / "ours"), *arguments]) == 1
     said = capsys.readouterr()
-    assert "verified with swin_hf: largest difference 0.00e+00" in said.out
+    (difference,) = re.findall(r"verified with swin_hf: largest difference (\S+)", said.out)
+    assert float(difference) < PARITY["atol"]  # weights of a file and in memory are aligned differently
     assert "verified with the source's library, timm: largest difference" in said.out
     assert "on one picture of 40x40 pixels" in said.out and "is padded to whole windows" in said.out
 
@@ -843,7 +845,7 @@ def test_info_of_a_hub_id_reads_the_header_only(hub, tmp_path):
     assert facts["parameters"] == sum(tensor.numel() for tensor in peer("timm").state.values())
     assert not [path for path in (tmp_path / "home").rglob("*") if path.suffix == ".safetensors"]
     nothing = info("user/nothing")
-    assert nothing.returncode == 2 and "has no model.safetensors, whose header could be read" in nothing.stderr
+    assert nothing.returncode == 2 and "holds no config.json and no model.safetensors" in nothing.stderr
     nowhere = info("user/nowhere")
     assert nowhere.returncode == 2 and "user/nowhere" in nowhere.stderr
 
