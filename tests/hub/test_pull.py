@@ -16,12 +16,13 @@ from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, cli, load_backbone, pull, push
+from swin_hf.families import FAMILIES
 from swin_hf.hub import HubError, TrainingFacts, download, remote
-from swin_hf.hub.staging import CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 
 REPO = "user/tiny"
+CODE = [path.name for path in FAMILIES["swin_hf"].travelling_files]
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 
 
