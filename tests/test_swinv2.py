@@ -171,3 +171,20 @@ def test_exports_fold_the_bias(model, tmp_path):
     assert "Sigmoid" not in names  # the bias is a constant
     assert swin_hf.export_openvino(model, tmp_path / "v2.xml").largest_difference < 1e-4
     assert swin_hf.export_torch(model, tmp_path / "v2.pt2").largest_difference < 1e-4
+
+
+def test_bias_of_a_trained_network_is_not_stale_in_validation(model):
+    """Evaluation keeps what the coordinate network gave; a step of training in between must be seen."""
+    with torch.no_grad():
+        before = model(images()).logits
+    optimizer = torch.optim.SGD(
+        [parameter for name, parameter in model.named_parameters() if "cpb_mlp" in name], lr=1.0
+    )
+    model.train()(images(), labels=torch.tensor([0, 1])).loss.backward()
+    optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        after = model(images()).logits
+        fresh = copy.deepcopy(model)(images()).logits
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, fresh)

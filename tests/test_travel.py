@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 import swin_hf
-from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling, push
+from swin_hf import (
+    SwinHFBackbone,
+    SwinHFConfig,
+    SwinHFForImageClassification,
+    SwinHFForMaskedImageModeling,
+    SwinV2HFConfig,
+    SwinV2HFForImageClassification,
+    push,
+)
 from swin_hf.families import FAMILIES, architectures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
@@ -162,6 +170,37 @@ print("done")
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_remote_code_of_v2_gives_equal_outputs_without_the_package(hub, tmp_path):
+    torch.manual_seed(0)
+    model = SwinV2HFForImageClassification(SwinV2HFConfig(**TINY, pretrained_window_sizes=(3, 3, 2))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+    push(model, "user/v2", tag="v1", endpoint=hub.url)
+    pixels = torch.randn(2, 3, 32, 48)
+    save_file({"pixels": pixels}, tmp_path / "inputs.safetensors")
+    run_elsewhere(
+        """
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
+torch.set_num_threads(1)
+model = AutoModelForImageClassification.from_pretrained("user/v2", trust_remote_code=True, revision="v1").eval()
+assert type(model).__module__.startswith("transformers_modules.")
+assert model.config.pretrained_window_sizes == [3, 3, 2]
+with torch.no_grad():
+    save_file({"logits": model(load_file("inputs.safetensors")["pixels"]).logits}, "outputs.safetensors")
+model.set_input_size(64, 6)
+assert model.config.pretrained_window_sizes == [3, 3, 2]
+""",
+        hub,
+        tmp_path,
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, load_file(tmp_path / "outputs.safetensors")["logits"])
 
 
 def test_installed_package_never_runs_code_of_a_repository(hub, tiny_model, tmp_path, monkeypatch):

@@ -601,7 +601,7 @@ def test_model_of_another_family_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a model of swin_hf; convert it first"):
         push(model, REPO, dry_run=True)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has model_type 'swin', not 'swin_hf'; convert"):
+    with pytest.raises(ValueError, match="has model_type 'swin', not 'swin_hf' or 'swinv2_hf'; convert"):
         push(tmp_path, REPO, dry_run=True)
 
 
