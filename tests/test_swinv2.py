@@ -85,7 +85,7 @@ def test_auto_classes_find_it(auto, model_class, tmp_path):
 
 def test_it_goes_to_the_hub_and_back(hub, model, tmp_path):
     swin_hf.push(model, "user/v2", tag="v1", endpoint=hub.url)
-    files = {path.name for path in FAMILIES["swinv2_hf"].travelling_files}
+    files = {path.name for path in FAMILIES["swinv2_hf"].travelling_files("image-classification")}
     assert files <= set(hub.files("user/v2")) and "modeling_swin_hf.py" in files
     card = hub.files("user/v2")["README.md"].decode()
     assert "Swin Transformer V2" in card and "2111.09883" in card
