@@ -749,7 +749,7 @@ def test_convert_command(weights_file, tmp_path, capsys):
     assert main(["convert", *arguments, "--overwrite", "--window-size", "6", "--image-size", "48"]) == 0
     assert "resampled from window 4 to 6" in capsys.readouterr().out
     assert main(["convert", *arguments, "--window-size", "1", "2", "3"]) == 2
-    assert "--window-size has 3 numbers; give one for a square" in capsys.readouterr().err
+    assert "--window-size has 3 sides; give one for a square" in capsys.readouterr().err
 
 
 def test_convert_command_cannot_verify_what_it_cannot_normalise(tmp_path, capsys):
