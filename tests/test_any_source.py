@@ -342,10 +342,9 @@ BAD = {
     "two files": (two_files, "holds 2 files of weights .one.safetensors, two.safetensors.; name one of them: hf://"),
     "ViT": (of_transformers("ViT", **VIT), "user/bad is no Swin Transformer .*says vit; known are model_type swin,"),
     "ConvNeXt": (of_transformers("ConvNext", **CONVNEXT), "is no Swin Transformer .*says convnext"),
-    "V2": (of_transformers("Swinv2", **V2), "is no Swin Transformer that is read here: .*says Swin Transformer V2"),
     "timm's V2-CR": (
         of_timm("swinv2_cr_tiny_224", **TIMM_V2),
-        r"says swinv2_cr of timm; .* timm's swin_\* and swin_s3_\*",
+        r"says swinv2_cr of timm; .* timm's swin_\*, swin_s3_\* and swinv2_\*",
     ),
     "timm's ResNet": (of_timm("resnet10t"), "says resnet10t"),
     "contradiction": (contradiction, "config.json contradicts the weights: embed_dim is 16 there but 8 in the weights"),
@@ -368,6 +367,16 @@ def test_bad_repository_is_a_sentence_and_leaves_nothing(write, message, hub, tm
     if write is not contradiction:  # whose weights had to be read
         cached = [path for path in (tmp_path / "hf_cache").rglob("*") if path.suffix in (".safetensors", ".bin")]
         assert not cached and "cdn" not in hub.steps()
+
+
+def test_the_other_version_is_loaded_where_no_class_is_named_and_refused_where_it_is(hub, tmp_path):
+    (tmp_path / "written").mkdir()
+    of_transformers("Swinv2", **V2)(tmp_path / "written", hub)
+    publish(tmp_path / "written", "user/v2")
+    for call in (load_checkpoint, load_backbone, lambda source: load_classifier(source)[0]):
+        assert type(call("user/v2")).__name__.startswith("SwinV2HF")
+    with pytest.raises(ValueError, match=r"Swin Transformer V2 and SwinHF\w+ is Swin Transformer V1; use SwinV2HF"):
+        SwinHFForImageClassification.from_pretrained("user/v2")
 
 
 def test_pickle_that_is_asked_for_is_read_without_code(hub, tmp_path):

@@ -200,6 +200,7 @@ def test_a_small_disk_is_told_and_left_as_it_was(tiny_folder, small_disk, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the Hub's client's own
+@pytest.mark.filterwarnings("ignore:Not enough free disk space:UserWarning")  # its own word, before it tries
 @pytest.mark.parametrize("place", ["folder", "cache"])
 def test_a_pull_onto_a_full_disk_says_so_and_the_next_one_is_whole(tiny_folder, small_disk, hub, place):
     out, resize = small_disk

@@ -431,13 +431,3 @@ LAYOUTS: dict[str, Layout] = {
         ),
     )
 }
-
-# What a user calls a layout, and the finer names that it may turn out to be.
-SAID = {
-    "swin_hf": ("swin_hf",),
-    "microsoft": ("microsoft", "timm-old"),
-    "timm": ("timm", "timm-old", "microsoft"),  # before 0.9 it saved Microsoft's names, buffers and all
-    "torchvision": ("torchvision",),
-    "transformers": ("transformers", "transformers-4", "transformers-memory", "maskformer-swin"),
-    "openmmlab": ("openmmlab",),
-}

@@ -1,10 +1,9 @@
 """Swin Transformer (https://arxiv.org/abs/2103.14030), top to bottom: embed, attend in windows, merge, repeat.
 
-The network is a pyramid of stages. A stage is a sequence of blocks that attend within windows, every second one
-with the windows shifted; between stages, patches merge two by two, so that the map halves and the channels double.
-
-``forward`` is pure: nothing is assigned to ``self``, and what depends on sizes alone comes from ``windows.py``. Any
-height and width can be run at any time. Stages and blocks are counted from 0.
+A stage is a sequence of blocks that attend within windows, every second one with the windows shifted; between stages,
+patches merge two by two: the map halves and the channels double. ``forward`` is pure: nothing is assigned to ``self``,
+and what depends on sizes alone comes from ``windows.py``. Any height and width can be run at any time. Stages and
+blocks are counted from 0.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, Hp and Wp the same padded to whole windows, L = H * W,

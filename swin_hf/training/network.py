@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from swin_hf.families import FAMILIES, TASKS, config_of_preset, family_of
+from swin_hf.hub import HubError
 from swin_hf.hub.weights import check_folder
-from swin_hf.loading import local_path, split_hub_id
+from swin_hf.loading import find_model
 from swin_hf.ranges import check_fields, ranged
 
 
@@ -185,22 +186,14 @@ def recompute_activations(network: Any) -> None:
 def resolve(source: str) -> tuple[str, str | None]:
     """Path of a checkpoint, and its commit where it had to be pulled from the Hub.
 
-    Nothing of the Hub is handed to ``from_pretrained``: :func:`swin_hf.pull` takes safetensors only and checks them.
-
     Args:
-        source: A file or folder, the folder of a training run, or ``user/name`` or ``user/name@revision`` on the Hub.
+        source: A file or folder, the folder of a training run, or anyone's Swin on the Hub, see :mod:`swin_hf.loading`.
 
     Raises:
         ValueError: If it is a path that does not exist, or a repository that cannot be pulled.
     """
-    path = local_path(source)
-    if path is not None:
-        return str(path), None
-    from swin_hf.hub import HubError, pull
-
-    repo_id, revision = split_hub_id(source)
     try:
-        pulled = pull(repo_id, revision=revision)
+        origin = find_model(source)
     except HubError as error:
-        raise ValueError(f"there is no path {source!r}, and it cannot be pulled from the Hub: {error}") from error
-    return str(pulled.path), pulled.commit
+        raise ValueError(str(error)) from error
+    return str(origin.path), origin.commit

@@ -407,7 +407,7 @@ def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, 
 def test_a_start_that_is_nowhere_is_an_error_of_one_line(config, tmp_path, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     monkeypatch.chdir(tmp_path)  # where the first part of the id is not a folder
-    message = "there is no path 'runs/model', and it cannot be pulled from the Hub: "
+    message = "there is no folder runs/model here, and "
     with pytest.raises(SystemExit, match=message):
         fit(config, tmp_path / "out", "--model.weights", "runs/model")
     assert not list(tmp_path.iterdir())
