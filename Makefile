@@ -48,6 +48,7 @@ figures: $(VENV)/.installed-dev ## redraw the figures of docs/swin.md
 schema: $(VENV)/.installed ## rewrite the JSON schemas of the YAML files of swin_hf/training/configs
 	$(RUN) recipes/finetune.py --print_schema > swin_hf/training/configs/finetune.schema.json
 	$(RUN) recipes/pretrain.py --print_schema > swin_hf/training/configs/pretrain.schema.json
+	$(RUN) recipes/segment.py --print_schema > swin_hf/training/configs/segment.schema.json
 
 speed: $(VENV)/.installed-dev ## measure against transformers, timm and torchvision; rewrites the README's table
 	$(RUN) -m benchmarks --readme README.md

@@ -59,6 +59,8 @@ def add_family(folder: Path) -> None:
     TASKS["depth-estimation"] = Task("AutoModelForDepthEstimation", "depth-estimation", ("toy_head.",), "depths")
     FAMILIES["toy"] = Family(
         model_type="toy",
+        title="Toy",
+        citation="",
         config="configuration_toy.ToyConfig",
         models={"depth-estimation": "modeling_toy.ToyForDepthEstimation"},
         processors=FAMILIES["swin_hf"].processors,

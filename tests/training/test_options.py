@@ -43,8 +43,10 @@ def test_every_option_that_was_renamed_exists_and_no_old_name_does():
     options = set(every_option())
     assert set(RENAMED.values()) <= options
     assert not RENAMED.keys() & options
-    groups = {name for name in options if name.count(".") == 2}
-    assert groups == {new for new in RENAMED.values() if new.count(".") == 2}
+    new = {"model.head", "data.masks"}  # groups of a task that came later, with names of its own
+    groups = {name for name in options if name.count(".") == 2 and name.rpartition(".")[0] not in new}
+    joint = {f"data.augmentation.{name}" for name in ("scale", "largest_class", "distort")}
+    assert groups - joint == {new for new in RENAMED.values() if new.count(".") == 2}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def checkpoint(tmp_path):
     )
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
     trainer.strategy.connect(module)
+    module.trainer = trainer
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     return module, tmp_path / "some.ckpt"
 
@@ -135,4 +138,5 @@ def test_the_help_is_grouped(capsys, monkeypatch, tmp_path):
 
 
 def test_ema_is_not_a_task():
-    assert EMA not in MODULES.values() and set(MODULES) == {"image-classification", "masked-image-modeling"}
+    tasks = {"image-classification", "masked-image-modeling", "semantic-segmentation"}
+    assert EMA not in MODULES.values() and set(MODULES) == tasks

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import swin_hf_cli
-from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, run_recipe
+from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, SwinSegmenter, run_recipe
 from swin_hf.training.command import RecipeCLI
 
 ROOT = Path(__file__).parents[2]
@@ -48,11 +48,15 @@ pytestmark = [
 ]
 
 
+SCRIPTS = {"finetune": SwinClassifier, "pretrain": SwinMaskedImageModeler, "segment": SwinSegmenter}
+
+
 class ParserOnly(RecipeCLI):
     """The real parser of a recipe; nothing is built or run."""
 
     def __init__(self, module_class):
-        super().__init__(module_class, CONFIGS / "digits.yaml", ["fit"])
+        default = "segment_stamps" if module_class is SwinSegmenter else "digits"
+        super().__init__(module_class, CONFIGS / f"{default}.yaml", ["fit"])
 
     def instantiate_classes(self):
         pass
@@ -65,10 +69,12 @@ class ParserOnly(RecipeCLI):
 def parsers(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("parsers"))  # the command makes the folder of its run here
-        return {"finetune": ParserOnly(SwinClassifier).parser, "pretrain": ParserOnly(SwinMaskedImageModeler).parser}
+        return {script: ParserOnly(module_class).parser for script, module_class in SCRIPTS.items()}
 
 
 def script_of(path):
+    if path.stem.startswith("segment_"):
+        return "segment"
     return "pretrain" if path.stem in ("simmim_pretrain", "simmim_digits") else "finetune"
 
 
@@ -126,9 +132,7 @@ def test_an_editor_marks_what_the_data_decide():
     ]
 
 
-@pytest.mark.parametrize(
-    ("script", "module_class"), [("finetune", SwinClassifier), ("pretrain", SwinMaskedImageModeler)]
-)
+@pytest.mark.parametrize(("script", "module_class"), SCRIPTS.items())
 def test_schema_is_what_the_command_prints(script, module_class, capsys):
     """The Trainer's part may lag: it changes with Lightning."""
     with pytest.raises(SystemExit) as end:
