@@ -3,7 +3,9 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int]) -> None:
@@ -15,11 +17,41 @@ def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int])
         ValueError: Gives both sizes and the remedy.
     """
     height, width = image_size
-    needed, free = 4 * batch_size * num_channels * height * width, free_memory()
+    _refuse_more_than_is_free(batch_size, image_size, 4 * num_channels * height * width, "takes")
+
+
+def check_training(
+    batch_size: int, image_size: tuple[int, int], config: Any, stages: Sequence[bool], bytes_per_number: int = 4
+) -> None:
+    """Refuse a batch whose training on the CPU needs more memory than is free, however well it is done.
+
+    Every block keeps for the backward pass, of each token: the inputs of its two norms, queries, keys and values, what
+    was attended, and both sides of the activation in the MLP.
+
+    Args:
+        batch_size: Images at a time, of all processes of the machine.
+        image_size: Height and width in pixels.
+        config: Configuration of a Swin.
+        stages: For each stage, whether it is trained, and so keeps anything.
+        bytes_per_number: 4, or 2 in half precision.
+
+    Raises:
+        ValueError: Gives both sizes and the remedy.
+    """
+    (height, width), numbers = (-(-side // patch) for side, patch in zip(image_size, config.patch_hw, strict=True)), 0
+    for depth, channels, is_trained in zip(config.depths, config.stage_dims, stages, strict=True):
+        numbers += is_trained * depth * height * width * channels * (6 + 2 * int(config.mlp_ratio))
+        height, width = -(-height // 2), -(-width // 2)
+    _refuse_more_than_is_free(batch_size, image_size, bytes_per_number * numbers, "takes at least", "in training")
+
+
+def _refuse_more_than_is_free(batch: int, image: tuple[int, int], of_each: int, takes: str, when: str = "") -> None:
+    needed, free = batch * of_each, free_memory()
     if free is not None and needed > free:
         raise ValueError(
-            f"a batch of {batch_size} images of {height}x{width} pixels takes {needed / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} GiB of memory are free; choose a smaller image_size or batch_size"
+            f"a batch of {batch} images of {image[0]}x{image[1]} pixels {takes} {needed / 2**30:.1f} GiB"
+            f"{when and f' {when}'} and {free / 2**30:.1f} GiB of memory are free; choose a smaller image_size or "
+            "batch_size" + (", or network.gradient_checkpointing" if when else "")
         )
 
 

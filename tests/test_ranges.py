@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from swin_hf.memory import check_batch, free_memory, memory_sentence
+from swin_hf import SwinHFConfig, SwinHFForImageClassification
+from swin_hf.memory import check_batch, check_training, free_memory, memory_sentence
 from swin_hf.ranges import check_range
 from swin_hf.training import (
     ImageDataModule,
@@ -21,6 +22,7 @@ from swin_hf.training import (
     Pixels,
     SwinClassifier,
     SwinMaskedImageModeler,
+    train,
 )
 from swin_hf.training.command import TRAINER_RANGES, check_numbers
 
@@ -150,3 +152,36 @@ def test_a_batch_larger_than_the_memory_is_refused_before_the_first_step():
             ImageDataModule(data_dir="photos", **size)
     with pytest.raises(ValueError, match=r"image_size is 200000; it must be in \[1, 16384\]"):
         ImageDataModule(data_dir="photos", image_size=200_000)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_what_training_needs_at_least_is_close_to_what_autograd_keeps(backend, monkeypatch):
+    config = SwinHFConfig(image_size=64, embed_dim=32, depths=(2, 2), num_heads=(2, 4), window_size=4, num_labels=3)
+    model = SwinHFForImageClassification._from_config(config, attn_implementation=backend).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no other gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(torch.randn(8, 3, 64, 64)).logits
+    measured = sum(size for size, _ in kept.values())
+    assert logits.requires_grad
+    monkeypatch.setattr("swin_hf.memory.free_memory", lambda: measured)
+    check_training(8, (64, 64), config, [True, True])  # what fits is not refused
+    monkeypatch.setattr("swin_hf.memory.free_memory", lambda: measured // 2)
+    with pytest.raises(ValueError, match=r"a batch of 8 images of 64x64 pixels takes at least .* in training"):
+        check_training(8, (64, 64), config, [True, True])
+    check_training(8, (64, 64), config, [False, False])  # frozen blocks keep nothing
+
+
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_a_batch_that_cannot_be_trained_here_is_refused_before_the_first_step(tmp_path):
+    batch = max(2, free_memory() // (10 * 12 * 2048**2))  # pixels of a tenth of what is free
+    with pytest.raises(ValueError, match=r"images of 2048x2048 pixels takes at least \d+\.\d GiB in training and"):
+        train(image_size=2048, batch_size=batch, runs=str(tmp_path / "runs"), trainer={"accelerator": "cpu"})
+    assert not (tmp_path / "runs").exists()

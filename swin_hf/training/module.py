@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, SumMetric
 
+from swin_hf.memory import check_training
+
 from .data import ImageDataModule
 from .data.sampling import seed_rank
 from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
@@ -130,8 +132,23 @@ class SwinModule(LightningModule):
         """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
         if stage == "fit":
             self.train()
+            self.check_memory()
             if self.compile_model:
                 self.model.compile()
+
+    def check_memory(self) -> None:
+        """Refuse a batch that the memory of this machine cannot train: Linux would kill the process without a word.
+
+        Raises:
+            ValueError: Gives both sizes and the remedy.
+        """
+        data, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
+        if device.type != "cpu" or data is None or getattr(self.model, "is_gradient_checkpointing", False):
+            return
+        base = next(module for module in self.model.modules() if hasattr(module, "stages"))
+        trained = [any(parameter.requires_grad for parameter in stage.parameters()) for stage in base.stages]
+        size = 2 if "16" in str(self.trainer.precision) else 4
+        check_training(data.batch_size * self.trainer.num_devices, data.image_size, base.config, trained, size)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of every module but the frozen parts, which draw no stochastic depth."""
