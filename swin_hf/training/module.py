@@ -132,18 +132,18 @@ class SwinModule(LightningModule):
         """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
         if stage == "fit":
             self.train()
-            self.check_memory()
             if self.compile_model:
                 self.model.compile()
 
-    def check_memory(self) -> None:
+    def on_fit_start(self) -> None:
         """Refuse a batch that the memory of this machine cannot train: Linux would kill the process without a word.
 
         Raises:
             ValueError: Gives both sizes and the remedy.
         """
         data, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
-        if device.type != "cpu" or data is None or getattr(self.model, "is_gradient_checkpointing", False):
+        recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        if device.type != "cpu" or data is None or recomputes:
             return
         base = next(module for module in self.model.modules() if hasattr(module, "stages"))
         trained = [any(parameter.requires_grad for parameter in stage.parameters()) for stage in base.stages]

@@ -122,7 +122,7 @@ class Interrupt(Callback):
 def keep(folder, *callbacks, **options):
     """Train three epochs with everything that a recipe keeps of a run."""
     checkpoints = str(folder / "checkpoints")
-    own = [NonFiniteGuard(), EpochReport(), RunRecord(folder, pictures=0), *callbacks]
+    own = [NonFiniteGuard(), EpochReport(), RunRecord(folder), *callbacks]
     own += [BestCheckpoint(checkpoints, "val_loss", "max"), LastCheckpoint(checkpoints)]
     logger = AppendingCSVLogger(str(folder), name="", version="")
     given = {"logger": logger, "max_epochs": 3, "enable_checkpointing": True, "log_every_n_steps": 3}

@@ -235,6 +235,7 @@ class SwinClassifier(ClassModule):
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device, and say what is trained."""
+        super().on_fit_start()
         total, trainable = count_parameters(self.model)
         rank_zero_info(f"{trainable:,} of {total:,} parameters are trained")
         for teacher in self.teacher:
