@@ -1,12 +1,16 @@
 """Segmentation: pairs of pictures and masks, their joint augmentation, metrics at the stored size, and a whole run."""
 
 import json
+import os
+import subprocess
+import sys
 
+import exact_run
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PARITY, TRAINING_WARNINGS
+from conftest import PARITY, PATIENCE, TRAINING_WARNINGS
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from lightning.pytorch import seed_everything
 from PIL import Image as Pictures
@@ -382,3 +386,46 @@ def test_evaluation_with_a_mirror_image_averages_both(folder):
     with torch.no_grad():
         one, other = module.logits(images).softmax(1), module.logits(images.flip(-1)).softmax(1).flip(-1)
         torch.testing.assert_close(module(images).softmax(1), (one + other) / 2, **PARITY)
+
+
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(folder, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+
+    def weights(**options):
+        seed_everything(1)
+        head = Head(hidden_size=8, auxiliary_channels=8)
+        module = SwinSegmenter("swin_digits_patch4_window4_32", num_labels=3, image_size=32, head=head)
+        data = SegmentationDataModule(str(folder), image_size=32, batch_size=4)
+        trace = exact_run.Trace({"middle": exact_run.middle(1, epoch=1)}, tmp_path)
+        exact_run.trainer(tmp_path, trace, max_epochs=3).fit(module, data, **options)
+        return {name: value.clone() for name, value in module.state_dict().items()}
+
+    try:
+        whole = weights()
+        again = weights(ckpt_path=str(tmp_path / "middle.ckpt"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_an_odd_number_of_pictures_as_one_does(run):
+    def measured(*words):
+        command = [sys.executable, "-m", "swin_hf.cli", "train", "--task", "semantic-segmentation", "test"]
+        command += [
+            "--config",
+            str(run.folder / "config.yaml"),
+            "--ckpt_path",
+            str(run.folder / "checkpoints/best.ckpt"),
+        ]
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=PATIENCE, cwd=run.folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return sorted(line for line in done.stdout.splitlines() if line.startswith(("test_", *NAMES)))
+
+    one = measured()
+    assert len(one) == 3 + len(NAMES)
+    assert measured("--trainer.devices", "2", "--trainer.strategy", "ddp") == one
