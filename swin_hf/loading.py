@@ -174,9 +174,9 @@ def load_checkpoint(
             in memory) or ``openmmlab``, or a finer name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
         preset: Name of the released model that it is; other windows and another image size are resampled to those.
         config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
-        model_class: What to build, a classifier if not given. A classifier from a file without one (SimMIM, a backbone)
-            has a fresh head; ``SwinHFForMaskedImageModeling`` takes a SimMIM file with its decoder, ``SwinHFBackbone``
-            the norms of a detector.
+        model_class: What to build; if not given, a segmenter of what is one, else a classifier. A classifier from a
+            file without one (SimMIM, a backbone) has a fresh head; ``SwinHFForMaskedImageModeling`` takes a SimMIM file
+            with its decoder, ``SwinHFBackbone`` the norms of a detector.
         revision: Branch, tag or commit id on the Hub.
         weights: ``"ema"`` or ``"raw"`` where the file holds both. A checkpoint of our LightningModules holds the
             averaged weights as ``state_dict`` when averaging was on; they are the default.
@@ -192,8 +192,7 @@ def load_checkpoint(
         OSError: If it may not be read.
         HubError: If the Hub refuses, or cannot be reached.
     """
-    from swin_hf.checkpoints import Kind
-    from swin_hf.checkpoints.load import build_model, class_for, logger
+    from swin_hf.checkpoints.load import answering_class, build_model, logger
 
     checkpoint = open_source(
         source,
@@ -206,7 +205,7 @@ def load_checkpoint(
         window_size=window_size,
     )
     logger.info("%s", checkpoint)
-    return build_model(checkpoint, model_class or class_for(checkpoint.place._replace(kind=Kind.CLASSIFIER)))
+    return build_model(checkpoint, model_class or answering_class(checkpoint.place))
 
 
 def convert_checkpoint(

@@ -94,10 +94,21 @@ def fields_from_shapes(
         fields["num_labels"] = state["classifier.weight"].shape[0]
     if "decoder.0.weight" in state:
         fields["encoder_stride"] = math.isqrt(state["decoder.0.weight"].shape[0] // channels)
-    if kind is Kind.BACKBONE:
+    if "decode_head.classifier.weight" in state:
+        fields |= _segmenter_fields(state)
+    if kind in (Kind.BACKBONE, Kind.SEGMENTER):
         names = ["stem", *(f"stage{number}" for number in range(1, len(depths) + 1))]
         fields["out_features"] = [name for name in names if f"hidden_states_norms.{name}.weight" in state]
     return fields
+
+
+def _segmenter_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Number of classes, and sizes of the heads of UperNet."""
+    labels, hidden = state["decode_head.classifier.weight"].shape[:2]
+    auxiliary = state.get("auxiliary_head.classifier.weight")
+    sizes: dict[str, Any] = {"hidden_size": hidden}
+    sizes |= {"auxiliary_loss_weight": 0} if auxiliary is None else {"auxiliary_channels": auxiliary.shape[1]}
+    return {"num_labels": labels, "upernet": sizes}
 
 
 def _windows_of_tables(translation: Translation, depths: Sequence[int], hint: SwinHFConfig | None) -> Any:

@@ -161,7 +161,10 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, lis
     norms_found = {entry for entry in norms if any(module.endswith(entry) for module in modules)}
     finals = [key for key, ours in rows if ours.startswith("swin.norm.")]
     has_head = any(ours.startswith("classifier.") and key in modules for key, ours in rows)
-    if any(key.endswith("mask_token") for key in keys) and Kind.MIM in layout.trunks:
+    heads = [key for key, ours in rows if ours.startswith("decode_head.fpn_bottleneck.")]
+    if modules.intersection(heads) and Kind.SEGMENTER in layout.trunks:
+        kind = Kind.SEGMENTER
+    elif any(key.endswith("mask_token") for key in keys) and Kind.MIM in layout.trunks:
         kind = Kind.MIM
     elif has_head:
         kind = Kind.CLASSIFIER

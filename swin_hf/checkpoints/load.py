@@ -20,7 +20,7 @@ from swin_hf.checkpoints.detect import detect, refuse_strangers
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
 from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
-from swin_hf.families import FAMILIES, config_of_preset
+from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import (
     SwinHFBackbone,
@@ -29,6 +29,7 @@ from swin_hf.model.modeling_swin_hf import (
     SwinHFModel,
     SwinHFPreTrainedModel,
 )
+from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ MODELS: dict[Kind, type[SwinHFPreTrainedModel]] = {
     Kind.BASE: SwinHFModel,
     Kind.MIM: SwinHFForMaskedImageModeling,
     Kind.BACKBONE: SwinHFBackbone,
+    Kind.SEGMENTER: SwinHFForSemanticSegmentation,
 }
 
 _TASKS = {
@@ -47,6 +49,7 @@ _TASKS = {
     Kind.BASE: "features",
     Kind.MIM: "masked-image-modeling",
     Kind.BACKBONE: "backbone",
+    Kind.SEGMENTER: "semantic-segmentation",
 }
 
 
@@ -55,8 +58,14 @@ def class_for(place: Place) -> Any:
     return FAMILIES[place.layout.family].model_class(_TASKS[place.kind])
 
 
+def answering_class(place: Place) -> Any:
+    """The class that ``load_checkpoint`` builds: a segmenter of what is one, and a classifier of everything else."""
+    return class_for(place if place.kind is Kind.SEGMENTER else place._replace(kind=Kind.CLASSIFIER))
+
+
 # What one kind of model has and another has not: left out, or freshly initialised.
-_HEADS = ("classifier.", "decoder.", "swin.embeddings.mask_token", "hidden_states_norms.")
+_HEADS = tuple(dict.fromkeys(part for task in TASKS.values() for part in task.head))
+_MAPS = (Kind.BACKBONE, Kind.SEGMENTER)  # have a norm for each map, and none for the last one alone
 
 
 @dataclass
@@ -143,7 +152,9 @@ def _open(
         refuse_strangers(source.beside, "it")
     place, depths = detect(source.state.keys(), layout)
     translation = to_ours(source.state, place, depths)
-    if wrong := [name for name, tensor in translation.state.items() if not tensor.is_floating_point()]:
+    counts = ".num_batches_tracked"  # of a batch normalisation
+    state = {name: tensor for name, tensor in translation.state.items() if not name.endswith(counts)}
+    if wrong := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
         kind = str(translation.state[wrong[0]].dtype).removeprefix("torch.")
         raise ValueError(
             f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the file before it was "
@@ -330,10 +341,11 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
 
     fresh = sorted(expected.keys() - state.keys())
     left_out = sorted(state.keys() - expected.keys())
-    replaceable = (*_HEADS, "swin.norm.") if checkpoint.place.kind is Kind.BACKBONE else _HEADS
+    replaceable = (*_HEADS, "swin.norm.") if checkpoint.place.kind in _MAPS else _HEADS
     if missing := [name for name in fresh if not name.startswith(replaceable)]:
         raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(_theirs(checkpoint, missing))}")
-    droppable = (*_HEADS, "swin.norm.") if issubclass(model_class, SwinHFBackbone) else _HEADS
+    has_maps = issubclass(model_class, SwinHFBackbone | SwinHFForSemanticSegmentation)
+    droppable = (*_HEADS, "swin.norm.") if has_maps else _HEADS
     if surplus := [name for name in left_out if not name.startswith(droppable)]:
         raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
     _check_shapes(checkpoint, state, expected)
@@ -342,7 +354,11 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     if left_out:
         logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
     dtype, copied = checkpoint.dtype, checkpoint.source.is_borrowed
-    return {name.removeprefix(prefix): state[name].to(dtype, copy=copied) for name in expected if name in state}
+    kept = {name: tensor for name, tensor in state.items() if name in expected}
+    return {
+        name.removeprefix(prefix): tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=copied)
+        for name, tensor in kept.items()
+    }
 
 
 def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
@@ -407,4 +423,4 @@ def load_checkpoint(
 ) -> Any:
     """:func:`swin_hf.load_checkpoint` for a state dict or what is on this machine."""
     checkpoint = open_checkpoint(source, layout, preset, config, **options)
-    return build_model(checkpoint, model_class or class_for(checkpoint.place._replace(kind=Kind.CLASSIFIER)))
+    return build_model(checkpoint, model_class or answering_class(checkpoint.place))

@@ -33,6 +33,7 @@ class Kind(Enum):
     BASE = "model without a head"
     MIM = "masked image modeling (SimMIM)"
     BACKBONE = "backbone with a norm for each stage"
+    SEGMENTER = "segmenter (UperNet)"
 
 
 class Rows(NamedTuple):
@@ -124,8 +125,30 @@ _BLOCK = "swin.stages.{i}.blocks.{j}."
 _QKV = _BLOCK + "attention.qkv.*"
 _TABLE = _BLOCK + "attention.relative_position_bias_table"
 
+# The convolutions of UperNet and of its auxiliary head; one is a weight and a batch normalisation.
+_UPERNET = (
+    *(f"decode_head.psp_modules.{scale}.1." for scale in range(4)),
+    "decode_head.bottleneck.",
+    *(f"decode_head.{name}_convs.{stage}." for name in ("lateral", "fpn") for stage in range(3)),
+    "decode_head.fpn_bottleneck.",
+    "auxiliary_head.convs.0.",
+)
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def _upernet(batch_norm: str, classifier: str) -> dict[str, Target]:
+    """The table of the heads, where they call these two by other names than we do, who follow transformers."""
+    table: dict[str, Target] = {f"{name}conv.weight": f"{name}conv.weight" for name in _UPERNET}
+    for name in _UPERNET:
+        table |= {f"{name}{batch_norm}.{part}": f"{name}batch_norm.{part}" for part in _BATCH_NORM}
+    for head in ("decode_head.", "auxiliary_head."):
+        table |= {f"{head}{classifier}.*": f"{head}classifier.*"}
+    return table
+
+
 # Our own names: the contract of model/modeling_swin_hf.py. Each is its own translation.
-SWIN_HF: dict[str, Target] = {
+SWIN_HF: dict[str, Target] = _upernet("batch_norm", "classifier")
+SWIN_HF |= {
     "{trunk}" + key.removeprefix("swin.") if key.startswith("swin.") else key: key
     for key in (
         "swin.embeddings.patch_embeddings.*",
@@ -294,6 +317,7 @@ OPENMMLAB: dict[str, Target] = {
     "{trunk}norm{last}.*": "swin.norm.*",
     "{trunk}norm{i}.*": "hidden_states_norms.stage{next}.*",
     "head.fc.*": "classifier.*",
+    **_upernet("bn", "conv_seg"),
 }
 
 _PLAIN = {Kind.CLASSIFIER: ("",), Kind.BASE: ("",)}
@@ -322,6 +346,7 @@ LAYOUTS: dict[str, Layout] = {
                 Kind.CLASSIFIER: ("swin.",),
                 Kind.MIM: ("swin.",),
                 Kind.BACKBONE: ("swin.",),
+                Kind.SEGMENTER: ("swin.",),
                 Kind.BASE: ("",),
             },
             file_name="model.safetensors",
@@ -423,6 +448,7 @@ LAYOUTS: dict[str, Layout] = {
                 Kind.CLASSIFIER: ("backbone.", ""),
                 Kind.BASE: ("backbone.", ""),
                 Kind.BACKBONE: ("backbone.", ""),
+                Kind.SEGMENTER: ("backbone.",),
             },
             hosts=_DETECTORS,
             aliases=((r"^((?:backbone\.)?)norm\.", r"\g<1>norm{last}."),),

@@ -205,9 +205,11 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
     ours = our_key(entry.target)
     if ours is None:
         return entry.target is not UNUSED or kind is Kind.BACKBONE
-    if kind is Kind.BACKBONE:
-        return not ours.startswith(("swin.norm.", "classifier.", "decoder."))
-    return not ours.startswith("hidden_states_norms.")
+    heads = ("decode_head.", "auxiliary_head.")
+    if kind in (Kind.BACKBONE, Kind.SEGMENTER):
+        others = ("swin.norm.", "classifier.", "decoder.", *(heads if kind is Kind.BACKBONE else ()))
+        return not ours.startswith(others)
+    return not ours.startswith(("hidden_states_norms.", *heads))
 
 
 def _current_name(key: str, place: Place, depths: Sequence[int]) -> str:
@@ -249,7 +251,7 @@ def computed_buffer(
     if buffer is not Buffer.MASK:
         index = relative_position_index(window, device=like.device)
         return index.flatten() if buffer is Buffer.FLAT_INDEX else index
-    if place.kind is Kind.BACKBONE:
+    if place.kind in (Kind.BACKBONE, Kind.SEGMENTER):
         return None  # detection forks compute the mask for each image
     rows, columns = config.grid_hw
     grid = (rows // 2**stage, columns // 2**stage)
