@@ -30,6 +30,7 @@ from swin_hf.memory import check_batch
 from swin_hf.model.attention import clear_caches
 from swin_hf.model.configuration_swin_hf import Pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
 
 BATCHES = (1, 3, 8)  # compared after writing; the last one is timed
 OPSET = 20  # the first with Gelu and its exact erf
@@ -349,9 +350,9 @@ def _prepare(
     model: SwinHFForImageClassification, image_size: int | Pair | None, images: Tensor | None
 ) -> tuple[Pair, Tensor]:
     """Choose the image size and the images to compare on."""
-    if not isinstance(model, SwinHFForImageClassification) or not model.config.num_labels:
+    if not isinstance(model, SwinHFForImageClassification | SwinHFForSemanticSegmentation) or not model.num_labels:
         raise ValueError(
-            f"{type(model).__name__} gives no logits; export a SwinHFForImageClassification with at least one label"
+            f"{type(model).__name__} gives no logits; export a classifier or a segmenter with at least one label"
         )
     if image_size is None:
         size = model.config.image_hw

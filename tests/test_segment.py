@@ -96,8 +96,19 @@ def test_shares_are_those_of_the_pixels():
     assert [(guess.label, guess.score) for guess in class_shares(classes, NAMES, 2)] == [("ground", 0.5), ("树", 1 / 3)]
 
 
-@pytest.mark.parametrize("verb", ["explain", "export"])
-def test_other_verbs_say_that_it_is_no_classifier(model_folder, pictures, capsys, verb):
-    words = {"explain": [str(pictures / "a" / "one.png")], "export": ["--to", "onnx"]}[verb]
-    assert main([verb, str(model_folder), *words]) == 2
+@pytest.mark.parametrize(
+    "form", ["torch", pytest.param("onnx", marks=pytest.mark.slow), pytest.param("openvino", marks=pytest.mark.slow)]
+)
+def test_its_export_is_compared_with_it(model_folder, tmp_path, capsys, form):
+    output = tmp_path / f"segmenter.{ {'torch': 'pt2', 'onnx': 'onnx', 'openvino': 'xml'}[form] }"
+    words = ["export", str(model_folder), "--to", form, "--output", str(output), "--image-size", "24", "44"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "for 24x44 images" in said and "same class for 100% of the pictures" in said and output.exists()
+
+
+def test_what_takes_a_classifier_says_so(model_folder, pictures, capsys):
+    assert main(["explain", str(model_folder), str(pictures / "a" / "one.png")]) == 2
     assert "is a SwinHFForSemanticSegmentation" in capsys.readouterr().err
+    assert main(["export", str(model_folder), "--to", "torch", "--test", str(pictures)]) == 2
+    assert "--test and --calibration take the labelled pictures of a classifier" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.predict import PictureError, find_pictures, load_classifier, picture_mode, prepare, read_picture
 from swin_hf.processing import decode_picture, decoding
 from swin_hf.ranges import SIDES, Number, one_or_two
+from swin_hf.segment import is_segmenter
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CALIBRATION_PICTURES = 300  # NNCF's own default
@@ -58,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--int8 goes with --to onnx or --to openvino; torch.export keeps fp32")
     if args.int8 and args.to == "openvino" and not args.calibration:
         raise ValueError("--int8 --to openvino needs --calibration, some hundred labelled pictures of your data")
-    model, processor = load_classifier(args.model, device="cpu", dtype="float32")
+    model, processor = load_classifier(args.model, device="cpu", dtype="float32", segments=True)
+    if is_segmenter(model) and (args.test or args.calibration):
+        raise ValueError(
+            "--test and --calibration take the labelled pictures of a classifier, and the model is a segmenter; "
+            "measure it with swin-hf train --task semantic-segmentation test"
+        )
     options = {
         "image_size": one_or_two("--image-size", args.image_size),
         "tolerance": args.tolerance,
