@@ -172,6 +172,7 @@ def grad_cam(
     *,
     stage: int = -1,
     layer: nn.Module | None = None,
+    pixel: Pair | None = None,
 ) -> Tensor:
     """Show which parts of an image raise the score of a class: Grad-CAM (https://arxiv.org/abs/1610.02391).
 
@@ -187,6 +188,7 @@ def grad_cam(
             reads it, at ``norm1``: before the residual stream is normalised, gradient and activation are
             perpendicular, and nothing of use is left in their product.
         layer: Module of ``model`` to look at instead; its output is a map ``(B, H, W, C)``.
+        pixel: Row and column whose score is meant, of a segmenter; the mean over all pixels if not given.
 
     Returns:
         ``(B, height, width)`` float32 in [0, 1], in pixels of the images.
@@ -202,7 +204,7 @@ def grad_cam(
     with torch.inference_mode(False), torch.enable_grad():
         images = pixel_values.detach().clone().to(next(twin.parameters()).device)
         # The gradient is taken through the images, so that frozen parameters do not matter.
-        logits = _logits(twin(images.requires_grad_()), model)
+        logits = _logits(twin(images.requires_grad_()), model, pixel, images.shape[-2:])
         if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
             raise ValueError(
                 "the layer gives no map (B, H, W, C); choose a norm, such as model.swin.stages[0].blocks[-1].norm1"
@@ -263,9 +265,10 @@ def explain(
         names = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
     if target is None:
         with torch.no_grad():
-            target = int(_logits(twin(pixel_values.to(next(twin.parameters()).device)), model).argmax())
+            outputs = twin(pixel_values.to(next(twin.parameters()).device))
+            target = int(_logits(outputs, model, pixel, pixel_values.shape[-2:]).argmax())
     cams = [
-        grad_cam(twin, pixel_values, target, layer=_attention_norm(stages[number], block))[0]
+        grad_cam(twin, pixel_values, target, layer=_attention_norm(stages[number], block), pixel=pixel)[0]
         for number, block in blocks
     ]
     if pixel is None:
@@ -414,9 +417,12 @@ def _check_stage(stage: int, count: int) -> None:
         raise ValueError(f"stage {stage} does not exist; the model has stages 0 to {count - 1}")
 
 
-def _logits(outputs: Any, model: nn.Module) -> Tensor:
-    """Logits ``(B, classes)`` of a model's output."""
+def _logits(outputs: Any, model: nn.Module, pixel: Pair | None, size: Sequence[int]) -> Tensor:
+    """Logits ``(B, classes)`` of a model's output; of a segmenter, those of a pixel of the images, or their mean."""
     logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if isinstance(logits, Tensor) and logits.ndim == 4:
+        whole = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+        logits = whole.mean(dim=(2, 3)) if pixel is None else whole[:, :, pixel[0], pixel[1]]
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise TypeError(
             f"{type(model).__name__} gives no logits; Grad-CAM needs a class to ask for, so give a "

@@ -63,6 +63,25 @@ def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list
     return [Guess(number, names[number], count / classes.numel()) for number, count in pairs]
 
 
+def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess:
+    """The most probable class of one pixel; of the whole picture, that with the largest share.
+
+    Args:
+        model: A segmenter.
+        pixels: What the model takes of a picture, ``(channels, height, width)``.
+        pixel: Row and column in it.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    with torch.inference_mode():
+        logits = F.interpolate(model(pixels[None]).logits.float(), size=pixels.shape[-2:], mode="bilinear")[0]
+    if pixel is None:
+        return class_shares(logits.argmax(0), class_names(model), 1)[0]
+    score, index = logits[:, pixel[0], pixel[1]].softmax(0).max(0)
+    return Guess(int(index), class_names(model)[int(index)], float(score))
+
+
 def predict_masks(
     model: Any, processor: BaseImageProcessor, sources: Sequence[str], folder: Path, *, top_k: int = 5
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:

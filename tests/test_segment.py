@@ -10,6 +10,7 @@ from PIL import Image
 
 from swin_hf import SwinHFConfig, SwinHFForSemanticSegmentation
 from swin_hf.cli import main
+from swin_hf.explain import grad_cam
 from swin_hf.predict import load_classifier, read_picture
 from swin_hf.processing import Preprocessing
 from swin_hf.segment import class_shares, segment
@@ -107,8 +108,40 @@ def test_its_export_is_compared_with_it(model_folder, tmp_path, capsys, form):
     assert "for 24x44 images" in said and "same class for 100% of the pictures" in said and output.exists()
 
 
+def test_explain_asks_for_the_class_of_a_pixel(model_folder, pictures, capsys):
+    model, processor = load_classifier(str(model_folder), segments=True)
+    pixels = processor(opened(pictures / "a" / "one.png"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        shares = F.interpolate(model(pixels).logits, size=pixels.shape[-2:], mode="bilinear")[0].softmax(0)
+    words = ["explain", str(model_folder), str(pictures / "a" / "one.png"), "--output", str(pictures / "map.png")]
+    assert main([*words, "--pixel", "5", "30"]) == 0
+    said = capsys.readouterr().out
+    score, index = shares[:, 5, 30].max(0)
+    assert f"is {NAMES[int(index)]} ({score:.1%})" in said and "attention from pixel 5 30" in said
+    assert main([*words, "--overwrite"]) == 0  # the class with the largest share
+    assert main([*words, "--overwrite", "--pixel", "5", "300"]) == 2
+    assert "--pixel is 5 300; the picture that the model sees has 32 rows and" in capsys.readouterr().err
+
+
+def test_grad_cam_of_a_pixel_is_that_of_its_logit(model_folder):
+    model, _ = load_classifier(str(model_folder), segments=True)
+    images = torch.rand(1, 3, 32, 40)
+    layer = model.swin.stages[1].blocks[0].norm1
+    kept = []
+    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    logits = F.interpolate(model(images.requires_grad_()).logits, size=(32, 40), mode="bilinear")
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 2, 7, 9], kept[0])
+    cam = (gradient.mean(dim=(1, 2), keepdim=True) * kept[0]).sum(-1).relu()  # 1, rows, columns
+    ours = grad_cam(model, images.detach(), 2, layer=layer, pixel=(7, 9))
+    assert ours.shape == (1, 32, 40)
+    assert (cam.max() > 0) == (ours.max() > 0)
+    if cam.max() > 0:  # the same cell is the brightest
+        row, column = divmod(int(cam[0].argmax()), cam.shape[2])
+        top, left = divmod(int(ours[0].argmax()), 40)
+        assert (top * cam.shape[1] // 32, left * cam.shape[2] // 40) == (row, column)
+
+
 def test_what_takes_a_classifier_says_so(model_folder, pictures, capsys):
-    assert main(["explain", str(model_folder), str(pictures / "a" / "one.png")]) == 2
-    assert "is a SwinHFForSemanticSegmentation" in capsys.readouterr().err
     assert main(["export", str(model_folder), "--to", "torch", "--test", str(pictures)]) == 2
     assert "--test and --calibration take the labelled pictures of a classifier" in capsys.readouterr().err

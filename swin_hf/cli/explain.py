@@ -21,6 +21,7 @@ from swin_hf.predict import (
     read_picture,
 )
 from swin_hf.ranges import COUNT, Number
+from swin_hf.segment import class_at, is_segmenter
 from swin_hf.text import one_line
 
 if TYPE_CHECKING:
@@ -59,22 +60,31 @@ def run(args: argparse.Namespace) -> int:
     if not output.parent.is_dir():
         raise ValueError(f"the folder {output.parent} does not exist; make it first, or choose another --output")
 
-    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
     picture = read_picture(source, picture_mode(model), processor)
     from swin_hf.explain import draw_explanation, explain, save_figure
 
     stages = model.config.num_layers
     if args.stage is not None and args.stage > stages:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
-    ((best, *_),) = classify(model, processor, [picture], top_k=1)
-    target = best.index if args.target is None else _class_number(args.target, class_names(model))
     (pixels,) = prepare(model, processor, [picture])
+    pixel = None if args.pixel is None else (args.pixel[0], args.pixel[1])
+    if pixel is not None and not (pixel[0] < pixels.shape[-2] and pixel[1] < pixels.shape[-1]):
+        raise ValueError(
+            f"--pixel is {pixel[0]} {pixel[1]}; the picture that the model sees has {pixels.shape[-2]} rows and "
+            f"{pixels.shape[-1]} columns"
+        )
+    if is_segmenter(model):
+        best = class_at(model, pixels, pixel)
+    else:
+        ((best, *_),) = classify(model, processor, [picture], top_k=1)
+    target = best.index if args.target is None else _class_number(args.target, class_names(model))
     explanation = explain(
         model,
         pixels[None],
         target,
         stage=None if args.stage is None else args.stage - 1,
-        pixel=None if args.pixel is None else tuple(args.pixel),
+        pixel=pixel,
     )
     best_name, shown = one_line(best.label), one_line(class_names(model)[target])
     save_figure(
