@@ -263,7 +263,7 @@ QUICK = ("swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384_22k", "s
 
 
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in list_presets()]
+    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in list_presets("swin_hf")]
 )
 def test_every_size_by_shape(preset):
     """On the meta device: strict at home in three libraries, and recognised from its shapes alone."""
