@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PARITY
 from PIL import Image
 from short import short
 from torchvision.transforms import v2
@@ -223,6 +224,22 @@ def test_the_teacher_sees_pixels_in_its_own_normalisation(tmp_path, channels):
     module.setup("fit")
     wanted = network(pixel_values=normalize(raw.expand(5, 3, 16, 16), **theirs)).logits
     torch.testing.assert_close(module.teacher[0](normalize(raw, **ours)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_swin_of_timm_teaches_too(tmp_path):
+    import timm
+
+    theirs = {"mean": (0.4, 0.5, 0.6), "std": (0.5, 0.25, 0.2)}
+    ours = {"mean": [0.1, 0.2, 0.3], "std": [0.3, 0.2, 0.1]}
+    sizes = {"img_size": 32, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=4, **sizes).eval()
+    network.pretrained_cfg |= {"input_size": (3, 32, 32), "num_classes": 4, **theirs}
+    config = {"label_names": ["dog", "bee", "cat", "cow"], "num_classes": 4}
+    timm.models.save_for_hf(network, tmp_path, model_config=config, safe_serialization=True)
+    raw = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    teacher = load_teacher(str(tmp_path), NAMES, 3, (ours["mean"], ours["std"]))  # bee, cat, cow, dog
+    wanted = network(normalize(raw, **theirs))[:, [1, 2, 3, 0]]
+    torch.testing.assert_close(teacher(normalize(raw, **ours)), wanted, **PARITY)
 
 
 def test_an_equal_normalisation_leaves_the_pixels_alone(tmp_path):

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedConfig
 
 from swin_hf.classes import class_table, match_classes
+from swin_hf.loading import load_model, processor_of
 from swin_hf.ranges import check_fields, ranged
 
 from ..network import resolve
@@ -89,10 +90,10 @@ def load_teacher(
     num_channels: int,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Teacher:
-    """A frozen image classifier of transformers, adapted to its student.
+    """A frozen image classifier, adapted to its student.
 
     Args:
-        source: Folder or Hub id.
+        source: Folder or Hub id of any image classifier of transformers, or anyone's Swin, see :mod:`swin_hf.loading`.
         id2label: Class number to name, of the student.
         num_channels: Channels of the student's images.
         normalization: Mean and standard deviation of each channel that the student's images are normalised with;
@@ -101,9 +102,17 @@ def load_teacher(
     Raises:
         ValueError: If it is missing, knows other classes or takes images of other channels.
     """
-    folder = Path(resolve(source)[0])
+    path = Path(resolve(source)[0])
+    network: Any
+    theirs: tuple[Sequence[float], Sequence[float]] | None
     try:
-        network: Any = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+        if path.is_file() or "architecture" in PreTrainedConfig.get_config_dict(path)[0]:  # a Swin of timm, or a file
+            network, _ = load_model(path, "image-classification")
+            processor: Any = processor_of(network, path)
+            theirs = processor.image_mean, processor.image_std
+        else:
+            network = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True)
+            theirs = processor_normalization(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the teacher {source!r} is not an image classifier of transformers: {reason}") from error
@@ -115,7 +124,6 @@ def load_teacher(
             " a teacher of as many channels (data.num_channels)"
         )
     scale, shift = torch.ones(channels), torch.zeros(channels)
-    theirs = processor_normalization(folder)
     if normalization is not None and theirs is not None:
         (mean, std), (their_mean, their_std) = (map(torch.tensor, pair) for pair in (normalization, theirs))
         scale, shift = scale * std / their_std, shift + (mean - their_mean) / their_std
