@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from swin_hf.folders import SPLIT_NAMES, list_pictures, split_of
+from swin_hf.folders import SPLIT_NAMES, is_picture_folder, list_pictures, split_of
 from swin_hf.model.pixels import GREY_MAXIMUM
 from swin_hf.processing import Interpolation, Preprocessing, UnreadablePictureError, open_picture, resampling_of
 from swin_hf.ranges import check_fields, check_range, ranged
@@ -157,6 +157,11 @@ class SegmentationDataModule(ImageDataModule):
         """
         folder = self.data_dir if self.dataset == "imagefolder" else self.dataset
         pairs = read_pairs(folder) if folder is not None and self.data_files is None else None
+        if pairs is None and folder is not None and Path(folder).is_dir() and is_picture_folder(folder):
+            raise ValueError(
+                f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, under "
+                "the same names, in it or in a folder for each split (train/, val/, test/)"
+            )
         splits = pairs or read(self.dataset, self.data_files, self.data_dir, self.reading).splits
         splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
         features = next(iter(splits.values())).features
