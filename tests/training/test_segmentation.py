@@ -144,7 +144,7 @@ def test_a_file_alone_is_named(kind, words, tmp_path):
 def test_a_folder_without_masks_is_told_where_they_go(tmp_path):
     (tmp_path / "cats").mkdir()
     Pictures.new("L", (4, 4)).save(tmp_path / "cats" / "a.png")
-    with pytest.raises(ValueError, match="holds pictures and no masks; put them into images/ and masks/"):
+    with pytest.raises(ValueError, match=r"holds pictures and no masks; put them into images/ and masks/"):
         SegmentationDataModule(str(tmp_path), masks=Masks(class_names=2)).load()
 
 

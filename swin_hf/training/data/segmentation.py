@@ -159,8 +159,8 @@ class SegmentationDataModule(ImageDataModule):
         pairs = read_pairs(folder) if folder is not None and self.data_files is None else None
         if pairs is None and folder is not None and Path(folder).is_dir() and is_picture_folder(folder):
             raise ValueError(
-                f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, under "
-                "the same names, in it or in a folder for each split (train/, val/, test/)"
+                f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, "
+                "under the same names, in it or in a folder for each split (train/, val/, test/)"
             )
         splits = pairs or read(self.dataset, self.data_files, self.data_dir, self.reading).splits
         splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
