@@ -132,6 +132,9 @@ def remove_leftovers_of(path: Path) -> None:
                 continue
 
 
+_STREAM_BLOCK = 2**20  # bytes; a writer that meets the end of a disk leaves less
+
+
 def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
     """Raise :class:`WriteError` for a full disk or a missing permission; return for other errors."""
     if isinstance(error, WriteError):
@@ -162,6 +165,8 @@ def full_disk(
             said = str(error)
             number = next((n for n in _NO_ROOM if f"(os error {n})" in said or f"[Errno {n}]" in said), None)
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in said else number
+            if "iostream error" in said and path is not None and _free_bytes(path) < _STREAM_BLOCK:
+                number = errno.ENOSPC  # all that C++ says, OpenVINO's writer for one; the disk is filled to the end
         if number in _NO_ROOM:
             named = path or getattr(error, "filename", None)
             named = named or min((*folders, tempfile.gettempdir(), Path.home()), key=_free_bytes)
