@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -148,6 +148,7 @@ class SegmentationDataModule(ImageDataModule):
         )
         self.masks, self.augmentation = masks, augmentation
         self.mask_column = ""
+        self.order: list[int] | None = None  # the model's number of each class, where it has another
 
     def find_source(self) -> Source:
         """Read pairs of pictures and masks, and the names of the classes.
@@ -187,7 +188,14 @@ class SegmentationDataModule(ImageDataModule):
         self.load().class_names = list(names)
         self.order = list(order)
 
-    order: list[int] | None = None
+    def setup(self, stage: str) -> None:
+        """Prepare a stage, and say once what was found."""
+        super().setup(stage)
+        if stage == "fit" and not self._announced:
+            names = self.load().class_names
+            sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
+            rank_zero_info(f"{len(names)} classes: {shorten(names)}\npictures with a mask: {sizes}")
+            self._announced = True
 
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
         """How a picture and its mask become a sample."""
