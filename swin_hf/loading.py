@@ -380,9 +380,8 @@ def read_foreign(
     """
     from swin_hf.checkpoints import open_checkpoint
     from swin_hf.checkpoints.load import class_for, state_for
-    from swin_hf.checkpoints.preprocessing import preprocessing_of
+    from swin_hf.checkpoints.preprocessing import processor_values
     from swin_hf.hub import HubError
-    from swin_hf.processing import Preprocessing
 
     try:
         path = local_path(source) or find_model(source, **where).path
@@ -395,6 +394,4 @@ def read_foreign(
     state = state_for(checkpoint, model_class)
     found = checkpoint.config
     found.dtype, found.architectures = checkpoint.dtype, [class_for(checkpoint.place).__name__]
-    preprocessing = preprocessing_of(checkpoint, found)
-    values = preprocessing.values() if isinstance(preprocessing, Preprocessing) else preprocessing
-    return None, found, state, values
+    return None, found, state, processor_values(checkpoint, found)

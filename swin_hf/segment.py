@@ -70,10 +70,16 @@ def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess
         model: A segmenter.
         pixels: What the model takes of a picture, ``(channels, height, width)``.
         pixel: Row and column in it.
+
+    Raises:
+        ValueError: If the pixel is outside of the picture.
     """
     import torch
     import torch.nn.functional as F
 
+    height, width = pixels.shape[-2:]
+    if pixel is not None and not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
+        raise ValueError(f"pixel {pixel} is outside the {height}x{width} image; rows and columns are counted from 0")
     with torch.inference_mode():
         logits = F.interpolate(model(pixels[None]).logits.float(), size=pixels.shape[-2:], mode="bilinear")[0]
     if pixel is None:

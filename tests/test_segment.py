@@ -120,7 +120,7 @@ def test_explain_asks_for_the_class_of_a_pixel(model_folder, pictures, capsys):
     assert f"is {NAMES[int(index)]} ({score:.1%})" in said and "attention from pixel 5 30" in said
     assert main([*words, "--overwrite"]) == 0  # the class with the largest share
     assert main([*words, "--overwrite", "--pixel", "5", "300"]) == 2
-    assert "--pixel is 5 300; the picture that the model sees has 32 rows and" in capsys.readouterr().err
+    assert "pixel (5, 300) is outside the 32x" in capsys.readouterr().err
 
 
 def test_grad_cam_of_a_pixel_is_that_of_its_logit(model_folder):

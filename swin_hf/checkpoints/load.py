@@ -17,6 +17,7 @@ from transformers.utils import logging as logging_of_transformers
 from swin_hf.checkpoints import derive, sizes_swinv2
 from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import detect, refuse_strangers
+from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
 from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
@@ -379,6 +380,8 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
             method=_resampling(checkpoint.place.kind),
             **(sizes if is_other else {}),
         )
+    processor: Any = config.image_hw, processor_values(checkpoint, config)  # which save_pretrained writes
+    model._processor = processor
     return model
 
 

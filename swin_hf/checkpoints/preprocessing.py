@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _TORCHVISION_SHORT_SIDES = {(96, 6): 232, (96, 18): 246, (128, 18): 238}  # by embed_dim and depth of the third stage
 
 
+def processor_values(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str, Any] | None:
+    """The same as ``preprocessor_config.json`` has it; None where it is not known."""
+    preprocessing = preprocessing_of(checkpoint, config)
+    return preprocessing.values() if isinstance(preprocessing, Preprocessing) else preprocessing
+
+
 def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preprocessing | dict[str, Any] | None:
     """How the pictures of a checkpoint were prepared.
 

@@ -69,11 +69,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
     (pixels,) = prepare(model, processor, [picture])
     pixel = None if args.pixel is None else (args.pixel[0], args.pixel[1])
-    if pixel is not None and not (pixel[0] < pixels.shape[-2] and pixel[1] < pixels.shape[-1]):
-        raise ValueError(
-            f"--pixel is {pixel[0]} {pixel[1]}; the picture that the model sees has {pixels.shape[-2]} rows and "
-            f"{pixels.shape[-1]} columns"
-        )
     if is_segmenter(model):
         best = class_at(model, pixels, pixel)
     else:

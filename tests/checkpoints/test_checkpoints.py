@@ -863,3 +863,17 @@ def test_flops_are_those_of_the_paper():
 
 def test_kinds_are_all_known():
     assert {kind for layout in LAYOUTS.values() for kind in layout.trunks} == set(Kind)
+
+
+def test_the_preprocessing_of_a_checkpoint_is_saved_with_the_model(tmp_path):
+    """torchvision's Swin-T is evaluated with a short side of 232 pixels, which no default of ours has."""
+    import torchvision
+
+    load_checkpoint(torchvision.models.swin_t(weights=None).state_dict()).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    transform = torchvision.models.Swin_T_Weights.IMAGENET1K_V1.transforms()
+    assert (saved["size"], saved["crop_size"]) == (
+        {"shortest_edge": transform.resize_size[0]},
+        {"height": transform.crop_size[0], "width": transform.crop_size[0]},
+    )
+    assert (saved["image_mean"], saved["image_std"]) == (transform.mean, transform.std)
