@@ -68,7 +68,7 @@ def is_picture_folder(folder: str | os.PathLike[str]) -> bool:
     """Whether the data files of a folder are pictures rather than tables."""
     files = [path.lower() for path in _files(os.fspath(folder))]
     tables = sum(path.endswith(_TABLES) for path in files if not os.path.basename(path).startswith("metadata."))
-    return tables == 0 or sum(map(_is_picture, files)) > tables
+    return tables == 0 or sum(map(is_picture, files)) > tables
 
 
 def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
@@ -78,9 +78,9 @@ def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
         Paths of the pictures, sorted folder by folder; and a sentence on the files that are not used, if there are any.
     """
     files = _files(os.fspath(folder))
-    unused = [path for path in files if not _is_picture(path)]
+    unused = [path for path in files if not is_picture(path)]
     notes = [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
-    return [path for path in files if _is_picture(path)], notes
+    return [path for path in files if is_picture(path)], notes
 
 
 def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> PictureFolder:
@@ -148,7 +148,7 @@ def read_splits(roots: Mapping[str, str], labelled: bool = True) -> PictureFolde
 
 def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool) -> dict[str, str]:
     """Name of the folder of each split; empty where the folders at the first level are the classes."""
-    used = [name for name in files if any(map(_is_picture, files[name]))]
+    used = [name for name in files if any(map(is_picture, files[name]))]
     named = {name: split for name in used if (split := split_of(name)) is not None}
     deep = {name for name in named if _holds_class_folders(os.path.join(root, name), files[name])}
     if not deep:
@@ -182,7 +182,7 @@ def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool
 
 def _holds_class_folders(folder: str, files: Iterable[str]) -> bool:
     """Whether most pictures of a folder are in folders inside of it."""
-    below = [os.path.dirname(path) != folder for path in files if _is_picture(path)]
+    below = [os.path.dirname(path) != folder for path in files if is_picture(path)]
     return 2 * sum(below) > len(below)
 
 
@@ -192,7 +192,7 @@ def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: i
     Raises:
         ValueError: If they hold more files than the splits, so that the splits may be classes.
     """
-    held = {name: sum(map(_is_picture, files)) for name, files in others.items()}
+    held = {name: sum(map(is_picture, files)) for name, files in others.items()}
     names = ", ".join(f"{name} ({count} pictures)" for name, count in held.items() if count)
     if sum(held.values()) > in_splits:
         raise ValueError(
@@ -213,14 +213,14 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
     for name in folders:
         folder = os.path.join(root, name)
         files = _files(folder, _ancestors(root))
-        pictures = [path for path in files if _is_picture(path)]
+        pictures = [path for path in files if is_picture(path)]
         lost = [path for path in files if _may_be_picture(path)]
         if len(lost) > len(pictures):
             raise ValueError(
                 f"most files of class {name!r} cannot be used ({len(lost)} of {len(lost) + len(pictures)}):"
                 f" {_kinds(lost)}; {_REMEDY}, or move the folder out of {root} if it is not a class"
             )
-        unused = [path for path in files if not _is_picture(path)]
+        unused = [path for path in files if not is_picture(path)]
         if not pictures:
             found = f" (found {_kinds(unused)})" if unused else ""
             content.notes.append(f"{root}: folder {name!r} holds no picture{found}, so it is not a class")
@@ -243,7 +243,7 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
 def _no_classes(loose: Sequence[str]) -> str:
     """Why a folder has no classes, and what to do."""
     layout = "sort them into one folder for each class, FOLDER/CLASS/PICTURE"
-    pictures = [path for path in loose if _is_picture(path)]
+    pictures = [path for path in loose if is_picture(path)]
     archives = [path for path in loose if path.lower().endswith(ARCHIVES)]
     if pictures:
         return (
@@ -258,13 +258,13 @@ def _no_classes(loose: Sequence[str]) -> str:
 
 def _unlabelled(root: str, content: PictureFolder) -> list[str]:
     files = _files(root)
-    pictures = [path for path in files if _is_picture(path)]
+    pictures = [path for path in files if is_picture(path)]
     lost = [path for path in files if _may_be_picture(path)]
     if len(lost) > len(pictures) or not pictures:
         raise ValueError(
             f"{root}: {len(pictures)} of {len(files)} files are pictures; found {_kinds(files) or 'nothing'}; {_REMEDY}"
         )
-    content.notes += _unused(root, [path for path in files if not _is_picture(path)], "in it")
+    content.notes += _unused(root, [path for path in files if not is_picture(path)], "in it")
     return pictures
 
 
@@ -287,7 +287,8 @@ def _kind(path: str) -> str:
     return os.path.splitext(path)[1].lower() or ("links to a folder above" if os.path.isdir(path) else "without suffix")
 
 
-def _is_picture(path: str) -> bool:
+def is_picture(path: str) -> bool:
+    """Whether a file has the suffix of a picture."""
     return path.lower().endswith(PICTURE_SUFFIXES)
 
 

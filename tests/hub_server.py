@@ -3,8 +3,9 @@
 The real client talks to it over HTTP; no function of the client is replaced. It knows model repositories with
 branches, tags, commits, private and gated access, tokens that may write or only read, and the three ways in which
 large files travel: LFS in one piece (``basic``), LFS in parts (``multipart``) and ``xet``, whose storage is a local
-directory that ``hf_xet`` itself writes (``local://``). It lacks discussions, search, datasets, quotas, scanners and
-the vocabulary of huggingface.co's metadata rules: what passes here has not been tested on huggingface.co.
+directory that ``hf_xet`` itself writes (``local://``). Data sets share the names of models. It lacks discussions,
+search, quotas, scanners and the vocabulary of huggingface.co's metadata rules: what passes here has not been tested on
+huggingface.co.
 
     hub = LoopbackHub().start()
     hub.fail("commit", "lost")      # the next commit lands, but its answer never arrives
@@ -155,6 +156,9 @@ ROUTES: list[tuple[str, re.Pattern[str], str]] = []  # method, pattern of the ra
 
 def route(method: str, pattern: str, step: str) -> Callable[[Handler], Handler]:
     """Register ``LoopbackHub._<step>`` for a method and path; ``REPO`` and ``REV`` stand for their patterns."""
+    pattern = pattern.replace("/api/models/", "/api/(?:models|datasets)/").replace(
+        "/REPO/resolve", "/(?:datasets/)?REPO/resolve"
+    )
     pattern = pattern.replace("REPO", r"(?P<repo>[^/]+/[^/]+)").replace("REV", r"(?P<rev>[^/]+)")
 
     def register(handler: Handler) -> Handler:

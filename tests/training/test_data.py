@@ -195,26 +195,6 @@ def test_relative_paths_of_a_split_in_several_folders_are_refused(tmp_path):
     check_batches(short(ImageDataModule, "csv", data_files=str(tmp_path / "*" / "train.csv"), **OPTIONS))
 
 
-def test_hub_id_is_resolved_by_datasets(tmp_path, monkeypatch):
-    """What is asked of ``datasets`` for a Hub id; the download itself is theirs."""
-    asked = {}
-
-    def answer(path, **options):
-        asked.update(path=path, **options)
-        return DatasetDict({"train": table(), "test": table()})
-
-    monkeypatch.setattr("swin_hf.training.data.reading.load_dataset", answer)
-    check_batches(short(ImageDataModule, "someone/colours", config_name="plain", revision="v1", **OPTIONS))
-    assert asked == {
-        "path": "someone/colours",
-        "name": "plain",
-        "data_files": None,
-        "data_dir": None,
-        "revision": "v1",
-        "streaming": False,
-    }
-
-
 def test_stream_of_parquet_shards(tmp_path):
     for shard in range(4):
         table().shard(4, shard).to_parquet(tmp_path / f"train-{shard}.parquet")

@@ -58,8 +58,9 @@ class ImageDataModule(LightningDataModule):
     :meth:`train_transform`, :meth:`eval_transform` and :attr:`collate`.
 
     Args:
-        dataset: Hub id, local folder, a folder written by save_to_disk, swin_hf:digits (handwritten digits, in the
-            package), or a format: imagefolder, parquet, webdataset, arrow, csv, json.
+        dataset: Hub id (a folder of pictures on the Hub is copied first), local folder, a folder written by
+            save_to_disk, swin_hf:digits (handwritten digits, in the package), or a format: imagefolder, parquet,
+            webdataset, arrow, csv, json.
         data_files: Files of the format: a pattern, a list, or one of them for each of train, validation and test.
             Relative paths of pictures start from the folder of the split's files.
         data_dir: Folder of the format; data_files and the paths of pictures are relative to it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from swin_hf.folders import (
 from swin_hf.processing import PICTURE_SUFFIXES
 from swin_hf.ranges import check_fields, check_range, choice, ranged
 
+from ..bundled import find_data_set
+from .hub_pictures import copy_pictures
 from .shards import load_files, shorten, unite
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
@@ -50,6 +53,7 @@ SPLIT_COLUMNS = ("split", "fold", "set")
 FORMATS = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
 
 
+HUB_ID = re.compile(r"([\w.-]+/)?[\w.-]+")
 OnError = Literal["raise", "skip", "replace"]
 
 
@@ -288,15 +292,43 @@ def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_files(data_files: DataFiles | None, data_dir: str | None) -> None:
+def find_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> str:
+    """Find what the name of a data set means, and check that its local files are there.
+
+    Returns:
+        The folder of a data set of the package, or of a folder of pictures on the Hub; any other name as it is.
+
+    Raises:
+        FileNotFoundError: If a local file or folder is missing.
+        HubError: If there is no such data set on the Hub.
+    """
+    if dataset in FORMATS:
+        _check_files(data_files, data_dir, data_dir or "")
+        return dataset
+    dataset = find_data_set(dataset)
+    if not os.path.isdir(dataset):
+        if os.path.exists(dataset) or not HUB_ID.fullmatch(dataset) or os.path.isdir(os.path.dirname(dataset)):
+            raise FileNotFoundError(
+                f"dataset {dataset!r} is not a folder (looked in {Path.cwd()}); give a folder, user/name of a data set"
+                f" on the Hub, or a format ({', '.join(FORMATS)}) and its files in data_files"
+            )
+        chosen = data_files is not None or reading.config_name is not None
+        copy = None if chosen else copy_pictures(dataset, data_dir, reading.revision, reading.streaming)
+        return copy or dataset
+    folder = os.path.join(dataset, data_dir or "")
+    _check_files(data_files, folder if data_dir is not None else None, folder)
+    return dataset
+
+
+def _check_files(data_files: DataFiles | None, data_dir: str | None, start: str) -> None:
     """Raise ``FileNotFoundError`` for a local file or folder that is not there; patterns and URLs pass."""
     if data_dir is not None and "://" not in data_dir and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir {data_dir!r} is not a folder (looked in {Path.cwd()})")
     for file in flat(data_files):
         if "://" in file or any(sign in file for sign in "*?["):
             continue
-        if not (Path(data_dir or "") / file).exists():
-            raise FileNotFoundError(f"data file {file!r} does not exist (looked in {Path(data_dir or '').resolve()})")
+        if not (Path(start) / file).exists():
+            raise FileNotFoundError(f"data file {file!r} does not exist (looked in {Path(start).resolve()})")
 
 
 def flat(data_files: DataFiles | None) -> list[str]:

@@ -7,6 +7,7 @@ resampled with anything but nearest.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from swin_hf.ranges import check_fields, check_range, ranged
 from ..options import plain
 from .module import ImageDataModule
 from .pictures import Batch, PictureReader
-from .reading import Reading, read
+from .reading import FORMATS, Reading, find_folder, read
 from .shards import shorten
 from .sources import IMAGE_NAMES, Source, describe
 from .splits import Splits
@@ -156,14 +157,16 @@ class SegmentationDataModule(ImageDataModule):
         Raises:
             ValueError: If masks or names of classes cannot be found.
         """
-        folder = self.data_dir if self.dataset == "imagefolder" else self.dataset
-        pairs = read_pairs(folder) if folder is not None and self.data_files is None else None
-        if pairs is None and folder is not None and Path(folder).is_dir() and is_picture_folder(folder):
+        dataset = find_folder(self.dataset, self.data_files, self.data_dir, self.reading)
+        folder = self.data_dir if dataset in FORMATS else os.path.join(dataset, self.data_dir or "")
+        is_folder = dataset not in FORMATS or dataset == "imagefolder"
+        pairs = read_pairs(folder) if is_folder and folder is not None and self.data_files is None else None
+        if pairs is None and is_folder and folder is not None and Path(folder).is_dir() and is_picture_folder(folder):
             raise ValueError(
                 f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, "
                 "under the same names, in it or in a folder for each split (train/, val/, test/)"
             )
-        splits = pairs or read(self.dataset, self.data_files, self.data_dir, self.reading).splits
+        splits = pairs or read(dataset, self.data_files, self.data_dir, self.reading).splits
         splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
         features = next(iter(splits.values())).features
         image, self.mask_column = find_columns(features, self.reading.image_column, self.masks.column)
@@ -175,7 +178,7 @@ class SegmentationDataModule(ImageDataModule):
         if isinstance(names, int):
             names = [str(number) for number in range(names)]
         if names is None:
-            names = read_class_names(self.data_dir or self.dataset)
+            names = read_class_names(folder or dataset)
         return Source(splits, image, None, names)
 
     @property

@@ -26,8 +26,7 @@ from datasets import (
 
 from swin_hf.folders import SPLIT_NAMES
 
-from ..bundled import find_data_set
-from .reading import DataFiles, Reading, check_files, flat, read
+from .reading import FORMATS, DataFiles, Reading, find_folder, flat, read
 from .shards import shorten
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
@@ -120,8 +119,7 @@ def load_source(
         FileNotFoundError: If a local file or folder is missing.
         ValueError: If columns, labels or splits are missing, ambiguous or contradictory.
     """
-    check_files(data_files, data_dir)
-    dataset = find_data_set(dataset)
+    dataset = find_folder(dataset, data_files, data_dir, reading)
     raw = read(dataset, data_files, data_dir, reading)
     splits = raw.splits
     reference = next(iter(splits))  # the training split where there is one
@@ -141,6 +139,8 @@ def load_source(
         for name, split in splits.items():
             if label not in split.features:
                 raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
+    if data_dir is not None and os.path.isdir(dataset) and dataset not in FORMATS:
+        data_dir = os.path.join(dataset, data_dir)
     source.roots = {name: _root(source, name, data_files, data_dir) for name in splits}
     return source
 

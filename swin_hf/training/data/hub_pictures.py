@@ -1,0 +1,84 @@
+"""A data set on the Hub that is a folder of pictures: copied, so that it is read by the rule of every other folder.
+
+``datasets`` would search its paths for the names of splits and drop what does not match (:mod:`swin_hf.folders`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+
+from datasets import load_dataset_builder
+from datasets.exceptions import DataFilesNotFoundError
+from huggingface_hub import DatasetInfo, snapshot_download
+from lightning.pytorch.utilities import rank_zero_info
+
+from swin_hf.folders import is_picture, is_picture_folder, list_pictures
+from swin_hf.hub.remote import attempt, client, understand
+
+
+def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, streaming: bool) -> str | None:
+    """Copy a folder of pictures from the Hub into the cache; from the cache alone where the Hub is out of reach.
+
+    Args:
+        dataset: Id of the data set.
+        data_dir: The only folder of it that is wanted.
+        revision: Branch, tag or commit.
+        streaming: Whether it is to be read without a copy, which raises.
+
+    Returns:
+        The copy; None for a data set of tables or archives, or one whose card says which files are which split.
+
+    Raises:
+        HubError: If there is no such data set, or no access to it.
+        ValueError: If it is a folder of pictures, and ``streaming``.
+    """
+    wanted = f"{data_dir.strip('/')}/" if data_dir else ""
+    copy = functools.partial(
+        snapshot_download,
+        dataset,
+        repo_type="dataset",
+        revision=revision,
+        allow_patterns=f"{wanted}*" if wanted else None,
+    )
+    try:
+        info = client().dataset_info(dataset, revision=revision)
+    except Exception as error:
+        failure = understand(error, dataset)
+        if failure.status is not None and not failure.transient:
+            raise failure.error() from None
+        return _cached(copy, wanted)
+    names = [file.rfilename for file in info.siblings or []]
+    pictures = [name for name in names if is_picture(name) and name.startswith(wanted)]
+    if not pictures or _names_files(info) or not _is_imagefolder(dataset, data_dir, info.sha):
+        return None
+    if streaming:
+        raise ValueError(
+            f"{dataset} is a folder of {len(pictures)} pictures on the Hub, and only tables and archives are read as a"
+            " stream; leave reading.streaming out, and the pictures are copied once"
+        )
+    rank_zero_info(f"{dataset}: a folder of {len(pictures):,} pictures, copied from the Hub")
+    return attempt(copy, dataset)
+
+
+def _names_files(info: DatasetInfo) -> bool:
+    return info.card_data is not None and info.card_data.get("configs") is not None
+
+
+def _is_imagefolder(dataset: str, data_dir: str | None, revision: str | None) -> bool:
+    """Whether ``datasets`` takes the pictures for the data, rather than for illustrations of a table."""
+    try:
+        return bool(load_dataset_builder(dataset, data_dir=data_dir, revision=revision).name == "imagefolder")
+    except DataFilesNotFoundError:  # pictures with suffixes, or in folders, that it does not know
+        return True
+
+
+def _cached(copy: Callable[..., str], wanted: str) -> str | None:
+    """The copy of an earlier run; None where there is none, for ``datasets`` has a cache of its own."""
+    try:
+        folder = copy(local_files_only=True)
+    except Exception:
+        return None
+    inside = os.path.join(folder, wanted)
+    return folder if is_picture_folder(inside) and list_pictures(inside)[0] else None
