@@ -17,22 +17,63 @@ from transformers import (
     pipeline,
 )
 
-from swin_hf import (
-    SwinHFBackbone,
-    SwinHFConfig,
-    SwinHFForImageClassification,
-    SwinHFForMaskedImageModeling,
-    SwinHFModel,
-)
+from swin_hf.families import FAMILIES
+from swin_hf.model.modeling_swinv2_hf import SwinV2HFBranchNorm
 
-HEADS = {
-    AutoModel: SwinHFModel,
-    AutoModelForImageClassification: SwinHFForImageClassification,
-    AutoModelForMaskedImageModeling: SwinHFForMaskedImageModeling,
-    AutoBackbone: SwinHFBackbone,
+AUTO_CLASSES = {
+    "features": AutoModel,
+    "image-classification": AutoModelForImageClassification,
+    "masked-image-modeling": AutoModelForMaskedImageModeling,
+    "backbone": AutoBackbone,
 }
-ALL = list(HEADS.values())
 IMAGE = (2, 3, 32, 48)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(params=AUTO_CLASSES)
+def task(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model_class(family, task):
+    return family.model_class(task)
+
+
+@pytest.fixture
+def classifier_class(family):
+    return family.model_class("image-classification")
+
+
+@pytest.fixture
+def tiny_config(family, tiny_config):
+    """The tiny configuration of either family."""
+    return family.config_class(**TINY)
+
+
+@pytest.fixture
+def awkward_config(family, awkward_config):
+    """The awkward configuration of either family."""
+    return family.config_class(**{name: getattr(awkward_config, name) for name in [*TINY, "num_labels"]})
+
+
+@pytest.fixture
+def tiny_model(classifier_class, tiny_config):
+    return build(classifier_class, tiny_config)
+
+
+def build(model_class, config):
+    """A model in evaluation mode whose blocks do something: those of V2 start as the identity."""
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    for module in model.modules():
+        if isinstance(module, SwinV2HFBranchNorm):
+            torch.nn.init.ones_(module.weight)
+    return model
 
 
 def leaves(output) -> list[torch.Tensor]:
@@ -59,9 +100,9 @@ def saved(tmp_path, tiny_model):
 # --------------------------------------------------------------------------------------------------- saving, loading
 
 
-@pytest.mark.parametrize(("auto", "model_class"), HEADS.items(), ids=lambda value: value.__name__)
-def test_auto_classes_find_it_and_files_hold_everything(auto, model_class, tmp_path, tiny_config):
-    assert AutoConfig.for_model("swin_hf").__class__ is SwinHFConfig
+def test_auto_classes_find_it_and_files_hold_everything(family, task, model_class, tmp_path, tiny_config):
+    assert AutoConfig.for_model(family.model_type).__class__ is family.config_class
+    auto = AUTO_CLASSES[task]
     model = auto.from_config(tiny_config).eval()
     assert type(model) is model_class
     model.save_pretrained(tmp_path)
@@ -74,11 +115,9 @@ def test_auto_classes_find_it_and_files_hold_everything(auto, model_class, tmp_p
         assert type(auto.from_pretrained(tmp_path)) is model_class
 
 
-def test_base_and_heads_load_each_other(tmp_path, tiny_model):
+def test_base_and_heads_load_each_other(classifier_class, tmp_path, tiny_model):
     tiny_model.swin.save_pretrained(tmp_path / "base")
-    head, report = SwinHFForImageClassification.from_pretrained(
-        tmp_path / "base", num_labels=5, output_loading_info=True
-    )
+    head, report = classifier_class.from_pretrained(tmp_path / "base", num_labels=5, output_loading_info=True)
     assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     assert torch.equal(head.swin.norm.weight, tiny_model.swin.norm.weight)
     tiny_model.save_pretrained(tmp_path / "head")
@@ -86,22 +125,22 @@ def test_base_and_heads_load_each_other(tmp_path, tiny_model):
     same(leaves(base(torch.ones(IMAGE))), leaves(tiny_model.swin(torch.ones(IMAGE))))
 
 
-def test_shards_load_as_one(tmp_path, tiny_model):
+def test_shards_load_as_one(classifier_class, tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    again = SwinHFForImageClassification.from_pretrained(tmp_path, strict=True)
+    again = classifier_class.from_pretrained(tmp_path, strict=True)
     same(leaves(again(torch.ones(IMAGE))), leaves(tiny_model(torch.ones(IMAGE))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "auto"])
-def test_a_low_precision_load_computes_the_same(saved, tiny_model, dtype):
-    model = SwinHFForImageClassification.from_pretrained(saved, dtype=dtype)
+def test_a_low_precision_load_computes_the_same(classifier_class, saved, tiny_model, dtype):
+    model = classifier_class.from_pretrained(saved, dtype=dtype)
     assert model.dtype == (torch.float32 if dtype == "auto" else dtype)
     same(leaves(model.float()(torch.ones(IMAGE))), leaves(tiny_model(torch.ones(IMAGE))), atol=1e-2, rtol=1e-1)
 
 
 @pytest.mark.parametrize("split", ["blocks", "stages"])
-def test_half_of_it_lives_on_disk(split, saved, tiny_model, tmp_path):
+def test_half_of_it_lives_on_disk(split, classifier_class, saved, tiny_model, tmp_path):
     places: dict[str, str] = {"swin.embeddings": "cpu", "swin.norm": "disk", "classifier": "cpu"}
     for stage in range(3):
         if split == "stages":
@@ -111,7 +150,7 @@ def test_half_of_it_lives_on_disk(split, saved, tiny_model, tmp_path):
             places[f"swin.stages.{stage}.blocks.{block}"] = "disk" if block % 2 == 0 else "cpu"
         if stage < 2:
             places[f"swin.stages.{stage}.downsample"] = "disk"
-    model = SwinHFForImageClassification.from_pretrained(saved, device_map=places, offload_folder=tmp_path / "disk")
+    model = classifier_class.from_pretrained(saved, device_map=places, offload_folder=tmp_path / "disk")
     assert any(parameter.is_meta for parameter in model.parameters())
     same(leaves(model(torch.ones(IMAGE))), leaves(tiny_model(torch.ones(IMAGE))))
 
@@ -148,9 +187,8 @@ def test_pipelines_take_every_kind_of_picture(saved, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_class", ALL)
 def test_compiles_without_graph_break(model_class, tiny_config):
-    model = model_class(tiny_config).eval()
+    model = build(model_class, tiny_config)
     torch.compiler.reset()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
     for kwargs in ({}, {"output_hidden_states": True, "output_attentions": True}):
@@ -184,9 +222,9 @@ def test_new_sizes_do_not_recompile_each_time(sizes, graphs, tiny_model):
 
 
 @pytest.mark.slow
-def test_a_compiled_training_step_has_the_same_gradients(tiny_config):
+def test_a_compiled_training_step_has_the_same_gradients(classifier_class, tiny_config):
     tiny_config.drop_path_rate = 0.0
-    model = SwinHFForImageClassification(tiny_config).train()
+    model = build(classifier_class, tiny_config).train()
     twin = copy.deepcopy(model)
     torch.compiler.reset()
     x, labels = torch.randn(IMAGE), torch.tensor([1, 4])
@@ -196,9 +234,8 @@ def test_a_compiled_training_step_has_the_same_gradients(tiny_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_class", ALL)
 def test_exports_with_a_dynamic_batch(model_class, awkward_config):
-    model = model_class(awkward_config).eval()
+    model = build(model_class, awkward_config)
     exported = torch.export.export(
         model,
         (),
@@ -214,11 +251,10 @@ def test_exports_with_a_dynamic_batch(model_class, awkward_config):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # onnxscript and torch.onnx about each other
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("model_class", ALL)
 def test_runs_in_onnx_runtime(model_class, tiny_config, tmp_path):
     import onnxruntime
 
-    model, x = model_class(tiny_config).eval(), torch.randn(IMAGE)
+    model, x = build(model_class, tiny_config), torch.randn(IMAGE)
     program = torch.onnx.export(model, kwargs={"pixel_values": x}, dynamo=True, verbose=False)
     program.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -274,7 +310,7 @@ class Rows(torch.utils.data.Dataset):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # Trainer's call
 @pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")  # there is no accelerator here
-def test_trainer_trains_saves_and_resumes(tiny_config, tmp_path):
+def test_trainer_trains_saves_and_resumes(classifier_class, tiny_config, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     def trainer(steps: int) -> Trainer:
@@ -294,7 +330,7 @@ def test_trainer_trains_saves_and_resumes(tiny_config, tmp_path):
             remove_unused_columns=False,
         )
         tiny_config.drop_path_rate = 0.0
-        return Trainer(SwinHFForImageClassification(tiny_config), arguments, train_dataset=Rows(), eval_dataset=Rows())
+        return Trainer(classifier_class(tiny_config), arguments, train_dataset=Rows(), eval_dataset=Rows())
 
     whole = trainer(8)
     assert np.isfinite(whole.train().training_loss)
@@ -303,22 +339,22 @@ def test_trainer_trains_saves_and_resumes(tiny_config, tmp_path):
     resumed = trainer(8)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     same(resumed.model.parameters(), whole.model.parameters(), atol=1e-5, rtol=1e-4)
-    SwinHFForImageClassification.from_pretrained(tmp_path / "checkpoint-8", strict=True)
+    classifier_class.from_pretrained(tmp_path / "checkpoint-8", strict=True)
 
 
-def _train_on_two(rank: int, file: str, model_classes: list[type]) -> None:
+def _train_on_two(rank: int, file: str, model_type: str) -> None:
     from datetime import timedelta
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=PATIENCE)
     )
-    for model_class in model_classes:
-        torch.manual_seed(0)
-        config = SwinHFConfig(**{**TINY, "out_features": ["stage1", "stage2"], "drop_path_rate": 0.0})
-        model = torch.nn.parallel.DistributedDataParallel(model_class(config))
+    family = FAMILIES[model_type]
+    for task in ("image-classification", "masked-image-modeling", "backbone"):
+        config = family.config_class(**{**TINY, "out_features": ["stage1", "stage2"], "drop_path_rate": 0.0})
+        model = torch.nn.parallel.DistributedDataParallel(build(family.model_class(task), config).train())
         extra = {}
-        if model_class is SwinHFForMaskedImageModeling:
+        if task == "masked-image-modeling":
             extra["bool_masked_pos"] = torch.arange(384).expand(2, -1) % 2
         for step in range(2):  # a parameter without a gradient raises in the second
             torch.manual_seed(10 * step + rank)
@@ -331,6 +367,5 @@ def _train_on_two(rank: int, file: str, model_classes: list[type]) -> None:
 
 
 @pytest.mark.slow
-def test_ddp_reaches_every_parameter(tmp_path):
-    model_classes = [SwinHFForImageClassification, SwinHFForMaskedImageModeling, SwinHFBackbone]
-    torch.multiprocessing.spawn(_train_on_two, (str(tmp_path / "store"), model_classes), nprocs=2)
+def test_ddp_reaches_every_parameter(family, tmp_path):
+    torch.multiprocessing.spawn(_train_on_two, (str(tmp_path / "store"), family.model_type), nprocs=2)

@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -205,7 +206,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         try:
             return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except (OSError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            if isinstance(error, OSError) and not isinstance(error.__context__, ValueError):
+            if isinstance(error, OSError) and not isinstance(error.__context__, JSONDecodeError | UnicodeDecodeError):
                 raise  # it is not there, or may not be read
             raise ValueError(
                 f"config.json of {pretrained_model_name_or_path} is not a JSON object; save the model again"

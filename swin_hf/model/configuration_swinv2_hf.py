@@ -57,6 +57,13 @@ class SwinV2HFConfig(SwinHFConfig):
 
     def _check_windows(self) -> None:
         super()._check_windows()
+        window, grid = self.stage_windows[0], self.grid_hw
+        if window[0] > grid[0] and window[1] > grid[1]:  # of later stages it may be, as of all released models
+            raise ValueError(
+                f"window_size {self.window_size} is larger than the map of the first stage, {grid[0]}x{grid[1]} tokens "
+                f"(image_size {self.image_size}, patch_size {self.patch_size}); give a window that fits into it, or the "
+                "size of larger images"
+            )
         sizes = self.pretrained_window_sizes
         if not isinstance(sizes, list):
             raise ValueError(f"pretrained_window_sizes is {sizes!r}; give a list with an entry for each stage")
@@ -70,6 +77,12 @@ class SwinV2HFConfig(SwinHFConfig):
         for stage, size in enumerate(self.pretrained_window_sizes, start=1):
             if size != 0 or isinstance(size, bool):
                 check_sides(f"pretrained_window_sizes of stage {stage}", size)
+
+    @classmethod
+    def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("qk_scale") is not None:
+            raise TypeError("'qk_scale' is of Swin Transformer V1; each head of V2 learns its scale, leave it out")
+        super()._refuse_near_misses(kwargs)
 
     def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
         network = 3 * 512 + 512 * heads

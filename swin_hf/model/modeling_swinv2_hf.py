@@ -86,9 +86,9 @@ class SwinV2HFAttention(SwinHFAttention):
 
     def bias_table(self, window: Pair) -> Tensor:
         """The bias for every offset in a window, between 0 and 16, ``((2 Mh - 1)(2 Mw - 1), h)``."""
-        weight = next(self.cpb_mlp.parameters())
-        offsets = kept(log_spaced_offsets, window, self.unit, weight.device, like=weight)
-        table: Tensor = 16 * self.cpb_mlp(offsets.to(weight.dtype)).sigmoid()
+        scale = self.logit_scale  # of an offloaded model, the network has no device until it is called
+        offsets = kept(log_spaced_offsets, window, self.unit, scale.device, like=scale)
+        table: Tensor = 16 * self.cpb_mlp(offsets.to(scale.dtype)).sigmoid()
         return table
 
     def bias_sources(self) -> tuple[Pair, tuple[Tensor, ...]]:

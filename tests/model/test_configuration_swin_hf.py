@@ -190,3 +190,9 @@ def test_an_unknown_preset_names_the_nearest():
         SwinHFConfig.from_preset("swin_tiny_patch4_window7_244")
     with pytest.raises(ValueError, match="'swinv2_tiny_patch4_window8_256'; it is one of SwinV2HFConfig; there are"):
         SwinHFConfig.from_preset("swinv2_tiny_patch4_window8_256")
+
+
+def test_a_folder_that_is_not_there_is_an_os_error():
+    """Its name cannot be that of a repository either, which the client says with a ValueError inside."""
+    with pytest.raises(OSError, match="no/such/folder"):
+        SwinHFConfig.from_pretrained("./no/such/folder")

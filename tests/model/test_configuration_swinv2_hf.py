@@ -81,6 +81,10 @@ def test_units_of_a_rectangle_are_counted_for_each_axis():
         ({"pretrained_window_sizes": (12, 12, 1.5, 6)}, "pretrained_window_sizes of stage 3 is 1.5; it must be"),
         ({"pretrained_window_sizes": (False, 0, 0, 0)}, "pretrained_window_sizes of stage 1 is False; it must be"),
         ({"norm_features": "yes"}, "norm_features is 'yes'; it must be of type bool"),
+        (
+            {"image_size": 32, "window_size": 16},
+            r"window_size 16 is larger than the map of the first stage, 8x8 tokens \(image_size 32, patch_size 4\)",
+        ),
     ],
 )
 def test_bad_values_say_what_was_given(fields, message):
@@ -97,6 +101,12 @@ def test_a_near_miss_names_the_field():
 def test_a_field_of_v2_in_a_configuration_of_v1_is_refused(field):
     with pytest.raises(TypeError, match=f"'{field}' is a field of Swin Transformer V2, not of V1; use SwinV2HFConfig"):
         SwinHFConfig(**{field: True})
+
+
+def test_a_scale_of_v1_in_a_configuration_of_v2_is_refused():
+    with pytest.raises(TypeError, match="'qk_scale' is of Swin Transformer V1; each head of V2 learns its scale"):
+        SwinV2HFConfig(qk_scale=0.125)
+    assert SwinV2HFConfig(qk_scale=None).window_size == 7  # what Microsoft's configurations say of V1 too
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import swin_hf_cli
+from swin_hf import SwinV2HFConfig
 from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, SwinSegmenter, run_recipe
 from swin_hf.training.command import RecipeCLI
 
@@ -27,13 +28,20 @@ REQUIRED = OVERLAYS | {
     "imagenet1k_swin_small",
     "imagenet1k_swin_base",
     "imagenet22k_swin_base",
+    "imagenet1k_swinv2_tiny",
+    "imagenet1k_swinv2_small",
+    "imagenet1k_swinv2_base",
+    "imagenet22k_swinv2_base",
     "finetune_384",
+    "finetune_384_swinv2",
     "finetune_imagefolder",
     "linear_probe",
     "lora",
     "distill",
     "simmim_pretrain",
     "simmim_finetune",
+    "simmim_pretrain_swinv2",
+    "simmim_finetune_swinv2",
 }
 
 pytestmark = [
@@ -75,7 +83,7 @@ def parsers(tmp_path_factory):
 def script_of(path):
     if path.stem.startswith("segment_"):
         return "segment"
-    return "pretrain" if path.stem in ("simmim_pretrain", "simmim_digits") else "finetune"
+    return "pretrain" if path.stem.startswith(("simmim_pretrain", "simmim_digits")) else "finetune"
 
 
 def test_every_recipe_of_the_issue_is_there():
@@ -293,6 +301,34 @@ def test_scripts_stay_pages(script):
     assert len((ROOT / "recipes" / script).read_text().splitlines()) <= 20
 
 
+# Of the paper's recipes: pixels, window, stochastic depth, learning rate for 512 images, warm-up, decay, epochs.
+FIGURES_OF_V2 = {
+    "imagenet1k_swinv2_tiny": (256, 8, 0.2, 5e-4, 20, 0.05, 300),
+    "imagenet1k_swinv2_small": (256, 8, 0.3, 5e-4, 20, 0.05, 300),
+    "imagenet1k_swinv2_base": (256, 8, 0.5, 5e-4, 20, 0.05, 300),
+    "imagenet22k_swinv2_base": (192, 12, 0.2, 1.25e-4, 5, 0.1, 90),
+    "finetune_384_swinv2": (384, 24, 0.2, 2e-5, 5, 1e-8, 30),
+    "simmim_pretrain_swinv2": (192, 12, 0.1, 1e-4, 10, 0.05, 800),
+    "simmim_finetune_swinv2": (224, 14, 0.1, 1.25e-3, 20, 0.05, 100),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES_OF_V2)
+def test_recipes_of_v2_have_the_figures_of_the_paper(name, parsers, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = CONFIGS / f"{name}.yaml"
+    fit = parsers[script_of(path)].parse_args(["fit", "--config", str(path)]).fit
+    preset = {} if fit.model.weights else SwinV2HFConfig.from_preset(fit.model.preset).to_dict()
+    window = fit.model.network.window_size or preset["window_size"]
+    drop_path = fit.model.network.drop_path_rate or preset["drop_path_rate"]
+    training = fit.model.optimization
+    figures = training.learning_rate, training.warmup_epochs, training.weight_decay, fit.trainer.max_epochs
+    assert (fit.data.image_size, window, drop_path, *figures) == FIGURES_OF_V2[name]
+    assert preset.get("image_size", fit.data.image_size) == fit.data.image_size
+    assert "pretrain" not in name or fit.model.masking.norm_targets == 47
+    assert name != "simmim_finetune_swinv2" or training.layer_decay == 0.75
+
+
 def local(tmp_path):
     """The digits on every recipe, and a model that the recipes can start from."""
     digits = CONFIGS / "digits"
@@ -310,6 +346,10 @@ def local(tmp_path):
         ["linear_probe", "smoke_cpu"],
         ["lora", "smoke_cpu"],
         ["simmim_finetune", "smoke_cpu"],
+        pytest.param(["imagenet1k_swinv2_tiny", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["imagenet22k_swinv2_base", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["finetune_384_swinv2", "smoke_cpu"], marks=pytest.mark.slow),
+        pytest.param(["simmim_finetune_swinv2", "smoke_cpu"], marks=pytest.mark.slow),
         pytest.param(["imagenet1k_swin_base", "smoke_cpu"], marks=pytest.mark.slow),
         pytest.param(["imagenet1k_swin_small", "smoke_cpu"], marks=pytest.mark.slow),
         pytest.param(["imagenet22k_swin_base", "smoke_cpu"], marks=pytest.mark.slow),
@@ -328,14 +368,33 @@ def test_recipe_takes_a_step(names, tmp_path, monkeypatch):
     words = [word for name in names for word in ("--config", str(CONFIGS / f"{name}.yaml"))]
     words += ["--model.weights", "null", "--model.distillation.teacher", "null", "--model.network.window_size", "4"]
     words += ["--model.network.overrides", "{embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}"]
+    if any("swinv2" in name for name in names):
+        words += ["--model.preset", "swinv2_digits_patch4_window4_32"]
     assert run_recipe(SwinClassifier, CONFIGS / "digits.yaml", ["fit", *words, *local(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())  # fast_dev_run leaves nothing
 
 
-def test_pretraining_recipe_takes_a_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize("demo", ["digits", pytest.param("fashion_mnist", marks=pytest.mark.slow)])
+def test_demos_take_a_step_with_a_small_v2(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = ["--config", str(CONFIGS / "simmim_pretrain.yaml"), "--config", str(CONFIGS / "smoke_cpu.yaml")]
+    preset = {"digits": "swinv2_digits_patch4_window4_32", "fashion_mnist": "swinv2_fashion_patch2_window7_28"}[demo]
+    words = ["--config", str(CONFIGS / f"{demo}.yaml"), "--model.preset", preset, "--trainer.precision", "32-true"]
+    assert run_recipe(SwinClassifier, CONFIGS / "digits.yaml", ["fit", *words, *local(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("simmim_pretrain", "swin_digits_patch4_window4_32"),
+        ("simmim_pretrain_swinv2", "swinv2_digits_patch4_window4_32"),
+    ],
+)
+def test_pretraining_recipe_takes_a_step(name, preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--config", str(CONFIGS / "smoke_cpu.yaml")]
     words += [
+        "--model.preset",
+        preset,
         "--model.masking.cell",
         "8",
         "--model.network.overrides",
