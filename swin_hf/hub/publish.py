@@ -23,8 +23,23 @@ from swin_hf.files import full_disk
 from . import remote
 from .facts import TrainingFacts
 from .model_card import CARD_NAME, is_edited, read_card
-from .remote import HubError, attempt, checked_ref, checked_repo_id, client, require_token, understand
+from .remote import HubError, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
 from .staging import Stage, StagedFile, is_ours, stage
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a push does about the model card.
+
+    Attributes:
+        text: A card written by hand, its text or its path, instead of the rendered one.
+        facts: What the rendered card says of the training, for a model or a folder without facts.
+        replace: Whether a card that was edited by hand on the Hub may be overwritten.
+    """
+
+    text: str | os.PathLike[str] | None = None
+    facts: TrainingFacts | None = None
+    replace: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +83,8 @@ def push(
     revision: str | None = None,
     dry_run: bool = False,
     include_code: bool = True,
-    card: str | os.PathLike[str] | None = None,
-    replace_card: bool = False,
+    card: Card | str | os.PathLike[str] | None = None,
     processor: Any = None,
-    facts: TrainingFacts | None = None,
     license: str | None = None,
     message: str | None = None,
     endpoint: str | None = None,
@@ -89,10 +102,8 @@ def push(
         revision: The branch to commit to, made if there is none; ``main`` by default.
         dry_run: Only return what would be sent; the network is not touched.
         include_code: Whether to send the code of the model, so that ``trust_remote_code=True`` works without swin_hf.
-        card: A card written by hand, its text or its path, instead of the rendered one.
-        replace_card: Whether a card that was edited by hand on the Hub may be overwritten.
+        card: A card written by hand, its text or its path, instead of the rendered one; or a :class:`Card`.
         processor: Image processor, for a model or a folder without one.
-        facts: What the card should say of the training, for a model or a folder without them.
         license: Identifier of the licence of the weights, such as ``apache-2.0``.
         message: Title of the commit.
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
@@ -111,6 +122,7 @@ def push(
             "one, or the folder of a training run"
         )
     source = model_or_folder if isinstance(model_or_folder, PreTrainedModel) else Path(model_or_folder).expanduser()
+    card = card if isinstance(card, Card) else Card(card)
     with tempfile.TemporaryDirectory(prefix="swin-hf-push-") as folder:
         try:
             staged = stage(
@@ -119,9 +131,9 @@ def push(
                 repo_id=repo_id,
                 tag=tag,
                 include_code=include_code,
-                card=_card_text(card),
+                card=_card_text(card.text),
                 processor=processor,
-                facts=facts,
+                facts=card.facts,
                 license=license,
             )
         except Exception as error:
@@ -134,7 +146,7 @@ def push(
         if dry_run:
             return _result(api, repo_id, None, tag, staged)
         require_token()
-        return _Push(api, repo_id, branch, tag, private).run(staged, replace_card, message)
+        return _Push(api, repo_id, branch, tag, private).run(staged, card.replace, message)
 
 
 def check_access(repo_id: str, endpoint: str | None = None) -> None:
@@ -198,7 +210,7 @@ class _Push:
         if CARD_NAME in present and not replace_card and self._keeps_card(base, present[CARD_NAME], files[CARD_NAME]):
             del files[CARD_NAME]
             notes.append(
-                "the card on the Hub was edited by hand and is kept; --replace-card (replace_card=True) overwrites it"
+                "the card on the Hub was edited by hand and is kept; --replace-card (Card(replace=True)) overwrites it"
             )
         stale = sorted(name for name in present if is_ours(name) and name not in files)
         changed = [file for file in files.values() if not _same(file, present.get(file.name))]
@@ -355,7 +367,7 @@ def _same(file: StagedFile, entry: RepoFile | None) -> bool:
     """Whether a file of the Hub has the content of a staged one."""
     if entry is None or entry.size != file.size:
         return False
-    return entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.git_oid()
+    return entry.lfs.sha256 == file.sha256 if entry.lfs else has_digest(file.path, entry.blob_id)
 
 
 def _card_text(card: str | os.PathLike[str] | None) -> str | None:

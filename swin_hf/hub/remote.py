@@ -5,11 +5,13 @@ appear in a traceback, a log or a command line. For the same reason an error of 
 with the token in a header, is never chained to ours.
 """
 
+import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
@@ -120,6 +122,15 @@ def require_token() -> None:
     """
     if not get_token():
         raise HubError(f"there is no access token, and the Hub takes nothing without one that may write; {LOG_IN}")
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file has a sha256 (64 digits) or the id that git gives to its content (40 digits)."""
+    with path.open("rb") as stream:
+        if len(digest) == 64:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == digest
+        content = stream.read()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
 
 
 def redact(text: str) -> str:
