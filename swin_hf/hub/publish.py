@@ -2,7 +2,7 @@
 
 ``upload_folder`` splits a push into several commits, ``push_to_hub`` makes one commit for each part, and neither checks
 what arrived. Here everything is staged and checked first; one commit follows, on top of the head that was seen; if its
-answer is lost, the Hub is asked again; and the tag is put on the commit's id, not on a branch.
+answer is lost, the Hub is asked what the head is; and the tag is put on the commit's id, not on a branch.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel
@@ -139,9 +139,7 @@ def push(
         except Exception as error:
             if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
                 raise
-            raise OSError(
-                f"{understand(error, repo_id).sentence} (while preparing the push; nothing was sent)"
-            ) from None
+            raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
         api = client(endpoint)
         if dry_run:
             return _result(api, repo_id, None, tag, staged)
@@ -163,7 +161,7 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
     checked_repo_id(repo_id)
     require_token()
     api = client(endpoint)
-    if attempt(lambda: _exists(api, repo_id), repo_id):
+    if attempt(lambda: _info(api, repo_id), repo_id):
         attempt(lambda: api.auth_check(repo_id, write=True), repo_id)
         return
     account, owner = attempt(api.whoami, repo_id), repo_id.split("/")[0]
@@ -177,21 +175,25 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
         )
 
 
-def _exists(api: HfApi, repo_id: str) -> bool:
+def _info(api: HfApi, repo_id: str) -> ModelInfo | None:
+    """What the Hub knows of a repository; None if it does not exist."""
     try:
-        api.model_info(repo_id)
+        return api.model_info(repo_id)
     except RepositoryNotFoundError as error:
         if error.response is not None and error.response.status_code == 401:
-            api.whoami()  # a token that is not accepted looks the same; this tells them apart
-        return False
-    return True
+            api.whoami()  # raises if the token is not accepted, which has the same answer
+        return None
 
 
+@dataclass(frozen=True)
 class _Push:
     """The requests of one push to the Hub, in order."""
 
-    def __init__(self, api: HfApi, repo_id: str, branch: str, tag: str | None, private: bool | None) -> None:
-        self.api, self.repo_id, self.branch, self.tag, self.private = api, repo_id, branch, tag, private
+    api: HfApi
+    repo_id: str
+    branch: str
+    tag: str | None
+    private: bool | None
 
     def run(self, staged: Stage, replace_card: bool, message: str | None) -> PushResult:
         """Look, commit, compare, tag."""
@@ -223,9 +225,8 @@ class _Push:
             notes.append(f"tag {self.tag} holds this model already; {self.branch} has moved on to {parent[:12]}")
         commit, created = base, bool(changed or stale)
         if created:
-            commit = self._commit(
-                parent, changed, stale, message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
-            )
+            message = message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
+            commit = self._commit(parent, changed, stale, message)
             self._compare(commit, files)
         if self.tag is not None and tag_target is None:
             self._put_tag(commit)
@@ -234,10 +235,10 @@ class _Push:
 
     def _repository(self) -> None:
         """Find the repository, or make it; its visibility must be what was asked for."""
-        info = attempt(self._info_or_none, self.repo_id)
+        info = attempt(lambda: _info(self.api, self.repo_id), self.repo_id)
         if info is None:
-            create = lambda: self.api.create_repo(self.repo_id, private=bool(self.private), exist_ok=True)  # noqa: E731
-            attempt(create, self.repo_id)
+            private = bool(self.private)
+            attempt(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True), self.repo_id)
             info = attempt(lambda: self.api.model_info(self.repo_id), self.repo_id)
         if self.private is not None and bool(info.private) != self.private:
             now, wanted = ("private", "public") if info.private else ("public", "private")
@@ -245,12 +246,6 @@ class _Push:
                 f"{self.repo_id} exists and is {now}, but a {wanted} push was asked for; change its visibility in the "
                 "settings on the Hub, or choose another name"
             )
-
-    def _info_or_none(self) -> Any:
-        try:
-            return self.api.model_info(self.repo_id)
-        except RepositoryNotFoundError:
-            return None
 
     def _refs(self) -> tuple[str, dict[str, str]]:
         """The head of the branch, made if need be, and the commits of the tags."""
@@ -294,15 +289,11 @@ class _Push:
     def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
         """Make the one commit, and return its id once it is known to be there."""
         for wait in (*remote.WAITS, None):
-            operations = [_add(file) for file in changed]
-            deletions = [CommitOperationDelete(name) for name in stale]
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [_add(file) for file in changed]
+            operations += [CommitOperationDelete(name) for name in stale]
             try:
                 return self.api.create_commit(
-                    self.repo_id,
-                    [*operations, *deletions],
-                    commit_message=message,
-                    revision=self.branch,
-                    parent_commit=parent,
+                    self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=parent
                 ).oid
             except Exception as error:
                 failure = understand(error, self.repo_id)
@@ -310,7 +301,7 @@ class _Push:
             try:
                 head = self._head()
             except HubError:
-                raise failure.error() from None
+                raise failure from None
             if head != parent:
                 present = self._tree(head)
                 if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
@@ -322,7 +313,7 @@ class _Push:
             if not failure.transient or wait is None:
                 break
             time.sleep(max(wait, failure.wait))
-        raise failure.error()
+        raise failure
 
     def _compare(self, commit: str, files: Mapping[str, StagedFile]) -> None:
         """Compare every hash on the Hub with the file it came from."""
@@ -335,7 +326,7 @@ class _Push:
             )
 
     def _put_tag(self, commit: str) -> None:
-        """Tag the commit's id; a tag that is there already is ours if it points to this commit."""
+        """Tag the commit's id; a tag that points to it already is left as it is."""
         try:
             attempt(
                 lambda: self.api.create_tag(self.repo_id, tag=self.tag or "", revision=commit, exist_ok=True),
