@@ -14,20 +14,23 @@ _BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
 _LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
 _W7 = {"image_size": 224, "window_size": 7, "num_labels": 1000}
 _W12 = {"image_size": 384, "window_size": 12, "num_labels": 1000}
+_W8_256 = {"image_size": 256, "window_size": 8, "num_labels": 1000}
 _22K = {"num_labels": 21841}
+# Two of our own, small enough for a CPU: the offline recipes and the tests.
+_DIGITS = {
+    **{"embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6), "num_labels": 10, "drop_path_rate": 0.1},
+    **{"image_size": 32, "patch_size": 4, "window_size": 4, "encoder_stride": 8},
+}
+_FASHION = {
+    **{"embed_dim": 64, "depths": (2, 4), "num_heads": (2, 4), "num_labels": 10, "drop_path_rate": 0.1},
+    **{"image_size": 28, "patch_size": 2, "window_size": 7, "encoder_stride": 4},
+}
 
 SWIN: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {**_TINY, **_W7, "drop_path_rate": 0.2},
     "swin_tiny_patch4_window7_224_22k": {**_TINY, **_W7, **_22K, "drop_path_rate": 0.1},
     "swin_tiny_patch4_window7_224_22kto1k": {**_TINY, **_W7, "drop_path_rate": 0.1},
-    "swin_tiny_c24_patch4_window8_256": {
-        **_TINY,
-        "num_heads": (4, 8, 16, 32),
-        "image_size": 256,
-        "window_size": 8,
-        "num_labels": 1000,
-        "drop_path_rate": 0.2,
-    },
+    "swin_tiny_c24_patch4_window8_256": {**_TINY, **_W8_256, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.2},
     "swin_small_patch4_window7_224": {**_SMALL, **_W7, "drop_path_rate": 0.3},
     "swin_small_patch4_window7_224_22k": {**_SMALL, **_W7, **_22K, "drop_path_rate": 0.2},
     "swin_small_patch4_window7_224_22kto1k": {**_SMALL, **_W7, "drop_path_rate": 0.2},
@@ -42,40 +45,13 @@ SWIN: dict[str, dict[str, Any]] = {
     "swin_large_patch4_window7_224_22kto1k": {**_LARGE, **_W7, "drop_path_rate": 0.2},
     "swin_large_patch4_window12_384_22kto1k": {**_LARGE, **_W12, "drop_path_rate": 0.2},
     # SimMIM pre-training (https://arxiv.org/abs/2111.09886, configs/swin_base__800ep of its repository).
-    "swin_base_patch4_window6_192_simmim": {
-        **_BASE,
-        "image_size": 192,
-        "window_size": 6,
-        "drop_path_rate": 0.0,
-    },
-    # Two of our own, small enough for a CPU: the offline recipes and the tests.
-    "swin_digits_patch4_window4_32": {
-        "image_size": 32,
-        "patch_size": 4,
-        "embed_dim": 48,
-        "depths": (2, 2),
-        "num_heads": (3, 6),
-        "window_size": 4,
-        "drop_path_rate": 0.1,
-        "encoder_stride": 8,
-        "num_labels": 10,
-    },
-    "swin_fashion_patch2_window7_28": {
-        "image_size": 28,
-        "patch_size": 2,
-        "embed_dim": 64,
-        "depths": (2, 4),
-        "num_heads": (2, 4),
-        "window_size": 7,
-        "drop_path_rate": 0.1,
-        "encoder_stride": 4,
-        "num_labels": 10,
-    },
+    "swin_base_patch4_window6_192_simmim": {**_BASE, "image_size": 192, "window_size": 6, "drop_path_rate": 0.0},
+    "swin_digits_patch4_window4_32": _DIGITS,
+    "swin_fashion_patch2_window7_28": _FASHION,
 }
 
 # Table 1 and section 4 of the paper of V2 and Microsoft's model zoo; configs/swinv2/*.yaml there. Offsets of the models
 # that were pre-trained in windows of 12, of 6 in the last stage, are divided by those.
-_W8_256 = {"image_size": 256, "window_size": 8, "num_labels": 1000}
 _W16_256 = {"image_size": 256, "window_size": 16, "num_labels": 1000}
 _W24_384 = {"image_size": 384, "window_size": 24, "num_labels": 1000}
 _W12_192 = {"image_size": 192, "window_size": 12}
@@ -94,6 +70,6 @@ SWINV2: dict[str, dict[str, Any]] = {
     "swinv2_large_patch4_window12_192_22k": {**_LARGE, **_W12_192, **_22K, "drop_path_rate": 0.2},
     "swinv2_large_patch4_window12to16_192to256_22kto1k_ft": {**_LARGE, **_W16_256, **_FROM_W12},
     "swinv2_large_patch4_window12to24_192to384_22kto1k_ft": {**_LARGE, **_W24_384, **_FROM_W12},
-    "swinv2_digits_patch4_window4_32": SWIN["swin_digits_patch4_window4_32"],
-    "swinv2_fashion_patch2_window7_28": SWIN["swin_fashion_patch2_window7_28"],
+    "swinv2_digits_patch4_window4_32": _DIGITS,
+    "swinv2_fashion_patch2_window7_28": _FASHION,
 }

@@ -82,6 +82,30 @@ def test_public_names_are_exactly_these_and_all_resolve():
         assert getattr(swin_hf, name) is not None
 
 
+def too_many_arguments(path: Path) -> list[str]:
+    """Public functions, constructors and dataclasses of a module with more than 12 arguments or fields of their own."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            count = sum(argument.arg not in ("self", "cls") for argument in arguments)
+        elif isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+            count = sum(isinstance(field, ast.AnnAssign) for field in node.body)
+        else:
+            continue
+        found += [node.name] * (count > 12)
+    return found
+
+
+# Fields that are filled by keyword and read by name, not options to choose: what a run leaves, and a table of keys.
+RECORDS = {"TrainingFacts", "Layout"}
+
+
+def test_nothing_public_takes_more_than_12_arguments():
+    found = {name for path in PACKAGE.rglob("*.py") for name in too_many_arguments(path)}
+    assert found - RECORDS == set()
+
+
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'SwinHFModle'"):
         swin_hf.SwinHFModle  # noqa: B018

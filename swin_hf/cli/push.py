@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Push, and say what is where."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    from swin_hf.hub import push
+    from swin_hf.hub import Card, push
 
     if args.quiet:
         disable_progress_bars()
@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         dry_run=args.dry_run,
         include_code=not args.no_code,
-        card=args.card,
-        replace_card=args.replace_card,
+        card=Card(args.card, replace=args.replace_card),
         license=args.license,
         message=args.message,
     )

@@ -3,12 +3,13 @@
 from .download import PullResult, pull
 from .facts import FACTS_NAME, ClassScore, ConfusionMatrix, DataFacts, Metric, SplitFacts, TrainingFacts
 from .model_card import CARD_NAME, CardSource, is_edited, render_card
-from .publish import PushedFile, PushResult, push
+from .publish import Card, PushedFile, PushResult, push
 from .remote import HubError
 
 __all__ = [
     "CARD_NAME",
     "FACTS_NAME",
+    "Card",
     "CardSource",
     "ClassScore",
     "ConfusionMatrix",

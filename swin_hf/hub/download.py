@@ -1,22 +1,19 @@
 """Pull: one revision, only what loading needs, every byte compared with the Hub's hashes.
 
-Weights are safetensors; a pickle is brought only where it is asked for, and nothing here opens it.
+Weights are safetensors; a pickle is downloaded only where it is asked for, and nothing here opens it.
 """
 
 import glob
-import hashlib
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi, ModelInfo, constants
 
 from swin_hf.checkpoints.detect import refuse_strangers
 from swin_hf.checkpoints.read import IN_FOLDER
@@ -24,7 +21,7 @@ from swin_hf.files import replacing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 
 from .facts import FACTS_NAME
-from .remote import HubError, attempt, checked_repo_id, client
+from .remote import HubError, attempt, checked_repo_id, client, has_digest
 from .staging import CODE, is_ours
 from .weights import (
     CONFIG,
@@ -39,11 +36,10 @@ from .weights import (
     weight_files,
 )
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-CACHE = "the cache"
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# Where the client notes commit and hash of each file of a local_dir, and where we note which files a pull wrote there.
-NOTES, SOURCE = Path(".cache/huggingface/download"), Path(".cache/huggingface/swin_hf.json")
+SMALL = (CONFIG, PROCESSOR, FACTS_NAME, *CODE)
+# Our note in a local_dir: which model is there, and the hashes of its files. The client ignores what is in this folder.
+NOTE = Path(".cache/huggingface/swin_hf.json")
 
 
 @dataclass(frozen=True)
@@ -101,45 +97,246 @@ def pull(
         HubError: When the Hub refuses, cannot be reached while neither the cache nor ``local_dir`` has the model, or
             sent other bytes than its hashes say.
     """
-    repo_id = checked_repo_id(repo_id)
     api = client(endpoint)
     api.token = token
     here = Path(local_dir).expanduser() if local_dir is not None else None
-    fetch = _fetcher(api, repo_id, here, cache_dir)
+    job = _Pull(api, checked_repo_id(repo_id), revision, here, cache_dir, verify, file, pickles)
     if constants.is_offline_mode() or local_files_only:
-        why = "only local files were asked for" if local_files_only else "offline mode is on (HF_HUB_OFFLINE)"
-        return _offline(repo_id, revision, here, verify, why, (file, pickles), cache_dir)
+        return job.offline(
+            "only local files were asked for" if local_files_only else "offline mode is on (HF_HUB_OFFLINE)"
+        )
     try:
-        about = attempt(lambda: api.model_info(repo_id, revision=revision), repo_id)
-        commit = str(about.sha)
-        tree = attempt(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)), repo_id)
+        about = attempt(lambda: api.model_info(repo_id, revision=revision, files_metadata=True), repo_id)
     except HubError as error:
         if not error.transient:
             raise
-        return _offline(repo_id, revision, here, verify, str(error), (file, pickles), cache_dir)
-    present = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    weights = _weights(repo_id, list(present), file, pickles)
-    stale = _stale_files(here, present, repo_id) if here is not None else []
+        return job.offline(str(error))
+    return job.online(about)
 
-    small = [name for name in (CONFIG, PROCESSOR, FACTS_NAME, *CODE) if name in present]
-    small += [weights] if weights.endswith(".json") else []
-    # Compare a file before it is read: a damaged download must not look like a damaged model, nor stay in the cache.
 
-    def bring(names: list[str]) -> Path:
-        return _bring(repo_id, commit, {name: present[name] for name in names}, fetch, verify)
+@dataclass(frozen=True)
+class _Pull:
+    """The steps of one pull, with the Hub or without it; the fields are arguments of :func:`pull`."""
 
-    folder = bring(small) if small else Path()
-    values, config = _config(folder, repo_id) if CONFIG in present else ({}, None)
-    names = shard_names(folder / weights, present) if weights.endswith(".json") else [weights]
-    folder = bring(names)
-    if config is not None:
-        check_weights([folder / name for name in names], values, config)
-    if here is None:
-        _write_ref(folder.parent.parent, revision or "main", commit)
-    else:
-        _settle(here, repo_id, revision, commit, stale)
-    said = about.card_data.get("license") if about.card_data else None
-    return PullResult(_path(folder, weights), commit, said if isinstance(said, str) else None)
+    api: HfApi
+    repo_id: str
+    revision: str | None
+    here: Path | None
+    cache_dir: str | Path | None
+    verify: bool
+    file: str | None
+    pickles: bool
+
+    def online(self, about: ModelInfo) -> PullResult:
+        """Download and compare; the configuration is checked before the weights are downloaded."""
+        commit = str(about.sha)
+        hashes = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in about.siblings or ()}
+        weights = self._weights(hashes)
+        is_index = weights.endswith(".json")
+        small = [name for name in SMALL if name in hashes] + [weights] * is_index
+        stale = self._prepare(hashes)
+        folder = self._bring(commit, small) if small else Path()
+        values, config = self._config(folder) if CONFIG in hashes else ({}, None)
+        large = shard_names(folder / weights, hashes) if is_index else [weights]
+        folder = self._bring(commit, large)
+        if config is not None:
+            check_weights([folder / name for name in large], values, config)
+        if self.here is not None:
+            self._settle(self.here, commit, {name: hashes[name] for name in [*small, *large]}, stale)
+        else:
+            # The client points its cached branch or tag at a commit when it is asked by that name. It is asked last, so
+            # that an interrupted pull still leads to the model before it.
+            first = [*small, *large][0]
+            name = self.revision or "main"
+            attempt(
+                lambda: self.api.hf_hub_download(self.repo_id, first, revision=name, cache_dir=self.cache_dir),
+                self.repo_id,
+            )
+        said = about.card_data.get("license") if about.card_data else None
+        return PullResult(_path(folder, weights), commit, said if isinstance(said, str) else None)
+
+    def offline(self, why: str) -> PullResult:
+        """The files of an earlier pull: those in ``local_dir``, or those in the cache, copied where one is given."""
+        if self.here is not None and (pulled := self._noted(self.here)):
+            return pulled
+        pattern = (
+            [self.file] if self.file else ["*.safetensors", INDEX, *(f"*{end}" for end in PICKLES if self.pickles)]
+        )
+        try:
+            # Without patterns, the client would ask for files that a pull does not download.
+            folder = Path(
+                self.api.snapshot_download(
+                    self.repo_id,
+                    revision=self.revision,
+                    allow_patterns=[*SMALL, *pattern],
+                    local_files_only=True,
+                    cache_dir=self.cache_dir,
+                )
+            )
+        except Exception:
+            raise HubError(
+                f"{why}, and the cache does not hold {self.repo_id}{f' at {self.revision}' if self.revision else ''}; "
+                "pull it once while the Hub can be reached"
+            ) from None
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        weights = self._weights(names)
+        # A file of the cache is a link to one whose name is its hash, where the system has links.
+        hashes = {name: (folder / name).resolve().name for name in names if _is_model_file(name) or name == weights}
+        if wrong := self._damaged_offline(folder, hashes):
+            self._drop(folder, wrong)
+            raise HubError(
+                f"{', '.join(wrong)} of {self.repo_id} is damaged in the cache, and was removed; pull again where the "
+                "Hub can be reached"
+            )
+        self._check(folder)
+        if self.here is None:
+            return PullResult(_path(folder, weights), folder.name)
+        stale = self._prepare(hashes)
+        for name in hashes:
+            shutil.copyfile(folder / name, self.here / name)
+        self._settle(self.here, folder.name, hashes, stale)
+        return PullResult(_path(self.here, weights), folder.name)
+
+    def _weights(self, present: Collection[str]) -> str:
+        """Name of the file, or of the index of the files, that holds the weights of the repository."""
+        if self.file is not None:
+            if self.file not in present:
+                some = sorted(name for name in present if name.endswith((".safetensors", *PICKLES)))
+                raise ValueError(
+                    f"{self.repo_id} holds no {self.file}; its files of weights are {', '.join(some[:10]) or 'none'}"
+                )
+            return self.file
+        at_the_top = sorted(name for name in present if "/" not in name)
+        for suffixes in ((".safetensors",), PICKLES):
+            usual = [
+                name for name in IN_FOLDER if name in present and name.removesuffix(".index.json").endswith(suffixes)
+            ]
+            found = usual or [name for name in at_the_top if name.endswith(suffixes)]
+            if not found:
+                continue
+            if suffixes == PICKLES and not self.pickles:
+                raise ValueError(
+                    f"{self.repo_id} holds pickled weights only ({', '.join(found[:3])}), which can run code when they "
+                    "are opened, so nothing was downloaded; ask its owner for safetensors, or name the file to have it "
+                    f"read without running anything: hf://{self.repo_id}/{found[0]}"
+                )
+            if len(found) > 1 and not usual:
+                raise ValueError(
+                    f"{self.repo_id} holds {len(found)} files of weights ({', '.join(found[:5])}); name one of them: "
+                    f"hf://{self.repo_id}/{found[0]}"
+                )
+            return found[0]
+        lacking = " and no ".join(name for name in (CONFIG, WEIGHTS) if name not in present)
+        raise ValueError(f"{self.repo_id} holds no {lacking}; ask its owner to push the model again")
+
+    def _config(self, folder: Path) -> tuple[dict[str, Any], SwinHFConfig | None]:
+        """The configuration, checked; None for a Swin of another package."""
+        try:
+            return read_config(folder / CONFIG)
+        except OtherFamilyError:
+            refuse_strangers(json.loads((folder / CONFIG).read_text(encoding="utf-8")), self.repo_id)
+            return {}, None
+
+    def _check(self, folder: Path) -> None:
+        """Compare configuration and weights of a downloaded model of our families."""
+        values, config = self._config(folder) if (folder / CONFIG).is_file() else ({}, None)
+        if config is not None:
+            check_weights(weight_files(folder), values, config)
+
+    def _fetch(self, commit: str, names: list[str], again: bool = False) -> Path:
+        """Download files of a commit and return their folder."""
+        folder = attempt(
+            lambda: self.api.snapshot_download(
+                self.repo_id,
+                revision=commit,
+                allow_patterns=[glob.escape(name) for name in names],
+                local_dir=self.here,
+                cache_dir=self.cache_dir,
+                force_download=again,
+            ),
+            self.repo_id,
+        )
+        return Path(folder)
+
+    def _bring(self, commit: str, names: list[str]) -> Path:
+        """Download files and compare them with the hashes of the Hub; one that differs is downloaded once more."""
+        folder = self._fetch(commit, names)
+        if self.verify and (wrong := self._damaged(folder, commit, names)):
+            self._fetch(commit, wrong, again=True)
+            if wrong := self._damaged(folder, commit, wrong):
+                self._drop(folder, wrong)
+                raise HubError(
+                    f"{', '.join(wrong)} of {self.repo_id} did not arrive as the Hub has it, twice, and was removed; "
+                    "check the network, a proxy or the mirror in HF_ENDPOINT, and pull again"
+                )
+        return folder
+
+    def _damaged(self, folder: Path, commit: str, names: Collection[str]) -> list[str]:
+        """Those of some files of a folder that differ from the Hub's, or are missing."""
+        found = attempt(
+            lambda: self.api.verify_repo_checksums(self.repo_id, revision=commit, local_dir=folder), self.repo_id
+        )
+        return sorted({*found.missing_paths, *(entry["path"] for entry in found.mismatches)}.intersection(names))
+
+    def _damaged_offline(self, folder: Path, hashes: Mapping[str, str]) -> list[str]:
+        """Those of some files that do not have the hash that was noted with them."""
+        known = {name: digest for name, digest in hashes.items() if self.verify and DIGEST.fullmatch(digest)}
+        return [name for name, digest in known.items() if not has_digest(folder / name, digest)]
+
+    def _drop(self, folder: Path, names: list[str]) -> None:
+        """Remove files that are known to be wrong, and what they link to, so that no other program uses them."""
+        for name in names:
+            (folder / name).resolve().unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
+
+    # -- local_dir ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, hashes: Mapping[str, str | None]) -> list[str]:
+        """Note in ``local_dir`` what may come, and return the files of another version, which are to be removed.
+
+        Raises:
+            ValueError: When a file that this version does not have was not written by pull, or was changed since.
+        """
+        if self.here is None:
+            return []
+        noted = _read_note(self.here)["files"]
+        names = (path.name for path in (self.here.iterdir() if self.here.is_dir() else ()))
+        stale = sorted(name for name in names if _is_model_file(name) and name not in hashes)
+        foreign = [name for name in stale if not any(has_digest(self.here / name, d) for d in noted.get(name, ()))]
+        if foreign:
+            raise ValueError(
+                f"{self.here} holds {', '.join(foreign[:5])}, which {self.repo_id} does not have and which no pull left"
+                " in this state; loading would mix them with the model, so nothing was downloaded: give another "
+                "folder, or move them"
+            )
+        coming = {name: [digest] for name, digest in hashes.items() if digest and _is_model_file(name)}
+        both = {name: [*noted.get(name, []), *coming.get(name, [])] for name in noted | coming}
+        self._write_note(self.here, None, both)
+        return stale
+
+    def _settle(self, here: Path, commit: str, hashes: Mapping[str, str | None], stale: list[str]) -> None:
+        """Remove the files of another version, and note what is here now, for a pull without the Hub."""
+        for name in stale:
+            (here / name).unlink(missing_ok=True)
+        self._write_note(here, commit, {name: [digest or ""] for name, digest in hashes.items()})
+
+    def _write_note(self, here: Path, commit: str | None, files: Mapping[str, list[str]]) -> None:
+        note = {"repo_id": self.repo_id, "revision": self.revision or "main", "commit": commit, "files": files}
+        with replacing(here / NOTE) as partial:
+            partial.write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+    def _noted(self, folder: Path) -> PullResult | None:
+        """What an earlier pull wrote into a folder, if it is the requested commit, whole and nothing else."""
+        note = _read_note(folder)
+        commit, hashes = note["commit"], {name: digests[0] for name, digests in note["files"].items() if digests}
+        asked_for = commit and note["repo_id"] == self.repo_id and self.revision in (None, note["revision"], commit)
+        present = {path.name for path in (folder.iterdir() if folder.is_dir() else ()) if path.is_file()}
+        if not asked_for or not present.issuperset(hashes) or any(map(_is_model_file, present.difference(hashes))):
+            return None
+        if wrong := self._damaged_offline(folder, hashes):  # the user may have changed it on purpose
+            raise HubError(f"{', '.join(wrong)} of {self.repo_id} is damaged in {folder}; delete it and pull again")
+        self._check(folder)
+        return PullResult(_path(folder, self._weights(hashes)), commit)
 
 
 def _path(folder: Path, weights: str) -> Path:
@@ -147,249 +344,16 @@ def _path(folder: Path, weights: str) -> Path:
     return folder if weights in IN_FOLDER else folder / weights
 
 
-def _weights(repo_id: str, present: list[str], file: str | None, pickles: bool) -> str:
-    """Name of the file, or of the index of the files, that holds the weights of a repository."""
-    if file is not None:
-        if file not in present:
-            some = sorted(name for name in present if name.endswith((".safetensors", *PICKLES)))
-            raise ValueError(f"{repo_id} holds no {file}; its files of weights are {', '.join(some[:10]) or 'none'}")
-        return file
-    at_the_top = sorted(name for name in present if "/" not in name)
-    for suffixes in ((".safetensors",), PICKLES):
-        usual = [name for name in IN_FOLDER if name in present and name.removesuffix(".index.json").endswith(suffixes)]
-        found = usual or [name for name in at_the_top if name.endswith(suffixes)]
-        if not found:
-            continue
-        if suffixes == PICKLES and not pickles:
-            raise ValueError(
-                f"{repo_id} holds pickled weights only ({', '.join(found[:3])}), which can run code when they are "
-                f"opened, so nothing was downloaded; ask its owner for safetensors, or name the file to have it read "
-                f"without running anything: hf://{repo_id}/{found[0]}"
-            )
-        if len(found) > 1 and not usual:
-            raise ValueError(
-                f"{repo_id} holds {len(found)} files of weights ({', '.join(found[:5])}); name one of them: "
-                f"hf://{repo_id}/{found[0]}"
-            )
-        return found[0]
-    lacking = " and no ".join(name for name in (CONFIG, WEIGHTS) if name not in present)
-    raise ValueError(f"{repo_id} holds no {lacking}; ask its owner to push the model again")
+def _is_model_file(name: str) -> bool:
+    """Whether loading looks at a file of this name, and a pull may have written it."""
+    return is_ours(name) or name in (CONFIG, PROCESSOR)
 
 
-Fetch = Callable[[str, list[str], bool], Path]
-
-
-def _fetcher(api: HfApi, repo_id: str, local_dir: Path | None, cache_dir: str | Path | None) -> Fetch:
-    """A function that downloads files of a commit and returns their folder."""
-
-    def fetch(commit: str, names: list[str], again: bool) -> Path:
-        return Path(
-            attempt(
-                lambda: snapshot_download(
-                    repo_id,
-                    revision=commit,
-                    allow_patterns=[glob.escape(name) for name in names],
-                    local_dir=local_dir,
-                    cache_dir=cache_dir,
-                    token=api.token,
-                    force_download=again,
-                    endpoint=api.endpoint,
-                    library_name="swin_hf",
-                ),
-                repo_id,
-            )
-        )
-
-    return fetch
-
-
-def _config(folder: Path, repo_id: str) -> tuple[dict[str, Any], SwinHFConfig | None]:
-    """The configuration, checked before the weights are downloaded; None for a Swin of another package."""
+def _read_note(folder: Path) -> dict[str, Any]:
+    """The note that pulls leave in a ``local_dir``: repository, revision, commit, and the hashes of each file."""
+    empty: dict[str, Any] = {"repo_id": None, "revision": None, "commit": None, "files": {}}
     try:
-        return read_config(folder / CONFIG)
-    except OtherFamilyError:
-        refuse_strangers(json.loads((folder / CONFIG).read_text(encoding="utf-8")), repo_id)
-        return {}, None
-
-
-def _bring(repo_id: str, commit: str, expected: dict[str, RepoFile], fetch: Fetch, verify: bool) -> Path:
-    """Download files and compare them with the hashes of the Hub; one that differs is downloaded once more."""
-    folder = fetch(commit, list(expected), False)
-    if not verify:
-        return folder
-    wrong = [name for name, entry in expected.items() if not _intact(folder / name, entry)]
-    if wrong:
-        fetch(commit, wrong, True)
-        wrong = [name for name in wrong if not _intact(folder / name, expected[name])]
-    if wrong:
-        for name in wrong:
-            _drop(folder / name)
-        raise HubError(
-            f"{', '.join(wrong)} of {repo_id} did not arrive as the Hub has it, twice, and was removed; "
-            "check the network, a proxy or the mirror in HF_ENDPOINT, and pull again"
-        )
-    return folder
-
-
-def _drop(path: Path) -> None:
-    """Remove a file that is known to be wrong, and the blob it links to, so that no other program uses it."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
-def _intact(path: Path, entry: RepoFile) -> bool:
-    digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-    return path.is_file() and path.stat().st_size == entry.size and _has_digest(path, digest)
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    """Whether a file has a sha256 (64 digits) or the id that git gives to its content (40 digits)."""
-    with path.open("rb") as stream:
-        if len(digest) == 64:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == digest
-        content = stream.read()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
-
-
-def _write_ref(cache: Path, revision: str, commit: str) -> None:
-    """Point the cached branch or tag at a commit, as the last step: an interrupted pull still leads to the old model.
-
-    The client does so when it looks a revision up, before the files are there; ``from_pretrained`` would then find half
-    a model offline.
-    """
-    path = cache / "refs" / revision
-    if COMMIT.fullmatch(revision) or (cache / "refs").resolve() not in path.resolve().parents:
-        return
-    with replacing(path) as partial:
-        partial.write_text(commit, encoding="utf-8")
-
-
-# -- local_dir --------------------------------------------------------------------------------------------------------
-
-
-def _owned_files(folder: Path) -> list[str]:
-    """The files of a folder that a pull may have brought, by their names; loading looks at each of them."""
-    names = (path.name for path in (folder.iterdir() if folder.is_dir() else ()))
-    return sorted(name for name in names if is_ours(name) or name in (CONFIG, PROCESSOR))
-
-
-def _note(folder: Path, name: str) -> tuple[str, str] | None:
-    """Commit and hash of a file of a ``local_dir`` as the client noted them; None if it did not bring the file."""
-    path = folder / NOTES / f"{name}.metadata"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return (lines[0], lines[1]) if len(lines) >= 2 else None
-
-
-def _stale_files(folder: Path, present: Collection[str], repo_id: str) -> list[str]:
-    """Files that a pull of another version wrote into a folder, and that this version does not have.
-
-    Raises:
-        ValueError: When such a file was not written by pull, or was changed since.
-    """
-    stale = [name for name in _owned_files(folder) if name not in present]
-    notes = {name: _note(folder, name) for name in stale}
-    foreign = [name for name, note in notes.items() if note is None or not _has_digest(folder / name, note[1])]
-    if foreign:
-        raise ValueError(
-            f"{folder} holds {', '.join(foreign[:5])}, which {repo_id} does not have and which no pull left in this "
-            "state; loading would mix them with the model, so nothing was downloaded: give another folder, or move them"
-        )
-    return stale
-
-
-def _settle(folder: Path, repo_id: str, revision: str | None, commit: str, stale: list[str]) -> None:
-    """Remove the files of another version, and note what is here now, for a pull without the Hub."""
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
-        (folder / NOTES / f"{name}.metadata").unlink(missing_ok=True)
-    source = {"repo_id": repo_id, "revision": revision or "main", "commit": commit}
-    with replacing(folder / SOURCE) as partial:
-        partial.write_text(json.dumps(source) + "\n", encoding="utf-8")
-
-
-def _pulled_commit(folder: Path, repo_id: str, revision: str | None) -> str | None:
-    """The commit that an earlier pull wrote into a folder, if it is the requested one and every file belongs to it."""
-    try:
-        source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
-        commit = str(source["commit"])
-        asked_for = source["repo_id"] == repo_id and revision in (None, source["revision"], commit)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    noted = [path.name.removesuffix(".metadata") for path in (folder / NOTES).glob("*.metadata")]
-    brought = {name for name in noted if (note := _note(folder, name)) and note[0] == commit}
-    whole = brought.issuperset(_owned_files(folder)) and all((folder / name).is_file() for name in brought)
-    return commit if asked_for and whole else None
-
-
-# -- without the Hub --------------------------------------------------------------------------------------------------
-
-
-def _offline(
-    repo_id: str,
-    revision: str | None,
-    here: Path | None,
-    verify: bool,
-    why: str,
-    asked: tuple[str | None, bool],
-    cache_dir: str | Path | None,
-) -> PullResult:
-    """The files of an earlier pull: those in ``local_dir``, or a copy of those in the cache."""
-    if here is not None and (commit := _pulled_commit(here, repo_id, revision)):
-        hashes = {name: note[1] for name in _owned_files(here) if (note := _note(here, name))}
-        return _checked(repo_id, here, str(here), commit, hashes if verify else {})
-    file, pickles = asked
-    weights = [file] if file else ["*.safetensors", INDEX, *(f"*{suffix}" for suffix in PICKLES if pickles)]
-    try:
-        # Without patterns, the client would ask for files that a pull does not download.
-        needed = [CONFIG, PROCESSOR, FACTS_NAME, *CODE, *weights]
-        folder = Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=needed, local_files_only=True, cache_dir=cache_dir
-            )
-        )
-    except Exception:
-        raise HubError(
-            f"{why}, and the cache does not hold {repo_id}{f' at {revision}' if revision else ''}; pull it once while "
-            "the Hub can be reached"
-        ) from None
-    names = [path.name for path in sorted(folder.iterdir())]
-    found = _weights(repo_id, [*names, *(name for name in weights if (folder / name).is_file())], *asked)
-    # The names of the cache's blobs are their hashes.
-    hashes = {name: (folder / name).resolve().name for name in [*names, found] if (folder / name).is_file()}
-    pulled = _checked(repo_id, folder, CACHE, folder.name, hashes if verify else {}, found)
-    return pulled if here is None else _copy(pulled, here, repo_id, revision)
-
-
-def _checked(
-    repo_id: str, folder: Path, where: str, commit: str, hashes: dict[str, str], weights: str = WEIGHTS
-) -> PullResult:
-    """Check a downloaded model against the hashes that were noted with it, and against its configuration."""
-    known = {name: digest for name, digest in hashes.items() if DIGEST.fullmatch(digest)}
-    wrong = [name for name, digest in known.items() if not _has_digest(folder / name, digest)]
-    if wrong and where == CACHE:
-        for name in wrong:
-            _drop(folder / name)
-        raise HubError(
-            f"{', '.join(wrong)} of {repo_id} is damaged in {where}, and was removed; pull again where the Hub can be "
-            "reached"
-        )
-    if wrong:  # a folder of the user's: it may have been changed on purpose
-        raise HubError(f"{', '.join(wrong)} of {repo_id} is damaged in {where}; delete it and pull again")
-    values, config = _config(folder, repo_id) if (folder / CONFIG).is_file() else ({}, None)
-    if config is not None:
-        check_weights(weight_files(folder), values, config)
-    return PullResult(_path(folder, weights), commit)
-
-
-def _copy(pulled: PullResult, here: Path, repo_id: str, revision: str | None) -> PullResult:
-    """Copy a model out of the cache, with the notes that the client writes into a ``local_dir``."""
-    names = _owned_files(pulled.path)
-    stale = _stale_files(here, names, repo_id)
-    (here / NOTES).mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(pulled.path / name, here / name)
-        digest = (pulled.path / name).resolve().name
-        note = f"{pulled.commit}\n{digest}\n{time.time()}\n"
-        (here / NOTES / f"{name}.metadata").write_text(note, encoding="utf-8")
-    _settle(here, repo_id, revision, pulled.commit, stale)
-    return PullResult(here, pulled.commit)
+        note = empty | json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return empty
+    return note if isinstance(note["files"], dict) else empty

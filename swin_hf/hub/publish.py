@@ -2,7 +2,7 @@
 
 ``upload_folder`` splits a push into several commits, ``push_to_hub`` makes one commit for each part, and neither checks
 what arrived. Here everything is staged and checked first; one commit follows, on top of the head that was seen; if its
-answer is lost, the Hub is asked again; and the tag is put on the commit's id, not on a branch.
+answer is lost, the Hub is asked what the head is; and the tag is put on the commit's id, not on a branch.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from transformers import PreTrainedModel
@@ -23,8 +23,23 @@ from swin_hf.files import full_disk
 from . import remote
 from .facts import TrainingFacts
 from .model_card import CARD_NAME, is_edited, read_card
-from .remote import HubError, attempt, checked_ref, checked_repo_id, client, require_token, understand
+from .remote import HubError, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
 from .staging import Stage, StagedFile, is_ours, stage
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a push does about the model card.
+
+    Attributes:
+        text: A card written by hand, its text or its path, instead of the rendered one.
+        facts: What the rendered card says of the training, for a model or a folder without facts.
+        replace: Whether a card that was edited by hand on the Hub may be overwritten.
+    """
+
+    text: str | os.PathLike[str] | None = None
+    facts: TrainingFacts | None = None
+    replace: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,10 +83,8 @@ def push(
     revision: str | None = None,
     dry_run: bool = False,
     include_code: bool = True,
-    card: str | os.PathLike[str] | None = None,
-    replace_card: bool = False,
+    card: Card | str | os.PathLike[str] | None = None,
     processor: Any = None,
-    facts: TrainingFacts | None = None,
     license: str | None = None,
     message: str | None = None,
     endpoint: str | None = None,
@@ -89,10 +102,8 @@ def push(
         revision: The branch to commit to, made if there is none; ``main`` by default.
         dry_run: Only return what would be sent; the network is not touched.
         include_code: Whether to send the code of the model, so that ``trust_remote_code=True`` works without swin_hf.
-        card: A card written by hand, its text or its path, instead of the rendered one.
-        replace_card: Whether a card that was edited by hand on the Hub may be overwritten.
+        card: A card written by hand, its text or its path, instead of the rendered one; or a :class:`Card`.
         processor: Image processor, for a model or a folder without one.
-        facts: What the card should say of the training, for a model or a folder without them.
         license: Identifier of the licence of the weights, such as ``apache-2.0``.
         message: Title of the commit.
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
@@ -111,6 +122,7 @@ def push(
             "one, or the folder of a training run"
         )
     source = model_or_folder if isinstance(model_or_folder, PreTrainedModel) else Path(model_or_folder).expanduser()
+    card = card if isinstance(card, Card) else Card(card)
     with tempfile.TemporaryDirectory(prefix="swin-hf-push-") as folder:
         try:
             staged = stage(
@@ -119,22 +131,20 @@ def push(
                 repo_id=repo_id,
                 tag=tag,
                 include_code=include_code,
-                card=_card_text(card),
+                card=_card_text(card.text),
                 processor=processor,
-                facts=facts,
+                facts=card.facts,
                 license=license,
             )
         except Exception as error:
             if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
                 raise
-            raise OSError(
-                f"{understand(error, repo_id).sentence} (while preparing the push; nothing was sent)"
-            ) from None
+            raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
         api = client(endpoint)
         if dry_run:
             return _result(api, repo_id, None, tag, staged)
         require_token()
-        return _Push(api, repo_id, branch, tag, private).run(staged, replace_card, message)
+        return _Push(api, repo_id, branch, tag, private).run(staged, card.replace, message)
 
 
 def check_access(repo_id: str, endpoint: str | None = None) -> None:
@@ -151,7 +161,7 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
     checked_repo_id(repo_id)
     require_token()
     api = client(endpoint)
-    if attempt(lambda: _exists(api, repo_id), repo_id):
+    if attempt(lambda: _info(api, repo_id), repo_id):
         attempt(lambda: api.auth_check(repo_id, write=True), repo_id)
         return
     account, owner = attempt(api.whoami, repo_id), repo_id.split("/")[0]
@@ -165,21 +175,25 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
         )
 
 
-def _exists(api: HfApi, repo_id: str) -> bool:
+def _info(api: HfApi, repo_id: str) -> ModelInfo | None:
+    """What the Hub knows of a repository; None if it does not exist."""
     try:
-        api.model_info(repo_id)
+        return api.model_info(repo_id)
     except RepositoryNotFoundError as error:
         if error.response is not None and error.response.status_code == 401:
-            api.whoami()  # a token that is not accepted looks the same; this tells them apart
-        return False
-    return True
+            api.whoami()  # raises if the token is not accepted, which has the same answer
+        return None
 
 
+@dataclass(frozen=True)
 class _Push:
     """The requests of one push to the Hub, in order."""
 
-    def __init__(self, api: HfApi, repo_id: str, branch: str, tag: str | None, private: bool | None) -> None:
-        self.api, self.repo_id, self.branch, self.tag, self.private = api, repo_id, branch, tag, private
+    api: HfApi
+    repo_id: str
+    branch: str
+    tag: str | None
+    private: bool | None
 
     def run(self, staged: Stage, replace_card: bool, message: str | None) -> PushResult:
         """Look, commit, compare, tag."""
@@ -198,7 +212,7 @@ class _Push:
         if CARD_NAME in present and not replace_card and self._keeps_card(base, present[CARD_NAME], files[CARD_NAME]):
             del files[CARD_NAME]
             notes.append(
-                "the card on the Hub was edited by hand and is kept; --replace-card (replace_card=True) overwrites it"
+                "the card on the Hub was edited by hand and is kept; --replace-card (Card(replace=True)) overwrites it"
             )
         stale = sorted(name for name in present if is_ours(name) and name not in files)
         changed = [file for file in files.values() if not _same(file, present.get(file.name))]
@@ -211,9 +225,8 @@ class _Push:
             notes.append(f"tag {self.tag} holds this model already; {self.branch} has moved on to {parent[:12]}")
         commit, created = base, bool(changed or stale)
         if created:
-            commit = self._commit(
-                parent, changed, stale, message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
-            )
+            message = message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
+            commit = self._commit(parent, changed, stale, message)
             self._compare(commit, files)
         if self.tag is not None and tag_target is None:
             self._put_tag(commit)
@@ -222,10 +235,10 @@ class _Push:
 
     def _repository(self) -> None:
         """Find the repository, or make it; its visibility must be what was asked for."""
-        info = attempt(self._info_or_none, self.repo_id)
+        info = attempt(lambda: _info(self.api, self.repo_id), self.repo_id)
         if info is None:
-            create = lambda: self.api.create_repo(self.repo_id, private=bool(self.private), exist_ok=True)  # noqa: E731
-            attempt(create, self.repo_id)
+            private = bool(self.private)
+            attempt(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True), self.repo_id)
             info = attempt(lambda: self.api.model_info(self.repo_id), self.repo_id)
         if self.private is not None and bool(info.private) != self.private:
             now, wanted = ("private", "public") if info.private else ("public", "private")
@@ -233,12 +246,6 @@ class _Push:
                 f"{self.repo_id} exists and is {now}, but a {wanted} push was asked for; change its visibility in the "
                 "settings on the Hub, or choose another name"
             )
-
-    def _info_or_none(self) -> Any:
-        try:
-            return self.api.model_info(self.repo_id)
-        except RepositoryNotFoundError:
-            return None
 
     def _refs(self) -> tuple[str, dict[str, str]]:
         """The head of the branch, made if need be, and the commits of the tags."""
@@ -282,15 +289,11 @@ class _Push:
     def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
         """Make the one commit, and return its id once it is known to be there."""
         for wait in (*remote.WAITS, None):
-            operations = [_add(file) for file in changed]
-            deletions = [CommitOperationDelete(name) for name in stale]
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [_add(file) for file in changed]
+            operations += [CommitOperationDelete(name) for name in stale]
             try:
                 return self.api.create_commit(
-                    self.repo_id,
-                    [*operations, *deletions],
-                    commit_message=message,
-                    revision=self.branch,
-                    parent_commit=parent,
+                    self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=parent
                 ).oid
             except Exception as error:
                 failure = understand(error, self.repo_id)
@@ -298,7 +301,7 @@ class _Push:
             try:
                 head = self._head()
             except HubError:
-                raise failure.error() from None
+                raise failure from None
             if head != parent:
                 present = self._tree(head)
                 if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
@@ -310,7 +313,7 @@ class _Push:
             if not failure.transient or wait is None:
                 break
             time.sleep(max(wait, failure.wait))
-        raise failure.error()
+        raise failure
 
     def _compare(self, commit: str, files: Mapping[str, StagedFile]) -> None:
         """Compare every hash on the Hub with the file it came from."""
@@ -323,7 +326,7 @@ class _Push:
             )
 
     def _put_tag(self, commit: str) -> None:
-        """Tag the commit's id; a tag that is there already is ours if it points to this commit."""
+        """Tag the commit's id; a tag that points to it already is left as it is."""
         try:
             attempt(
                 lambda: self.api.create_tag(self.repo_id, tag=self.tag or "", revision=commit, exist_ok=True),
@@ -355,7 +358,7 @@ def _same(file: StagedFile, entry: RepoFile | None) -> bool:
     """Whether a file of the Hub has the content of a staged one."""
     if entry is None or entry.size != file.size:
         return False
-    return entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.git_oid()
+    return entry.lfs.sha256 == file.sha256 if entry.lfs else has_digest(file.path, entry.blob_id)
 
 
 def _card_text(card: str | os.PathLike[str] | None) -> str | None:

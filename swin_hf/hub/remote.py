@@ -5,11 +5,12 @@ appear in a traceback, a log or a command line. For the same reason an error of 
 with the token in a header, is never chained to ours.
 """
 
+import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
@@ -40,37 +41,17 @@ Result = TypeVar("Result")
 
 
 class HubError(RuntimeError):
-    """What went wrong with the Hub, and the remedy, in a sentence.
+    """What went wrong with the Hub, and the remedy, in a sentence; nothing of the request, which holds the token.
 
     Args:
         sentence: The message.
         transient: Whether the Hub was out of reach or failed, so that another try may help.
-    """
-
-    def __init__(self, sentence: str, transient: bool = False) -> None:
-        super().__init__(sentence)
-        self.transient = transient
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An error of the client, reduced to what may be kept of it: no request, no header, no token.
-
-    Attributes:
-        sentence: What happened and what to do.
-        transient: Whether trying again can help.
         wait: Seconds that the Hub asked to wait.
-        status: HTTP status, if there was an answer.
     """
 
-    sentence: str
-    transient: bool = False
-    wait: float = 0.0
-    status: int | None = None
-
-    def error(self) -> HubError:
-        """The exception to raise."""
-        return HubError(self.sentence, self.transient)
+    def __init__(self, sentence: str, transient: bool = False, wait: float = 0.0) -> None:
+        super().__init__(sentence)
+        self.transient, self.wait = transient, wait
 
 
 def client(endpoint: str | None = None) -> HfApi:
@@ -122,6 +103,15 @@ def require_token() -> None:
         raise HubError(f"there is no access token, and the Hub takes nothing without one that may write; {LOG_IN}")
 
 
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file has a sha256 (64 digits) or the id that git gives to its content (40 digits)."""
+    with path.open("rb") as stream:
+        if len(digest) == 64:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == digest
+        content = stream.read()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
+
+
 def redact(text: str) -> str:
     """Replace access tokens by ``<token>``."""
     token = get_token()
@@ -148,44 +138,38 @@ def attempt(call: Callable[[], Result], repo_id: str) -> Result:
         if not failure.transient or wait is None:
             break
         time.sleep(max(wait, failure.wait))
-    raise failure.error()
+    raise failure
 
 
-def understand(error: BaseException, repo_id: str) -> Failure:
+def understand(error: BaseException, repo_id: str) -> HubError:
     """Reduce an error of the client to a sentence with a remedy."""
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
         problems = "; ".join(line.lstrip("- ") for line in str(error).splitlines()[1:])
-        return Failure(f"the Hub refuses the card's metadata ({problems}); correct the block at the top of README.md")
+        return HubError(f"the Hub refuses the card's metadata ({problems}); correct the block at the top of README.md")
     for cause in _chain(error):
-        status = (
-            cause.response.status_code if isinstance(cause, HfHubHTTPError) and cause.response is not None else None
-        )
         if isinstance(cause, OfflineModeIsEnabled):
-            return Failure("offline mode is on (HF_HUB_OFFLINE); unset it to talk to the Hub")
+            return HubError("offline mode is on (HF_HUB_OFFLINE); unset it to talk to the Hub")
         if isinstance(cause, GatedRepoError):
-            return Failure(
-                f"access to {repo_id} is restricted; ask for it on the model's page, then {LOG_IN}", status=status
-            )
+            return HubError(f"access to {repo_id} is restricted; ask for it on the model's page, then {LOG_IN}")
         if isinstance(cause, RepositoryNotFoundError):
-            return Failure(
+            return HubError(
                 f"there is no repository {repo_id} that can be seen from here; check the name, and if it is private "
-                f"{LOG_IN}",
-                status=status,
+                f"{LOG_IN}"
             )
         if isinstance(cause, RevisionNotFoundError):
-            return Failure(f"{repo_id} has no such revision; its branches and tags are on its page", status=status)
+            return HubError(f"{repo_id} has no such revision; its branches and tags are on its page")
         if isinstance(cause, HfHubHTTPError):
-            return _answered(cause, status, repo_id)
+            return _answered(cause, repo_id)
         if full := full_disk(cause):
-            return Failure(f"{full}, or move the cache with HF_HOME and temporary files with TMPDIR")
+            return HubError(f"{full}, or move the cache with HF_HOME and temporary files with TMPDIR")
         if isinstance(cause, HTTPError | ConnectionError | json.JSONDecodeError):
-            return Failure(
+            return HubError(
                 f"the Hub cannot be reached or broke off ({type(cause).__name__}); check the network and HF_ENDPOINT, "
                 "then run the command again",
                 transient=not isinstance(cause, ConnectionError),  # those come from hf_xet, which retries by itself
             )
     first_line = next(iter(redact(str(error)).strip().splitlines()), "")
-    return Failure(f"{type(error).__name__}: {first_line}")
+    return HubError(f"{type(error).__name__}: {first_line}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -194,34 +178,26 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _answered(error: HfHubHTTPError, status: int | None, repo_id: str) -> Failure:
+def _answered(error: HfHubHTTPError, repo_id: str) -> HubError:
     """An error answer of the Hub; addresses are left out, because those of the storage are signed."""
+    status = error.response.status_code if error.response is not None else None
     said = redact(error.server_message or "").strip()[:200] or "no reason given"
     owner = repo_id.split("/")[0]
-    if status == 401:
-        sentence = f"the Hub does not accept the token; it is wrong or has expired: {LOG_IN}"
-    elif status == 403:
-        sentence = (
-            f"the token does not give access to {repo_id} ({said}); to read it ask {owner} for access, to push use a "
-            f"token that may write to {owner}"
-        )
-    elif status == 404:
-        sentence = (
-            f"the Hub did not find what was asked of {repo_id} ({said}); check the repository id and the revision"
-        )
-    elif status == 412:
-        sentence = (
-            f"somebody else committed to {repo_id} in the meantime; look at their commit and run the command again"
-        )
-    elif status in (402, 413, 507):
-        sentence = f"the Hub has no room for {repo_id} ({said}); see the storage page of {owner}"
-    elif status == 429:
-        sentence = f"the Hub's rate limit is reached ({said}); wait some minutes and run the command again"
-    elif status in TRANSIENT:
-        sentence = f"the Hub is not well (HTTP {status}); run the command again later"
-    else:
-        sentence = f"the Hub refused (HTTP {status}): {said}"
-    return Failure(sentence, status in TRANSIENT, _asked_to_wait(error), status)
+    sentences = {
+        401: f"the Hub does not accept the token; it is wrong or has expired: {LOG_IN}",
+        403: f"the token does not give access to {repo_id} ({said}); to read it ask {owner} for access, to push use a "
+        f"token that may write to {owner}",
+        404: f"the Hub did not find what was asked of {repo_id} ({said}); check the repository id and the revision",
+        412: f"somebody else committed to {repo_id} in the meantime; look at their commit and run the command again",
+        429: f"the Hub's rate limit is reached ({said}); wait some minutes and run the command again",
+        **dict.fromkeys(
+            (402, 413, 507), f"the Hub has no room for {repo_id} ({said}); see the storage page of {owner}"
+        ),
+    }
+    unwell = f"the Hub is not well (HTTP {status}); run the command again later"
+    refused = f"the Hub refused (HTTP {status}): {said}"
+    sentence = sentences.get(status or 0, unwell if status in TRANSIENT else refused)
+    return HubError(sentence, status in TRANSIENT, _asked_to_wait(error) if status else 0.0)
 
 
 def _asked_to_wait(error: HfHubHTTPError) -> float:

@@ -52,11 +52,6 @@ class StagedFile:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(name, path, path.stat().st_size, digest)
 
-    def git_oid(self) -> str:
-        """The id that git gives to the file's content."""
-        content = self.path.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
 
 @dataclass(frozen=True)
 class Stage:

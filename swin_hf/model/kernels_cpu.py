@@ -1,17 +1,16 @@
 """Optional: the same arithmetic in less time on a CPU. Nothing here changes a result by more than rounding.
 
-Three things that a profile shows, each with its answer (docs/speed.md has the result):
+A profile shows three costs (docs/speed.md has the results):
 
 - ``nn.Linear`` leaves float32 products to the BLAS library of the build. oneDNN, which comes with torch as well, is
-  8 to 30 % faster at Swin's shapes and applies GELU on the way: :func:`linear`.
-- The allocator maps every tensor over 32 MiB afresh, and first touching it costs four times the copy. A few images at
-  a time stay in the cache and in recycled memory: :func:`in_parts`.
-- ``scaled_dot_product_attention`` has no kernel for a bias that learns, and falls back to a dozen passes over the
-  scores: :func:`attend_here` has a backward of its own.
+  8 to 30 % faster at Swin's shapes, and applies GELU to what it has just computed: :func:`linear`.
+- The allocator asks the system for every tensor over 32 MiB, and the first write to new memory takes four times as long
+  as the copy. The tensors of a few images fit the cache and memory that was used before: :func:`in_parts`.
+- ``scaled_dot_product_attention`` has no kernel for a bias that learns, and makes a dozen passes over the scores:
+  :func:`attend_here` has a backward of its own.
 
-Whatever is not a plain tensor in a plain layer takes the ordinary way: compilers and exporters, ``torch.func``,
-adapters, quantised or sharded weights, layers with hooks. :func:`is_plain` decides.
-``torch.backends.mkldnn.flags(False)`` turns oneDNN off here as everywhere in torch.
+Compilers and exporters, ``torch.func``, adapters, quantised or sharded weights, and layers with hooks get torch's own
+operators; :func:`is_plain` decides. ``torch.backends.mkldnn.flags(False)`` turns oneDNN off here, too.
 
 Only this file and ``kernels_triton.py`` use private names of torch. All of them are imported below: on a torch that
 has lost one, the import fails and ``attention.py`` computes without the file.
@@ -38,11 +37,11 @@ try:
 except AttributeError as error:
     raise ImportError(f"torch has no {error}") from error
 
-# Largest hidden layer of an MLP to compute at once, in bytes: 16 MiB was the fastest of 4, 8, 16 MiB and no limit.
+# Bytes of the hidden layer of an MLP to compute at once: 16 MiB was the fastest of 4, 8, 16 MiB and no limit.
 CACHED_BYTES = 16 * 2**20
-# Queries, keys and values to attend with at once: 2 MiB was the fastest of 1, 2, 4, 8 MiB and no limit.
+# Bytes of queries, keys and values to attend with at once: 2 MiB was the fastest of 1, 2, 4, 8 MiB and no limit.
 ATTENDED_BYTES = 2 * 2**20
-# All sums of bias and mask that are kept: Swin-B at 384 pixels with windows of 12 needs 80 MiB, Swin-T at 224 needs 6.
+# Bytes of all sums of bias and mask that are kept; Swin-B at 384 pixels with windows of 12 needs 80 MiB.
 BIAS_BYTES = 128 * 2**20
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -52,8 +51,8 @@ _NAMESPACE = __name__.replace(".", "_")
 
 
 def _find_onednn() -> Any:
-    """The operator of oneDNN for a linear layer and its activation, or None where torch has none worth using."""
-    # On other processors than x86, oneDNN is built on other libraries, which were not measured.
+    """The operator of oneDNN for a linear layer and its activation; None without it."""
+    # On processors other than x86, oneDNN is built on other libraries, which were not measured.
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -63,9 +62,6 @@ def _find_onednn() -> Any:
 
 
 _ONEDNN = _find_onednn()
-
-
-# May I, here?
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -106,9 +102,9 @@ def may_attend_here(qkv: Tensor, *sources: Tensor) -> bool:
 
 
 def _is_on_cpu(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,), autocast: bool = False) -> bool:
-    """Whether tensors are on a CPU and have a type that is served; ``autocast``: the caller takes care of that."""
-    served = all(tensor.is_cpu and tensor.dtype in dtypes for tensor in tensors)
-    return served and (autocast or not torch.is_autocast_enabled("cpu"))
+    """Whether tensors are on a CPU, of one of ``dtypes`` each; not under autocast, unless ``autocast`` allows it."""
+    fits = all(tensor.is_cpu and tensor.dtype in dtypes for tensor in tensors)
+    return fits and (autocast or not torch.is_autocast_enabled("cpu"))
 
 
 def _is_bare(layer: nn.Module) -> bool:
@@ -142,32 +138,33 @@ def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None, bia
         y = y if bias is None else y + bias.to(y.dtype)
         return y if activation is None else activation(y)
     weight, bias = layer.weight, layer.bias if bias is None else bias
-    if _ONEDNN is None:
-        y = F.linear(x, weight, bias)
-        return y if activation is None else activation(y)
-    gelu = type(activation) is GELUActivation and _is_bare(activation)
     tensors = (x, weight) if bias is None else (x, weight, bias)
+    multiply: Callable[..., Tensor] | None
     if torch.compiler.is_compiling():
-        if _may_be_opaque(x, weight):
-            y = _compiled_linear(x, weight, bias, gelu)
-            return y if gelu or activation is None else activation(y)
-        y = F.linear(x, weight, bias)
-    elif not (_is_on_cpu(*tensors) and is_plain(*tensors) and torch.backends.mkldnn.enabled):
+        multiply = _compiled_linear if _may_be_opaque(x, weight) else None
+    else:
+        multiply = _onednn_linear if _may_use_onednn(*tensors) else None
+    if multiply is None:
         y = F.linear(x, weight, bias)
     elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         y = _Linear.apply(x, weight, bias)
     else:
-        y = _onednn_linear(x, weight, bias, gelu)
-        return y if gelu or activation is None else activation(y)
+        gelu = type(activation) is GELUActivation and _is_bare(activation)
+        y, activation = multiply(x, weight, bias, gelu), None if gelu else activation
     return y if activation is None else activation(y)
 
 
+def _may_use_onednn(*tensors: Tensor) -> bool:
+    has_it = _ONEDNN is not None and torch.backends.mkldnn.enabled
+    return bool(has_it and _is_on_cpu(*tensors) and is_plain(*tensors))
+
+
 class _Linear(Function):
-    """A linear layer whose products with the weight are computed by oneDNN, forward and backward."""
+    """A linear layer whose products with the weight oneDNN computes, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # As nn.Linear, keep what a gradient needs: a frozen layer keeps no activations.
+        # Like nn.Linear, a frozen layer keeps no activations.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.shape, ctx.has_bias = x.shape, bias is not None
         return _onednn_linear(x, weight, bias)
@@ -194,7 +191,7 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = 
 
 @torch.library.custom_op(f"{_NAMESPACE}::linear", mutates_args=())
 def _compiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """What :func:`linear` computes without gradients, as one operator that a compiler calls and does not look into."""
+    """What :func:`linear` computes without gradients, as one operator that a compiler does not look into."""
     return _onednn_linear(x, weight, bias, gelu)
 
 
@@ -204,9 +201,10 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
 
 
 def _may_be_opaque(x: Tensor, weight: Tensor) -> bool:
-    """Whether a graph with our operator in it is right: not one for export or for autograd, nor for other devices."""
+    """Whether a compiled graph may hold our operator: not one for export, for autograd or for another device."""
     return (
-        x.device.type == weight.device.type == "cpu"
+        _ONEDNN is not None
+        and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.compiler._is_exporting_flag  # Dynamo of torch 2.11 takes is_exporting() to be true everywhere
         and not torch.is_grad_enabled()
@@ -223,8 +221,8 @@ def in_parts(
 ) -> tuple[Tensor, Tensor | None]:
     """Run a stage on ``(B, H, W, C)``, a few images at a time where that is faster.
 
-    Images do not depend on each other, so that the parts of a batch, one after the other, are the batch. Only hooks
-    could tell the difference: with one anywhere in the stage, the batch stays whole.
+    Images do not depend on each other. Only hooks could tell the difference: with one anywhere in the stage, the batch
+    stays whole.
     """
     images = x.shape[0] if output_attentions else images_at_once(x, int(x.shape[-1] * mlp_ratio), stage)
     if images >= x.shape[0]:
@@ -255,7 +253,7 @@ def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
 
 
 def attend_here(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """``SoftMax(Q K^T scaling + bias + mask) V``, with five passes over the scores on the way back instead of a dozen.
+    """``SoftMax(Q K^T scaling + bias + mask) V``, with a backward of five passes over the scores instead of a dozen.
 
     Queries and keys of 16 bits are attended with in float32, as ``scaled_dot_product_attention`` does.
 

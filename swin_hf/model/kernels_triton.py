@@ -1,10 +1,10 @@
 """Window attention as one fused kernel in each direction: a padded map goes in, a padded map comes out.
 
-The plain way rolls the map, cuts it into windows, adds a bias and a mask to scores in memory, and undoes all of it.
-Here a program reads its tokens where they are: token t of window (a, b) is at row ``a Mh + t // Mw`` and
-column ``b Mw + t % Mw`` of the shifted map, so the cyclic shift of the paper (figure 4) is an addition that wraps
-around, for reading q, k, v and for writing the result alike. The mask is a comparison of two region numbers and
-exists only where a program meets a border. Nothing of size N x N is ever in memory, except the bias once per head.
+The definition rolls the map, cuts it into windows, adds bias and mask to scores in memory, and undoes all of it.
+Here a program computes where its tokens are: token t of window (a, b) is at row ``a Mh + t // Mw`` and
+column ``b Mw + t % Mw`` of the shifted map. The cyclic shift of the paper (figure 4) is an addition that wraps around.
+The mask is part of the bias, of which there is one table of size N x N for each head and kind of window; nothing else
+of that size is in memory.
 
 A program keeps one head and walks over the windows of the batch. Windows of up to 64 tokens are one tile. Larger
 ones are cut into blocks of queries and keys, with a running softmax.
@@ -55,7 +55,7 @@ except ImportError as error:  # no wheels for this platform, or a CPU build of t
 C_COMPILER = os.name != "posix" or os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# What a kernel takes at run time, and must not compile again for: a batch of 1, a map of 16.
+# Arguments whose value does not make a kernel compile again: Triton would do so for 1 and for multiples of 16.
 SIZES = (
     *("images", "num_windows", "num_heads", "grid_h", "grid_w", "padded_h", "padded_w", "shift_h", "shift_w"),
     *("split_1", "split_2", "split_3", "elements"),
@@ -65,22 +65,22 @@ INTERPRETED_MULTIPROCESSORS = 3  # few, so that every program of a test walks ov
 
 
 def _jit(function: Any) -> Any:
-    """``triton.jit``, or the bare function where Triton is missing; no size makes it compile again."""
+    """``triton.jit`` that compiles once for all :data:`SIZES`; the function as it is where Triton is missing."""
     if triton is None:
         return function
     sizes = [name for name in inspect.signature(function).parameters if name in SIZES]
     return triton.jit(function, do_not_specialize=sizes)
 
 
-# Device functions. `window` numbers the windows of the whole batch; `tokens` numbers tokens inside a window.
+# Device functions. `tokens` numbers tokens inside a window; `sizes` are grid_h, grid_w, padded_h, padded_w, shift_h,
+# shift_w; `place` is the image of a window, and its row and column among the windows of the image.
 
 
 @_jit
-def _locate(
-    image, window_row, window_column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH: tl.constexpr,
-    MW: tl.constexpr,
-):  # fmt: skip
-    """Where the tokens of a window are: their offsets in ``(B, Hp, Wp)``, int64, and whether they are padding."""
+def _locate(place, tokens, sizes, MH: tl.constexpr, MW: tl.constexpr):
+    """Offsets of the tokens of a window in ``(B, Hp, Wp)``, int64, and whether they are padding."""
+    image, window_row, window_column = place
+    grid_h, grid_w, padded_h, padded_w, shift_h, shift_w = sizes
     row = window_row * MH + tokens // MW + shift_h
     row = tl.where(row >= padded_h, row - padded_h, row)
     column = window_column * MW + tokens % MW + shift_w
@@ -91,27 +91,29 @@ def _locate(
 
 @_jit
 def _place(window, padded_h, padded_w, MH: tl.constexpr, MW: tl.constexpr):
-    """Image, row and column of a window, and its kind: 1 in the last row, plus 2 in the last column."""
+    """Place of a window of the batch, and its kind: 1 in the last row, plus 2 in the last column."""
     rows = padded_h // MH
     columns = padded_w // MW
     row = window % (rows * columns) // columns
     column = window % columns
-    return (
-        window // (rows * columns),
-        row,
-        column,
-        tl.where(row == rows - 1, 1, 0) + tl.where(column == columns - 1, 2, 0),
-    )
+    kind = tl.where(row == rows - 1, 1, 0) + tl.where(column == columns - 1, 2, 0)
+    return (window // (rows * columns), row, column), kind
 
 
 @_jit
-def _share(slot, slots, images, padded_h, padded_w, shift_h, shift_w, split_1, split_2, split_3, MH: tl.constexpr,
-           MW: tl.constexpr):  # fmt: skip
-    """What falls to one slot: windows of one kind, so that the bias with its mask is loaded once.
+def _share(images, num_heads, sizes, splits, MH: tl.constexpr, MW: tl.constexpr):
+    """The windows of this program, all of one kind, so that the bias with its mask is loaded once.
 
-    Slots up to ``split_1`` have windows that meet no border of the shifted map, then those of the last row, of the
-    last column, and of the corner. Windows of a kind fill a rectangle of every map and are counted through.
+    Programs are numbered head by head; those of a head are its slots. Slots up to ``split_1`` have windows that meet no
+    border of the shifted map, then those of the last row, of the last column, and of the corner. Windows of a kind fill
+    a rectangle of every map and are counted through.
+
+    Returns:
+        Kind; first window, number of windows and step between two; top, left, height and width of the rectangle.
     """
+    slot, slots = tl.program_id(0) // num_heads, tl.num_programs(0) // num_heads
+    _, _, padded_h, padded_w, shift_h, shift_w = sizes
+    split_1, split_2, split_3 = splits
     kind = tl.where(slot < split_1, 0, tl.where(slot < split_2, 1, tl.where(slot < split_3, 2, 3)))
     begin = tl.where(slot < split_1, 0, tl.where(slot < split_2, split_1, tl.where(slot < split_3, split_2, split_3)))
     end = tl.where(slot < split_1, split_1, tl.where(slot < split_2, split_2, tl.where(slot < split_3, split_3, slots)))
@@ -121,7 +123,14 @@ def _share(slot, slots, images, padded_h, padded_w, shift_h, shift_w, split_1, s
     left = tl.where(kind >= 2, inner_w, 0)
     height = tl.where(kind % 2 == 1, 1, inner_h)
     width = tl.where(kind >= 2, 1, inner_w)
-    return kind, slot - begin, images * height * width, end - begin, top, left, height, width
+    return kind, slot - begin, images * height * width, end - begin, (top, left, height, width)
+
+
+@_jit
+def _place_in(rectangle, index):
+    """Place of a window that is counted through a rectangle of every map."""
+    top, left, height, width = rectangle
+    return index // (height * width), top + index % (height * width) // width, left + index % width
 
 
 @_jit
@@ -129,6 +138,14 @@ def _load_rows(pointer, offsets, stride, column, real, D: tl.constexpr):
     """Load ``(tokens, d)`` of one head; tokens that only fill up the block are 0, whatever is in memory."""
     dims = tl.arange(0, D)
     return tl.load(pointer + offsets[:, None] * stride + column + dims[None, :], mask=real[:, None], other=0.0)
+
+
+@_jit
+def _load_keys(qkv, offsets, num_heads, head, real, D: tl.constexpr):
+    """Load keys and values of one head."""
+    stride = num_heads * (3 * D)
+    k = _load_rows(qkv, offsets, stride, (num_heads + head) * D, real, D)
+    return k, _load_rows(qkv, offsets, stride, (2 * num_heads + head) * D, real, D)
 
 
 @_jit
@@ -149,7 +166,7 @@ def _scores(q, k, bias, scale, padding, MASK_PADDING: tl.constexpr, PRECISION: t
     return scores
 
 
-# Kernels. Those called "tile" have a whole window in one block, those called "block" go through it.
+# Kernels. Those called "tile" have a whole window in one block, the others go through a window in blocks.
 
 
 @_jit
@@ -168,37 +185,17 @@ def _forward_tile_kernel(
         out: ``(B, Hp, Wp, h, d)``; every element is written.
         scale: ``1 / sqrt(d)``. Scores, probabilities and sums are float32.
     """
+    sizes = (grid_h, grid_w, padded_h, padded_w, shift_h, shift_w)
     head = tl.program_id(0) % num_heads
-    slots = tl.num_programs(0) // num_heads
-    kind, first, number, step, top, left, height, width = _share(
-        tl.program_id(0) // num_heads,
-        slots,
-        images,
-        padded_h,
-        padded_w,
-        shift_h,
-        shift_w,
-        split_1,
-        split_2,
-        split_3,
-        MH,
-        MW,
-    )
+    kind, first, number, step, rectangle = _share(images, num_heads, sizes, (split_1, split_2, split_3), MH, MW)
     tokens = tl.arange(0, BLOCK_Q)
     real = tokens < MH * MW
-    stride = num_heads * (3 * D)
     inner = tokens[:, None] * BLOCK_K + tokens[None, :]
     tile = tl.load(bias + (kind * num_heads + head) * (BLOCK_Q * BLOCK_K) + inner)
     for index in tl.range(first, number, step, num_stages=STAGES):
-        image = index // (height * width)
-        row = top + index % (height * width) // width
-        column = left + index % width
-        offsets, padding = _locate(
-            image, row, column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
-        q = _load_rows(qkv, offsets, stride, head * D, real, D)
-        k = _load_rows(qkv, offsets, stride, (num_heads + head) * D, real, D)
-        v = _load_rows(qkv, offsets, stride, (2 * num_heads + head) * D, real, D)
+        offsets, padding = _locate(_place_in(rectangle, index), tokens, sizes, MH, MW)
+        q = _load_rows(qkv, offsets, num_heads * (3 * D), head * D, real, D)
+        k, v = _load_keys(qkv, offsets, num_heads, head, real, D)
         scores = _scores(q, k, tile, scale, padding, MASK_PADDING, PRECISION)
         weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
         attended = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION) / tl.sum(weights, 1)[:, None]
@@ -221,22 +218,9 @@ def _backward_tile_kernel(
 
     Probabilities, their gradients and all sums are float32.
     """
+    sizes = (grid_h, grid_w, padded_h, padded_w, shift_h, shift_w)
     head = tl.program_id(0) % num_heads
-    slots = tl.num_programs(0) // num_heads
-    kind, first, number, step, top, left, height, width = _share(
-        tl.program_id(0) // num_heads,
-        slots,
-        images,
-        padded_h,
-        padded_w,
-        shift_h,
-        shift_w,
-        split_1,
-        split_2,
-        split_3,
-        MH,
-        MW,
-    )
+    kind, first, number, step, rectangle = _share(images, num_heads, sizes, (split_1, split_2, split_3), MH, MW)
     tokens = tl.arange(0, BLOCK_Q)
     real = tokens < MH * MW
     stride = num_heads * (3 * D)
@@ -245,15 +229,9 @@ def _backward_tile_kernel(
     if NEED_BIAS:
         grad_bias = tl.full([BLOCK_Q, BLOCK_K], 0.0, tl.float32)
     for index in tl.range(first, number, step, num_stages=STAGES):
-        image = index // (height * width)
-        row = top + index % (height * width) // width
-        column = left + index % width
-        offsets, padding = _locate(
-            image, row, column, tokens, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
+        offsets, padding = _locate(_place_in(rectangle, index), tokens, sizes, MH, MW)
         q = _load_rows(qkv, offsets, stride, head * D, real, D)
-        k = _load_rows(qkv, offsets, stride, (num_heads + head) * D, real, D)
-        v = _load_rows(qkv, offsets, stride, (2 * num_heads + head) * D, real, D)
+        k, v = _load_keys(qkv, offsets, num_heads, head, real, D)
         grad = _load_rows(grad_out, offsets, num_heads * D, head * D, real, D)
 
         scores = _scores(q, k, tile, scale, padding, MASK_PADDING, PRECISION)
@@ -293,31 +271,24 @@ def _forward_block_kernel(
     Q: tl.constexpr = Q_BLOCKS * BLOCK_Q
     K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K * BLOCK_K
 
+    sizes = (grid_h, grid_w, padded_h, padded_w, shift_h, shift_w)
     lanes = num_heads * Q_BLOCKS
     head = tl.program_id(0) % lanes // Q_BLOCKS
     queries = tl.program_id(0) % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
     keys = tl.arange(0, BLOCK_K)
-    stride = num_heads * (3 * D)
     bias += head * (Q * K) + queries[:, None] * K + keys[None, :]
 
-    first = tl.program_id(0) // lanes
-    step = tl.num_programs(0) // lanes
-    for window in tl.range(first, num_windows, step):
-        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
-        q_offsets, _ = _locate(
-            image, row, column, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
-        q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
+    for window in tl.range(tl.program_id(0) // lanes, num_windows, tl.num_programs(0) // lanes):
+        place, kind = _place(window, padded_h, padded_w, MH, MW)
+        q_offsets, _ = _locate(place, queries, sizes, MH, MW)
+        q = _load_rows(qkv, q_offsets, num_heads * (3 * D), head * D, queries < N, D)
         tiles = bias + kind * SHIFTED * num_heads * (Q * K)
         highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
         total = tl.full([BLOCK_Q], 0.0, tl.float32)
         attended = tl.full([BLOCK_Q, D], 0.0, tl.float32)
         for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k_offsets, padding = _locate(
-                image, row, column, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-            )
-            k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
-            v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
+            k_offsets, padding = _locate(place, start + keys, sizes, MH, MW)
+            k, v = _load_keys(qkv, k_offsets, num_heads, head, start + keys < N, D)
             scores = _scores(q, k, tl.load(tiles + start), scale, padding, MASK_PADDING, PRECISION)
             higher = tl.maximum(highest, tl.max(scores, 1))
             correction = tl.exp2(highest - higher)
@@ -347,6 +318,7 @@ def _backward_query_kernel(
     Q: tl.constexpr = Q_BLOCKS * BLOCK_Q
     K: tl.constexpr = (N + BLOCK_K - 1) // BLOCK_K * BLOCK_K
 
+    sizes = (grid_h, grid_w, padded_h, padded_w, shift_h, shift_w)
     lanes = num_heads * Q_BLOCKS
     head = tl.program_id(0) % lanes // Q_BLOCKS
     queries = tl.program_id(0) % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -354,13 +326,9 @@ def _backward_query_kernel(
     stride = num_heads * (3 * D)
     bias += head * (Q * K) + queries[:, None] * K + keys[None, :]
 
-    first = tl.program_id(0) // lanes
-    step = tl.num_programs(0) // lanes
-    for window in tl.range(first, num_windows, step):
-        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
-        q_offsets, _ = _locate(
-            image, row, column, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
+    for window in tl.range(tl.program_id(0) // lanes, num_windows, tl.num_programs(0) // lanes):
+        place, kind = _place(window, padded_h, padded_w, MH, MW)
+        q_offsets, _ = _locate(place, queries, sizes, MH, MW)
         q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
         grad = _load_rows(grad_out, q_offsets, num_heads * D, head * D, queries < N, D)
         tiles = bias + kind * SHIFTED * num_heads * (Q * K)
@@ -369,11 +337,8 @@ def _backward_query_kernel(
         total = tl.full([BLOCK_Q], 0.0, tl.float32)
         mean = tl.full([BLOCK_Q], 0.0, tl.float32)
         for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k_offsets, padding = _locate(
-                image, row, column, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-            )
-            k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
-            v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
+            k_offsets, padding = _locate(place, start + keys, sizes, MH, MW)
+            k, v = _load_keys(qkv, k_offsets, num_heads, head, start + keys < N, D)
             scores = _scores(q, k, tl.load(tiles + start), scale, padding, MASK_PADDING, PRECISION)
             higher = tl.maximum(highest, tl.max(scores, 1))
             correction = tl.exp2(highest - higher)
@@ -390,11 +355,8 @@ def _backward_query_kernel(
 
         grad_q = tl.full([BLOCK_Q, D], 0.0, tl.float32)
         for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k_offsets, padding = _locate(
-                image, row, column, start + keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-            )
-            k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, start + keys < N, D)
-            v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, start + keys < N, D)
+            k_offsets, padding = _locate(place, start + keys, sizes, MH, MW)
+            k, v = _load_keys(qkv, k_offsets, num_heads, head, start + keys < N, D)
             scores = _scores(q, k, tl.load(tiles + start), scale, padding, MASK_PADDING, PRECISION)
             grad_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             grad_scores = tl.exp2(scores - denominator[:, None]) * (grad_weights - mean[:, None])
@@ -417,6 +379,7 @@ def _backward_key_kernel(
     Q: tl.constexpr = (N + BLOCK_Q - 1) // BLOCK_Q * BLOCK_Q
     K: tl.constexpr = K_BLOCKS * BLOCK_K
 
+    sizes = (grid_h, grid_w, padded_h, padded_w, shift_h, shift_w)
     lanes = num_heads * K_BLOCKS
     head = tl.program_id(0) % lanes // K_BLOCKS
     keys = tl.program_id(0) % K_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -424,23 +387,16 @@ def _backward_key_kernel(
     stride = num_heads * (3 * D)
     bias += head * (Q * K) + queries[:, None] * K + keys[None, :]
 
-    first = tl.program_id(0) // lanes
-    step = tl.num_programs(0) // lanes
-    for window in tl.range(first, num_windows, step):
-        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
-        k_offsets, padding = _locate(
-            image, row, column, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
-        k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, keys < N, D)
-        v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, keys < N, D)
+    for window in tl.range(tl.program_id(0) // lanes, num_windows, tl.num_programs(0) // lanes):
+        place, kind = _place(window, padded_h, padded_w, MH, MW)
+        k_offsets, padding = _locate(place, keys, sizes, MH, MW)
+        k, v = _load_keys(qkv, k_offsets, num_heads, head, keys < N, D)
         tiles = bias + kind * SHIFTED * num_heads * (Q * K)
         record = stats + (window * num_heads.to(tl.int64) + head) * (2 * Q) + queries
         grad_k = tl.full([BLOCK_K, D], 0.0, tl.float32)
         grad_v = tl.full([BLOCK_K, D], 0.0, tl.float32)
         for start in tl.range(0, Q, BLOCK_Q, num_stages=STAGES):
-            q_offsets, _ = _locate(
-                image, row, column, start + queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-            )
+            q_offsets, _ = _locate(place, start + queries, sizes, MH, MW)
             q = _load_rows(qkv, q_offsets, stride, head * D, start + queries < N, D)
             grad = _load_rows(grad_out, q_offsets, num_heads * D, head * D, start + queries < N, D)
             denominator = tl.load(record + start)
@@ -472,27 +428,21 @@ def _backward_bias_kernel(
     Q: tl.constexpr = Q_BLOCKS * BLOCK_Q
     K: tl.constexpr = K_BLOCKS * BLOCK_K
 
+    sizes = (grid_h, grid_w, padded_h, padded_w, shift_h, shift_w)
     lanes = num_heads * (Q_BLOCKS * K_BLOCKS)
     head = tl.program_id(0) % lanes // (Q_BLOCKS * K_BLOCKS)
     queries = tl.program_id(0) // K_BLOCKS % Q_BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
     keys = tl.program_id(0) % K_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
-    stride = num_heads * (3 * D)
     inner = head * (Q * K) + queries[:, None] * K + keys[None, :]
     grad_bias = tl.full([BLOCK_Q, BLOCK_K], 0.0, tl.float32)
 
     first = tl.program_id(0) // lanes
-    step = tl.num_programs(0) // lanes
-    for window in tl.range(first, num_windows, step, num_stages=STAGES):
-        image, row, column, kind = _place(window, padded_h, padded_w, MH, MW)
-        q_offsets, _ = _locate(
-            image, row, column, queries, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
-        k_offsets, padding = _locate(
-            image, row, column, keys, grid_h, grid_w, padded_h, padded_w, shift_h, shift_w, MH, MW
-        )
-        q = _load_rows(qkv, q_offsets, stride, head * D, queries < N, D)
-        k = _load_rows(qkv, k_offsets, stride, (num_heads + head) * D, keys < N, D)
-        v = _load_rows(qkv, k_offsets, stride, (2 * num_heads + head) * D, keys < N, D)
+    for window in tl.range(first, num_windows, tl.num_programs(0) // lanes, num_stages=STAGES):
+        place, kind = _place(window, padded_h, padded_w, MH, MW)
+        q_offsets, _ = _locate(place, queries, sizes, MH, MW)
+        k_offsets, padding = _locate(place, keys, sizes, MH, MW)
+        q = _load_rows(qkv, q_offsets, num_heads * (3 * D), head * D, queries < N, D)
+        k, v = _load_keys(qkv, k_offsets, num_heads, head, keys < N, D)
         grad = _load_rows(grad_out, q_offsets, num_heads * D, head * D, queries < N, D)
         record = stats + (window * num_heads.to(tl.int64) + head) * (2 * Q) + queries
         denominator = tl.load(record)
@@ -511,8 +461,8 @@ def _bias_kernel(
 ):  # fmt: skip
     """Look up the bias of every pair of tokens, and add the masks. A program fills BLOCK elements.
 
-    Inside a window the nine regions of figure 4 are two at most along each axis: above and below the border of a
-    window of the last row, left and right of it in the last column. Hence four masks, 1 for rows plus 2 for columns.
+    Of the nine regions of figure 4, a window has at most two along each axis: two above each other in the last row, two
+    next to each other in the last column. Hence four masks, numbered by the kind of the window.
 
     Pointers and scalars:
         table: ``((2 TABLE_H - 1)(2 TABLE_W - 1), h)``, any floating dtype.
@@ -582,12 +532,11 @@ class Launch(NamedTuple):
 
 
 def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, capability: Pair) -> Launch:
-    """The table of sizes for ``kernel`` "forward" or "backward".
+    """How to launch ``kernel``, "forward" or "backward".
 
-    Chosen by compiling every kernel for compute capability 8.0 and 9.0: no more than a few bytes of registers spill,
-    and no more programs are asked for than a multiprocessor holds at once, because a program that has to wait for
-    another to end would double the time. ``tests/model/test_kernels_triton.py`` compiles them again. Not yet tuned by
-    time on a device.
+    Chosen by compiling every kernel for compute capability 8.0 and 9.0: at most a few bytes of registers spill, and a
+    multiprocessor holds all programs at once, because a program that waits for another to end doubles the time.
+    ``tests/model/test_kernels_triton.py`` compiles them again. Not yet tuned by time on a device.
     """
     forward = kernel == "forward"
     datacentre = capability[0] in (9, 10)  # Hopper and Blackwell: wgmma or its successor, 228 KB of shared memory
@@ -606,33 +555,20 @@ def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, c
 
 
 class Problem:
-    """One call of the kernels: sizes, and how to launch a kernel for them."""
+    """One call of the kernels: its sizes in tokens, and how to launch a kernel for them."""
 
-    def __init__(
-        self,
-        qkv: Tensor,
-        num_heads: int,
-        grid: Sequence[int],
-        window: Sequence[int],
-        shift: Sequence[int],
-        table_window: Sequence[int],
-        scaling: float,
-        mask_padding: bool,
-    ) -> None:
-        self.images, self.padded = qkv.shape[0], (qkv.shape[1], qkv.shape[2])
+    def __init__(self, qkv: Tensor, num_heads: int, sizes: Sequence[int], scaling: float, mask_padding: bool) -> None:
+        self.grid, window, self.shift, self.table_window = (tuple(sizes[i : i + 2]) for i in range(0, 8, 2))
+        self.images, self.padded, self.scaling = qkv.shape[0], (qkv.shape[1], qkv.shape[2]), scaling
         self.num_heads, self.head_dim = num_heads, qkv.shape[3] // (3 * num_heads)
-        self.grid, self.shift, self.table_window, self.scaling = grid, shift, table_window, scaling
         self.window, self.tokens = window, window[0] * window[1]
         self.windows = (self.padded[0] // window[0], self.padded[1] // window[1])
-        self.is_shifted = tuple(shift) != (0, 0)
+        self.num_windows = self.images * self.windows[0] * self.windows[1]
+        self.is_shifted = self.shift != (0, 0)
         self.device, self.dtype = qkv.device, qkv.dtype
-        self.constants = {
-            "MH": window[0],
-            "MW": window[1],
-            "D": self.head_dim,
-            "MASK_PADDING": mask_padding,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
-        }
+        precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+        self.constants = {"MH": window[0], "MW": window[1], "D": self.head_dim, "PRECISION": precision}
+        self.constants["MASK_PADDING"] = mask_padding
         if self.device.type == "cuda":
             self.capability = torch.cuda.get_device_capability(self.device)
             self.multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
@@ -652,17 +588,10 @@ class Problem:
         q_blocks, k_blocks = self.blocks(launch)
         queries, keys = q_blocks * launch.block_q, k_blocks * launch.block_k
         bias = table.new_empty(4 if self.is_shifted else 1, self.num_heads, queries, keys, dtype=torch.float32)
-        _bias_kernel[(triton.cdiv(bias.numel(), 1024),)](
-            table.contiguous(),
-            bias,
-            self.num_heads,
-            bias.numel(),
-            *self.shift,
-            *self.window,
-            *self.table_window,
-            queries,
-            keys,
-            BLOCK=1024,
+        windows = (*self.shift, *self.window, *self.table_window)
+        programs = triton.cdiv(bias.numel(), 1024)
+        _bias_kernel[(programs,)](
+            table.contiguous(), bias, self.num_heads, bias.numel(), *windows, queries, keys, BLOCK=1024
         )
         return bias
 
@@ -670,21 +599,13 @@ class Problem:
         """The gradient of the table from what each program saw, ``(programs, h, Q, K)``, summed in a fixed order."""
         grad_table = torch.empty_like(table, dtype=torch.float32, memory_format=torch.contiguous_format)
         grad_bias = partials.sum(0)
-        _table_kernel[(table.numel(),)](
-            grad_bias,
-            grad_table,
-            self.num_heads,
-            *self.window,
-            *self.table_window,
-            *grad_bias.shape[1:],
-            BLOCK=triton.next_power_of_2(self.tokens),
-        )
+        sizes = (self.num_heads, *self.window, *self.table_window, *grad_bias.shape[1:])
+        _table_kernel[(table.numel(),)](grad_bias, grad_table, *sizes, BLOCK=triton.next_power_of_2(self.tokens))
         return grad_table.to(table.dtype)
 
     def slots(self, lanes: int, launch: Launch) -> int:
         """Programs that share the windows of one lane (a head, or a block of a head): together about one wave."""
-        windows = self.images * self.windows[0] * self.windows[1]
-        return max(1, min(windows, self.multiprocessors * launch.occupancy // lanes))
+        return max(1, min(self.num_windows, self.multiprocessors * launch.occupancy // lanes))
 
     def splits(self, launch: Launch) -> list[int]:
         """Slots of a tile kernel by kind of window, as running totals: inside, last row, last column, corner."""
@@ -695,16 +616,16 @@ class Problem:
         shares = [min(self.images * kind, max(1, slots * kind // sum(kinds))) for kind in kinds]
         return list(itertools.accumulate(shares))
 
-    def launch_tile(self, kernel: Any, launch: Launch, splits: list[int], *tensors: Tensor, **constants: bool) -> None:
-        """Launch a kernel that has a whole window in one block."""
+    def run_tile(self, kernel: Any, launch: Launch, splits: list[int], *tensors: Tensor, **constants: bool) -> None:
+        """Run a kernel that has a whole window in one block."""
         sizes = (self.images, self.num_heads, *self.grid, *self.padded, *self.shift, *splits[:3], self.scaling)
         kernel[(self.num_heads * splits[3],)](*tensors, *sizes, **self.constants, **constants, **launch.options())
 
-    def launch_blocks(self, kernel: Any, launch: Launch, lanes: int, slots: int, *tensors: Tensor) -> None:
-        """Launch a kernel that goes through a window in blocks."""
-        windows = self.images * self.windows[0] * self.windows[1]
-        sizes = (windows, self.num_heads, *self.grid, *self.padded, *self.shift, self.scaling)
-        kernel[(lanes * slots,)](*tensors, *sizes, SHIFTED=self.is_shifted, **self.constants, **launch.options())
+    def run_blocks(self, kernel: Any, launch: Launch, lanes: int, *tensors: Tensor) -> None:
+        """Run a kernel that goes through a window in blocks."""
+        sizes = (self.num_windows, self.num_heads, *self.grid, *self.padded, *self.shift, self.scaling)
+        programs = lanes * self.slots(lanes, launch)
+        kernel[(programs,)](*tensors, *sizes, SHIFTED=self.is_shifted, **self.constants, **launch.options())
 
 
 def _interpreted() -> bool:
@@ -803,17 +724,8 @@ def triton_window_attention(
     reasons = reasons_against_triton(qkv.device, qkv.dtype, qkv.shape[3] // (3 * num_heads), 0.0, geometry.window)
     if reasons:
         raise NotImplementedError(f"the Triton kernels cannot run here: {'; '.join(reasons)}")
-    attended: Tensor = _attend(
-        qkv.contiguous(),
-        bias_table,
-        num_heads,
-        geometry.grid,
-        geometry.window,
-        geometry.shift,
-        table_window,
-        scaling,
-        mask_padding,
-    )
+    sizes = (*geometry.grid, *geometry.window, *geometry.shift, *table_window)
+    attended: Tensor = _attend(qkv.contiguous(), bias_table, num_heads, sizes, scaling, mask_padding)
     return attended
 
 
@@ -823,18 +735,10 @@ NAMESPACE = "swin_hf" if __name__.startswith("swin_hf.") else f"swin_hf_{zlib.cr
 
 @torch.library.custom_op(f"{NAMESPACE}::window_attention", mutates_args=())
 def _attend(
-    qkv: Tensor,
-    table: Tensor,
-    num_heads: int,
-    grid: Sequence[int],
-    window: Sequence[int],
-    shift: Sequence[int],
-    table_window: Sequence[int],
-    scaling: float,
-    mask_padding: bool,
+    qkv: Tensor, table: Tensor, num_heads: int, sizes: Sequence[int], scaling: float, mask_padding: bool
 ) -> Tensor:
-    """Launch the forward kernel; arguments as in :func:`triton_window_attention`, sizes in tokens."""
-    problem = Problem(qkv, num_heads, grid, window, shift, table_window, scaling, mask_padding)
+    """:func:`triton_window_attention` for torch; ``sizes`` are those of grid, window, shift and table window."""
+    problem = Problem(qkv, num_heads, sizes, scaling, mask_padding)
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     if not out.numel():
         return out
@@ -843,11 +747,9 @@ def _attend(
     with torch.cuda.device_of(qkv):
         bias = problem.bias(table, launch)
         if k_blocks == 1:
-            problem.launch_tile(_forward_tile_kernel, launch, problem.splits(launch), qkv, bias, out)
+            problem.run_tile(_forward_tile_kernel, launch, problem.splits(launch), qkv, bias, out)
         else:
-            lanes = num_heads * q_blocks
-            slots = problem.slots(lanes, launch)
-            problem.launch_blocks(_forward_block_kernel, launch, lanes, slots, qkv, bias, out)
+            problem.run_blocks(_forward_block_kernel, launch, num_heads * q_blocks, qkv, bias, out)
     return out
 
 
@@ -857,16 +759,13 @@ def _attend_backward(
     qkv: Tensor,
     table: Tensor,
     num_heads: int,
-    grid: Sequence[int],
-    window: Sequence[int],
-    shift: Sequence[int],
-    table_window: Sequence[int],
+    sizes: Sequence[int],
     scaling: float,
     mask_padding: bool,
     need_table: bool,
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernels: the gradients of qkv and of the table, the latter empty unless needed."""
-    problem = Problem(qkv, num_heads, grid, window, shift, table_window, scaling, mask_padding)
+    problem = Problem(qkv, num_heads, sizes, scaling, mask_padding)
     grad_qkv, no_table = torch.empty_like(qkv), table.new_empty(0)
     if not qkv.numel():
         return grad_qkv, torch.zeros_like(table) if need_table else no_table
@@ -877,23 +776,19 @@ def _attend_backward(
         if k_blocks == 1:
             splits = problem.splits(launch)
             partials = bias.new_empty(splits[3] if need_table else 0, *bias.shape[1:])
-            problem.launch_tile(
+            problem.run_tile(
                 _backward_tile_kernel, launch, splits, qkv, bias, grad_out, grad_qkv, partials, NEED_BIAS=need_table
             )
         else:
             stats = bias.new_empty(qkv[..., 0].numel() // problem.tokens, num_heads, 2, bias.shape[2])
             tensors = (qkv, bias, grad_out, grad_qkv, stats)
-            for kernel, lanes in (
-                (_backward_query_kernel, num_heads * q_blocks),
-                (_backward_key_kernel, num_heads * k_blocks),
-            ):
-                problem.launch_blocks(kernel, launch, lanes, problem.slots(lanes, launch), *tensors)
+            problem.run_blocks(_backward_query_kernel, launch, num_heads * q_blocks, *tensors)
+            problem.run_blocks(_backward_key_kernel, launch, num_heads * k_blocks, *tensors)
             if not need_table:
                 return grad_qkv, no_table
             lanes = num_heads * q_blocks * k_blocks
-            slots = problem.slots(lanes, launch)
-            partials = bias.new_empty(slots, *bias.shape[1:])
-            problem.launch_blocks(_backward_bias_kernel, launch, lanes, slots, qkv, bias, grad_out, partials, stats)
+            partials = bias.new_empty(problem.slots(lanes, launch), *bias.shape[1:])
+            problem.run_blocks(_backward_bias_kernel, launch, lanes, qkv, bias, grad_out, partials, stats)
         return grad_qkv, problem.fold(partials, table) if need_table else no_table
 
 

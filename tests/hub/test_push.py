@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import swin_hf
 from swin_hf import SwinHFForImageClassification, cli, push
 from swin_hf.families import FAMILIES
-from swin_hf.hub import ConfusionMatrix, HubError, TrainingFacts, remote
+from swin_hf.hub import Card, ConfusionMatrix, HubError, TrainingFacts, remote
 
 # huggingface_hub 2.4 passes file objects to httpx2 as `data=`, which httpx2 deprecates; not ours to change.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -200,7 +200,7 @@ def test_facts_and_pictures_of_an_earlier_push_do_not_stay_beside_other_weights(
         curves={"val_loss": [[1, 2.0], [2, 1.0]]},
         confusion_matrix=ConfusionMatrix(["a", "b"], [[1, 2], [3, 4]], "test"),
     )
-    push(folder, REPO, facts=measured, endpoint=hub.url)
+    push(folder, REPO, card=Card(facts=measured), endpoint=hub.url)
     of_the_run = {"training_facts.json", "assets/confusion_matrix.png", "assets/learning_curves.png"}
     assert set(hub.files(REPO)) == BASE | of_the_run
     hub.put(REPO, {"assets/mine.png": b"\x89PNG"})
@@ -273,7 +273,7 @@ def test_card_edited_on_the_hub_is_kept_unless_replaced(hub, folder):
     result = push(folder, REPO, license="apache-2.0", endpoint=hub.url)
     assert hub.files(REPO)["README.md"] == edited and "--replace-card" in result.notes[0]
     assert {file.name for file in result.files} == BASE - {"README.md"}, "the card was not sent"
-    push(folder, REPO, license="apache-2.0", replace_card=True, endpoint=hub.url)
+    push(folder, REPO, license="apache-2.0", card=Card(replace=True), endpoint=hub.url)
     assert (
         b"My own words" not in hub.files(REPO)["README.md"] and b"license: apache-2.0" in hub.files(REPO)["README.md"]
     )
@@ -626,13 +626,13 @@ def test_token_is_in_no_file_log_or_traceback(hub, folder, tmp_path, caplog, cap
     facts = TrainingFacts(
         command=f"HF_TOKEN={WRITER} finetune.py fit --token {WRITER}", hyper_parameters={"key": WRITER}
     )
-    push(folder, REPO, facts=facts, tag="v1", endpoint=hub.url)
+    push(folder, REPO, card=Card(facts=facts), tag="v1", endpoint=hub.url)
     assert WRITER in hub.seen_tokens, "the test is void if the token was never used"
     seen = [content for content in hub.files(REPO).values()]
     for step in ("commit", "tag", "preupload", "repo_info"):
         hub.fail(step, "status", status=403)
         try:
-            push(folder, REPO, facts=TrainingFacts(command=step), tag=step, endpoint=hub.url)
+            push(folder, REPO, card=Card(facts=TrainingFacts(command=step)), tag=step, endpoint=hub.url)
         except HubError as error:
             seen.append(
                 "".join(

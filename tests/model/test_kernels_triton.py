@@ -221,8 +221,8 @@ def test_interpreter_shares_windows_among_any_number_of_programs(multiprocessors
 def test_interpreter_passes_opcheck():
     geometry = window_geometry((5, 9), (4, 3), True)
     qkv, table = inputs(geometry, (4, 3), 1, 16)
-    arguments = (qkv, table, 1, list(geometry.grid), list(geometry.window), list(geometry.shift), [4, 3], 0.25, False)
-    torch.library.opcheck(torch.ops.swin_hf.window_attention.default, arguments)
+    sizes = [*geometry.grid, *geometry.window, *geometry.shift, 4, 3]
+    torch.library.opcheck(torch.ops.swin_hf.window_attention.default, (qkv, table, 1, sizes, 0.25, False))
 
 
 @interpreted
