@@ -184,7 +184,14 @@ class _Replaced:
                 if parameter is not None:
                     part._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    def restore(self, module: nn.Module) -> nn.Module:
+    def save(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """``save_pretrained`` of the module that was there: its configuration goes with its names."""
+        try:
+            self.restore(module).save_pretrained(*args, **kwargs)
+        finally:
+            self.free()
+
+    def restore(self, module: nn.Module) -> Any:
         """The module that was there, with the weights of ours."""
         (theirs,) = self.theirs
         state = module.state_dict()
@@ -220,6 +227,8 @@ def _replacement(name: str, theirs: Any) -> Any:
     ours.replaced = replaced
     ours.register_state_dict_post_hook(partial(replaced.on_save))  # a bound method takes no attributes
     ours.register_load_state_dict_pre_hook(partial(replaced.on_load))
+    if isinstance(ours, PreTrainedModel):
+        ours.save_pretrained = partial(replaced.save, ours)
     return ours.train(theirs.training)
 
 
