@@ -17,8 +17,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, SwinHFModel, cli, load_backbone, load_checkpoint
 from swin_hf.hub import HubError, remote
+from swin_hf.hub.facts import TrainingFacts
+from swin_hf.hub.model_card import CardSource, render_card
 from swin_hf.loading import find_model
 from swin_hf.predict import load_classifier
+from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, SwinSegmenter
+from swin_hf.training.tasks.distillation import load_teacher
+from swin_hf.training.tasks.masked_image_modeling import Masking
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -213,6 +218,42 @@ def test_offline_the_cache_answers(source, hub, monkeypatch):
     assert hub.requests == []
     monkeypatch.undo()
     close_session()
+
+
+def test_every_training_starts_from_it(source):
+    source, _ = source
+    ours = load_checkpoint(source)
+    started = [SwinClassifier(weights=source, num_labels=3), SwinSegmenter(weights=source, num_labels=3)]
+    started.append(SwinMaskedImageModeler(weights=source, masking=Masking(cell=16)))
+    for module in started:
+        table = module.model.swin.stages[1].blocks[1].attention.relative_position_bias_table
+        assert torch.equal(table, ours.swin.stages[1].blocks[1].attention.relative_position_bias_table)
+        assert module.origin == find_model(source) and module.origin.repo_id == "user/swin-tiny"
+    assert module(images(), module.draw_masks(images())).loss.isfinite()
+    assert len(load_teacher(source, dict(enumerate(ours.config.id2label.values())), 3).network.config.id2label) == 5
+
+
+def test_pretraining_goes_on_with_the_decoder_of_another_library(hub, tmp_path):
+    theirs = transformers_swin("SwinForMaskedImageModeling")
+    theirs.save_pretrained(tmp_path / "written")
+    module = SwinMaskedImageModeler(weights=publish(tmp_path / "written", "user/simmim"), masking=Masking(cell=16))
+    mask = module.draw_masks(images())
+    with torch.no_grad():
+        expected = theirs(images(), bool_masked_pos=mask.flatten(1)).reconstruction
+        torch.testing.assert_close(module(images(), mask).reconstruction, expected, **PARITY)
+
+
+@pytest.mark.parametrize("given", [None, "apache-2.0"])
+@pytest.mark.parametrize("start", [None, "mit"])
+def test_a_card_has_the_licence_of_the_start(given, start):
+    facts = TrainingFacts(base_model="user/start", base_model_revision="0123456", base_model_license=start)
+    config = swin_hf.SwinHFConfig(**SQUARE)
+    card = render_card(CardSource(config, "SwinHFForImageClassification", {}, facts, license=given))
+    known = given or start
+    assert (f"\nlicense: {known}\n" in card) if known else ("\nlicense:" not in card)
+    assert "base_model: user/start" in card and "0123456" in card
+    said = f"Weights: `{known}`" if known else "Weights: unknown. They started from `user/start`, whose licence was not"
+    assert said in card
 
 
 # ------------------------------------------------------------------------------------------------- ids and addresses
