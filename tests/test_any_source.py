@@ -142,6 +142,8 @@ def test_every_function_gives_the_same_answer(source, tmp_path, capsys):
     torch.testing.assert_close(logits_of(converted), expected, **PARITY)
     assert ours.config.name_or_path == source
     assert ours.config.to_dict() | {"_name_or_path": 0} == converted.config.to_dict() | {"_name_or_path": 0}
+    config = swin_hf.SwinHFConfig.from_pretrained(source)
+    assert config.to_dict() | {"_name_or_path": 0} == ours.config.to_dict() | {"_name_or_path": 0}
     assert not ours.training and ours.config.shift_per_axis is converted.config.shift_per_axis
 
     base, backbone = SwinHFModel.from_pretrained(source), load_backbone(source, out_features=["stage1", "stage3"])
@@ -373,6 +375,7 @@ def contradiction(folder, hub):
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONVNEXT = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
 V2 = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+TINY = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
 TIMM_V2 = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "img_size": 64, "window_size": 8}
 BAD = {
     "no weights": (without_weights, "user/bad holds no model.safetensors"),
@@ -418,6 +421,30 @@ def test_the_other_version_is_loaded_where_no_class_is_named_and_refused_where_i
         assert type(call("user/v2")).__name__.startswith("SwinV2HF")
     with pytest.raises(ValueError, match=r"Swin Transformer V2 and SwinHF\w+ is Swin Transformer V1; use SwinV2HF"):
         SwinHFForImageClassification.from_pretrained("user/v2")
+
+
+@pytest.mark.parametrize("library", ["transformers", "timm"])
+def test_configuration_of_v2(hub, tmp_path, library):
+    write = of_transformers("Swinv2", **V2) if library == "transformers" else of_timm("swinv2_tiny_window8_256", **TINY)
+    write(tmp_path / "written", hub)
+    publish(tmp_path / "written", "user/v2")
+    config = swin_hf.SwinV2HFConfig.from_pretrained("user/v2", drop_path_rate=0.3)
+    model = swin_hf.SwinV2HFForImageClassification.from_pretrained("user/v2", drop_path_rate=0.3)
+    assert config.to_dict() | {"_name_or_path": 0} == model.config.to_dict() | {"_name_or_path": 0}
+    assert (config.drop_path_rate == 0.3 and config.stage_windows == ((4, 4), (4, 4))) or library == "timm"
+    with pytest.raises(ValueError, match=r"of model type 'swinv2_hf' .* use the classes that begin with SwinV2HF"):
+        swin_hf.SwinHFConfig.from_pretrained("user/v2")
+    config.save_pretrained(tmp_path / "ours")
+    assert swin_hf.SwinV2HFConfig.from_pretrained(tmp_path / "ours").to_dict() == config.to_dict()
+
+
+def test_configuration_of_a_configuration_alone(tmp_path):
+    transformers_swin("SwinForImageClassification").config.save_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "config.json"):
+        assert swin_hf.SwinHFConfig.from_pretrained(source).depths == SQUARE["depths"]
+    (tmp_path / "config.json").write_text('{"architecture": "swin_tiny_patch4_window7_224"}')
+    with pytest.raises(ValueError, match="a folder needs one file of weights"):
+        swin_hf.SwinHFConfig.from_pretrained(tmp_path)
 
 
 def test_pickle_that_is_asked_for_is_read_without_code(hub, tmp_path):
