@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from swin_hf.families import FAMILIES, list_presets, register
-from swin_hf.model import resizing
+from swin_hf.model import configuration_swin_hf, resizing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import (
@@ -97,6 +97,12 @@ def _read_foreign(*args: Any, **options: Any) -> Any:
     return read_foreign(*args, **options)
 
 
-resizing.foreign_reader = _read_foreign
+def _read_foreign_config(*args: Any, **options: Any) -> Any:
+    from swin_hf.loading import read_foreign_config
+
+    return read_foreign_config(*args, **options)
+
+
+resizing.foreign_reader, configuration_swin_hf.foreign_reader = _read_foreign, _read_foreign_config
 for _family in FAMILIES.values():
     register(_family)

@@ -357,12 +357,7 @@ def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
 
 
 def read_foreign(
-    model_class: type[Any],
-    source: str | os.PathLike[str],
-    *,
-    subfolder: str = "",
-    force_download: bool = False,
-    **where: Any,
+    model_class: type[Any], source: str | os.PathLike[str], **where: Any
 ) -> tuple[Path | None, Any, dict[str, Any] | None, Any]:
     """What ``from_pretrained`` of our classes reads where there is no folder or repository of this package.
 
@@ -378,9 +373,37 @@ def read_foreign(
         OSError: If there is no such model, or the Hub refuses.
         ValueError: As :func:`load_checkpoint` does.
     """
-    from swin_hf.checkpoints import open_checkpoint
-    from swin_hf.checkpoints.load import class_for, state_for
+    from swin_hf.checkpoints.load import state_for
     from swin_hf.checkpoints.preprocessing import processor_values
+
+    path, checkpoint = _open_foreign(source, **where)
+    if checkpoint is None:
+        return path, None, None, None
+    state = state_for(checkpoint, model_class)
+    return None, checkpoint.config, state, processor_values(checkpoint, checkpoint.config)
+
+
+def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
+    """What ``from_pretrained`` of our configurations reads there: the configuration that the model would have.
+
+    The weights are brought for it, which alone know the sizes.
+
+    Raises:
+        OSError: If there is no such model, or the Hub refuses.
+        ValueError: As :func:`load_checkpoint` does.
+    """
+    from swin_hf.hub.weights import CONFIG, read_config
+
+    path, checkpoint = _open_foreign(source, **where)
+    return read_config(path / CONFIG)[1] if checkpoint is None else checkpoint.config
+
+
+def _open_foreign(
+    source: str | os.PathLike[str], *, subfolder: str = "", force_download: bool = False, **where: Any
+) -> "tuple[Path, Checkpoint | None]":
+    """The file or folder of a source; opened, with all that its configuration can say, where it is not ours."""
+    from swin_hf.checkpoints import open_checkpoint
+    from swin_hf.checkpoints.load import class_for
     from swin_hf.hub import HubError
 
     try:
@@ -389,9 +412,8 @@ def read_foreign(
         raise OSError(str(error)) from None  # as transformers does
     path = path / subfolder if subfolder else path
     if is_ours(path):
-        return path, None, None, None
+        return path, None
     checkpoint = open_checkpoint(path)
-    state = state_for(checkpoint, model_class)
     found = checkpoint.config
     found.dtype, found.architectures = checkpoint.dtype, [class_for(checkpoint.place).__name__]
-    return None, found, state, processor_values(checkpoint, found)
+    return path, checkpoint

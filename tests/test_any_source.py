@@ -17,8 +17,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 import swin_hf
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, SwinHFModel, cli, load_backbone, load_checkpoint
 from swin_hf.hub import HubError, remote
+from swin_hf.hub.facts import TrainingFacts
+from swin_hf.hub.model_card import CardSource, render_card
 from swin_hf.loading import find_model
 from swin_hf.predict import load_classifier
+from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, SwinSegmenter
+from swin_hf.training.tasks.distillation import load_teacher
+from swin_hf.training.tasks.masked_image_modeling import Masking
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -137,6 +142,8 @@ def test_every_function_gives_the_same_answer(source, tmp_path, capsys):
     torch.testing.assert_close(logits_of(converted), expected, **PARITY)
     assert ours.config.name_or_path == source
     assert ours.config.to_dict() | {"_name_or_path": 0} == converted.config.to_dict() | {"_name_or_path": 0}
+    config = swin_hf.SwinHFConfig.from_pretrained(source)
+    assert config.to_dict() | {"_name_or_path": 0} == ours.config.to_dict() | {"_name_or_path": 0}
     assert not ours.training and ours.config.shift_per_axis is converted.config.shift_per_axis
 
     base, backbone = SwinHFModel.from_pretrained(source), load_backbone(source, out_features=["stage1", "stage3"])
@@ -213,6 +220,42 @@ def test_offline_the_cache_answers(source, hub, monkeypatch):
     assert hub.requests == []
     monkeypatch.undo()
     close_session()
+
+
+def test_every_training_starts_from_it(source):
+    source, _ = source
+    ours = load_checkpoint(source)
+    started = [SwinClassifier(weights=source, num_labels=3), SwinSegmenter(weights=source, num_labels=3)]
+    started.append(SwinMaskedImageModeler(weights=source, masking=Masking(cell=16)))
+    for module in started:
+        table = module.model.swin.stages[1].blocks[1].attention.relative_position_bias_table
+        assert torch.equal(table, ours.swin.stages[1].blocks[1].attention.relative_position_bias_table)
+        assert module.origin == find_model(source) and module.origin.repo_id == "user/swin-tiny"
+    assert module(images(), module.draw_masks(images())).loss.isfinite()
+    assert len(load_teacher(source, dict(enumerate(ours.config.id2label.values())), 3).network.config.id2label) == 5
+
+
+def test_pretraining_goes_on_with_the_decoder_of_another_library(hub, tmp_path):
+    theirs = transformers_swin("SwinForMaskedImageModeling")
+    theirs.save_pretrained(tmp_path / "written")
+    module = SwinMaskedImageModeler(weights=publish(tmp_path / "written", "user/simmim"), masking=Masking(cell=16))
+    mask = module.draw_masks(images())
+    with torch.no_grad():
+        expected = theirs(images(), bool_masked_pos=mask.flatten(1)).reconstruction
+        torch.testing.assert_close(module(images(), mask).reconstruction, expected, **PARITY)
+
+
+@pytest.mark.parametrize("given", [None, "apache-2.0"])
+@pytest.mark.parametrize("start", [None, "mit"])
+def test_a_card_has_the_licence_of_the_start(given, start):
+    facts = TrainingFacts(base_model="user/start", base_model_revision="0123456", base_model_license=start)
+    config = swin_hf.SwinHFConfig(**SQUARE)
+    card = render_card(CardSource(config, "SwinHFForImageClassification", {}, facts, license=given))
+    known = given or start
+    assert (f"\nlicense: {known}\n" in card) if known else ("\nlicense:" not in card)
+    assert "base_model: user/start" in card and "0123456" in card
+    said = f"Weights: `{known}`" if known else "Weights: unknown. They started from `user/start`, whose licence was not"
+    assert said in card
 
 
 # ------------------------------------------------------------------------------------------------- ids and addresses
@@ -332,6 +375,7 @@ def contradiction(folder, hub):
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 CONVNEXT = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
 V2 = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+TINY = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
 TIMM_V2 = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "img_size": 64, "window_size": 8}
 BAD = {
     "no weights": (without_weights, "user/bad holds no model.safetensors"),
@@ -377,6 +421,30 @@ def test_the_other_version_is_loaded_where_no_class_is_named_and_refused_where_i
         assert type(call("user/v2")).__name__.startswith("SwinV2HF")
     with pytest.raises(ValueError, match=r"Swin Transformer V2 and SwinHF\w+ is Swin Transformer V1; use SwinV2HF"):
         SwinHFForImageClassification.from_pretrained("user/v2")
+
+
+@pytest.mark.parametrize("library", ["transformers", "timm"])
+def test_configuration_of_v2(hub, tmp_path, library):
+    write = of_transformers("Swinv2", **V2) if library == "transformers" else of_timm("swinv2_tiny_window8_256", **TINY)
+    write(tmp_path / "written", hub)
+    publish(tmp_path / "written", "user/v2")
+    config = swin_hf.SwinV2HFConfig.from_pretrained("user/v2", drop_path_rate=0.3)
+    model = swin_hf.SwinV2HFForImageClassification.from_pretrained("user/v2", drop_path_rate=0.3)
+    assert config.to_dict() | {"_name_or_path": 0} == model.config.to_dict() | {"_name_or_path": 0}
+    assert (config.drop_path_rate == 0.3 and config.stage_windows == ((4, 4), (4, 4))) or library == "timm"
+    with pytest.raises(ValueError, match=r"of model type 'swinv2_hf' .* use the classes that begin with SwinV2HF"):
+        swin_hf.SwinHFConfig.from_pretrained("user/v2")
+    config.save_pretrained(tmp_path / "ours")
+    assert swin_hf.SwinV2HFConfig.from_pretrained(tmp_path / "ours").to_dict() == config.to_dict()
+
+
+def test_configuration_of_a_configuration_alone(tmp_path):
+    transformers_swin("SwinForImageClassification").config.save_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "config.json"):
+        assert swin_hf.SwinHFConfig.from_pretrained(source).depths == SQUARE["depths"]
+    (tmp_path / "config.json").write_text('{"architecture": "swin_tiny_patch4_window7_224"}')
+    with pytest.raises(ValueError, match="a folder needs one file of weights"):
+        swin_hf.SwinHFConfig.from_pretrained(tmp_path)
 
 
 def test_pickle_that_is_asked_for_is_read_without_code(hub, tmp_path):

@@ -8,13 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils.generic import can_return_tuple
 
 from swin_hf.checkpoints import derive
-from swin_hf.checkpoints.detect import count_blocks
+from swin_hf.checkpoints.conventions import differences
+from swin_hf.checkpoints.detect import count_blocks, is_v2
 from swin_hf.checkpoints.tables import LAYOUTS, Kind
+from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, expand, our_key, to_ours, to_theirs
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone, SwinHFModel
+from swin_hf.model.modeling_swinv2_hf import SwinV2HFBackbone, SwinV2HFModel
 from swin_hf.model.outputs import Record
 
 
@@ -32,8 +38,13 @@ PEERS = {
     "MaskFormerSwinBackbone": Peer("maskformer-swin", Kind.BACKBONE, "model."),
     "SwinModel": Peer("transformers-memory", Kind.BASE),
     "DonutSwinModel": Peer("transformers-4", Kind.BASE, has_norm=False),
+    "Swinv2Backbone": Peer("transformers", Kind.BACKBONE),
+    "Swinv2Model": Peer("transformers", Kind.BASE),
     "FeatureListNet": Peer("timm", Kind.BASE, has_norm=False),  # what timm makes of a Swin in a TimmBackbone
 }
+
+
+_TABLE = "attn.relative_position_bias_table"
 
 
 def replace_backbone(model: Any, revert: bool = False) -> Any:
@@ -41,12 +52,14 @@ def replace_backbone(model: Any, revert: bool = False) -> Any:
 
     The model computes the same, and ``state_dict``, ``load_state_dict`` and ``save_pretrained`` keep the names and
     files that it had, so that everybody can load what it saves; its parameters are ours, an optimiser has to be made
-    anew. In training our stochastic depth drops MLP branches too, as Microsoft's does and transformers' does not.
+    anew. In training our stochastic depth drops MLP branches too, as Microsoft's does and that of transformers' V1 does
+    not. transformers' V2 adds the shift mask of -100 twice, ours once, as Microsoft does: that changes less than the
+    rounding of float32, whatever the scales of the heads.
 
     Args:
         model: Any model that holds a ``SwinBackbone`` (UperNet, Mask2Former, OneFormer, the DETR family, Grounding
-            DINO, ...), ``MaskFormerSwinBackbone``, ``SwinModel``, ``DonutSwinModel``, or a Swin of timm in a
-            ``TimmBackbone``; or one of these itself.
+            DINO, ...), ``MaskFormerSwinBackbone``, ``SwinModel``, ``DonutSwinModel``, ``Swinv2Backbone`` (DPT,
+            ZoeDepth, ...), ``Swinv2Model``, or a Swin of timm, V1 or V2, in a ``TimmBackbone``; or one of these itself.
         revert: Whether to go back: the modules that were there, with the weights as they are now, bit for bit where
             they were not trained.
 
@@ -87,9 +100,8 @@ def _swins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         is_theirs = type(module).__module__.startswith(("transformers.", "timm."))
         if not is_theirs or type(module).__name__ not in PEERS or any(name.startswith(f"{outer}.") for outer in found):
             continue
-        if type(module).__name__ != "FeatureListNet" or any(
-            "relative_position_bias_table" in k for k in _state(module)
-        ):
+        keys = _state(module).keys()
+        if type(module).__name__ != "FeatureListNet" or is_v2(keys) or any(key.endswith(_TABLE) for key in keys):
             found.append(name)
             yield name, module
 
@@ -114,6 +126,18 @@ class _TimmMaps(nn.Module):
         self.swin.run(x, record, num_stages=max(numbers))
         maps: Any = record.reshaped_hidden_states  # B, C, H, W
         return [maps[number].permute(0, 2, 3, 1).contiguous() for number in numbers]
+
+
+class _TokenBackbone(SwinV2HFBackbone):
+    """Ours with the hidden states of transformers' ``Swinv2Backbone``, which are tokens ``(B, L, C)`` and not maps."""
+
+    @can_return_tuple
+    def forward(self, *args: Any, **kwargs: Any) -> BackboneOutput:
+        """See :class:`~swin_hf.SwinV2HFBackbone`."""
+        output: Any = super().forward(*args, **kwargs | {"return_dict": True})
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(state.flatten(2).transpose(1, 2) for state in output.hidden_states)
+        return output
 
 
 class _Replaced:
@@ -160,7 +184,14 @@ class _Replaced:
                 if parameter is not None:
                     part._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    def restore(self, module: nn.Module) -> nn.Module:
+    def save(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """``save_pretrained`` of the module that was there: its configuration goes with its names."""
+        try:
+            self.restore(module).save_pretrained(*args, **kwargs)
+        finally:
+            self.free()
+
+    def restore(self, module: nn.Module) -> Any:
         """The module that was there, with the weights of ours."""
         (theirs,) = self.theirs
         state = module.state_dict()
@@ -171,18 +202,10 @@ class _Replaced:
 def _replacement(name: str, theirs: Any) -> Any:
     """Our module with the weights of theirs."""
     peer, state = PEERS[type(theirs).__name__], _state(theirs)
-    place = Place(LAYOUTS[peer.layout], peer.kind, "", peer.trunk)
+    layouts = LAYOUTS_V2 if is_v2(state.keys()) else LAYOUTS
+    place = Place(layouts[peer.layout], peer.kind, "", peer.trunk)
     try:
-        if peer.layout == "timm":
-            depths = count_blocks(state.keys(), place.layout, "")
-            fields = derive.fields_from_shapes(to_ours(state, place, depths), depths, peer.kind, None)
-            pixels = theirs.patch_embed.img_size
-            fields |= {"image_size": pixels if pixels is None else list(pixels), "shift_per_axis": True}
-            config = SwinHFConfig(**fields)
-        else:
-            config = SwinHFConfig(**derive.told_by({**theirs.config.to_dict(), "model_type": "swin"}))
-        if peer.kind is Kind.BACKBONE:
-            config.out_features = list(theirs.out_features)
+        config = _config(peer, theirs, state, place)
         translated = to_ours(state, place, config.depths).state
         with torch.device("meta"):
             ours = _build(peer, config, theirs)
@@ -193,32 +216,81 @@ def _replacement(name: str, theirs: Any) -> Any:
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name or 'the model'}, a {type(theirs).__name__}, cannot be replaced: {error}") from error
     replaced = _Replaced(theirs, place, config, set(names), is_bare)
-    frozen = {our_key(e.target) for e in expand(place, config.depths) if not _trains(theirs, e.key)}
+    entries = [entry for entry in expand(place, config.depths) if our_key(entry.target) in names]
+    frozen = {our_key(entry.target) for entry in entries if not _trains(theirs, entry.key)}
     for long, key in names.items():
         ours.get_parameter(key).requires_grad_(long not in frozen)
+    for entry in entries:
+        part = ours.get_submodule(names[str(our_key(entry.target))].rpartition(".")[0])
+        if isinstance(part, nn.LayerNorm):  # the configuration of transformers does not reach all of its own
+            part.eps = _part(theirs, entry.key.rpartition(".")[0]).eps
     ours.replaced = replaced
     ours.register_state_dict_post_hook(partial(replaced.on_save))  # a bound method takes no attributes
     ours.register_load_state_dict_pre_hook(partial(replaced.on_load))
+    if isinstance(ours, PreTrainedModel):
+        ours.save_pretrained = partial(replaced.save, ours)
     return ours.train(theirs.training)
 
 
-def _build(peer: Peer, config: SwinHFConfig, theirs: Any) -> Any:
+def _config(peer: Peer, theirs: Any, state: dict[str, Tensor], place: Place) -> Any:
+    """Our configuration of their network."""
+    of_v2 = place.layout.family == "swinv2_hf"
+    if peer.layout == "timm":
+        depths = count_blocks(state.keys(), place.layout, "")
+        translation, hint = to_ours(state, place, depths), None
+        if of_v2:
+            hint = SwinV2HFConfig(**derive.basic_fields(translation, depths), **_windows(theirs, len(depths)))
+        fields = derive.fields_from_shapes(translation, depths, peer.kind, hint)
+        if (pixels := theirs.patch_embed.img_size) is not None:
+            fields["image_size"] = list(pixels)
+        config = (SwinV2HFConfig if of_v2 else SwinHFConfig)(**fields, shift_per_axis=True)
+        if different := differences(config, place.layout):
+            raise ValueError(f"it computes something else than ours, {different[0]}")
+        return config
+    told = derive.told_by({**theirs.config.to_dict(), "model_type": "swin"})
+    if of_v2:
+        told |= _windows(theirs.encoder, len(theirs.encoder.layers))
+        told |= {"norm_features": False} if peer.kind is Kind.BACKBONE else {}
+    config = (SwinV2HFConfig if of_v2 else SwinHFConfig)(**told)
     if peer.kind is Kind.BACKBONE:
-        return SwinHFBackbone(config)
-    options = {"add_pooling_layer": getattr(theirs, "pooler", None) is not None, "add_final_norm": peer.has_norm}
-    embeddings = getattr(theirs, "embeddings", None)
-    swin = SwinHFModel(config, use_mask_token=getattr(embeddings, "mask_token", None) is not None, **options)
-    return _TimmMaps(swin, theirs) if peer.layout == "timm" else swin
+        config.out_features = list(theirs.out_features)
+    return config
+
+
+def _windows(theirs: Any, stages: int) -> dict[str, Any]:
+    """Windows of the stages of a V2, and those that offsets are divided by."""
+    blocks = [_part(theirs, f"layers.{stage}").blocks[0] for stage in range(stages)]
+    layers = [getattr(block, "attn", None) or block.attention.self for block in blocks]
+    return {
+        "window_size": [list(layer.window_size) for layer in layers],
+        "pretrained_window_sizes": [list(p) if any(p := layer.pretrained_window_size) else 0 for layer in layers],
+    }
+
+
+def _build(peer: Peer, config: SwinHFConfig, theirs: Any) -> Any:
+    of_v2 = isinstance(config, SwinV2HFConfig)
+    if peer.kind is Kind.BACKBONE:
+        ours: Any = _TokenBackbone(config) if of_v2 else SwinHFBackbone(config)
+    else:
+        options = {"add_pooling_layer": getattr(theirs, "pooler", None) is not None, "add_final_norm": peer.has_norm}
+        mask_token = getattr(getattr(theirs, "embeddings", None), "mask_token", None)
+        ours = (SwinV2HFModel if of_v2 else SwinHFModel)(config, use_mask_token=mask_token is not None, **options)
+    if of_v2 and peer.layout != "timm":  # windows and shifts are settled when it is built, whatever images come
+        for stage, other in zip(ours.base_model.stages, theirs.encoder.layers, strict=True):
+            for block, its in zip(stage.blocks, other.blocks, strict=True):
+                block.shifted, block.rules = its.shift_size > 0, {"always_partition": True}
+    return _TimmMaps(ours, theirs) if peer.layout == "timm" else ours
+
+
+def _part(theirs: nn.Module, name: str) -> Any:
+    """A part of theirs by its name in the key table, see :func:`_state`."""
+    return theirs.get_submodule(re.sub(r"^layers\.(\d)", r"layers_\1", name) if hasattr(theirs, "layers_0") else name)
 
 
 def _trains(theirs: nn.Module, key: str) -> bool:
-    try:
-        return theirs.get_parameter(re.sub(r"^layers\.(\d)", r"layers_\1", key)).requires_grad
-    except AttributeError:
-        try:
-            return theirs.get_parameter(key).requires_grad
-        except AttributeError:
-            return True
+    module, _, name = key.rpartition(".")
+    parameter = getattr(_part(theirs, module), name)
+    return bool(parameter.requires_grad)
 
 
 def _keep_names(model: Any, revert: bool) -> None:

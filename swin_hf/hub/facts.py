@@ -111,6 +111,7 @@ class TrainingFacts:
         seed: The seed of the run.
         base_model: Hub id or file name that the weights started from; ``None`` means random weights.
         base_model_revision: The commit of ``base_model``.
+        base_model_license: What its card names as the licence of its weights; ``None`` where it is not known.
         best_step: Global step that the saved weights come from.
     """
 
@@ -128,6 +129,7 @@ class TrainingFacts:
     seed: int | None = None
     base_model: str | None = None
     base_model_revision: str | None = None
+    base_model_license: str | None = None
     best_step: int | None = None
 
     def to_json(self) -> str:

@@ -62,7 +62,7 @@ class CardSource:
         facts: What the run recorded.
         repo_id: Where it is published.
         tag: The tag that the snippets pin.
-        license: Identifier of the licence of the weights.
+        license: Identifier of the licence of the weights; that of their start, in ``facts``, if not given.
         dtype: Number type of the weights.
         files: Name, size in bytes and sha256 of the other files of the repository.
         has_code: Whether the repository holds the code of the model.
@@ -186,8 +186,8 @@ def _metadata(source: CardSource) -> str:
         "pipeline_tag": architectures()[source.architecture].pipeline_tag,
         "tags": ["swin", "swin_hf", "vision"],
     }
-    if source.license:
-        known["license"] = source.license
+    if license := source.license or facts.base_model_license:
+        known["license"] = license
     if dataset and dataset.is_hub_id:
         known["datasets"] = [dataset.name]
     # A checkpoint is a local file, even if its path looks like an id.

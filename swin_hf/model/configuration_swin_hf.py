@@ -9,7 +9,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -45,6 +45,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _MAY_BE_NONE = set(_TYPES) - {"hidden_act", "qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding"}
 _MAY_BE_NONE -= {"norm_features"}
+
+
+# Keywords that say where a checkpoint is.
+LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# Where the package puts what reads the configuration of models of other families,
+# :func:`swin_hf.loading.read_foreign_config`. Code that travels alone has none.
+foreign_reader: Callable[..., Any] | None = None
 
 
 class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -177,6 +184,34 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
             fields.setdefault("label2id", {name: int(number) for number, name in names.items()})
         return cls(**fields)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Read the configuration of a saved model as transformers does.
+
+        Where ``swin_hf`` is installed, that of anyone's Swin too, the same as its model has: what
+        :func:`swin_hf.load_checkpoint` takes. ``kwargs`` change fields.
+
+        Raises:
+            ValueError: If it cannot be used, or the weights that it has to be derived from cannot be read.
+            OSError: If there is no such model.
+        """
+        source = pretrained_model_name_or_path
+        path = Path(source, kwargs.get("subfolder") or "")
+        if foreign_reader is None:
+            return super().from_pretrained(source, **kwargs)
+        try:
+            values, others = cls.get_config_dict(source, **kwargs)
+        except (OSError, ValueError):
+            if path.suffix == ".json" or (path / "config.json").is_file():
+                raise
+            values, others = {}, {}
+        if values.get("model_type") == cls.model_type:
+            return cls.from_dict(values, **others)
+        if "model_type" in values and path.exists() and not _has_weights(path):  # the names of its fields are ours
+            return super().from_pretrained(source, **kwargs)
+        where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
+        return cls.from_dict(foreign_reader(source, **where).to_dict(), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -408,6 +443,10 @@ def _default_heads(embed_dim: Any) -> list[int]:
     _check_positive("embed_dim", embed_dim, MOST_CHANNELS)
     first = max(heads for heads in range(1, max(embed_dim // 32, 1) + 1) if embed_dim % heads == 0)
     return [first * 2**stage for stage in range(4)]
+
+
+def _has_weights(path: Path) -> bool:
+    return path.is_dir() and any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir())
 
 
 def as_pair(value: int | Iterable[int]) -> Pair:

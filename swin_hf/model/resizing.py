@@ -26,16 +26,15 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .configuration_swin_hf import FREE_PARAMETERS, SwinHFConfig
+from .configuration_swin_hf import FREE_PARAMETERS, LOCATION, SwinHFConfig
 from .windows import Pair
 
 logger = logging.get_logger(__name__)
 
 # Keys of task heads: may be missing, or unused, when a model of another task saved the checkpoint.
 _HEADS = re.compile(r"(^|\.)(classifier|decoder|decode_head|auxiliary_head|hidden_states_norms)\.|(^|\.)mask_token$")
-# Sizes that weights can be adapted to on load, and the keywords that say where a checkpoint is.
+# Sizes that weights can be adapted to on load.
 _RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
-_LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 # Where the package puts its reader of everything that is not a folder or a repository of this family,
 # :func:`swin_hf.loading.read_foreign`. Code that travels alone has none.
@@ -89,7 +88,7 @@ class ResizableMixin:
             kwargs.pop("num_labels", None)  # as many as there are rows
         stored, processor = None, None
         if source is not None:
-            values = _stored_values(source, {name: kwargs[name] for name in _LOCATION if name in kwargs})
+            values = _stored_values(source, {name: kwargs[name] for name in LOCATION if name in kwargs})
             is_ours = values.get("model_type") == cls.config_class.model_type
             if not is_ours and not values.get("is_adapter") and (values or foreign_reader is not None):
                 folder, stored, kwargs["state_dict"], processor = cls._read_foreign(source, kwargs)
@@ -146,7 +145,7 @@ class ResizableMixin:
                 f"{source} is not a model of type {cls.config_class.model_type}, and the code of the model alone reads "
                 "no other; the package does: pip install swin-hf, and import swin_hf first"
             )
-        where = {name: kwargs.pop(name) for name in _LOCATION if name in kwargs}
+        where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
         pickles = kwargs.pop("use_safetensors", None) is False
         return foreign_reader(cls, source, pickles=pickles, **where)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, SumMetric
 
+from swin_hf.loading import Origin
 from swin_hf.memory import check_training
 
 from .data import ImageDataModule
@@ -65,7 +66,7 @@ class SwinModule(LightningModule):
         model: The network; it knows nothing of Lightning.
         frozen_parts: Parts of it that are not trained and stay in evaluation mode.
         starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
-        starting_commit: Its commit, when it came from the Hub.
+        origin: Where it was found; with its commit, when it came from the Hub.
     """
 
     task: ClassVar[str]
@@ -80,7 +81,7 @@ class SwinModule(LightningModule):
     model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
     frozen_parts: Sequence[nn.Module] = ()
     starting_point: str | None = None
-    starting_commit: str | None = None
+    origin: Origin | None = None
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
     def __init__(self, optimization: Optimization, compile: bool = False) -> None:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig
 
 from swin_hf.families import FAMILIES, TASKS, config_of_preset, family_of
 from swin_hf.hub import HubError
+from swin_hf.hub.facts import FACTS_NAME, TrainingFacts
 from swin_hf.hub.weights import check_folder
-from swin_hf.loading import find_model
+from swin_hf.loading import Origin, find_model
 from swin_hf.ranges import check_fields, ranged
 
 
@@ -183,8 +184,10 @@ def recompute_activations(network: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def resolve(source: str) -> tuple[str, str | None]:
-    """Path of a checkpoint, and its commit where it had to be pulled from the Hub.
+def resolve(source: str) -> Origin:
+    """Where a checkpoint is, with its commit and its licence as far as they are known.
+
+    The result of an earlier run has the licence of what that run started from.
 
     Args:
         source: A file or folder, the folder of a training run, or anyone's Swin on the Hub, see :mod:`swin_hf.loading`.
@@ -196,4 +199,6 @@ def resolve(source: str) -> tuple[str, str | None]:
         origin = find_model(source)
     except HubError as error:
         raise ValueError(str(error)) from error
-    return str(origin.path), origin.commit
+    if origin.license is None and (origin.path / FACTS_NAME).is_file():
+        origin = replace(origin, license=TrainingFacts.load(origin.path).base_model_license)
+    return origin

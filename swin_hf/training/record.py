@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swin_hf.files import replacing_folder
 from swin_hf.hub.facts import Metric, TrainingFacts
+from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
 from .checkpointing import BestCheckpoint
@@ -167,7 +168,7 @@ class RunRecord(Callback):
 
     def facts(self, trainer: Trainer, pl_module: LightningModule) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
-        source, commit = getattr(pl_module, "starting_point", None), getattr(pl_module, "starting_commit", None)
+        origin: Origin | None = getattr(pl_module, "origin", None)
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
         return TrainingFacts(
             data=data_facts(trainer.datamodule),
@@ -179,7 +180,8 @@ class RunRecord(Callback):
             duration_s=round(self.elapsed(), 1),
             command=self.command,
             seed=getattr(trainer.datamodule, "seed", None),
-            base_model=Path(source).name if source and commit is None else source,
-            base_model_revision=commit,
+            base_model=(origin.repo_id or Path(pl_module.starting_point).name) if origin else None,
+            base_model_revision=origin.commit if origin else None,
+            base_model_license=origin.license if origin else None,
             best_step=self.best_step,
         )

@@ -1,14 +1,17 @@
 """Our backbone under models of transformers: the same outputs and files, and the way back."""
 
 import copy
+import re
 
 import pytest
+import timm
 import torch
 import transformers
 from checkpoint_peers import randomise
 from safetensors.torch import load_file
 
-from swin_hf import SwinHFBackbone, SwinHFModel, replace_backbone
+from swin_hf import SwinHFBackbone, SwinHFModel, SwinV2HFBackbone, SwinV2HFModel, replace_backbone
+from swin_hf.checkpoints.replace import PEERS
 
 # 70x90 pixels: the maps are padded in every stage, and windows are shifted.
 SIZES = {"image_size": 64, "patch_size": 2, "embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}
@@ -106,9 +109,38 @@ def donut():
     return transformers.VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
 
 
-def timm_backbone():
-    config = transformers.TimmBackboneConfig(backbone="swin_s3_tiny_224", out_indices=(1, 2, 3), num_channels=3)
-    return transformers.TimmBackbone(config)
+def timm_backbone(name="swin_s3_tiny_224"):
+    config = transformers.TimmBackboneConfig(backbone=name, out_indices=(1, 2, 3), num_channels=3)
+    model = transformers.TimmBackbone(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # those of V2's branches begin at zero, and nothing of a block would be seen
+            parameter.data.fill_(0.5)
+    return model
+
+
+def v2(name=None, **changes):
+    """Its own units for the last stages, whose windows cover the map of an image of ``image_size``."""
+    more = {"pretrained_window_sizes": [0, 6, 3, 0], "window_size": 8} | changes
+    config = transformers.Swinv2Config(**SWIN | more, num_labels=3, encoder_stride=16)
+    return config if name is None else getattr(transformers, f"Swinv2{name}")(config)
+
+
+def dpt():
+    config = transformers.DPTConfig(
+        backbone_config=v2(out_features=STAGES), hidden_size=8, neck_hidden_sizes=[8, 16, 32, 64],
+        fusion_hidden_size=16, reassemble_factors=[1, 1, 1, 1], use_batch_norm_in_fusion_residual=False,
+    )  # fmt: skip
+    return transformers.DPTForDepthEstimation(config)
+
+
+def zoedepth():
+    config = transformers.ZoeDepthConfig(
+        backbone_config=v2(out_features=STAGES), backbone=None, neck_hidden_sizes=[8, 16, 32, 64],
+        fusion_hidden_size=16, reassemble_factors=[1, 1, 1, 1], bottleneck_features=16, num_relative_features=8,
+        bin_embedding_dim=16, num_attractors=[4, 2, 2, 1], readout_type="ignore",
+        bin_configurations=[{"name": "nyu", "n_bins": 8, "min_depth": 0.001, "max_depth": 10.0}],
+    )  # fmt: skip
+    return transformers.ZoeDepthForDepthEstimation(config)
 
 
 HOSTS = {
@@ -126,6 +158,11 @@ HOSTS = {
     "masked": (masked, SwinHFModel),
     "donut": (donut, SwinHFModel),
     "timm": (timm_backbone, SwinHFModel),
+    "dpt": (dpt, SwinV2HFBackbone),
+    "zoedepth": (zoedepth, SwinV2HFBackbone),
+    "v2-classifier": (lambda: v2("ForImageClassification"), SwinV2HFModel),
+    "v2-masked": (lambda: v2("ForMaskedImageModeling"), SwinV2HFModel),
+    "v2-timm": (lambda: timm_backbone("swinv2_tiny_window8_256"), SwinV2HFModel),
 }
 
 
@@ -140,13 +177,14 @@ def host(request):
 def randomise_backbones(model):
     """Weights that all matter, in the backbone alone; a head of such weights would explode."""
     for module in model.modules():
-        if "Swin" in type(module).__name__ and type(module).__name__.endswith(("Model", "Backbone")):
+        if re.fullmatch(".*Swin.*(Model|Backbone)", type(module).__name__):
             randomise(module)
     return model
 
 
 def inputs(name):
-    size = {"classifier": (64, 64), "masked": (64, 64), "timm": (224, 224), "rt-detr": (64, 96)}.get(name, (70, 90))
+    sizes = {"timm": (224, 224), "v2-timm": (256, 256), "rt-detr": (64, 96)}
+    size = sizes.get(name, (64, 64) if name.endswith(("classifier", "masked")) else (70, 90))
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     words = torch.tensor([[101, 7, 1012, 102], [101, 9, 1012, 102]])
     more = {name: {"input_ids": words} for name in ("grounding-dino", "mm-grounding-dino")}
@@ -190,12 +228,12 @@ def test_outputs_and_files_are_the_same_and_the_way_back_is_exact(host, tmp_path
     expected = run(theirs, name)
     assert replace_backbone(model) is model
     assert sum(isinstance(module, ours_class) for module in model.modules()) == 1 and not model.training
-    assert not [m for m in model.modules() if type(m).__name__ in ("SwinBackbone", "SwinModel", "MaskFormerSwinModel")]
+    assert not [m for m in model.modules() if type(m).__name__ in PEERS]
     assert_same(run(model, name), expected)
     texts, weights = saved(model, tmp_path / "ours")
     assert (texts, weights.keys()) == (saved(theirs, tmp_path / "theirs")[0], load_all(tmp_path / "theirs").keys())
     assert all(torch.equal(value, weights[key]) for key, value in load_all(tmp_path / "theirs").items())
-    if name != "timm":  # whose from_pretrained takes names of timm only
+    if "timm" not in name:  # whose from_pretrained takes names of timm only
         again = type(model).from_pretrained(tmp_path / "ours").eval()
         assert_same(run(again, name), expected)
         assert_same(run(replace_backbone(again), name), expected)
@@ -214,15 +252,49 @@ def load_all(folder):
     return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}
 
 
-def test_a_backbone_itself_is_replaced_by_ours():
-    theirs = randomise(transformers.SwinBackbone(backbone_config(out_features=["stage2", "stage4"])))
+@pytest.mark.parametrize("build", [lambda: transformers.SwinBackbone(backbone_config()), lambda: v2("Backbone")])
+def test_a_backbone_itself_is_replaced_by_ours(build, tmp_path):
+    theirs = randomise(build())
     ours = replace_backbone(copy.deepcopy(theirs))
-    assert type(ours) is SwinHFBackbone
+    assert isinstance(ours, SwinHFBackbone)
     pixels = inputs("upernet")["pixel_values"]
     with torch.no_grad():
-        for one, other in zip(ours(pixels).feature_maps, theirs(pixels).feature_maps, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=float(1e-5 * other.abs().max()))
-    assert type(replace_backbone(ours, revert=True)) is transformers.SwinBackbone
+        expected = tensors(theirs(pixels))
+        assert_same(tensors(ours(pixels)), expected)
+        ours.save_pretrained(tmp_path)
+        again = tensors(type(theirs).from_pretrained(tmp_path)(pixels))
+        assert all(torch.equal(value, expected[name]) for name, value in again.items())
+        assert_same(tensors(ours(pixels)), expected)
+    assert type(replace_backbone(ours, revert=True)) is type(theirs)
+
+
+def test_the_mask_that_is_added_once_is_enough_for_the_steepest_heads():
+    """transformers' V2 adds -100 twice. In float64, because rounding alone is 1e-2 of the largest at such scales."""
+    theirs = randomise_backbones(v2("Model", window_size=4)).double()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("logit_scale"):
+            parameter.data.fill_(9.0)  # beyond the largest, which cuts it off
+    pixels = inputs("dpt")["pixel_values"].double()
+    with torch.no_grad():
+        expected = theirs(pixels).last_hidden_state
+        ours = replace_backbone(theirs)(pixels).last_hidden_state
+    torch.testing.assert_close(ours, expected, rtol=0, atol=float(1e-6 * expected.abs().max()))
+
+
+def test_images_of_other_sizes_have_the_windows_and_shifts_that_v2_was_built_with():
+    theirs = randomise_backbones(v2("Backbone", out_features=STAGES))
+    ours = replace_backbone(copy.deepcopy(theirs))
+    for size in ((128, 128), (48, 96)):  # whose last maps are larger than the windows, and smaller
+        pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            asked = {"output_hidden_states": True, "output_attentions": True}
+            assert_same(tensors(ours(pixels, **asked)), tensors(theirs(pixels, **asked)))
+
+
+def test_a_swin_of_timm_that_shifts_before_it_pads_is_refused():
+    theirs = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, img_size=256)
+    with pytest.raises(ValueError, match=r"FeatureListNet, cannot be replaced: .* after it"):
+        replace_backbone(theirs)
 
 
 def test_frozen_parameters_stay_frozen_and_training_goes_on():

@@ -32,6 +32,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Sw
 import swin_hf.hub
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.training import SwinClassifier, run_recipe
+from swin_hf.training.network import resolve
 from swin_hf.training.run_folder import new_run_folder
 
 ROOT = Path(__file__).parents[2]
@@ -382,6 +383,7 @@ def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, 
         network.save_pretrained(tmp_path / "start")
     api = HfApi(endpoint=hub.url)
     api.create_repo("user/start")
+    (tmp_path / "start" / "README.md").write_text("---\nlicense: mit\n---\n")
     commit = api.upload_folder(repo_id="user/start", folder_path=tmp_path / "start").oid
     words = ["--config", str(config), "--runs", str(tmp_path), "--model.weights", "user/start"]
     process = start(
@@ -401,7 +403,10 @@ def test_a_run_from_one_repository_of_the_hub_to_another(config, tmp_path, hub, 
         assert there[name] == (tmp_path / "tiny" / "model" / name).read_bytes()
     facts = json.loads(there["training_facts.json"])
     assert (facts["base_model"], facts["base_model_revision"]) == ("user/start", commit)
-    assert "base_model: user/start" in there["README.md"].decode() and commit in there["README.md"].decode()
+    assert facts["base_model_license"] == "mit"
+    card = there["README.md"].decode()
+    assert "base_model: user/start" in card and commit in card and "\nlicense: mit\n" in card
+    assert resolve(str(tmp_path / "tiny")).license == "mit"  # a run that starts from this run
 
 
 def test_a_start_that_is_nowhere_is_an_error_of_one_line(config, tmp_path, hub, monkeypatch):

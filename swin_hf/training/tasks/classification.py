@@ -179,7 +179,8 @@ class SwinClassifier(ClassModule):
         fields = network.fields(image_size=image_size, num_channels=num_channels, **class_fields(num_labels, id2label))
         self.starting_point = weights
         if weights is not None:
-            weights, self.starting_commit = resolve(weights)
+            self.origin = resolve(weights)
+            weights = str(self.origin.path)
         self.model = build_classifier(preset, weights, fields, network.backend)
         classes = int(self.model.config.num_labels or 0)
         if network.gradient_checkpointing:

@@ -102,7 +102,7 @@ def load_teacher(
     Raises:
         ValueError: If it is missing, knows other classes or takes images of other channels.
     """
-    path = Path(resolve(source)[0])
+    path = resolve(source).path
     network: Any
     theirs: tuple[Sequence[float], Sequence[float]] | None
     try:

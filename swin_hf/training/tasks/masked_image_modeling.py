@@ -13,14 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from swin_hf.families import family_of
-from swin_hf.hub.weights import check_folder
+from swin_hf.loading import load_model
 from swin_hf.ranges import check_fields, ranged
 
 from ..callbacks import keep_figure, to_pictures
 from ..figures import draw_pictures
 from ..module import SwinModule
-from ..network import Network, new_network, recompute_activations, resolve, stored_config
+from ..network import Network, new_network, recompute_activations, resolve
 from ..optim import Optimization
 
 
@@ -50,7 +49,8 @@ class SwinMaskedImageModeler(SwinModule):
 
     Args:
         preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
-        weights: ``save_pretrained`` folder or Hub id of an earlier pre-training to go on from.
+        weights: What to go on from: an earlier pre-training, or anyone's Swin, see :mod:`swin_hf.loading`; what it
+            lacks of mask token and decoder is new.
         image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
         num_channels: Channels of the images; from the data when run by the command line.
         network: What is changed in the network of the preset or the weights.
@@ -84,12 +84,8 @@ class SwinMaskedImageModeler(SwinModule):
         if weights is None:
             self.model = new_network(self.task, preset, fields, network.backend)
         else:
-            path, self.starting_commit = resolve(weights)
-            if not Path(path).is_dir():
-                raise ValueError(f"{weights!r} is not a folder; give that of a saved model, or user/name on the Hub")
-            check_folder(Path(path))
-            model_class = family_of(stored_config(Path(path))).model_class(self.task)
-            self.model = model_class.from_pretrained(path, use_safetensors=True, **fields, **network.backend)
+            self.origin = resolve(weights)
+            self.model, _ = load_model(self.origin.path, self.task, **fields, **network.backend)
         patch = self.model.config.patch_hw
         if masking.cell % patch[0] or masking.cell % patch[1]:
             raise ValueError(f"masking.cell is {masking.cell} pixels; it must be a multiple of the patch, {patch}")

@@ -121,8 +121,8 @@ class SwinSegmenter(ClassModule):
         if weights is None:
             self.model = new_network(self.task, preset, fields, network.backend)
         else:
-            path, self.starting_commit = resolve(weights)
-            with starting_folder(path) as folder:
+            self.origin = resolve(weights)
+            with starting_folder(str(self.origin.path)) as folder:
                 self.model = load_network(self.task, folder, fields, network.backend)
         if network.gradient_checkpointing:
             recompute_activations(self.model)
