@@ -24,7 +24,7 @@ from swin_hf.training import (
     SwinMaskedImageModeler,
     train,
 )
-from swin_hf.training.command import TRAINER_RANGES, check_numbers
+from swin_hf.training.arguments import TRAINER_RANGES, check_numbers
 
 SIZE = {
     "image_size": 32,

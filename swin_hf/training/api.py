@@ -23,17 +23,11 @@ from .tasks import MODULES
 
 @dataclass(frozen=True)
 class Run:
-    """The result of a training.
-
-    Attributes:
-        task: What was trained.
-        folder: The run folder; ``model/`` in it has the best weights.
-        metrics: Measured on the best weights, such as ``val_accuracy`` and ``test_accuracy``.
-    """
+    """The result of a training."""
 
     task: str
-    folder: Path
-    metrics: dict[str, float]
+    folder: Path  # the run folder; model/ in it has the best weights
+    metrics: dict[str, float]  # measured on the best weights, such as val_accuracy and test_accuracy
 
     @cached_property
     def model(self) -> Any:
@@ -88,7 +82,10 @@ def train(
 
 def words_of(module_class: type[SwinModule], data: Any, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and values of the command line for the arguments of :func:`train`."""
-    sections = {"data": _names(module_class.data_class), "model": _names(module_class)}
+    sections = {
+        "data": list(inspect.signature(module_class.data_class).parameters),
+        "model": list(inspect.signature(module_class).parameters),
+    }
     if isinstance(data, module_class.data_class):
         options = {name: getattr(data, name) for name in sections["data"]} | dict(options)
     elif isinstance(data, str | os.PathLike):
@@ -102,7 +99,3 @@ def words_of(module_class: type[SwinModule], data: Any, options: Mapping[str, An
         group = {f"{name}.{inner}": item for inner, item in value.items()} if is_group else {name: value}
         for inner, item in group.items():
             yield section + inner, item if isinstance(item, str) else json.dumps(item)
-
-
-def _names(section: type) -> list[str]:
-    return list(inspect.signature(section).parameters)

@@ -1,7 +1,6 @@
 """What the package brings along to train with: the configurations, and the handwritten digits."""
 
 import os
-from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -19,32 +18,12 @@ def find_config(name: str | os.PathLike[str]) -> Path:
         ValueError: If there is neither.
     """
     names = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
-    path = Path(name)
-    if str(name) in names:
-        return names[str(name)]
+    path = names.get(str(name), Path(name))
     if path.is_file():
         return path
-    near = path.stem if path.stem in names else next(iter(get_close_matches(path.stem, names, n=1)), None)
-    hint = f"did you mean --config {near}?" if near else "give the path of a YAML file, or one of these names: "
+    near = get_close_matches(path.stem, names, n=1)
+    hint = f"did you mean --config {near[0]}?" if near else "give the path of a YAML file, or one of these names: "
     raise ValueError(f"there is no configuration {name}; {hint}{'' if near else ', '.join(names)}")
-
-
-def find_configs(words: Sequence[str]) -> list[str]:
-    """Replace the names of configurations on a command line by their paths.
-
-    Raises:
-        ValueError: As :func:`find_config` does.
-    """
-    found = list(words)
-    for position, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if flag not in ("-c", "--config"):
-            continue
-        if equals:
-            found[position] = f"{flag}={find_config(value)}"
-        elif position + 1 < len(words):
-            found[position + 1] = str(find_config(words[position + 1]))
-    return found
 
 
 def find_data_set(dataset: str) -> str:

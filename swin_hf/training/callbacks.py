@@ -1,25 +1,60 @@
-"""What a run shows while it trains: a line for each epoch and pictures in TensorBoard."""
-
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+"""What a run shows while it trains: a bar on a terminal, a line for each epoch, and figures."""
 
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from swin_hf.files import replacing
 
 from .figures import to_pixels
+
+REFRESH_SECONDS = 0.25
+
+
+class TrainingBar(TQDMProgressBar):
+    """Lightning's bar with the time that is left of the whole training.
+
+    It is drawn a few times a second: a number that is shown has to be fetched from the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = self.started = 0.0
+        self.first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The metrics of the bar, and the time left until the last epoch ends."""
+        items = {name.removesuffix("_step"): value for name, value in super().get_metrics(trainer, pl_module).items()}
+        items.pop("v_num", None)
+        done = trainer.global_step - self.first_step
+        if done > 0 and trainer.training:
+            _, total = pl_module.planned_steps()  # type: ignore[operator]  # it is a SwinModule
+            seconds = (time.monotonic() - self.started) / done * (total - trainer.global_step)
+            items["left"] = str(timedelta(seconds=round(max(seconds, 0))))
+        return items
+
+    def _should_update(self, current: int, total: int) -> bool:
+        if current != total and time.monotonic() - self.drawn < REFRESH_SECONDS:
+            return False
+        self.drawn = time.monotonic()
+        return self.is_enabled
 
 
 class EpochReport(Callback):
@@ -34,9 +69,7 @@ class EpochReport(Callback):
         self.images = 0
         self.started = self.ended = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.on_train_start(trainer, pl_module)
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,12 +86,9 @@ class EpochReport(Callback):
             pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
-            line = self.line(trainer, metrics, speed, seconds)
-            bar = trainer.progress_bar_callback
-            if bar is None:
-                print(line, flush=True)  # noqa: T201 - the report
-            else:
-                bar.print(line)  # above the bar
+            bar = trainer.progress_bar_callback  # the line comes above it
+            show = partial(print, flush=True) if bar is None else bar.print
+            show(self.line(trainer, metrics, speed, seconds))
 
     def line(self, trainer: Trainer, metrics: dict[str, float], speed: float, seconds: float) -> str:
         """The line of an epoch."""
@@ -72,21 +102,9 @@ class EpochReport(Callback):
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
     """Undo the normalisation: ``(B, C, H, W)`` to ``(B, H, W, 3)`` in [0, 1]."""
     processor = datamodule.image_processor()
-    shape = (1, -1, 1, 1)
-    mean = torch.tensor(processor.image_mean).view(shape)
-    std = torch.tensor(processor.image_std).view(shape)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
     pictures = (pixel_values.detach().float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
-
-
-@rank_zero_only
-def show_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Put a figure into every TensorBoard log of the run."""
-    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    if boards:
-        pixels = to_pixels(figure)
-        for board in boards:
-            board.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 
 def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:
@@ -94,20 +112,10 @@ def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable
     try:
         figure = draw()
         if folder is not None:
-            save_figure(figure, folder / f"{name}.png")
-        show_figure(trainer, name, figure)
+            with replacing(folder / f"{name}.png") as path:
+                figure.savefig(path, format="png", dpi=120)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, to_pixels(figure), trainer.global_step, dataformats="HWC")
     except Exception as error:
         warnings.warn(f"the figure {name} could not be drawn, the run goes on without it: {error}", stacklevel=2)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
-
-
-def log_configuration(trainer: Trainer, configuration: dict[str, Any]) -> None:
-    """Hand the whole configuration to the loggers that show one; the CSV log has ``config.yaml`` in its folder."""
-    for logger in trainer.loggers:
-        if not isinstance(logger, CSVLogger):
-            logger.log_hyperparams(configuration)

@@ -1,8 +1,5 @@
 """What keeps the weights of a run: averages, checkpoints, and the guard against weights that are not finite."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import os
 import shutil
 import signal
@@ -20,10 +17,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from swin_hf.files import WriteError, replacing
+from swin_hf.ranges import check_range
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the message names the step."""
+
+
+def best_checkpoint(trainer: Trainer) -> "BestCheckpoint | None":
+    """The callback that keeps the best weights of a run, where it has one."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
 
 
 class EMA(WeightAveraging):
@@ -39,13 +42,9 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True, every_n_steps: int = 1) -> None:
-        if not 0 < decay < 1:
-            raise ValueError(f"decay is {decay}; the share of the old average kept at each update is in (0, 1)")
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps is {every_n_steps}; it must be 1 or more")
-        self.decay = decay
-        self.warmup = warmup
-        self.every_n_steps = every_n_steps
+        check_range("decay", decay, "(0, 1)")
+        check_range("every_n_steps", every_n_steps, "[1, inf)")
+        self.decay, self.warmup, self.every_n_steps = decay, warmup, every_n_steps
         self.swapped = False  # whether the module has the average and the average model the current weights
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
 
@@ -100,11 +99,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file, or leave everything as it was.
-
-        Raises:
-            WriteError: If it cannot be written.
-        """
+        """Write the file, or leave everything as it was and raise :class:`~swin_hf.files.WriteError`."""
         with replacing(path) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -138,8 +133,6 @@ class LastCheckpoint(AtomicCheckpoint):
         super().__init__(
             dirpath=dirpath,
             filename=self.CHECKPOINT_NAME_LAST,
-            monitor=None,
-            save_top_k=1,
             save_on_exception=True,
             save_on_train_epoch_end=None if every_n_train_steps else True,
             every_n_train_steps=every_n_train_steps,
@@ -202,14 +195,7 @@ class BestCheckpoint(AtomicCheckpoint):
     """
 
     def __init__(self, dirpath: str | None = None, monitor: str = "val_accuracy", mode: str = "max") -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            enable_version_counter=False,
-        )
+        super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.pending = False  # whether weights have been validated that are not yet compared with the best
         self.unwritten: str | None = None  # the file, while it is being written
 
@@ -242,20 +228,13 @@ class BestCheckpoint(AtomicCheckpoint):
         score, there = state_dict["best_model_score"], Path(state_dict["best_model_path"] or "nothing")
         if score is not None and self.dirpath is not None and str(self.dirpath) != str(state_dict["dirpath"]):
             here = Path(self.dirpath) / "best.ckpt"
-            if not here.is_file() and there.is_file():
-                copy_file(there, here)
+            if not here.is_file() and there.is_file() and rank_zero_only.rank == 0:
+                with replacing(here) as partial:
+                    shutil.copyfile(there, partial)
             if here.is_file() or there.is_file():
-                kept = str(here)
-                moved = {"dirpath": self.dirpath, "best_model_path": kept, "kth_best_model_path": kept}
-                state_dict = {**state_dict, **moved, "best_k_models": {kept: score}}
+                moved = {"dirpath": self.dirpath, "best_k_models": {str(here): score}}
+                state_dict = state_dict | moved | dict.fromkeys(("best_model_path", "kth_best_model_path"), str(here))
         super().load_state_dict(state_dict)
-
-
-@rank_zero_only
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all."""
-    with replacing(target) as partial:
-        shutil.copyfile(source, partial)
 
 
 class NonFiniteGuard(Callback):
@@ -288,17 +267,11 @@ class NonFiniteGuard(Callback):
         if (batch_idx + 1) % self.every_n_steps == 0:
             self.look(trainer)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the metrics can choose these weights."""
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Look before the metrics can choose these weights, and before any checkpoint is written."""
         self.look(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the epoch's checkpoint."""
-        self.look(trainer, pl_module)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before anything is written."""
-        self.look(trainer, pl_module)
+    on_train_epoch_end = on_save_checkpoint = on_validation_start
 
     def look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
         """Raise on every process when any of them has met a bad loss, or has bad weights in a module that is given.
@@ -318,8 +291,8 @@ class NonFiniteGuard(Callback):
         if step < 0:
             return
         self.first_bad = None
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.best_model_path]
-        back = f"; the last good state is {kept[0].best_model_path}" if kept else ""
+        kept = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        back = "".join(f"; the last good state is {path}" for path in filter(None, kept))
         raise NonFiniteLossError(
             f"the {what} step {step}{back}; lower learning_rate, lengthen the warm-up, "
             "or use trainer.precision bf16-mixed instead of 16-mixed"

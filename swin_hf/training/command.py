@@ -5,10 +5,6 @@ A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so
 a requeue and a resume.
 """
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
-import argparse
 import contextlib
 import json
 import logging
@@ -20,18 +16,17 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
@@ -41,17 +36,15 @@ from swin_hf.hub.publish import check_access
 from swin_hf.hub.remote import HubError
 from swin_hf.memory import memory_sentence
 from swin_hf.processing import UnreadablePictureError
-from swin_hf.ranges import check_range
 
-from .bundled import find_configs
-from .callbacks import EpochReport, log_configuration
-from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError
+from .arguments import OneLineParser, add_run_options, check_numbers, refuse_names, with_configs, with_verb
+from .callbacks import EpochReport, TrainingBar
+from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError, best_checkpoint
 from .data.sampling import check_launch
 from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
-from .options import plain, renamed
-from .progress import TrainingBar
+from .options import dotted, plain
 from .record import RunRecord
 from .run_folder import LAST, last_run, new_run_folder, starts_first
 from .schema import recipe_schema
@@ -61,86 +54,6 @@ EXIT_SIGINT = 128 + 2
 
 # Model options that may differ on resume, because they do not change what is computed.
 FREE_ON_RESUME = {"network.compile", "network.gradient_checkpointing", "network.attn_implementation"}
-
-
-class PrintSchema(argparse.Action):
-    """``--print_schema``: what a configuration file may say, for editors."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, const: type[SwinModule]) -> None:
-        super().__init__(
-            option_strings, argparse.SUPPRESS, 0, const, argparse.SUPPRESS, help="Print the JSON schema of YAML files."
-        )
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print and leave."""
-        print(json.dumps(recipe_schema(self.const), indent=1))  # noqa: T201 - the result
-        parser.exit()
-
-
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
-_LONGEST_ERROR = 400  # characters
-
-
-# Numbers of Lightning's Trainer and what they may be; -1 is its word for "all" or "no limit" where it is in the list.
-TRAINER_RANGES = {
-    "[1, inf)": "max_epochs max_steps devices num_nodes check_val_every_n_epoch log_every_n_steps "
-    "accumulate_grad_batches",
-    "[0, inf)": "min_epochs min_steps limit_train_batches limit_val_batches limit_test_batches limit_predict_batches "
-    "overfit_batches num_sanity_val_steps gradient_clip_val fast_dev_run reload_dataloaders_every_n_epochs",
-    "(0, inf)": "val_check_interval",
-}
-UNLIMITED = {"max_epochs", "max_steps", "devices", "num_sanity_val_steps"}
-
-
-def check_numbers(options: Mapping[str, Any]) -> None:
-    """Check the numbers of a command that Lightning would refuse late, or in words of its own.
-
-    Raises:
-        ValueError: Names the option and its range.
-    """
-    if not isinstance(options.get("seed_everything"), bool):
-        check_range("seed_everything", options.get("seed_everything"), "[0, 4294967295]")
-    trainer = options.get("trainer") or {}
-    for interval, names in TRAINER_RANGES.items():
-        for name in names.split():
-            value = trainer.get(name)
-            if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
-                value = int(value)
-            if isinstance(value, int | float) and not (value == -1 and name in UNLIMITED):
-                check_range(f"trainer.{name}", value, interval)
-
-
-class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one line, not a page of usage; an unknown option is told with its nearest names."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and leave with exit code 2."""
-        message = " ".join(message.split())
-        rest = message.partition("unrecognized arguments: ")[2]
-        unknown = rest.split("=")[0].split()[0] if rest else ""
-        if unknown:
-            message = f"there is no option {unknown}{_nearest(unknown, self)}; --help lists them"
-        wrong = re.fullmatch(r'Parser key "([\w.]+)": (.*Expected .*(?:Got|Given) value: (.*))', message)
-        kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing.Literal(\[.*?\]))", wrong[2]) if wrong else []
-        if wrong and kinds:
-            wanted = " or ".join(dict.fromkeys(_KINDS.get(kind, kind) or choices for kind, choices in kinds))
-            message = f"--{wrong[1]} is {wrong[3]}; it must be {wanted}"
-        message = message[:_LONGEST_ERROR]
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the message
-        raise SystemExit(2) from ValueError(message)
-
-
-def _nearest(unknown: str, parser: argparse.ArgumentParser) -> str:
-    """The options with the most similar names, as the end of a sentence."""
-    words = {option: option for action in parser._actions for option in action.option_strings}
-    for action in parser._actions:
-        for inner in (getattr(action, "_name_parser_map", None) or {}).values():
-            words |= {option: option for part in inner._actions for option in part.option_strings}
-    words |= {f"--{option.rpartition('.')[2]}": option for option in words if "." in option}
-    near = dict.fromkeys(
-        words[word] for word in get_close_matches(unknown.replace("-", "_").replace("__", "--", 1), words)
-    )
-    return f", the nearest are {' and '.join(near)}" if near else ""
 
 
 class WholeConfig(SaveConfigCallback):
@@ -178,8 +91,9 @@ class RecipeCLI(LightningCLI):
         self.is_new = False  # whether the run folder was made for this run
         self.new_parents: list[Path] = []  # folders above it that were made with it, the deepest first
         self.saved: dict[str, Any] = {}  # the hyper-parameters of the checkpoint, where there is one
+        self.record: RunRecord | None = None
         try:
-            self._start(module_class)
+            self._start()
         except BaseException as error:
             self.leave_in_order(error)
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into the exit code 1
@@ -188,11 +102,11 @@ class RecipeCLI(LightningCLI):
                 raise full from error
             raise
 
-    def _start(self, module_class: type[SwinModule]) -> None:
+    def _start(self) -> None:
         """Parse, build and run, which LightningCLI does while it is constructed."""
         super().__init__(
-            module_class,
-            module_class.data_class,
+            self.module_class,
+            self.module_class.data_class,
             args=with_verb(self.words),
             seed_everything_default=0,
             auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
@@ -215,9 +129,7 @@ class RecipeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name of the run and publication; what the data decides about the model."""
-        parser.add_argument("--name", default="run", help="Name of the run: it lives in runs/<name>.")
-        parser.add_argument("--runs", default="runs", help="Folder of all runs.")
-        parser.add_argument("--push", default=None, type=str | None, help="Hub id to publish the best weights at.")
+        add_run_options(parser)
         for name in self.module_class.data_options:
             parser.link_arguments("data", f"model.{name}", partial(self.option_of_data, name), apply_on="instantiate")
 
@@ -228,32 +140,18 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; without a configuration, the one of the checkpoint's run or the default is taken."""
-        parser.add_argument("--print_schema", action=PrintSchema, const=self.module_class)
-        if isinstance(args, list) and args and args[0] in self.subcommands():
-            config = self.implied_config(args[1:])
-            try:
-                args = find_configs(args if config is None else [args[0], "--config", str(config), *args[1:]])
-                refuse_renamed(args)
-            except ValueError as error:
-                parser.error(str(error))
-            refuse_linked(args, self.module_class.data_options)
-        self.config = parser.parse_args(args)
+        parser.add_argument("--print_schema", action="store_true", help="Print the JSON schema of YAML files.")
+        if "--print_schema" in args:
+            print(json.dumps(recipe_schema(self.module_class), indent=1))  # noqa: T201 - the result
+            raise SystemExit(0)
         try:
+            if isinstance(args, list) and args and args[0] in self.subcommands():
+                args = [args[0], *with_configs(args[1:], self.default_config)]
+                refuse_names(args, self.module_class.data_options)
+            self.config = parser.parse_args(args)
             check_numbers(self.config.get(self.config.get("subcommand")) or {})
         except ValueError as error:
             parser.error(str(error))
-
-    def implied_config(self, args: list[str]) -> str | Path | None:
-        """The configuration that the arguments imply, if they do not name one."""
-        flags = [word.partition("=")[0] for word in args]
-        if any(flag in ("-c", "--config", "--data.dataset", "--help", "-h") for flag in flags):
-            return None
-        checkpoint = _value_of("--ckpt_path", args)
-        if checkpoint not in (None, "last"):
-            recorded = Path(checkpoint).parent.parent / "config.yaml"
-            if recorded.is_file():
-                return recorded
-        return self.default_config
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own lets the hyper-parameters of a checkpoint override the command line without a word.
@@ -313,7 +211,9 @@ class RecipeCLI(LightningCLI):
         folder = self.run_folder if fitting else None
         if folder is not None:
             kwargs["default_root_dir"] = str(folder)
-            kwargs["logger"] = False if given is False else [*run_loggers(folder), *extra]
+            table = AppendingCSVLogger(str(folder), name="", version="")
+            board = WholeTensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False)
+            kwargs["logger"] = False if given is False else [table, board, *extra]
         else:
             kwargs["logger"] = extra or False
             self.save_config_callback = None  # without a run folder it would write into the working directory
@@ -327,9 +227,8 @@ class RecipeCLI(LightningCLI):
 
     def own_callbacks(self, folder: Path | None) -> list[Any]:
         """The callbacks of every run; in the order in which they have to work."""
-        callbacks: list[Any] = [NonFiniteGuard(), EpochReport()]
-        callbacks.append(RunRecord(folder, command=command_line([*self.program, *self.words])))
-        callbacks += self.model.run_callbacks(folder)
+        self.record = RunRecord(folder, command=command_line([*self.program, *self.words]))
+        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())
             callbacks.append(BestCheckpoint(checkpoints, self.model.monitor, self.model.mode))
@@ -337,9 +236,11 @@ class RecipeCLI(LightningCLI):
         return callbacks
 
     def before_fit(self) -> None:
-        """Hand the configuration to the loggers."""
+        """Hand the configuration to the loggers that show one; the CSV log has ``config.yaml`` in its folder."""
         values = yaml.safe_load(self.parser.dump(self.config, skip_none=True))[self.subcommand]
-        log_configuration(self.trainer, {name: values[name] for name in ("model", "data") if name in values})
+        for logger in self.trainer.loggers:
+            if not isinstance(logger, CSVLogger):
+                logger.log_hyperparams({name: values[name] for name in ("model", "data") if name in values})
 
     def after_fit(self) -> None:
         """Test the best weights, and publish them if asked."""
@@ -351,7 +252,7 @@ class RecipeCLI(LightningCLI):
                 "give a higher --trainer.max_epochs to go on"
             )
             return
-        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+        best = best_checkpoint(self.trainer)
         if self.model.is_tested and self.datamodule.has_test:
             path = best.best_model_path or None if best is not None else None
             self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
@@ -364,8 +265,7 @@ class RecipeCLI(LightningCLI):
 
     def drop_untrained(self) -> bool:
         """Whether no step was taken; the folders that were made for the run go then."""
-        record = self.record()
-        trained = record is not None and record.trained
+        trained = self.record is not None and self.record.trained
         if self.is_new and not trained and self.run_folder is not None and starts_first():
             shutil.rmtree(self.run_folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another run has begun in it
@@ -373,25 +273,20 @@ class RecipeCLI(LightningCLI):
                     folder.rmdir()
         return not trained
 
-    def record(self) -> RunRecord | None:
-        """The callback that keeps the record of the run, once there is one."""
-        callbacks = getattr(getattr(self, "trainer", None), "callbacks", [])
-        return next((callback for callback in callbacks if isinstance(callback, RunRecord)), None)
-
     def leave_in_order(self, error: BaseException) -> None:
         """Leave the best weights so far and the command that resumes; or nothing new, where no step was taken."""
         if self.run_folder is None or not starts_first() or self.drop_untrained():
             return
-        record, config = self.record(), self.run_folder / "config.yaml"
-        assert record is not None
+        assert self.record is not None
         try:
-            if record.started is not None:  # the training was interrupted, not the test after it
-                record.write_best(self.trainer, self.model)
+            if self.record.started is not None:  # the training was interrupted, not the test after it
+                self.record.write_best(self.trainer, self.model)
         except OSError as failure:
             warnings.warn(f"the best weights so far are in checkpoints/best.ckpt only: {failure}", stacklevel=2)
         if (self.run_folder / LAST).is_file() and not isinstance(error, NonFiniteLossError):
             program = ["python", *self.program] if self.program[0].endswith(".py") else self.program
-            words = [*program, "fit", "--config", str(config), "--name", self.run_folder.name, "--ckpt_path", "last"]
+            config, name = str(self.run_folder / "config.yaml"), self.run_folder.name
+            words = [*program, "fit", "--config", config, "--name", name, "--ckpt_path", "last"]
             print(f"resume with: {shlex.join(words)}", flush=True)  # noqa: T201 - the remedy
 
     @rank_zero_only
@@ -416,14 +311,6 @@ def _reason(error: Exception) -> str:
         return computed[1]
     built = re.search(r"Problem with given class_path '([\w.]+)':\s*(.+)", str(error))
     return f"{built[1]}: {built[2]}" if built else str(error)
-
-
-def run_loggers(folder: Path) -> list[Logger]:
-    """The logs that every run keeps: ``metrics.csv`` and ``tensorboard/``."""
-    return [
-        AppendingCSVLogger(str(folder), name="", version=""),
-        WholeTensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False),
-    ]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -454,68 +341,17 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
     remedy = "start a new run from its weights: --model.weights runs/<name>/model"
     if "optimization" in given and "optimization" not in saved and saved:
         sys.exit(f"error: {path} was written by an earlier release, whose options had other names; {remedy}")
+    then = dotted(saved)
     conflicts = [
-        f"  --model.{name}: {saved[name]!r} in the checkpoint, {value!r} now"
-        for given, saved in [(ungrouped(given), ungrouped(saved))]
-        for name, value in given.items()
-        if name in saved and name not in FREE_ON_RESUME and saved[name] != value
+        f"  --model.{name}: {then[name]!r} in the checkpoint, {value!r} now"
+        for name, value in dotted(given).items()
+        if name in then and name not in FREE_ON_RESUME and then[name] != value
     ]
     if conflicts:
         sys.exit(
             f"error: the options differ from those of {path}:\n" + "\n".join(conflicts) + "\n"
             f"resume with the options of the run, or {remedy}"
         )
-
-
-def ungrouped(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the names of the command line: those of a group after its name and a dot."""
-    groups = {name: value if isinstance(value, dict) else {"": value} for name, value in options.items()}
-    return {f"{name}.{inner}".rstrip("."): value for name, group in groups.items() for inner, value in group.items()}
-
-
-def configuration_files(args: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The sections of the configuration files that a command line names; what cannot be read is left to the parser."""
-    files: dict[str, dict[str, Any]] = {}
-    for position, word in enumerate(args):
-        flag, equals, value = word.partition("=")
-        path = value if equals else next(iter(args[position + 1 : position + 2]), "")
-        if flag in ("-c", "--config") and Path(path).is_file():
-            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
-                values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-                values = values if isinstance(values, dict) else {}
-                files[path] = {name: value for name, value in values.items() if isinstance(value, dict)}
-    return files
-
-
-def refuse_renamed(args: Sequence[str]) -> None:
-    """Refuse options under the names of earlier releases, on the command line and in configuration files.
-
-    Raises:
-        ValueError: Gives the new name of each.
-    """
-    words = [word.partition("=")[0].removeprefix("--") for word in args if word.startswith("--")]
-    found = [f"--{old} is now --{new}" for old, new in renamed(words).items()]
-    for path, sections in configuration_files(args).items():
-        for section, values in sections.items():
-            found += [f"{path}: {section}.{old} is now {new}" for old, new in renamed(values, section).items()]
-    if found:
-        raise ValueError("; ".join(found))
-
-
-def refuse_linked(args: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse model options that the data decide; the parser drops them from a file without a word.
-
-    Args:
-        args: The command line.
-        names: The options.
-
-    Raises:
-        SystemExit: If a configuration file sets any.
-    """
-    for path, sections in configuration_files(args).items():
-        if linked := sorted(set(names) & sections.get("model", {}).keys()):
-            told = ", ".join(f"model.{name}" for name in linked)
-            sys.exit(f"error: {path} sets {told}; the data decide this: remove it")
 
 
 def quieten() -> None:
@@ -534,21 +370,6 @@ def quieten() -> None:
         "Found .* module.s. in eval mode at the start of training",  # frozen parts, and nothing else: SwinModule.train
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _value_of(flag: str, args: list[str]) -> str | None:
-    for position, word in enumerate(args):
-        if word == flag and position + 1 < len(args):
-            return args[position + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None
-
-
-def with_verb(words: list[str]) -> list[str]:
-    """The words with ``fit`` in front where they begin with an option of it."""
-    is_option = not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--print_schema"))
-    return ["fit", *words] if is_option else words
 
 
 def run_recipe(
@@ -571,13 +392,8 @@ def run_recipe(
         return EXIT_SIGTERM
     except KeyboardInterrupt:
         return EXIT_SIGINT
-    except (NonFiniteLossError, ValueError, ImportError, UnreadablePictureError, WriteError, HubError) as error:
-        if (type(error) is ValueError or isinstance(error, ImportError)) and not _raised_here(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the message
-        return 1
-    except (RuntimeError, MemoryError) as error:
-        if (sentence := memory_sentence(error)) is None:
+    except Exception as error:
+        if (sentence := _sentence(error)) is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)  # noqa: T201 - the message
         return 1
@@ -586,7 +402,12 @@ def run_recipe(
     return 0
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether a guard of this package found the error, so that its message says all; others keep their traceback."""
-    innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    return Path(innermost.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
+def _sentence(error: Exception) -> str | None:
+    """The message of an error that says all by itself; None for one that needs its traceback."""
+    if type(error) is ValueError or isinstance(error, ImportError):  # a library's needs its traceback
+        innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        is_ours = Path(innermost.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
+        return str(error) if is_ours else None
+    if isinstance(error, ValueError | NonFiniteLossError | UnreadablePictureError | WriteError | HubError):
+        return str(error)
+    return memory_sentence(error) if isinstance(error, RuntimeError | MemoryError) else None

@@ -1,8 +1,5 @@
 """Logs: the CSV file that every run keeps, and Trackio, Hugging Face's tracker."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import csv
 from argparse import Namespace
 from pathlib import Path
@@ -45,9 +42,8 @@ class AppendingCSVLogger(CSVLogger):
             for at, value in points:
                 here = int(at) - 1  # Lightning counts the step that has just been taken from 0
                 if kind in ("train", "val") and (name, here) not in known:
-                    lost.setdefault((kind, here), {"epoch": epochs.get(here, "")})[name] = value
-        rows += [{"step": here, **values} for (_, here), values in sorted(lost.items(), key=lambda row: row[0][::-1])]
-        self.experiment.rows = sorted(rows, key=lambda row: int(row["step"]))
+                    lost.setdefault((kind, here), {"epoch": epochs.get(here, ""), "step": here})[name] = value
+        self.experiment.rows = sorted([*rows, *lost.values()], key=lambda row: int(row["step"]))
 
 
 class WholeTensorBoardLogger(TensorBoardLogger):
@@ -112,9 +108,7 @@ class TrackioLogger(Logger):
 
     def __init__(self, project: str = "swin-hf", run_name: str | None = None, space_id: str | None = None) -> None:
         super().__init__()
-        self.project = project
-        self.run_name = run_name
-        self.space_id = space_id
+        self.project, self.run_name, self.space_id = project, run_name, space_id
         self.config: dict[str, Any] = {}
         self.run: Any = None
 
@@ -137,22 +131,15 @@ class TrackioLogger(Logger):
                 import trackio  # type: ignore[import-not-found]  # optional
             except ImportError as error:
                 raise ImportError("this logger needs trackio: pip install trackio") from error
-            self.run = trackio.init(
-                project=self.project,
-                name=self.run_name,
-                space_id=self.space_id,
-                config=self.config,
-                resume="allow",
-                embed=False,
-            )
+            where = {"project": self.project, "name": self.run_name, "space_id": self.space_id}
+            self.run = trackio.init(**where, config=self.config, resume="allow", embed=False)
             self.run_name = self.run.name  # the test after the training goes on in the same run
         return self.run
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Keep the configuration for the start of the run."""
-        values = vars(params) if isinstance(params, Namespace) else params
-        self.config |= redact(values)
+        self.config |= redact(vars(params) if isinstance(params, Namespace) else params)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -1,8 +1,5 @@
 """What all tasks share: optimiser, schedule, random numbers per rank, checks of checkpoints."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,60 +25,39 @@ from .options import plain
 
 @dataclass
 class TestReport:
-    """What a task adds to a test, besides the metrics that it has logged.
+    """What a task adds to a test, besides the metrics that it has logged."""
 
-    Attributes:
-        table: Text that is printed above the metrics.
-        metrics: More metrics of the test, for the facts.
-        facts: More fields of :class:`~swin_hf.hub.facts.TrainingFacts`.
-        figures: How each figure of the run folder is drawn, by its name.
-    """
-
-    table: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    table: str = ""  # text that is printed above the metrics
+    metrics: dict[str, float] = field(default_factory=dict)  # more of them, for the facts
+    facts: dict[str, Any] = field(default_factory=dict)  # fields of swin_hf.hub.facts.TrainingFacts
+    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)  # of the run folder: how each is drawn
 
 
 class SwinModule(LightningModule):
     """Trains a network with AdamW as Microsoft does; each task is a subclass.
 
     A subclass sets :attr:`task`, :attr:`monitor` and :attr:`mode`, builds :attr:`model`, and writes the steps of
-    Lightning. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the ``labels`` of the task. What else
-    the command line and the record of a run want to know is asked of the methods and attributes here.
+    Lightning. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the ``labels`` of the task. The command
+    line and the record of a run ask the methods and attributes here.
 
     Args:
         optimization: AdamW, its learning rate and the schedule.
         compile: Whether the network is compiled.
-
-    Attributes:
-        task: One of ``swin_hf.families.TASKS``.
-        monitor: Metric that chooses the best checkpoint.
-        mode: ``max`` or ``min``, what is better.
-        data_class: Data module that the task is trained on.
-        data_options: Options of the subclass that come from the data; see :meth:`option_of_data`.
-        default_config: Configuration of the package that the task takes where neither one nor data are given.
-        finetuning_config: The same where weights to start from are given in Python; see :func:`swin_hf.training.train`.
-        is_tested: Whether the best weights are tested at the end of the training, where there is a test split.
-        model: The network; it knows nothing of Lightning.
-        frozen_parts: Parts of it that are not trained and stay in evaluation mode.
-        starting_point: Checkpoint that the weights started from, for the record; ``None`` for random weights.
-        origin: Where it was found; with its commit, when it came from the Hub.
     """
 
-    task: ClassVar[str]
-    monitor: ClassVar[str] = "val_loss"
-    mode: ClassVar[str] = "min"
+    task: ClassVar[str]  # one of swin_hf.families.TASKS
+    monitor: ClassVar[str] = "val_loss"  # metric that chooses the best checkpoint
+    mode: ClassVar[str] = "min"  # or "max": which of its values is better
     data_class: ClassVar[type[ImageDataModule]] = ImageDataModule
-    data_options: ClassVar[tuple[str, ...]] = ("image_size", "num_channels")
-    default_config: ClassVar[str] = "digits"
-    finetuning_config: ClassVar[str | None] = None
-    is_tested: ClassVar[bool] = True
+    data_options: ClassVar[tuple[str, ...]] = ("image_size", "num_channels")  # options that come from the data
+    default_config: ClassVar[str] = "digits"  # of the package, where neither a configuration nor data are given
+    finetuning_config: ClassVar[str | None] = None  # the same where Python gives weights: swin_hf.training.train
+    is_tested: ClassVar[bool] = True  # on the test split, with the best weights, at the end of the training
 
-    model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
-    frozen_parts: Sequence[nn.Module] = ()
-    starting_point: str | None = None
-    origin: Origin | None = None
+    model: Any  # the network, which knows nothing of Lightning: one of ours, another, or peft's wrapper
+    frozen_parts: Sequence[nn.Module] = ()  # parts of it that are not trained and stay in evaluation mode
+    starting_point: str | None = None  # checkpoint that the weights started from, for the record
+    origin: Origin | None = None  # where that was found; with its commit, when it came from the Hub
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
     def __init__(self, optimization: Optimization, compile: bool = False) -> None:
@@ -90,8 +66,6 @@ class SwinModule(LightningModule):
         self.compile_model = compile
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.val_images, self.test_images = SumMetric(), SumMetric()  # what the metrics were measured on
-
-    # What a task tells the command line and the record.
 
     @classmethod
     def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
@@ -105,11 +79,7 @@ class SwinModule(LightningModule):
         return getattr(data, name)
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
-        """Callbacks of every run of the task.
-
-        Args:
-            folder: The run folder; ``None`` where nothing is written.
-        """
+        """Callbacks of every run of the task; the folder of the run is ``None`` where nothing is written."""
         return []
 
     def test_report(self) -> TestReport:
@@ -126,8 +96,6 @@ class SwinModule(LightningModule):
         self.train_loss.update(loss.detach(), weight=images)
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train_loss_step", loss.detach(), prog_bar=True)
-
-    # How it is trained.
 
     def setup(self, stage: str) -> None:
         """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
@@ -188,17 +156,14 @@ class SwinModule(LightningModule):
             self.interrupted_loss = None
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count the images."""
-        self.count_images("val_images", self.val_images, batch)
+        """Count the images; a batch is empty where all of them were unreadable."""
+        self.val_images.update(len(batch["pixel_values"]) if batch else 0)
+        self.log("val_images", self.val_images, on_step=False, on_epoch=True, logger=False)
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count the images."""
-        self.count_images("test_images", self.test_images, batch)
-
-    def count_images(self, name: str, count: SumMetric, batch: Any) -> None:
-        """Add the images of a batch, which is empty where all of them were unreadable."""
-        count.update(len(batch["pixel_values"]) if batch else 0)
-        self.log(name, count, on_step=False, on_epoch=True, logger=False)
+        """Likewise."""
+        self.test_images.update(len(batch["pixel_values"]) if batch else 0)
+        self.log("test_images", self.test_images, on_step=False, on_epoch=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the options as plain values, and the mean loss of an epoch that is not complete, over all ranks."""
@@ -216,31 +181,26 @@ class SwinModule(LightningModule):
         return int(getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0)
 
     def planned_steps(self) -> tuple[int, int]:
-        """Optimiser steps of one epoch and of the whole training.
+        """Optimiser steps of one epoch and of the whole training, from lengths alone.
 
-        Computed from lengths alone. ``trainer.estimated_stepping_batches`` would build the loader before a
-        checkpoint is restored, and its position in the epoch would be lost.
+        ``trainer.estimated_stepping_batches`` would build the loader before a checkpoint is restored, and its position
+        in the epoch would be lost.
 
         Raises:
             ValueError: If the trainer has neither a data module of ours nor ``limit_train_batches``.
         """
         trainer = self.trainer
-        accumulate = trainer.accumulate_grad_batches
         datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "steps_per_epoch"):
-            steps = datamodule.steps_per_epoch(trainer.world_size, accumulate)
+            steps = datamodule.steps_per_epoch(trainer.world_size, trainer.accumulate_grad_batches)
         elif isinstance(trainer.limit_train_batches, int):
-            steps = -(-trainer.limit_train_batches // accumulate)
+            steps = -(-trainer.limit_train_batches // trainer.accumulate_grad_batches)
         else:
             raise ValueError(
                 "the length of an epoch is unknown without an ImageDataModule; set trainer.limit_train_batches"
             )
         steps = max(1, steps)
-        totals = []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            totals.append(steps * trainer.max_epochs)
-        if trainer.max_steps > 0:
-            totals.append(trainer.max_steps)
+        totals = [total for total in (steps * (trainer.max_epochs or 0), trainer.max_steps) if total > 0]
         if not totals:
             raise ValueError("the end of the training is unknown; set trainer.max_epochs or trainer.max_steps")
         return steps, min(totals)
@@ -266,10 +226,12 @@ class SwinModule(LightningModule):
         options, scale = self.optimization, self.lr_scale()
         peak = options.learning_rate * scale
         groups = parameter_groups(self.model, peak, options.weight_decay, options.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=peak, betas=options.betas, fused=self._can_fuse())
+        # Under the GradScaler of 16-mixed, a fused step unscales the gradients itself: too late for clipping.
+        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=options.betas, fused=fused)
         per_epoch, total = self.planned_steps()
-        warmup = round(options.warmup_epochs * per_epoch) if options.warmup_steps is None else options.warmup_steps
-        warmup = fitting_warmup(warmup, total)
+        asked = round(options.warmup_epochs * per_epoch) if options.warmup_steps is None else options.warmup_steps
+        warmup = fitting_warmup(asked, total)
         scheduler = build_schedule(
             optimizer,
             schedule=options.schedule,
@@ -286,10 +248,6 @@ class SwinModule(LightningModule):
             f"then {options.schedule}; weight decay {options.weight_decay:g} on matrices only"
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _can_fuse(self) -> bool:
-        # Under the GradScaler of 16-mixed, a fused step unscales the gradients itself: too late for clipping.
-        return self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
 
     def configure_gradient_clipping(
         self,
@@ -315,12 +273,12 @@ class SwinModule(LightningModule):
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:
             different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-            lines = [
-                f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in different
+            first = [
+                f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in different[:3]
             ]
             raise ValueError(
                 f"the checkpoint belongs to another model, {len(different)} of {len(ours)} tensors differ "
-                f"({'; '.join(lines[:3])}); use the configuration of its run (config.yaml in its folder)"
+                f"({'; '.join(first)}); use the configuration of its run (config.yaml in its folder)"
             )
 
 

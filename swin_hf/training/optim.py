@@ -1,8 +1,4 @@
-"""What the optimiser sees: parameter groups, the learning rate and its schedule.
-
-The rules are those of Microsoft's ``optimizer.py``, ``lr_scheduler.py`` and ``main.py``; the arithmetic needs no
-data loader, so that a resumed run finds its loader untouched.
-"""
+"""Parameter groups, the learning rate and its schedule, by the rules of Microsoft's ``optimizer.py`` and others."""
 
 import math
 import re
@@ -63,13 +59,7 @@ REFERENCE_BATCH = 512  # images; the batch that the learning rates of the recipe
 
 
 def is_decayed(name: str, parameter: nn.Parameter, undecayed: Sequence[str] = ()) -> bool:
-    """Whether weight decay applies to a parameter: matrices and kernels only.
-
-    Args:
-        name: Its name in the state dict.
-        parameter: The parameter.
-        undecayed: Parts of the names of matrices that are not decayed; see ``undecayed`` of a family.
-    """
+    """Whether weight decay applies to a parameter: to matrices and kernels, but those of ``undecayed`` of a family."""
     return parameter.ndim > 1 and not name.endswith(".bias") and not any(part in name for part in undecayed)
 
 
@@ -79,10 +69,7 @@ def layer_id(name: str, depths: Sequence[int]) -> int:
     The patch embedding and the mask token are 0, block ``k`` (counted through all stages) is ``k + 1``, a downsampling
     shares the id of the block before it, and everything else (last norm, head, position embeddings) comes last,
     ``sum(depths) + 1``.
-
-    Args:
-        name: Parameter name in our state dict; a prefix such as LoRA's does not matter.
-        depths: Blocks of each stage.
+    The name may have a prefix, such as LoRA's.
     """
     if match := _STAGE.search(name):
         stage, block = int(match[1]), match[2]
@@ -93,10 +80,7 @@ def layer_id(name: str, depths: Sequence[int]) -> int:
 
 
 def parameter_groups(
-    model: Any,
-    learning_rate: float,
-    weight_decay: float,
-    layer_decay: float = 1.0,
+    model: Any, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and, below a ``layer_decay`` of 1, by depth.
 
@@ -107,7 +91,7 @@ def parameter_groups(
         layer_decay: Factor on the rate for each layer further from the head, in ``(0, 1]``.
 
     Returns:
-        Groups in order of depth, each with ``params``, ``lr``, ``weight_decay`` and a ``name``.
+        Groups in order of depth, as ``torch.optim`` takes them, each with a ``name``.
 
     Raises:
         ValueError: If ``layer_decay`` is out of range or nothing is trainable.
@@ -125,12 +109,12 @@ def parameter_groups(
         raise ValueError("no parameter is trainable; free at least the classifier")
     return [
         {
-            "params": parameters,
+            "params": groups[depth, decayed],
             "lr": learning_rate * layer_decay ** (last - depth),
             "weight_decay": weight_decay if decayed else 0.0,
             "name": ("decay" if decayed else "no_decay") + (f"/layer{depth}" if layer_decay < 1 else ""),
         }
-        for (depth, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for depth, decayed in sorted(groups)
     ]
 
 
@@ -149,30 +133,20 @@ def fitting_warmup(warmup: int, total: int) -> int:
 
 
 def lr_factor(
-    step: int,
+    step: int,  # optimiser steps done
     *,
-    schedule: Schedule,
-    total: int,
-    warmup: int,
-    warmup_floor: float,
-    floor: float,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
+    schedule: Schedule,  # shape after the warm-up
+    total: int,  # steps of the whole training
+    warmup: int,  # steps of the warm-up
+    warmup_floor: float = 0.0,  # factor at step 0, when there is a warm-up
+    floor: float = 0.0,  # factor at the last step of a cosine or a line
+    milestones: Sequence[int] = (),  # steps at which "multistep" drops
+    gamma: float = 0.1,  # factor of each drop
 ) -> float:
     """Learning rate of a step, as a factor on the peak.
 
     Linear from ``warmup_floor`` to 1 over ``warmup`` steps; then, over the remaining steps, a half cosine or a line
     down to ``floor``, the constant 1, or ``gamma`` to the power of the milestones passed.
-
-    Args:
-        step: Optimiser steps done.
-        schedule: Shape after the warm-up.
-        total: Steps of the whole training.
-        warmup: Steps of the warm-up.
-        warmup_floor: Factor at step 0, when there is a warm-up.
-        floor: Factor at the last step of a cosine or a line.
-        milestones: Steps at which ``multistep`` drops.
-        gamma: Factor of each drop.
     """
     if step < warmup:
         return warmup_floor + (1 - warmup_floor) * step / warmup
@@ -185,18 +159,8 @@ def lr_factor(
     return floor + (1 - floor) * remaining
 
 
-def build_schedule(
-    optimizer: Optimizer,
-    *,
-    schedule: Schedule,
-    total: int,
-    warmup: int,
-    warmup_floor: float = 0.0,
-    floor: float = 0.0,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
-) -> LambdaLR:
-    """Attach :func:`lr_factor` to an optimiser; to be stepped once per optimiser step.
+def build_schedule(optimizer: Optimizer, *, total: int, warmup: int, **shape: Any) -> LambdaLR:
+    """Attach :func:`lr_factor`, whose options these are, to an optimiser; to be stepped once per optimiser step.
 
     Raises:
         ValueError: If the warm-up is not shorter than the training.
@@ -206,14 +170,4 @@ def build_schedule(
             f"a warm-up of {warmup} steps does not fit into a training of {total} steps; "
             "lower warmup_epochs / warmup_steps or train longer (trainer.max_epochs)"
         )
-    factor = partial(
-        lr_factor,
-        schedule=schedule,
-        total=total,
-        warmup=warmup,
-        warmup_floor=warmup_floor,
-        floor=floor,
-        milestones=tuple(milestones),
-        gamma=gamma,
-    )
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, **shape))

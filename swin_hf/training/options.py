@@ -25,7 +25,7 @@ RENAMED = {"model.model": "model.weights"} | {
     for group, names in _MOVED.items()
     for old, _, new in (name.partition("=") for name in names.split())
 }
-_FLAT = {new: old.partition(".")[2] for old, new in RENAMED.items()}
+_FLAT = {new: old.partition(".")[2] for old, new in RENAMED.items() if new.count(".") == 2}
 
 
 def plain(value: Any) -> Any:
@@ -39,15 +39,15 @@ def plain(value: Any) -> Any:
     return fspath(value) if isinstance(value, PathLike) else value
 
 
+def dotted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the names of the command line: those of a group after its name and a dot."""
+    groups = {name: value if isinstance(value, dict) else {"": value} for name, value in options.items()}
+    return {f"{name}.{inner}".rstrip("."): value for name, group in groups.items() for inner, value in group.items()}
+
+
 def flat(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a module without their groups, under names that say enough by themselves, as a card has them."""
-    values: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, dict):
-            values |= {_FLAT.get(f"model.{name}.{inner}") or inner: item for inner, item in value.items()}
-        else:
-            values[name] = value
-    return values
+    return {_FLAT.get(f"model.{name}", name.rpartition(".")[2]): value for name, value in dotted(options).items()}
 
 
 def renamed(names: Iterable[str], section: str = "") -> dict[str, str]:

@@ -1,8 +1,5 @@
 """The record of a run: ``model/`` with the best weights and their facts, and the report of a test."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import copy
 import os
 import time
@@ -19,7 +16,7 @@ from swin_hf.hub.facts import Metric, TrainingFacts
 from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
-from .checkpointing import BestCheckpoint
+from .checkpointing import best_checkpoint
 from .facts import data_facts, hardware, hyper_parameters, versions
 from .figures import draw_curves
 from .loggers import AppendingCSVLogger
@@ -29,8 +26,7 @@ from .module import TestReport
 class RunRecord(Callback):
     """Leaves the run's result: ``model/`` with the best weights and their facts, and the figures.
 
-    ``model/`` is what ``save_pretrained`` writes (weights, ``config.json``, ``preprocessor_config.json``) plus
-    ``training_facts.json``. It appears complete or not at all.
+    ``model/`` is what ``save_pretrained`` writes plus ``training_facts.json``. It appears complete or not at all.
 
     Args:
         folder: The run folder; ``None`` prints the report of a test and writes nothing.
@@ -42,7 +38,6 @@ class RunRecord(Callback):
         self.command = command
         self.curves: dict[str, list[list[float]]] = {}
         self.seconds = 0.0  # spent in fit, over all of its parts
-        self.best_step: int | None = None
         self.started: float | None = None  # when this part of the training began, None before and after it
         self.trained = False  # whether a step was taken
 
@@ -108,23 +103,20 @@ class RunRecord(Callback):
 
     def write_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` of a training that was interrupted, if an epoch of it is complete."""
-        if any(isinstance(c, BestCheckpoint) and c.best_model_path for c in trainer.checkpoint_callbacks):
+        if (best := best_checkpoint(trainer)) is not None and best.best_model_path:
             self.write_model(trainer, pl_module)
 
     def write_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none."""
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
-        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
-        self.best_step = trainer.global_step
-        metrics: list[Metric] = []
+        facts, best = self.facts(trainer, pl_module), best_checkpoint(trainer)
+        facts.best_step = trainer.global_step
         if best is not None and best.best_model_path and Path(best.best_model_path).is_file():
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True, mmap=True)
             network.load_state_dict(checkpoint["state_dict"])
-            self.best_step = int(checkpoint["global_step"])
-            metrics = self.metrics_at(self.best_step, trainer)
-        facts = self.facts(trainer, pl_module)
-        facts.metrics = metrics
+            facts.best_step = int(checkpoint["global_step"])
+            facts.metrics = self.metrics_at(facts.best_step, trainer)
         with replacing_folder(self.folder / "model") as partial:
             network.exportable().save_pretrained(partial)
             trainer.datamodule.image_processor().save_pretrained(partial)
@@ -152,8 +144,8 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         found: TestReport = pl_module.test_report()  # type: ignore[operator]  # it is a SwinModule
-        lines = [found.table] if found.table else []
-        print("\n".join([*lines, *(f"{name} {value:.4f}" for name, value in metrics.items())]), flush=True)  # noqa: T201
+        lines = [found.table, *(f"{name} {value:.4f}" for name, value in metrics.items())]
+        print("\n".join(filter(None, lines)), flush=True)  # noqa: T201 - the result
         if self.folder is None or not (self.folder / "model").is_dir():
             return
         facts = TrainingFacts.load(self.folder / "model")
@@ -183,5 +175,4 @@ class RunRecord(Callback):
             base_model=(origin.repo_id or Path(pl_module.starting_point).name) if origin else None,
             base_model_revision=origin.commit if origin else None,
             base_model_license=origin.license if origin else None,
-            best_step=self.best_step,
         )

@@ -23,8 +23,8 @@ def last_run(runs: Path, name: str) -> Path | None:
 def new_run_folder(runs: Path, name: str) -> Path:
     """Make the folder of a new run, which no other run can get.
 
-    A rank other than the first makes nothing, and what it returns is a guess: all that is written comes from rank 0,
-    and Lightning gives its checkpoint folder to every rank. So it does not matter how late a rank starts.
+    A rank other than the first makes nothing and returns a guess: all that is written comes from rank 0, and Lightning
+    gives its checkpoint folder to every rank.
 
     Raises:
         ValueError: If the name is a path.

@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
+from .arguments import add_run_options
 from .module import SwinModule
 
 
@@ -39,9 +40,7 @@ def recipe_schema(module_class: type[SwinModule]) -> dict[str, Any]:
     """
     parser = ArgumentParser(description=f"Configuration of a recipe that trains {module_class.__name__}.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of every random generator.")
-    parser.add_argument("--name", type=str, default="run", help="Name of the run: it lives in runs/<name>.")
-    parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
-    parser.add_argument("--push", type=str | None, help="Hub id to publish the best weights at.")
+    add_run_options(parser)
     parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to go on from; `last` is the run's newest.")
     parser.add_argument("--weights_only", type=bool | None, help="Refuse checkpoints that hold more than tensors.")
     parser.add_class_arguments(module_class, "model", skip=set(module_class.data_options), fail_untyped=False)

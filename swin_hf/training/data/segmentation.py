@@ -1,15 +1,14 @@
-"""Pictures with a class for each pixel: where masks are found, how they are read, and how both are augmented together.
+"""Pictures with a class for each pixel: where masks are found, how they are read, and how both are augmented.
 
 A mask is a picture of class numbers: 8 or 16 bits of grey, or a palette whose indices are the classes. It is never
 resampled with anything but nearest.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,7 +38,6 @@ from .transforms import Pixels
 MASK_NAMES = ("annotation", "mask", "label", "labels", "segmentation", "segmentation_mask", "semantic_mask", "target")
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "SegmentationClass")
-CLASS_FILES = ("classes.txt", "id2label.json")
 LONG_SIDES = 4  # the longest side that a resize leaves, in short sides: (2048, 512) in OpenMMLab's recipe
 CROPS = 10  # drawn while one class fills too much of them
 
@@ -135,18 +133,9 @@ class SegmentationDataModule(ImageDataModule):
         pixels: Pixels = Pixels(interpolation="bilinear"),
     ) -> None:
         super().__init__(
-            dataset,
-            data_files,
-            data_dir,
-            image_size,
-            num_channels,
-            batch_size,
-            eval_batch_size=1,
-            num_workers=num_workers,
-            reading=replace(reading, labelled=False),
-            splits=splits,
-            pixels=pixels,
-        )
+            dataset, data_files, data_dir, image_size, num_channels, batch_size, eval_batch_size=1,
+            num_workers=num_workers, reading=replace(reading, labelled=False), splits=splits, pixels=pixels,
+        )  # fmt: skip
         self.masks, self.augmentation = masks, augmentation
         self.mask_column = ""
         self.order: list[int] | None = None  # the model's number of each class, where it has another
@@ -216,7 +205,7 @@ class SegmentationDataModule(ImageDataModule):
 
     def eval_transform(self) -> Callable[..., Any]:
         """Resize the picture; the mask stays as it is stored."""
-        return WholePicture(self.preprocessing)
+        return partial(whole_picture, self.preprocessing)
 
     @property
     def ignore_index(self) -> int:
@@ -224,25 +213,24 @@ class SegmentationDataModule(ImageDataModule):
         return self.masks.ignore_index
 
     def facts(self) -> dict[str, Any]:
-        """What a model card should know about the data; plain values, no absolute path."""
+        """What a model card says of the data; plain values, no absolute path."""
         return super().facts() | {"evaluation": {"resize_mode": "short side, no crop"}}
 
 
 class PairReader(PictureReader):
-    """Reads a picture and its mask, and transforms both together.
+    """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too.
 
     Args:
-        *args: As of :class:`PictureReader`; the transform takes a picture and its labels, ``(H, W)`` integers.
+        *args: As of :class:`PictureReader`.
         column: Column of the masks.
         masks: What their values mean.
         order: The model's number of each class; ``None`` where it is that of the data.
     """
 
     def __init__(self, *args: Any, column: str, masks: Masks, order: Sequence[int] | None) -> None:
-        source = args[0]
         super().__init__(*args)
         self.column, self.masks, self.order = column, masks, order
-        self.num_classes = len(order) if order is not None else len(source.class_names)
+        self.num_classes = len(args[0].class_names if order is None else order)
 
     @property
     def columns(self) -> list[str]:
@@ -354,27 +342,21 @@ class JointTransform:
 
     def _corner(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
         """Top and left of a crop that no class fills too much."""
+        largest = self.options.largest_class
         for _ in range(CROPS):
             top, left = (
                 int(torch.randint(max(side - crop, 0) + 1, ())) for side, crop in zip(shape, self.size, strict=True)
             )
             window = mask[top : top + self.size[0], left : left + self.size[1]]
             counts = torch.unique(window[window != self.ignore_index], return_counts=True)[1]
-            largest = self.options.largest_class
             if largest == 1 or (len(counts) > 1 and counts.max() <= largest * counts.sum()):
                 break
         return top, left
 
 
-class WholePicture:
-    """The picture as evaluation sees it, and its labels as they are stored."""
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``(C, h, w)`` of ``uint8``, and ``(H, W)`` of ``int64``."""
-        return self.preprocessing.pixels(picture), labels
+def whole_picture(preprocessing: Preprocessing, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture as evaluation sees it, ``(C, h, w)`` of ``uint8``, and its labels as they are stored."""
+    return preprocessing.pixels(picture), labels
 
 
 def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
@@ -431,40 +413,40 @@ def read_pairs(folder: str) -> dict[str, Dataset] | None:
 
 
 def _pair_of(folder: Path) -> tuple[Path, Path] | None:
-    if not folder.is_dir():
-        return None
-    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
-    masks = next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
-    return None if images is None or masks is None else (images, masks)
+    """The folders of pictures and of masks in a folder."""
+    images, masks = (
+        [folder / name for name in names if (folder / name).is_dir()] for names in (IMAGE_FOLDERS, MASK_FOLDERS)
+    )
+    return (images[0], masks[0]) if images and masks else None
 
 
 def _read_pair(images: Path, masks: Path) -> Dataset:
     """One split: the pictures of a folder, each with the mask of the same name."""
-    found = []
-    for folder in (images, masks):
-        paths, notes = list_pictures(folder)
-        for note in notes:
-            rank_zero_warn(note)
-        names: dict[str, str] = {}
-        for path in paths:
-            name = Path(path).relative_to(folder.absolute() if Path(path).is_absolute() else folder)
-            key = name.with_suffix("").as_posix()
-            if key in names:
-                raise ValueError(f"{names[key]} and {path} have one name; a picture and its mask are found by it")
-            names[key] = path
-        found.append(names)
-    pictures, targets = found
+    pictures, targets = _by_name(images), _by_name(masks)
     for one, other, kind, missing in ((pictures, targets, "picture", "mask"), (targets, pictures, "mask", "picture")):
         if alone := sorted(one.keys() - other.keys()):
             raise ValueError(
                 f"{len(alone)} of {len(one)} files have no {missing}, the first is {one[alone[0]]}; each {kind} has a "
                 f"{missing} of the same name ({images} and {masks})"
             )
-    keys = sorted(pictures)
-    if not keys:
+    if not pictures:
         raise ValueError(f"{images} holds no picture")
-    columns = {"image": [pictures[key] for key in keys], "mask": [targets[key] for key in keys]}
+    columns = {"image": list(pictures.values()), "mask": [targets[name] for name in pictures]}
     return Dataset.from_dict(columns, Features({"image": Image(decode=False), "mask": Image(decode=False)}))
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    """The pictures of a folder by their paths in it, without suffixes and sorted."""
+    paths, notes = list_pictures(folder)
+    for note in notes:
+        rank_zero_warn(note)
+    names: dict[str, str] = {}
+    for path in paths:
+        name = Path(path).relative_to(folder.absolute() if Path(path).is_absolute() else folder)
+        other = names.setdefault(name.with_suffix("").as_posix(), path)
+        if other != path:
+            raise ValueError(f"{other} and {path} have one name; a picture and its mask are found by it")
+    return dict(sorted(names.items()))
 
 
 def read_class_names(folder: str) -> list[str]:
@@ -473,7 +455,7 @@ def read_class_names(folder: str) -> list[str]:
     Raises:
         ValueError: If there is none, or it cannot be read.
     """
-    path = next((path for name in CLASS_FILES if (path := Path(folder, name)).is_file()), None)
+    path = next((path for name in ("classes.txt", "id2label.json") if (path := Path(folder, name)).is_file()), None)
     if path is None:
         raise ValueError(
             f"the names of the classes are not in {folder}; write classes.txt, a name for each number from 0 on a line "
@@ -489,6 +471,3 @@ def read_class_names(folder: str) -> list[str]:
         raise ValueError(
             f"{path} is not a table of class numbers from 0 and their names ({type(error).__name__}: {error})"
         ) from error
-
-
-__all__ = ["JointAugmentation", "Masks", "SegmentationDataModule"]

@@ -4,8 +4,6 @@
 loaded together, and class ids that files number differently are brought into one table of names.
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 import glob
@@ -17,15 +15,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import (
-    ClassLabel,
-    Dataset,
-    Features,
-    Image,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-)
+from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from lightning.pytorch.utilities import rank_zero_info
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -44,22 +34,21 @@ def load_files(kind: str, files: Mapping[str, Sequence[str]], streaming: bool) -
     """
     if kind == "json":
         return {split: [_read_json(path) for path in group] for split, group in files.items()}
-    paths = [path for group in files.values() for path in group]
+    paths, options = [path for group in files.values() for path in group], {}
     if kind == "csv":
         options = {path: _text_options(path) for path in paths}
         declared = {path: repr(options[path]) for path in paths}
     else:
         features = {path: _declared_features(path) for path in paths}
         labels = {name for each in features.values() for name in each if isinstance(each[name], ClassLabel)}
-        options = {}
         declared = {path: repr([each.get(name) for name in sorted(labels)]) for path, each in features.items()}
     pieces: dict[str, list[Any]] = {}
     for split, group in files.items():
         pieces[split] = []
         for _, alike in groupby(group, declared.__getitem__):
-            some = list(alike)
-            escaped = [path if "://" in path else glob.escape(path) for path in some]
-            loaded = load_dataset(kind, data_files={split: escaped}, streaming=streaming, **options.get(some[0], {}))
+            first, *others = alike
+            escaped = [path if "://" in path else glob.escape(path) for path in (first, *others)]
+            loaded = load_dataset(kind, data_files={split: escaped}, streaming=streaming, **options.get(first, {}))
             pieces[split].append(loaded[split])
     return pieces
 
@@ -77,11 +66,7 @@ def _declared_features(file: str) -> Features:
 
 
 def _read_json(file: str) -> Dataset:
-    """Read lines of objects, or one list of objects; strings stay what they are, even where they look like dates.
-
-    Raises:
-        ValueError: If the file is neither, or the values of a column have different types.
-    """
+    """Read lines of objects, or one list of objects; strings stay what they are, even where they look like dates."""
     with fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig") as stream:
         text = stream.read().strip()
     try:
@@ -96,11 +81,7 @@ def _read_json(file: str) -> Dataset:
 
 
 def _text_options(file: str) -> dict[str, Any]:
-    """Options of the ``csv`` reader that keep every cell as the text that is in the file; an empty one is None.
-
-    Raises:
-        ValueError: If the file is not text, or names a column twice.
-    """
+    """Options of the ``csv`` reader that keep every cell as the text that is in the file; an empty one is None."""
     try:
         with fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
             line = next(stream, "")
@@ -129,22 +110,17 @@ def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         ValueError: If classes cannot be matched: numbers without names against names, or a split with classes that
             the training split does not have.
     """
-    everything = [piece for parts in pieces.values() for piece in parts]
-    labels = [
-        name
-        for name in dict.fromkeys(name for piece in everything for name in piece.features)
-        if any(isinstance(piece.features.get(name), ClassLabel) for piece in everything)
-    ]
-    for column in labels:
+    declared = [piece.features for parts in pieces.values() for piece in parts]
+    labels = [name for features in declared for name in features if isinstance(features[name], ClassLabel)]
+    for column in dict.fromkeys(labels):
         pieces = _match(column, pieces)
     joined = {}
     for split, parts in pieces.items():
         features = parts[0].features
-        for part in parts:
-            if missing := set(features) ^ set(part.features):
-                raise ValueError(
-                    f"files of split {split!r} have different columns: {sorted(missing)} are not in all of them"
-                )
+        if missing := set().union(*(set(features) ^ set(part.features) for part in parts)):
+            raise ValueError(
+                f"files of split {split!r} have different columns: {sorted(missing)} are not in all of them"
+            )
         parts = [part if part.features == features else part.cast(features) for part in parts]
         joined[split] = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     return joined
@@ -217,7 +193,7 @@ def _renumber(part: Any, column: str, names: Sequence[str]) -> Any:
         return part.remove_columns(column).add_column(column, new, feature=target).select_columns(part.column_names)
     features = {name: Image(decode=False) if isinstance(kind, Image) else kind for name, kind in part.features.items()}
     stored = part.cast(Features(features))  # pictures pass through as they are
-    rename = functools.partial(_renumber_row, column=column, ids=ids)
+    rename = functools.partial(_renumber_row, column=column, ids=ids)  # a worker takes no lambda
     return stored.map(rename, features=Features(features | {column: target}))
 
 

@@ -1,8 +1,5 @@
 """Which rows are trained on, and which are held out: stratified shares, counts and the table of classes."""
 
-from __future__ import annotations
-
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,47 +40,44 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[str, Integers], list[str]]:
     """Choose the rows of each split: those with a label, less what is held out of the training split.
 
-    Args:
-        source: Stored splits.
-        options: What is held out.
-
     Returns:
         Rows and labels of each split, and the names of those that were held out.
 
     Raises:
         ValueError: If a split has nothing to train on or to hold out, or the training split a single class.
     """
+    classes: dict[str, Integers] = {}
     rows: dict[str, Integers] = {}
-    labels: dict[str, Integers] = {}
     for name, split in source.splits.items():
-        stored = np.zeros(len(split), dtype=np.int64) if source.label_column is None else source.labels(name)
-        if source.label_column is not None:
-            count_classes(stored, len(source.class_names))
-        kept = np.flatnonzero(stored != UNLABELLED)
-        if len(kept) < len(stored):
-            rank_zero_warn(f"{len(stored) - len(kept)} of {len(stored)} rows of {name!r} have no label: left out")
+        if source.label_column is None:
+            classes[name] = np.zeros(len(split), dtype=np.int64)
+        else:
+            classes[name] = source.labels(name)
+            count_classes(classes[name], len(source.class_names))
+        kept = np.flatnonzero(classes[name] != UNLABELLED)
+        if len(kept) < len(split):
+            rank_zero_warn(f"{len(split) - len(kept)} of {len(split)} rows of {name!r} have no label: left out")
         if name == "train" and len(kept) == 0:
             raise ValueError(f"no row of the training split has a label in column {source.label_column!r}")
         if len(kept):
-            rows[name], labels[name] = kept, stored[kept]
+            rows[name] = kept
     held_out = []
-    fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
-    for name, fraction in fractions.items() if "train" in rows else ():
-        if name in rows or fraction == 0:
+    for name, fraction in (("test", options.test_fraction), ("validation", options.validation_fraction)):
+        if "train" not in rows or name in rows or fraction == 0:
             continue
-        size = len(labels["train"])
-        kept, held = stratified_split(labels["train"], round(fraction * size), options.seed)
+        train = rows["train"]
+        kept, held = stratified_split(classes["train"][train], round(fraction * len(train)), options.seed)
         if len(held) == 0:
             raise ValueError(
-                f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a larger"
+                f"{name}_fraction {fraction} of {len(train)} training pictures is none; give a {name} split or a larger"
                 " fraction"
             )
-        rows[name], labels[name] = rows["train"][held], labels["train"][held]
-        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
+        rows["train"], rows[name], classes[name] = train[kept], train[held], classes["train"]
         held_out.append(name)
     if options.limit_train is not None and options.limit_train < len(rows.get("train", ())):
-        drawn = stratified_draw(labels["train"], options.limit_train, options.seed)
-        rows["train"], labels["train"] = rows["train"][drawn], labels["train"][drawn]
+        drawn = stratified_draw(classes["train"][rows["train"]], options.limit_train, options.seed)
+        rows["train"] = rows["train"][drawn]
+    labels = {name: classes[name][kept] for name, kept in rows.items()}
     if source.label_column is not None and len(present := np.unique(labels.get("train", ()))) == 1:
         raise ValueError(
             f"all training pictures are of one class, {source.class_names[int(present[0])]!r}; a classifier needs two"
@@ -91,26 +85,20 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
     return rows, labels, held_out
 
 
-def class_table(names: Sequence[str], counts: Mapping[str, np.ndarray[Any, Any]], limit: int = 30) -> str:
-    """Return a table of class ids, names and the number of pictures in each split.
-
-    Args:
-        names: Name of each class id.
-        counts: Pictures of each class, for each split.
-        limit: Largest number of classes to list.
-    """
+def class_table(names: Sequence[str], counts: Mapping[str, Integers], limit: int = 30) -> str:
+    """A table of class ids, names and the number of pictures of each class in each split."""
     shown = [one_line(name) for name in names[:limit]]
     width = max(5, *map(len, shown))
-    lines = ["".join([f"{'id':>5}  {'class':<{width}}", *(f"{split:>12}" for split in counts)])]
-    for index, name in enumerate(shown):
-        lines.append("".join([f"{index:>5}  {name:<{width}}", *(f"{count[index]:>12,}" for count in counts.values())]))
+    rows = [("id", "class", [f"{split:>12}" for split in counts])]
+    rows += [(str(n), name, [f"{count[n]:>12,}" for count in counts.values()]) for n, name in enumerate(shown)]
     if len(names) > limit:
-        lines.append(f"{'...':>5}  {len(names) - limit} more classes")
-    lines.append("".join([f"{'':>5}  {'all':<{width}}", *(f"{count.sum():>12,}" for count in counts.values())]))
+        rows.append(("...", f"{len(names) - limit} more classes", []))
+    rows.append(("", "all", [f"{count.sum():>12,}" for count in counts.values()]))
+    lines = [f"{number:>5}  {name:<{width}}{''.join(cells)}".rstrip() for number, name, cells in rows]
     return "\n".join(lines)
 
 
-def announce_classes(source: Source, counts: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
     """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
 
     Args:
@@ -128,9 +116,7 @@ def announce_classes(source: Source, counts: Mapping[str, np.ndarray[Any, Any]])
         rank_zero_warn(f"{len(missing)} classes have no training picture: {shorten(missing)}")
 
 
-def stratified_draw(
-    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+def stratified_draw(labels: Integers, count: int, seed: int) -> Integers:
     """Draw ``count`` rows with the classes in proportion: those that :func:`stratified_split` would hold out.
 
     Where the classes cannot spare so many, some of the rows that it keeps come in too.
@@ -139,9 +125,7 @@ def stratified_draw(
     return np.sort(np.concatenate([held, kept[: count - len(held)]]))
 
 
-def stratified_split(
-    labels: np.ndarray[Any, np.dtype[np.int64]], count: int, seed: int
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+def stratified_split(labels: Integers, count: int, seed: int) -> tuple[Integers, Integers]:
     """Part rows into kept ones and ``count`` held-out ones, with the classes in proportion.
 
     The rows are sorted by class, at random within each class, and taken at even distances. Every class keeps at
@@ -165,14 +149,13 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
-def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[Any, Any]:
+def count_classes(labels: Integers, num_classes: int) -> Integers:
     """Number of rows of each class id; rows without a label are left out.
 
     Raises:
         ValueError: If an id is not below ``num_classes``.
     """
     known = labels[labels != UNLABELLED]
-    counts = Counter(known.tolist())
-    if counts and (min(counts) < 0 or max(counts) >= num_classes):
-        raise ValueError(f"class ids run from {min(counts)} to {max(counts)}, but there are {num_classes} classes")
-    return np.array([counts[index] for index in range(num_classes)], dtype=np.int64)
+    if len(known) and (known.min() < 0 or known.max() >= num_classes):
+        raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {num_classes} classes")
+    return np.bincount(known, minlength=num_classes)

@@ -1,13 +1,9 @@
 """From a decoded picture to a ``uint8`` tensor: the training pipeline of a classifier, and the options of pixels.
 
-The pipeline of evaluation is :meth:`swin_hf.processing.Preprocessing.pixels`.
-
-Everything here is a plain function or a small class that can be pickled: loader workers, whatever their start method,
-get nothing but these objects. Random numbers come from torch's global generator; who seeds it, and with what, is
-written in :mod:`swin_hf.training.data.sampling`.
+The pipeline of evaluation is :meth:`swin_hf.processing.Preprocessing.pixels`. Loader workers, whatever their start
+method, get nothing but these objects, so all of them can be pickled. Random numbers come from torch's global generator,
+which :mod:`swin_hf.training.data.sampling` seeds.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,8 +76,8 @@ class Pixels:
             the pictures if not given.
     """
 
-    mean: list[float] | Literal["dataset"] | None = None
-    std: list[float] | Literal["dataset"] | None = None
+    mean: ChannelValues | None = None
+    std: ChannelValues | None = None
     interpolation: Interpolation = choice("bicubic", Interpolation)
     resize_mode: ResizeMode = choice("crop", ResizeMode)
     crop_pct: float = ranged(0.875, "(0, 1]")
@@ -104,14 +100,11 @@ class Pixels:
         """
         found: list[ChannelValues] = []
         for values, imagenet in ((self.mean, IMAGENET_MEAN), (self.std, IMAGENET_STD)):
-            if values == "dataset":
-                found.append("dataset")
-                continue
             if values is None:  # the grey of ImageNet is the mean of its colours
                 values = list(imagenet) if num_channels == 3 else [sum(imagenet) / 3]
-            if len(values) != num_channels:
+            if values != "dataset" and len(values) != num_channels:
                 raise ValueError(f"{len(values)} values {list(values)} in mean or std for {num_channels} channels")
-            found.append([float(value) for value in values])
+            found.append(values if values == "dataset" else [float(value) for value in values])
         return found[0], found[1]
 
 
@@ -137,40 +130,36 @@ class TrainTransform:
         fill: Sequence[int] = (0,),
     ) -> None:
         resampling, options = resampling_of(interpolation), augmentation
-        steps: list[Any] = []
+        colour, bilinear = (list(fill) if len(fill) > 1 else fill[0]), v2.InterpolationMode.BILINEAR
         if options.crop_padding is None:
             crop = v2.RandomResizedCrop(image_size, options.crop_scale, options.crop_ratio, interpolation=resampling)
-            steps += [v2.PILToTensor(), crop]
+            steps: list[Any] = [v2.PILToTensor(), crop]
         else:
-            steps += [
-                v2.Resize(image_size, interpolation=resampling),
-                v2.RandomCrop(image_size, padding=options.crop_padding),
-            ]
+            crop = v2.RandomCrop(image_size, padding=options.crop_padding)
+            steps = [v2.Resize(image_size, interpolation=resampling), crop]
         if options.hflip > 0:
             steps.append(v2.RandomHorizontalFlip(options.hflip))
         if options.auto_augment is not None and options.crop_padding is None:
             steps.append(v2.ToPILImage())
-        colour = list(fill) if len(fill) > 1 else fill[0]
         if options.auto_augment == "randaugment":
-            steps.append(v2.RandAugment(2, 9, interpolation=v2.InterpolationMode.BILINEAR, fill=colour))
+            steps.append(v2.RandAugment(2, 9, interpolation=bilinear, fill=colour))
         elif options.auto_augment == "trivialaugment":
-            steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR, fill=colour))
+            steps.append(v2.TrivialAugmentWide(interpolation=bilinear, fill=colour))
         self.steps = steps
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the augmented picture, ``(C, H, W)`` of ``uint8``."""
-        value: Any = picture
+        pixels: Any = picture
         for step in self.steps:
-            value = step(value)
-        pixels: Tensor = value if isinstance(value, Tensor) else tvf.pil_to_tensor(value)
-        return pixels
+            pixels = step(pixels)
+        return pixels if isinstance(pixels, Tensor) else tvf.pil_to_tensor(pixels)
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn ``uint8`` pixels into normalised ``float32``, bit for bit as transformers' image processors do.
+    """Normalise ``uint8`` pixels ``(..., C, H, W)`` to ``float32``, bit for bit as transformers' image processors do.
 
     Args:
-        pixels: ``(B, C, H, W)`` or ``(C, H, W)`` of ``uint8``, on any device.
+        pixels: On any device.
         mean: Mean of each channel, for values in 0..1.
         std: Standard deviation of each channel, for values in 0..1.
     """

@@ -47,10 +47,6 @@ class Teacher(nn.Module):
         shift: What is added then.
     """
 
-    order: Tensor
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, network: nn.Module, order: Sequence[int], scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.network = network
@@ -63,22 +59,18 @@ class Teacher(nn.Module):
         """Logits ``(B, num_labels)`` of images ``(B, C, H, W)``; grey ones are repeated where colours are wanted."""
         network: Any = self.network
         images = (images * self.scale + self.shift).to(network.dtype)
-        size = getattr(network.config, "image_size", None)
-        if size is not None:
-            sides = (size, size) if isinstance(size, int) else tuple(size)
-            if sides != tuple(images.shape[-2:]):
-                images = F.interpolate(images, sides, mode="bicubic", antialias=True)
+        size = getattr(network.config, "image_size", None) or images.shape[-2:]
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if sides != tuple(images.shape[-2:]):
+            images = F.interpolate(images, sides, mode="bicubic", antialias=True)
         logits: Tensor = network(pixel_values=images).logits
         return logits[:, self.order]
 
 
 def imitation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from a teacher, softened; scaled so that gradients keep their size.
+    """Kullback-Leibler divergence of a student's logits ``(B, num_labels)`` from those of its teacher, softened.
 
-    Args:
-        logits: Of the student, ``(B, num_labels)``.
-        wanted: Of the teacher, ``(B, num_labels)``.
-        temperature: Divisor of both.
+    It is scaled by the square of the temperature, so that gradients keep their size.
     """
     given, target = (F.log_softmax(scores / temperature, -1) for scores in (logits, wanted))
     return F.kl_div(given, target, reduction="batchmean", log_target=True) * temperature**2
@@ -137,14 +129,10 @@ def processor_normalization(folder: Path) -> tuple[list[float], list[float]] | N
         ValueError: If the file cannot be read.
     """
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); save the image processor again") from error
     if values.get("do_normalize") is False:
         return [0.0], [1.0]
-    if "image_mean" not in values or "image_std" not in values:
-        return None
-    return values["image_mean"], values["image_std"]
+    return (values["image_mean"], values["image_std"]) if {"image_mean", "image_std"} <= values.keys() else None

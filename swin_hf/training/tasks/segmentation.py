@@ -1,10 +1,7 @@
 """Semantic segmentation: a class for each pixel, as section 4.3 of the paper has it."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -25,6 +22,7 @@ from ..module import TestReport
 from ..network import Network, load_network, new_network, recompute_activations, resolve, starting_folder
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
+from .classification import class_scores
 
 SHOWN_CLASSES = 100
 
@@ -56,16 +54,6 @@ class Head:
         check_fields(self)
         if self.stride is not None and self.stride > (self.window or 0):
             raise ValueError(f"head.stride is {self.stride} and head.window {self.window}; windows may not leave gaps")
-
-    def sizes(self, ignore_index: int) -> dict[str, Any]:
-        """``config.upernet``."""
-        return {
-            "hidden_size": self.hidden_size,
-            "auxiliary_channels": self.auxiliary_channels,
-            "auxiliary_loss_weight": self.auxiliary_weight,
-            "dropout": self.dropout,
-            "ignore_index": ignore_index,
-        }
 
 
 class SwinSegmenter(ClassModule):
@@ -115,8 +103,9 @@ class SwinSegmenter(ClassModule):
         super().__init__(optimization, network.compile)
         self.save_hyperparameters(logger=False)
         classes = class_fields(num_labels, id2label)
-        fields = network.fields(image_size=image_size, num_channels=num_channels, **classes)
-        fields["upernet"] = head.sizes(ignore_index)
+        sizes = {name: getattr(head, name) for name in ("hidden_size", "auxiliary_channels", "dropout")}
+        sizes |= {"auxiliary_loss_weight": head.auxiliary_weight, "ignore_index": ignore_index}
+        fields = network.fields(image_size=image_size, num_channels=num_channels, upernet=sizes, **classes)
         self.starting_point = weights
         if weights is None:
             self.model = new_network(self.task, preset, fields, network.backend)
@@ -173,11 +162,11 @@ class SwinSegmenter(ClassModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and confusion counts of one picture."""
+        """See :meth:`evaluate`."""
         return self.evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and confusion counts of one picture."""
+        """See :meth:`evaluate`."""
         return self.evaluate(batch, "test")
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
@@ -245,19 +234,18 @@ def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stri
     step = stride or max(1, window * 2 // 3)
     height, width = images.shape[-2:]
     tops, lefts = (
-        [min(start, max(side - window, 0)) for start in range(0, max(side - window + step, 1), step)]
+        sorted({max(min(start, side - window), 0) for start in range(0, max(side - window + step, 1), step)})
         for side in (height, width)
     )
-    total: Tensor | None = None
-    for top, left in product(dict.fromkeys(tops), dict.fromkeys(lefts)):
+    total: Any = 0
+    seen = images.new_zeros(height, width)
+    for top, left in product(tops, lefts):
         area = (..., slice(top, top + window), slice(left, left + window))
         logits = network(images[area])
-        if total is None:
+        if top == left == 0:
             total = logits.new_zeros(len(images), logits.shape[1], height, width)
-            seen = logits.new_zeros(height, width)
         total[area] += logits
         seen[area] += 1
-    assert total is not None
     return total / seen
 
 
@@ -273,15 +261,11 @@ def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, IoU and number of pixels of each class; None where one would divide by zero."""
-    scores = []
-    for label, hits, truths, guesses, iou in zip(
-        labels, np.diag(counts).tolist(), counts.sum(1).tolist(), counts.sum(0).tolist(), class_iou(counts), strict=True
-    ):
-        precision, recall = (hits / guesses if guesses else None), (hits / truths if truths else None)
-        f1 = 2 * hits / (truths + guesses) if truths else None
-        scores.append(ClassScore(label, precision, recall, f1, truths, None if np.isnan(iou) else float(iou)))
-    return scores
+    """Precision, recall, F1, IoU and number of pixels of each class; None where one would divide by zero."""
+    return [
+        replace(score, iou=None if np.isnan(iou) else float(iou))
+        for score, iou in zip(class_scores(counts, labels), class_iou(counts), strict=True)
+    ]
 
 
 def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
@@ -296,6 +280,3 @@ def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
     if len(scores) > SHOWN_CLASSES:
         lines.append(f"... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json")
     return "\n".join(lines)
-
-
-__all__ = ["Head", "SwinSegmenter"]

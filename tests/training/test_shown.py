@@ -1,0 +1,85 @@
+"""What a run shows while it trains: the line of an epoch, and the sheet of reconstructions of a pre-training."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRAINING_WARNINGS
+from exact_run import classifier, data, trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from short import short
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from swin_hf.training import EpochReport, SwinMaskedImageModeler
+from swin_hf.training.figures import draw_pictures
+from swin_hf.training.tasks.masked_image_modeling import Reconstructions, random_masks
+
+pytestmark = TRAINING_WARNINGS
+LINE = re.compile(
+    r"epoch +(\d+)/(\d+)  train_loss ([\d.]+)  val_loss ([\d.]+)  val_accuracy ([\d.]+)  lr (\S+)  "
+    r"([\d,]+) images/s  [\d.]+ s"
+)
+
+
+class Rates(Callback):
+    """The learning rate that each epoch ends with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, *_):
+        self.seen.append(trainer.optimizers[0].param_groups[-1]["lr"])
+
+
+def test_an_epoch_is_a_line_of_what_was_logged(tmp_path, capsys):
+    report, rates = EpochReport(), Rates()
+    runner = trainer(tmp_path, report, rates, max_epochs=2)
+    runner.fit(classifier(), data())
+    lines = [LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.group(1, 2) for line in lines] == [("1", "2"), ("2", "2")]
+    assert [line[6] for line in lines] == [f"{rate:.2e}" for rate in rates.seen]
+    names = ("train_loss", "val_loss", "val_accuracy")
+    assert lines[-1].group(3, 4, 5) == tuple(f"{float(runner.callback_metrics[name]):.4f}" for name in names)
+    assert lines[-1][7] == f"{float(runner.callback_metrics['train_images_per_s']):,.0f}"
+    report.images = 0  # an epoch that was interrupted after its last step
+    assert "images/s" not in report.line(runner, {}, 0.0, 1e-9)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_sheet_of_reconstructions_has_originals_inputs_and_guesses(tmp_path, channels):
+    torch.manual_seed(0)
+    module = short(
+        SwinMaskedImageModeler,
+        preset="swin_digits_patch4_window4_32",
+        image_size=16,
+        num_channels=channels,
+        mask_cell=8,
+        overrides={"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]},
+    )
+    source = data(labelled=False, num_channels=channels, erasing=0.0, mean=[0.2] * channels, std=[0.4] * channels)
+    board = TensorBoardLogger(str(tmp_path), name="board", version="")
+    runner = trainer(tmp_path, Reconstructions(tmp_path, 3), max_epochs=1, limit_train_batches=2, logger=board)
+    runner.fit(module, source)
+
+    raw = next(iter(source.val_dataloader()))["pixel_values"][:3].float() / 255  # 3, C, 16, 16
+    mask = random_masks(1, (16, 16), 8, (4, 4), 0.6, torch.device("cpu"), torch.Generator().manual_seed(0))
+    hidden = np.kron(mask[0].numpy(), np.ones((4, 4))).astype(bool)  # 16, 16
+    with torch.no_grad():
+        guesses = module.eval()((raw - 0.2) / 0.4, mask.expand(3, -1, -1)).reconstruction * 0.4 + 0.2
+    pictures = []
+    for original, guess in zip(raw.numpy(), guesses.clamp(0, 1).numpy(), strict=True):
+        sheet = (original, np.where(hidden, 0.2, original), np.where(hidden, guess, original))
+        pictures += [np.broadcast_to(picture, (3, 16, 16)).transpose(1, 2, 0) for picture in sheet]
+    captions = ["original", "input", "reconstruction"] * 3
+    draw_pictures(pictures, captions, columns=3).savefig(tmp_path / "expected.png", dpi=120)
+
+    ours, theirs = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        for name in ("reconstructions", "expected")
+    )
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 2  # of 255
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [event.step for event in events.Images("reconstructions")] == [2]
