@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import font_manager
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinV2HFConfig, SwinV2HFForImageClassification
 from swin_hf.counting import count_macs, count_parameters
-from swin_hf.explain import save_figure
+from swin_hf.explain import attention_maps, save_figure
 from swin_hf.model.modeling_swin_hf import SwinHFAttention, SwinHFPatchMerging
 from swin_hf.model.windows import (
     Pair,
@@ -56,6 +57,7 @@ from swin_hf.model.windows import (
 TINTS = ("#f7d9a3", "#bfe3f5", "#a8dcc8", "#fbf3a0", "#b5cfe6", "#f3c0a0", "#e8c6dc", "#d9d9d9", "#c9c3ea")
 WINDOW_LINE: dict[str, Any] = {"color": "#c1272d", "linewidth": 2.2}
 CHINESE_FONT = "WenQuanYi Zen Hei"
+PHOTOGRAPH = Path(__file__).parent / "figures" / "cat.jpg"
 LABELS = Path(__file__).parent / "figures" / "chinese.json"
 
 LESSON_MAP = (8, 8)  # the map of the lesson, in tokens
@@ -743,6 +745,38 @@ def draw_bias_table(data: dict[str, Any]) -> Figure:
     return figure
 
 
+def draw_photograph(picture: Image.Image, pixel: Pair = (80, 86)) -> Figure:
+    """What one pixel of a photograph attends to in blocks of Swin-T, with the windows of each block.
+
+    The weights are random: which tokens attend to each other follows from the windows alone.
+
+    Args:
+        picture: A square photograph; it is shown at 224x224.
+        pixel: Row and column of the pixel.
+    """
+    config = SwinHFConfig.from_preset("swin_tiny_patch4_window7_224")
+    picture = picture.convert("RGB").resize((config.image_hw[1], config.image_hw[0]))
+    pixels = torch.from_numpy(np.array(picture)) / 255  # H, W, 3
+    images = (pixels - 0.5).permute(2, 0, 1)[None] / 0.25
+    blocks = attention_maps(SwinHFForImageClassification(config), images)
+    shown = ((0, 0), (0, 1), (1, 0), (2, 1), (3, 1))
+    chosen = [block for block in blocks if (block.stage, block.block) in shown]
+    figure, axes = _figure(1, 5, width=11.5, height=2.9)
+    for ax, block in zip(axes.flat, chosen, strict=True):
+        attended = block.to_image(block.from_pixel(*pixel).mean(dim=1))[0] > 0
+        ax.imshow(torch.where(attended[..., None], pixels, 0.25 * pixels + 0.75).numpy())
+        geometry, cell = block.geometry, block.cell[0]
+        for side, shift, draw in zip(geometry.window, geometry.shift, (ax.axhline, ax.axvline), strict=True):
+            for line in range((shift or side) * cell, pixels.shape[0], side * cell):
+                draw(line - 0.5, **WINDOW_LINE | {"linewidth": 1.0})
+        ax.plot(pixel[1], pixel[0], marker="*", markersize=13, color="#00e5ff", markeredgecolor="black")
+        kind = "SW-MSA: shifted" if any(geometry.shift) else "W-MSA: regular"
+        kind = "one window" if geometry.num_windows == (1, 1) else kind
+        ax.set_title(f"stage {block.stage + 1}, block {block.block + 1}\n{kind}", fontsize=10)
+        _bare(ax)
+    return figure
+
+
 def attention_cost_data(measured: dict[str, Any]) -> dict[str, Any]:
     """The two formulas at the image sizes that were measured.
 
@@ -915,6 +949,12 @@ def draw_figures(folder: str | Path, *, measure: bool = False) -> list[Path]:
     drawings = {name: draw for name, (_, draw) in FIGURES.items()} | {"attention_cost": draw_attention_cost}
     for name, draw in drawings.items():
         written.append(_save(draw(data[name]), folder / f"{name}.png"))
+    with Image.open(PHOTOGRAPH) as picture:
+        drawn = save_figure(draw_photograph(picture), folder / "attention.png")
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").save(drawn.with_suffix(".jpg"), quality=88)
+    drawn.unlink()
+    written.append(drawn.with_suffix(".jpg"))
     if not has_chinese_font():
         return written
     (folder / "zh-CN").mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from swin_hf.hub.facts import Metric, TrainingFacts
 
 from .callbacks import keep_figure
 from .checkpointing import BestCheckpoint
-from .facts import data_facts, hardware, hyper_parameters, versions
+from .facts import data_facts, default_settings, hardware, hyper_parameters, versions, with_known_base
 from .figures import draw_curves
 from .loggers import AppendingCSVLogger
 from .module import TestReport
@@ -103,7 +103,7 @@ class RunRecord(Callback):
             return
         self.write_model(trainer, pl_module)
         if self.curves:
-            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves()))
+            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves(), self.best_step))
 
     def write_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` of a training that was interrupted, if an epoch of it is complete."""
@@ -122,7 +122,8 @@ class RunRecord(Callback):
             network.load_state_dict(checkpoint["state_dict"])
             self.best_step = int(checkpoint["global_step"])
             metrics = self.metrics_at(self.best_step, trainer)
-        facts = self.facts(trainer, pl_module)
+        start = getattr(pl_module, "starting_point", None)
+        facts = with_known_base(self.facts(trainer, pl_module), start)
         facts.metrics = metrics
         with replacing_folder(self.folder / "model") as partial:
             network.exportable().save_pretrained(partial)
@@ -172,6 +173,7 @@ class RunRecord(Callback):
         return TrainingFacts(
             data=data_facts(trainer.datamodule),
             hyper_parameters=hyper_parameters(trainer, pl_module),
+            default_settings=default_settings(trainer, pl_module),
             curves={name: points for name, points in self.shown_curves().items() if name != "train_images_per_s"},
             versions=versions(),
             hardware=hardware(trainer),
