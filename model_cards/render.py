@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from swin_hf.counting import count_macs, count_parameters
 from swin_hf.families import Architecture, config_of_preset, family_of, list_presets
 from swin_hf.files import replacing
+from swin_hf.hub.model_card import WIDGET, amount
 from swin_hf.processing import Preprocessing
 
 HERE = Path(__file__).parent
@@ -151,8 +152,10 @@ def render(name: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["amount"] = amount
     text: str = environment.get_template("card.md.jinja").render(
         name=name,
+        widget=WIDGET,
         config=config,
         published=published,
         url=f"{RELEASES}/{published.file}" if published and published.file else None,

@@ -99,6 +99,7 @@ class TrainingFacts:
     Attributes:
         data: The data set and its splits.
         hyper_parameters: Flat names to JSON values (``learning_rate``, ``batch_size``, ``drop_path_rate``, ...).
+        default_settings: Names of those ``hyper_parameters`` that have their default value.
         metrics: Measured on the weights that were saved.
         per_class: Scores per label on the split of ``confusion_matrix``.
         confusion_matrix: Counts on one split.
@@ -117,6 +118,7 @@ class TrainingFacts:
 
     data: DataFacts | None = None
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    default_settings: list[str] = field(default_factory=list)
     metrics: list[Metric] = field(default_factory=list)
     per_class: list[ClassScore] = field(default_factory=list)
     confusion_matrix: ConfusionMatrix | None = None

@@ -50,6 +50,13 @@ HEADLINES = {"accuracy": "accuracy", "miou": "mean IoU"}  # what a card opens wi
 # Names that the Hub's leaderboards know for ours.
 HUB_METRICS = {"accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1", "miou": "mean_iou"}
 
+# The pictures that the Hub's page offers to try a classifier of ImageNet with, as Microsoft's own cards do.
+TIGER = "tiger, Panthera tigris"
+WIDGET = [
+    {"src": f"https://huggingface.co/datasets/mishig/sample_images/resolve/main/{name}.jpg", "example_title": name}
+    for name in ("tiger", "teapot", "palace")
+]
+
 
 @dataclass(frozen=True)
 class CardSource:
@@ -193,6 +200,8 @@ def _metadata(source: CardSource) -> str:
     # A checkpoint is a local file, even if its path looks like an id.
     if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(CHECKPOINT_SUFFIXES):
         known["base_model"] = facts.base_model
+    if TIGER in (source.config.id2label or {}).values():
+        known["widget"] = WIDGET
     if facts.metrics and dataset:
         known["metrics"] = sorted({HUB_METRICS[m.name] for m in facts.metrics if m.name in HUB_METRICS})
         known["model_name"] = source.repo_id.split("/")[-1]
@@ -271,14 +280,20 @@ def _fence(text: str) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def amount(value: float) -> str:
+    """A large number with three digits and the letter of its unit, such as 28.3 M."""
+    unit, letter = next((pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= pair[0]), (1, ""))
+    return f"{value / unit:.3g} {letter}".strip()
 
 
 def _number(value: Any) -> str:
-    """A number with the digits that it has, anything else as code."""
+    """A number with the digits that matter, anything else as code."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"`{_code(json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value)}`"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _value(metric: Metric) -> str:
@@ -319,6 +334,7 @@ def template_environment() -> Environment:
         "interval": _interval,
         "duration": _duration,
         "size": _size,
+        "amount": amount,
         "title": lambda name: TITLES.get(name, name),
         "as_dict": asdict,
     }

@@ -1,6 +1,6 @@
 """The two pictures of a card, drawn from facts: the confusion matrix and the learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ MATRIX, CURVES = "confusion_matrix.png", "learning_curves.png"
 NAMED_CLASSES = 40  # with more, the labels cannot be read and only the colours are drawn
 COUNTED_CLASSES = 30  # with more, the counts cannot be read
 LONGEST_NAME = 24  # characters
+COLOURS = {"train": "#1f4e9c", "val": "#d95f02", "other": "#4d4d4d"}  # of a split, in all figures
+LINES = ("-", "--", ":", "-.")  # the quantities of a panel
+
+Curves = Mapping[str, Sequence[Sequence[Any]]]  # name -> [step, value] points
 
 
 def picture_names(facts: TrainingFacts | None) -> list[str]:
@@ -41,7 +45,7 @@ def draw_pictures(facts: TrainingFacts | None, folder: Path) -> list[Path]:
             title = f"Confusion matrix, {one_line(matrix.split, LONGEST_NAME)}"
             figure = draw_confusion(np.asarray(matrix.counts), matrix.labels, title)
         else:
-            figure = _curves(facts)
+            figure = draw_curves(facts.curves, facts.best_step)
         # Without the version of matplotlib in it, the file depends on nothing but its content.
         figure.savefig(folder / name, dpi=110, bbox_inches="tight", metadata={"Software": None})
     return [folder / name for name in names]
@@ -63,7 +67,7 @@ def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str], title: s
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
+    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the row")
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, parse_math=False)
     if len(counts) <= NAMED_CLASSES:
@@ -79,21 +83,46 @@ def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str], title: s
     return figure
 
 
-def _curves(facts: TrainingFacts) -> "Figure":
-    """Losses on the left, everything else on the right."""
+def draw_curves(curves: Curves, best_step: int | None = None) -> "Figure":
+    """Learning curves in up to three panels: losses, metrics, learning rate.
+
+    Args:
+        curves: Name of each curve, such as ``val_loss``, to its ``[step, value]`` points.
+        best_step: Step whose weights were kept; it is marked.
+    """
     from matplotlib.figure import Figure
 
-    losses = {name: points for name, points in sorted(facts.curves.items()) if "loss" in name and len(points) > 1}
-    others = {name: points for name, points in sorted(facts.curves.items()) if "loss" not in name and len(points) > 1}
-    panels = [panel for panel in (losses, others) if panel]
-    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, points in panel.items():
-            axes.plot([step for step, _ in points], [np.nan if y is None else y for _, y in points], label=name)
-        if facts.best_step is not None:
-            axes.axvline(facts.best_step, color="grey", linestyle=":", label="saved weights")
-        axes.set(xlabel="step", title="loss" if panel is losses else "metrics")
+    panels: dict[str, list[str]] = {"loss": [], "metrics": [], "learning rate": []}
+    for name in sorted(curves):
+        if not name.startswith("train_images"):
+            kind = "learning rate" if name.startswith("learning_rate") else "metrics"
+            panels["loss" if name.endswith("loss") else kind].append(name)
+    panels = {title: names for title, names in panels.items() if names}
+    rates = curves.get("learning_rate", [])
+    peak = max(rates, key=lambda point: point[1] or 0.0) if rates else None
+    figure = Figure(figsize=(4.5 * max(len(panels), 1), 4.0), layout="constrained")
+    for position, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), position)
+        styles = dict.fromkeys(("train", "val", "other"), 0)
+        for name in names:
+            split = name.split("_")[0] if name.startswith(("train_", "val_")) else "other"
+            steps, values = zip(*curves[name], strict=True)
+            axes.plot(
+                steps,
+                [np.nan if value is None else value for value in values],
+                color=COLOURS[split],
+                linestyle=LINES[styles[split] % len(LINES)],
+                marker="." if len(steps) == 1 else None,
+                label=name,
+            )
+            styles[split] += 1
+        if peak is not None and peak != rates[0] and peak != rates[-1]:
+            axes.axvline(peak[0], color="grey", linestyle="--", linewidth=1, label="warm-up ends")
+        if best_step is not None:
+            axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label=f"best: step {best_step}")
+        axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
-        for text in axes.legend(fontsize=8).get_texts():
+        legend = axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+        for text in legend.get_texts():
             text.set_parse_math(False)
     return figure

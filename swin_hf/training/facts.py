@@ -4,8 +4,11 @@
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
 import importlib.metadata
+import inspect
 import platform
+import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from swin_hf.files import redact, redact_command
-from swin_hf.hub.facts import DataFacts, SplitFacts
+from swin_hf.hub.facts import FACTS_NAME, DataFacts, SplitFacts, TrainingFacts
 
 from .checkpointing import EMA
 from .options import flat, plain
@@ -71,6 +74,37 @@ def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
         for name, value in sorted(values.items())
         if value is not None and value != {} and value != []
     }
+
+
+def default_settings(trainer: Trainer, pl_module: LightningModule) -> list[str]:
+    """Names of the hyper-parameters that have the default value of their option."""
+    defaults: dict[str, Any] = {}
+    for owner in (trainer, trainer.datamodule, pl_module):  # of a name that two have, the model's
+        parameters = inspect.signature(type(owner).__init__).parameters.values()
+        defaults |= flat(plain({p.name: p.default for p in parameters if p.default is not p.empty}))
+    values = hyper_parameters(trainer, pl_module)
+    return [name for name, value in values.items() if name in defaults and plain(value) == defaults[name]]
+
+
+def with_known_base(facts: TrainingFacts, start: str | None) -> TrainingFacts:
+    """Name the repository of the Hub behind weights that were started from on this disk, where that is recorded.
+
+    Args:
+        facts: What the run recorded.
+        start: What its weights started from.
+    """
+    if not start or facts.base_model_revision or not Path(start).exists():
+        return facts
+    path = Path(start).resolve()
+    cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)(/|$)", path.as_posix())
+    if cached:  # what `swin-hf pull` or transformers downloaded
+        return replace(facts, base_model=f"{cached[1]}/{cached[2]}", base_model_revision=cached[3])
+    for folder in (path, path / "model"):
+        if (folder / FACTS_NAME).is_file():  # a run: what it started from itself
+            earlier = TrainingFacts.load(folder)
+            if earlier.base_model_revision:
+                return replace(facts, base_model=earlier.base_model, base_model_revision=earlier.base_model_revision)
+    return replace(facts, base_model=(path.parent if path.name == "model" else path).name)
 
 
 def command_line(argv: list[str]) -> str:

@@ -1,51 +1,30 @@
 """Figures of a training run; drawn without pyplot, so that no state and no display is touched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from swin_hf.hub.pictures import draw_confusion as draw_confusion  # the figure of the run is that of the card
-
-Curves = Mapping[str, Sequence[Sequence[float]]]  # name -> [step, value] points
+# The figures of a run are those of its card.
+from swin_hf.hub.pictures import draw_confusion as draw_confusion
+from swin_hf.hub.pictures import draw_curves as draw_curves
 
 LONGEST_NAME = 32  # characters
 
 
-def draw_curves(curves: Curves) -> Figure:
-    """Learning curves: one panel for each quantity, such as the losses of training and validation."""
-    panels: dict[str, list[str]] = {}
-    for name in sorted(curves, key=lambda name: not name.endswith("loss")):
-        if name.startswith("learning_rate"):
-            panels.setdefault("learning rate", []).append(name)
-        elif "_" in name and not name.startswith("train_images"):
-            panels.setdefault("loss" if name.endswith("loss") else name.split("_")[1], []).append(name)
-    if "learning rate" in panels:
-        panels["learning rate"] = panels.pop("learning rate")  # the last
-    figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.4), layout="constrained")
-    for position, (title, names) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), position)
-        for name in names:
-            steps, values = zip(*curves[name], strict=True)
-            marker = "." if len(steps) == 1 else None
-            axes.plot(steps, values, label=name, marker=marker)
-        axes.set_xlabel("step")
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
-
-
-def draw_pictures(pictures: Sequence[np.ndarray[Any, Any]], captions: Sequence[str], columns: int = 4) -> Figure:
-    """A sheet of pictures ``(H, W, 3)`` in [0, 1], each with a caption."""
+def draw_pictures(
+    pictures: Sequence[np.ndarray[Any, Any]], captions: Sequence[str], columns: int = 4, files: Sequence[str] = ()
+) -> Figure:
+    """A sheet of pictures ``(H, W, 3)`` in [0, 1], each with a caption above it and the name of its file below."""
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(2.1 * columns, 2.4 * rows), layout="constrained")
     for position, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, position)
         axes.imshow(picture)
         axes.set_title(caption, fontsize=8, parse_math=False)
-        axes.set_axis_off()
+        axes.set_xlabel(files[position - 1] if files else "", fontsize=7, parse_math=False)
+        axes.set(xticks=[], yticks=[], frame_on=False)
     return figure
 
 

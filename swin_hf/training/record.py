@@ -17,7 +17,7 @@ from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
 from .checkpointing import best_checkpoint
-from .facts import data_facts, hardware, hyper_parameters, versions
+from .facts import data_facts, default_settings, hardware, hyper_parameters, versions, with_known_base
 from .figures import draw_curves
 from .loggers import AppendingCSVLogger
 from .module import TestReport
@@ -97,20 +97,25 @@ class RunRecord(Callback):
         self.seconds, self.started = self.elapsed(), None
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        self.write_model(trainer, pl_module)
+        best_step = self.write_model(trainer, pl_module)
         if self.curves:
-            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves()))
+            keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves(), best_step))
 
     def write_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``model/`` of a training that was interrupted, if an epoch of it is complete."""
         if (best := best_checkpoint(trainer)) is not None and best.best_model_path:
             self.write_model(trainer, pl_module)
 
-    def write_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none."""
+    def write_model(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none.
+
+        Returns:
+            The step that its weights come from.
+        """
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
         facts, best = self.facts(trainer, pl_module), best_checkpoint(trainer)
+        facts = with_known_base(facts, getattr(pl_module, "starting_point", None))
         facts.best_step = trainer.global_step
         if best is not None and best.best_model_path and Path(best.best_model_path).is_file():
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True, mmap=True)
@@ -121,6 +126,7 @@ class RunRecord(Callback):
             network.exportable().save_pretrained(partial)
             trainer.datamodule.image_processor().save_pretrained(partial)
             facts.save(partial)
+        return facts.best_step
 
     def metrics_at(self, step: int, trainer: Trainer) -> list[Metric]:
         """Validation metrics of the epoch that ended at a step, with the number of images that were measured."""
@@ -165,6 +171,7 @@ class RunRecord(Callback):
         return TrainingFacts(
             data=data_facts(trainer.datamodule),
             hyper_parameters=hyper_parameters(trainer, pl_module),
+            default_settings=default_settings(trainer, pl_module),
             curves={name: points for name, points in self.shown_curves().items() if name != "train_images_per_s"},
             versions=versions(),
             hardware=hardware(trainer),

@@ -27,7 +27,7 @@ from swin_hf.hub import (
     remote,
     render_card,
 )
-from swin_hf.hub.model_card import check_metadata, confidence_interval
+from swin_hf.hub.model_card import amount, check_metadata, confidence_interval
 from swin_hf.hub.pictures import draw_pictures
 from swin_hf.processing import Preprocessing
 
@@ -50,6 +50,7 @@ def facts() -> TrainingFacts:
             is_hub_id=True,
         ),
         hyper_parameters={"learning_rate": 5e-4, "batch_size": 32, "mixup": True, "betas": [0.9, 0.999]},
+        default_settings=["betas"],
         metrics=[
             Metric("accuracy", 0.9, "test", 40),
             Metric("loss", 0.3, "test", 40),
@@ -108,11 +109,11 @@ def test_headline_is_of_the_test_split_where_there_is_one(tiny_config):
     told = facts()
     told.metrics = [Metric("accuracy", 0.99, "validation", 100), Metric("accuracy", 0.8, "test", 1000)]
     card = render_card(source(tiny_config, facts=told))
-    assert "reaches **80.00 %** accuracy (95 % confidence interval 77.4–82.4 %, n = 1000) on the `test` split" in card
+    assert "reaches **80.0 %** accuracy (95 % confidence interval 77.4–82.4 %, n = 1000) on the `test` split" in card
     assert "choice of the 1000 images of the `test` split" in card and "probably lower" not in card
     told.metrics.pop()
     card = render_card(source(tiny_config, facts=told))
-    assert "**99.00 %** accuracy" in card and "on the `validation` split" in card
+    assert "**99.0 %** accuracy" in card and "on the `validation` split" in card
     assert "The weights were chosen on the `validation` split, so the accuracy on new pictures is probably" in card
 
 
@@ -156,6 +157,33 @@ def test_golden_card(tiny_config):
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(card, encoding="utf-8")
     assert card == GOLDEN.read_text(encoding="utf-8") == render_card(source(tiny_config))
+
+
+def test_use_comes_first_and_settings_are_folded(tiny_config):
+    card = render_card(source(tiny_config))
+    assert re.findall(r"^## (.*)$", card, re.MULTILINE)[:3] == ["Use it", "Results", "Data"]
+    settings = re.search(
+        r"<details><summary>Settings that differ from the defaults</summary>\n(.*?)</details>", card, re.S
+    )
+    assert "learning_rate" in settings[1] and "betas" not in settings[1]
+    told = facts()
+    told.base_model = told.base_model_revision = None
+    told.hyper_parameters["preset"] = "swin_digits_patch4_window4_32"
+    card = render_card(source(tiny_config, facts=told))
+    assert "Preset `swin_digits_patch4_window4_32`, drop path rate 0.1." in card
+
+
+def test_classifier_of_imagenet_offers_pictures_to_try(tiny_config):
+    assert "widget" not in ModelCard(render_card(source(tiny_config))).data.to_dict()
+    card = source(tiny_config)
+    tiny_config.id2label = {0: "circle", 1: "tiger, Panthera tigris"}
+    (tiger, *_) = ModelCard(render_card(card)).data.widget
+    assert tiger["src"].endswith("/tiger.jpg") and tiger["example_title"] == "tiger"
+
+
+@pytest.mark.parametrize(("value", "text"), [(28_288_354, "28.3 M"), (4.49e9, "4.49 G"), (303_532, "304 k"), (7, "7")])
+def test_amounts_have_three_digits(value, text):
+    assert amount(value) == text
 
 
 def test_metadata_is_what_the_hub_reads(tiny_config):
@@ -331,7 +359,7 @@ def test_command_line_renders_writes_and_keeps(tiny_model, tmp_path, capsys):
     facts().save(tmp_path / "run")
     assert cli.main(["card", str(tmp_path / "run"), "--repo-id", "user/x", "--license", "mit"]) == 0
     card = capsys.readouterr().out
-    assert "**90.00 %** accuracy" in card and "license: mit" in card and not is_edited(card)
+    assert "**90.0 %** accuracy" in card and "license: mit" in card and not is_edited(card)
     assert cli.main(["card", str(tmp_path / "run"), "--write"]) == 0
     path = tmp_path / "run" / "model" / "README.md"
     path.write_text(path.read_text() + "mine")

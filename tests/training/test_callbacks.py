@@ -349,15 +349,25 @@ def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):
 
 
 def test_figures_show_every_curve_count_and_picture():
-    curves = {"train_loss": [[1, 2.0], [2, 1.0]], "val_accuracy": [[2, 0.5]], "learning_rate": [[1, 1e-3], [2, 1e-4]]}
-    figure = draw_curves(curves)
-    assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy", "learning rate"]
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.0, 1.0]
+    rates = [[1, 1e-4], [2, 1e-3], [3, 1e-4]]
+    curves = {"train_loss": [[1, 2.0], [3, 1.0]], "val_loss": [[3, 1.5]], "val_accuracy": [[3, 0.5]]}
+    figure = draw_curves(curves | {"learning_rate": rates}, best_step=3)
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "metrics", "learning rate"]
+    loss, metrics, _ = figure.axes
+    assert loss.lines[0].get_ydata().tolist() == [2.0, 1.0]
+    train, val, warmup, best = loss.lines
+    assert train.get_color() != val.get_color() == metrics.lines[0].get_color()  # a split has one colour everywhere
+    assert (warmup.get_xdata()[0], warmup.get_label()) == (2, "warm-up ends")
+    assert (best.get_xdata()[0], best.get_label()) == (3, "best: step 3")
+    figure.canvas.draw()
+    assert loss.get_legend().get_window_extent().y1 < loss.get_window_extent().y0  # below the curves
+    assert [line.get_label() for line in draw_curves(curves).axes[0].lines] == ["train_loss", "val_loss"]
     counts = np.array([[5, 1], [0, 7]])
     figure = draw_confusion(counts, ["cat", "dog"])
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "5", "7"]
+    assert figure.axes[1].get_ylabel() == "share of the row"
     assert not draw_confusion(np.eye(40, dtype=int), [str(i) for i in range(40)]).axes[0].texts
-    sheet = draw_pictures([np.zeros((4, 4, 3))] * 5, ["x"] * 5)
-    assert len(sheet.axes) == 5
+    sheet = draw_pictures([np.zeros((4, 4, 3))] * 5, ["x"] * 5, files=[f"{n}.png" for n in range(5)])
+    assert [axes.get_xlabel() for axes in sheet.axes] == [f"{n}.png" for n in range(5)]
     pixels = to_pixels(sheet, dpi=20)
     assert pixels.dtype == np.uint8 and pixels.shape[-1] == 3 and pixels.std() > 0

@@ -89,7 +89,7 @@ def check_batches(module: ImageDataModule, names=("blue", "green", "red")):
         batches = list(loader)
         assert batches
         for batch in batches:
-            assert set(batch) == {"pixel_values", "labels"}
+            assert set(batch) - {"rows"} == {"pixel_values", "labels"}
             assert batch["pixel_values"].dtype == torch.uint8
             assert batch["labels"].dtype == torch.int64
             assert batch["pixel_values"].shape[1:] == (3, *module.image_size)
@@ -660,6 +660,9 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         worst = WorstPictures(None)
         found.append((trainer(tmp_path, RunRecord(), worst).test(model, data, verbose=False)[0], model))
         assert len(worst.worst[0]["losses"]) == 5
+        # Each picture has the name of its file, although others could not be read.
+        names = [data.test_dataloader().dataset.file_name(row) for row in worst.worst[0]["rows"].tolist()]
+        assert [int(name.split(".")[0]) % 3 for name in names] == worst.worst[0]["labels"].tolist()
         simmim = short(SwinMaskedImageModeler, "swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
         trainer(tmp_path).test(simmim, data, verbose=False)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)

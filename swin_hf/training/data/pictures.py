@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -168,7 +169,16 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         )
 
     def _labelled(self, sample: Batch, index: int) -> Batch:
-        return sample if self.labels is None else sample | {"labels": self.labels[index]}
+        if self.labels is None:
+            return sample
+        row = {} if self.training else {"rows": int(self.rows[index])}
+        return sample | row | {"labels": self.labels[index]}
+
+    def file_name(self, row: int) -> str:
+        """Name of the picture file of a row of the data, without its folder; the number of the row if it has none."""
+        cell = self.data[row][self.reader.image_column]
+        path = cell.get("path") if isinstance(cell, Mapping) else cell if isinstance(cell, str) else None
+        return os.path.basename(path) if path else f"row {row}"
 
 
 class PictureStream(torch.utils.data.IterableDataset[Any]):
@@ -222,6 +232,8 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
 def collate(samples: Sequence[Batch]) -> Batch:
     """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B, ...) int64}``.
 
+    Evaluation has the numbers of the rows too, ``rows`` ``(B,)``.
+
     Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
     read, that is all there is in the batch.
     """
@@ -230,7 +242,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
     # Without any, all are unreadable, or counted and not decoded: see PictureStream.
     batch: Batch = {
         name: torch.stack([torch.as_tensor(sample[name]) for sample in readable])
-        for name in ("pixel_values", "labels")
+        for name in ("pixel_values", "labels", "rows")
         if readable and name in readable[0]
     }
     if unreadable:

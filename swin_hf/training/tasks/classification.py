@@ -399,6 +399,7 @@ class WorstPictures(Callback):
             "pixel_values": batch["pixel_values"],
             "labels": batch["labels"],
             "predictions": outputs["logits"].argmax(-1),
+            "rows": batch.get("rows", torch.full_like(batch["labels"], -1)),  # of a stream they are unknown
         }
         self.worst = [keep_worst([*self.worst, found], self.pictures)]
 
@@ -430,7 +431,9 @@ class WorstPictures(Callback):
                 worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
             )
         ]
-        return draw_pictures(pictures, captions)
+        data: Any = trainer.test_dataloaders.dataset  # type: ignore[union-attr]  # the one loader of the test split
+        files = ["" if row < 0 else one_line(data.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()]
+        return draw_pictures(pictures, captions, files=files)
 
 
 def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
