@@ -54,14 +54,18 @@ MASK_SIDE = 1024  # pixels; a larger picture is shrunk before its mask is drawn
 MOST_PIXELS = 2**21  # that a model may see here: of a long and narrow picture, a model without a crop sees all
 CYAN, WHITE, RED = (0, 229, 255), (255, 255, 255), (255, 64, 64)
 DIGITS = Path(__file__).parent / "training" / "configs" / "digits" / "test.parquet"
-CSS = "img {image-rendering: pixelated} .picture img {width: 100%; height: 100%; object-fit: contain}"
-CAPTIONS = (
-    "**Attention from the pixel; click to choose it.** Brighter is more (mean of the heads). Lines are the windows of "
-    "the block; the token attends to nothing outside of the cyan line. The red arrow is the shift.",
-    "**The map as the block cuts it**: padded, and rolled up and left by the shift. The mask lets a token attend to "
-    "the tokens of its own window *and* region; regions have numbers and colours.",
-    "**Grad-CAM**: what raises the score of the class, at the last stage.",
-)
+CSS = """
+img {image-rendering: pixelated}
+.picture img {width: 100%; height: 100%; object-fit: contain}
+.fixed-height {min-height: 0 !important}
+"""
+VIEWS = {
+    "attention": "**Attention from the pixel; click to choose it.** Brighter is more (mean of the heads). Lines are "
+    "the windows of the block; the token attends to nothing outside of the cyan line. The red arrow is the shift.",
+    "regions": "**The map as the block cuts it**: padded, and rolled up and left by the shift. The mask lets a token "
+    "attend to the tokens of its own window *and* region; regions have numbers and colours.",
+    "grad-cam": "**Grad-CAM**: what raises the score of the class, at the last stage.",
+}
 
 
 class Answer(NamedTuple):
@@ -330,7 +334,7 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
         return str(event.value)
 
     def clicked_block(event: gr.SelectData) -> str:
-        return explorer.blocks[event.index]
+        return str(explorer.blocks[event.index])
 
     with gr.Blocks(title=f"{title} - swin_hf", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# {html.escape(title)}")
@@ -344,23 +348,23 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
                 gr.Examples([[sample] for sample in samples], picture, label="samples")
             with gr.Column():
                 scores = gr.Label(num_top_classes=TOP, label="classes; click one for its Grad-CAM")
-                speed = gr.Markdown()
-        mask = gr.Image(label="classes of the pixels", visible=is_segmenter(explorer.model), format="png")
+                speed = gr.Markdown(label="speed")
+        mask = gr.Image(label="classes of the pixels", visible=is_segmenter(explorer.model), format="png", buttons=[])
         with gr.Row():
             first = explorer.blocks[min(1, len(explorer.blocks) - 1)]
             block = gr.Dropdown(explorer.blocks, value=first, type="index", label="block")
             row, column = (gr.Number(label=f"{name} of the pixel", precision=0) for name in ("row", "column"))
             target = gr.Textbox(label="class of Grad-CAM", placeholder="the most probable one")
-        words = gr.Markdown()
+        words = gr.Markdown(label="words")
         views = []
         with gr.Row():
-            for caption in CAPTIONS:
+            for name, caption in VIEWS.items():
                 with gr.Column(min_width=240):
-                    view = gr.Image(show_label=False, format="png", interactive=False, buttons=[], elem_classes="view")
-                    views.append(view)
+                    shown: dict[str, Any] = {"label": name, "show_label": False, "format": "png", "buttons": []}
+                    views.append(gr.Image(**shown, interactive=False, elem_classes="view"))
                     gr.Markdown(caption)
         gr.Markdown("Attention from the pixel in every block, stage.block; click one.")
-        every = gr.Gallery(show_label=False, format="png", columns=6, height="auto", allow_preview=False, buttons=[])
+        every = gr.Gallery(**shown | {"label": "blocks"}, columns=6, object_fit="contain", allow_preview=False)
         zoom = gr.State(1)
 
         queue: dict[str, Any] = {"concurrency_id": "model"}  # one question at a time: visitors wait for each other
