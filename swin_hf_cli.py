@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a classifier, from scratch or from any Swin checkpoint",
     "pretrain": "pre-train without labels (SimMIM)",
     "predict": "classify images with a folder, a Hub id or a foreign checkpoint",
+    "demo": "serve a page to try a model and to click into its windows",
     "explain": "draw attention and Grad-CAM maps over an image",
     "convert": "rewrite a checkpoint in another layout",
     "info": "describe a checkpoint: layout, sizes, parameters, FLOPs, attention backend",

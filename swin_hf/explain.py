@@ -335,6 +335,15 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     return figure
 
 
+def as_seen(pixels: Tensor, processor: Any) -> Tensor:
+    """Undo the normalisation, so that a person sees what the model sees, ``(channels, height, width)`` in [0, 1]."""
+    pixels = pixels.float().cpu()
+    if not processor.do_normalize:
+        return pixels
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return pixels * std + mean
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, complete or not at all."""
     with replacing(path) as partial:

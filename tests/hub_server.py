@@ -3,8 +3,8 @@
 The real client talks to it over HTTP; no function of the client is replaced. It knows model repositories with
 branches, tags, commits, private and gated access, tokens that may write or only read, and the three ways in which
 large files travel: LFS in one piece (``basic``), LFS in parts (``multipart``) and ``xet``, whose storage is a local
-directory that ``hf_xet`` itself writes (``local://``). Data sets share the names of models. It lacks discussions,
-search, quotas, scanners and the vocabulary of huggingface.co's metadata rules: what passes here has not been tested on
+directory that ``hf_xet`` itself writes (``local://``). It lacks discussions, search, quotas, scanners and the
+vocabulary of huggingface.co's metadata rules, and runs no Space: what passes here has not been tested on
 huggingface.co.
 
     hub = LoopbackHub().start()
@@ -42,6 +42,7 @@ from starlette.responses import JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 WRITER, READER, STRANGER = "hf_writerTOKENwriterTOKEN", "hf_readerTOKENreaderTOKEN", "hf_strangerTOKENstranger"
+KINDS = {None: "", "model": "", "dataset": "datasets/", "space": "spaces/"}  # of repositories, in their addresses
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png", ".onnx")
 LFS_SIZE = 10 * 2**20  # bytes; larger text files travel as LFS too
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
@@ -155,11 +156,14 @@ ROUTES: list[tuple[str, re.Pattern[str], str]] = []  # method, pattern of the ra
 
 
 def route(method: str, pattern: str, step: str) -> Callable[[Handler], Handler]:
-    """Register ``LoopbackHub._<step>`` for a method and path; ``REPO`` and ``REV`` stand for their patterns."""
-    pattern = pattern.replace("/api/models/", "/api/(?:models|datasets)/").replace(
-        "/REPO/resolve", "/(?:datasets/)?REPO/resolve"
+    """Register ``LoopbackHub._<step>`` for a method and path; ``REPO`` and ``REV`` stand for their patterns.
+
+    A repository that is no model has its kind in its name here, ``spaces/user/name``.
+    """
+    pattern = pattern.replace("/api/models/REPO", r"/api/(?:models/|(?=datasets/|spaces/))REPO")
+    pattern = pattern.replace("REPO", r"(?P<repo>(?:(?:datasets|spaces)/)?[^/]+/[^/]+)").replace(
+        "REV", r"(?P<rev>[^/]+)"
     )
-    pattern = pattern.replace("REPO", r"(?P<repo>[^/]+/[^/]+)").replace("REV", r"(?P<rev>[^/]+)")
 
     def register(handler: Handler) -> Handler:
         ROUTES.append((method, re.compile(pattern), step))
@@ -380,7 +384,7 @@ class LoopbackHub:
 
     def _readable(self, request: Request, repo_id: str, content: bool = False) -> Repo:
         user, repo = self._user(request), self.repos.get(repo_id)
-        owner = repo_id.split("/")[0]
+        owner = repo_id.split("/")[-2]
         mine = user is not None and owner in (user.name, *user.orgs)
         if repo is None or (repo.private and not mine):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -398,7 +402,7 @@ class LoopbackHub:
 
     def _writable(self, request: Request, repo_id: str) -> tuple[Repo, User]:
         repo = self._readable(request, repo_id)
-        return repo, self._may_write(request, repo_id.split("/")[0])
+        return repo, self._may_write(request, repo_id.split("/")[-2])
 
     @staticmethod
     def _at(repo: Repo, revision: str) -> Commit:
@@ -424,12 +428,14 @@ class LoopbackHub:
         user = self._user(request)
         owner = wanted.get("organization") or (user.name if user else "")
         self._may_write(request, owner)
-        repo_id = f"{owner}/{wanted['name']}"
+        repo_id = f"{KINDS[wanted.get('type')]}{owner}/{wanted['name']}"
         url = f"{self.url}/{repo_id}"
         if repo_id in self.repos:
-            raise Refusal(409, "You already created this model repo", url=url)
+            raise Refusal(409, "You already created this repo", url=url)
+        if wanted.get("type") == "space" and not wanted.get("sdk"):
+            raise Refusal(400, '"sdk" is required')
         self.create(repo_id, private=wanted.get("visibility") == "private" or wanted.get("private") is True)
-        return JSONResponse({"url": url, "id": repo_id})
+        return JSONResponse({"url": url, "id": f"{owner}/{wanted['name']}"})
 
     @route("DELETE", "/api/repos/delete", "delete_repo")
     async def _delete_repo(self, request: Request, kind: str) -> Response:
@@ -437,14 +443,14 @@ class LoopbackHub:
         user = self._user(request)
         owner = wanted.get("organization") or (user.name if user else "")
         self._may_write(request, owner)
-        if self.repos.pop(f"{owner}/{wanted['name']}", None) is None:
+        if self.repos.pop(f"{KINDS[wanted.get('type')]}{owner}/{wanted['name']}", None) is None:
             raise Refusal(404, "Repository not found", "RepoNotFound")
         return Response(status_code=200)
 
     @route("GET", "/api/models/REPO(?:/revision/REV)?", "repo_info")
     async def _repo_info(self, request: Request, kind: str, repo: str, rev: str = "main") -> Response:
         found = self._readable(request, repo)
-        commit = self._at(found, rev)
+        commit, name = self._at(found, rev), "/".join(found.id.split("/")[-2:])
         metadata = front_matter(commit.files.get("README.md"))
         config = commit.files.get("config.json")
         code = config is not None and b'"auto_map"' in (config.content or b"")
@@ -458,7 +464,7 @@ class LoopbackHub:
             siblings.append(sibling)
         return JSONResponse(
             {
-                "_id": found.id, "id": found.id, "modelId": found.id, "sha": commit.id, "private": found.private,
+                "_id": found.id, "id": name, "modelId": name, "sha": commit.id, "private": found.private,
                 "gated": "manual" if found.gated else False, "disabled": False, "downloads": 0, "likes": 0,
                 "tags": [*metadata.get("tags", []), *(["custom_code"] if code else [])],
                 "library_name": metadata.get("library_name"), "pipeline_tag": metadata.get("pipeline_tag"),
@@ -609,7 +615,7 @@ class LoopbackHub:
 
     # -- large files: LFS ----------------------------------------------------------------------------------------
 
-    @route("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch")
+    @route("POST", r"/REPO\.git/info/lfs/objects/batch", "lfs_batch")
     async def _lfs_batch(self, request: Request, kind: str, repo: str) -> Response:
         self._writable(request, repo)
         objects = []
@@ -649,7 +655,7 @@ class LoopbackHub:
         (self.folder / "objects" / sha).write_bytes(content)
         return Response(headers={"ETag": f'"{sha}"'})
 
-    @route("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/verify", "lfs_verify")
+    @route("POST", r"/REPO\.git/info/lfs/objects/verify", "lfs_verify")
     async def _lfs_verify(self, request: Request, kind: str, repo: str) -> Response:
         self._writable(request, repo)
         wanted = await request.json()
@@ -711,7 +717,7 @@ class LoopbackHub:
             return ranged(blob.content, request, {**headers, "ETag": f'"{blob.oid}"'})
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size), "ETag": f'"{blob.sha256}"'}
         if self.mode == "xet" and (hashed := self._xet_hashes().get(blob.sha256)):
-            auth = f"{self.url}/api/models/{repo}/xet-read-token/{commit.id}"
+            auth = f"{self.url}/api/{'' if repo.count('/') > 1 else 'models/'}{repo}/xet-read-token/{commit.id}"
             headers |= {"X-Xet-Hash": hashed, "Link": f'<{auth}>; rel="xet-auth"'}
         return Response(
             status_code=302, headers={**headers, "Location": f"{self.cdn_url}/cdn/{blob.sha256}/{blob.size}"}

@@ -35,6 +35,7 @@ LAYERS = {
     "export": 7,
     "predict": 7,
     "segment": 8,
+    "demo": 9,
     "training": 9,
     "cli": 10,
 }
@@ -235,7 +236,7 @@ def test_declared_is_what_is_imported():
     imported.remove("triton")  # comes with the torch that has GPUs; without it, its backend says so
     imported |= {"tensorboard", "onnxscript"}  # Lightning and torch import them, for a logger and for torch.onnx
     extras = project["optional-dependencies"]
-    optional = declared([text for name in ("onnx", "openvino", "lora", "trackio") for text in extras[name]])
+    optional = declared([text for name in ("onnx", "openvino", "lora", "trackio", "demo") for text in extras[name]])
     core = declared(project["dependencies"])
     assert imported - {"timm"} == core | optional  # timm checks a conversion where it is installed
     assert "timm" in declared(extras["bench"])

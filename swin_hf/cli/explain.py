@@ -6,7 +6,6 @@ of the model, or the blocks of one stage. The picture is drawn as the model sees
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from swin_hf.predict import (
     DEVICES,
@@ -23,9 +22,6 @@ from swin_hf.predict import (
 from swin_hf.ranges import COUNT, Number
 from swin_hf.segment import class_at, is_segmenter
 from swin_hf.text import one_line
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
     picture = read_picture(source, picture_mode(model), processor)
-    from swin_hf.explain import draw_explanation, explain, save_figure
+    from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
 
     stages = model.config.num_layers
     if args.stage is not None and args.stage > stages:
@@ -82,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
         pixel=pixel,
     )
     best_name, shown = one_line(best.label), one_line(class_names(model)[target])
-    save_figure(
-        draw_explanation(explanation, _seen(pixels, processor), f"{one_line(best.label, 60)}\n{best.score:.1%}", shown),
-        output,
-    )
+    title = f"{one_line(best.label, 60)}\n{best.score:.1%}"
+    save_figure(draw_explanation(explanation, as_seen(pixels, processor), title, shown), output)
     row, column = explanation.pixel
     print(
         f"{output}: {source} is {best_name} ({best.score:.1%}); Grad-CAM for {shown}, attention from "
@@ -120,14 +114,3 @@ def _class_number(text: str, names: dict[int, str]) -> int:
     raise ValueError(
         f"--target {text!r} is no class of the model; choose a name, or a number below {len(names)}: {some}"
     )
-
-
-def _seen(pixels: "Tensor", processor: Any) -> "Tensor":
-    """Undo the normalisation, so that a person sees what the model sees, ``(channels, height, width)`` in [0, 1]."""
-    import torch
-
-    pixels = pixels.float().cpu()
-    if not processor.do_normalize:
-        return pixels
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return pixels * std + mean

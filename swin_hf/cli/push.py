@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", help="a Markdown file to use instead of the rendered card")
     parser.add_argument("--replace-card", action="store_true", help="overwrite a card that was edited on the Hub")
     parser.add_argument("--no-code", action="store_true", help="leave the model's code out; it then needs swin_hf")
+    parser.add_argument("--space", metavar="USER/NAME", help="make a Space too: the page of swin-hf demo for the model")
     parser.add_argument("--message", help="title of the commit")
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent; the network is not touched")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -30,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     from swin_hf.hub import Card, push
+    from swin_hf.hub.space import push_space, space_files
 
+    if args.space:
+        space_files(args.space, args.repo_id, None)  # what can be refused is refused before the model is sent
     if args.quiet:
         disable_progress_bars()
     result = push(
@@ -56,4 +60,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{'pushed' if result.created else 'already there'}: {result.url}")
         print(f"commit {result.commit}" + (f", tag {result.tag}" if result.tag else ""))
+    if args.space:
+        space = push_space(args.space, args.repo_id, result.commit, dry_run=args.dry_run)
+        for name, text in space.files.items() if args.dry_run else ():
+            print(f"--- {name} of the Space\n{text}")
+        print(f"{'dry run, not sent' if args.dry_run else 'Space'}: {space.url}")
+        if space.private:
+            print("note: the model is private; give the Space a secret HF_TOKEN that may read it")
     return 0

@@ -74,10 +74,10 @@ def read(hub, tmp_path):
 
 
 def test_class_folders_on_the_hub_are_read_as_on_the_disk(hub, read):
-    hub.put("user/trips", pictures("airport", "bridge", "train_interior", "train_station"))
-    hub.put("user/vehicles", pictures("bus", "car", "train", stem="train-{}.png"))
-    hub.put("user/splits", pictures("train/cat", "train/dog", "train/test tube", "test/cat", "holdout/cat"))
-    hub.put("user/nested", pictures("photos/cat", "photos/dog/young") | {"banner.png": picture()})
+    hub.put("datasets/user/trips", pictures("airport", "bridge", "train_interior", "train_station"))
+    hub.put("datasets/user/vehicles", pictures("bus", "car", "train", stem="train-{}.png"))
+    hub.put("datasets/user/splits", pictures("train/cat", "train/dog", "train/test tube", "test/cat", "holdout/cat"))
+    hub.put("datasets/user/nested", pictures("photos/cat", "photos/dog/young") | {"banner.png": picture()})
     found = read(
         {"dataset": "user/trips"},
         {"dataset": "user/vehicles"},
@@ -111,15 +111,15 @@ def test_tables_metadata_masks_and_cards_are_followed(hub, read, tmp_path):
     rows = {"image": [{"bytes": picture(), "path": None}] * 4, "label": [0, 1, 0, 1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     table = (tmp_path / "train.parquet").read_bytes()
-    hub.put("user/table", {"data/train-00000.parquet": table, **pictures("assets", each=3)})
+    hub.put("datasets/user/table", {"data/train-00000.parquet": table, **pictures("assets", each=3)})
     names = [f"scans/train {number}.png" for number in range(3)]
     lines = "\n".join(["file_name,label", *(f"{name},{'abc'[at]}" for at, name in enumerate(names))])
-    hub.put("user/listed", {name: picture() for name in names} | {"metadata.csv": lines.encode()})
+    hub.put("datasets/user/listed", {name: picture() for name in names} | {"metadata.csv": lines.encode()})
     masks = {f"masks/train {number}.png": picture(colour=number) for number in range(10)}
     images = {f"images/train {number}.png": picture() for number in range(10)}
-    hub.put("user/pairs", {**images, **masks, "classes.txt": b"ground\nsky\nsea\n"})
+    hub.put("datasets/user/pairs", {**images, **masks, "classes.txt": b"ground\nsky\nsea\n"})
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: some/**\n---\n"
-    hub.put("user/chosen", pictures("some/cat", "some/dog", "other/cow") | {"README.md": card.encode()})
+    hub.put("datasets/user/chosen", pictures("some/cat", "some/dog", "other/cow") | {"README.md": card.encode()})
     found = read(
         *[{"dataset": f"user/{name}", "pairs": name == "pairs"} for name in ("table", "listed", "pairs", "chosen")],
         {"dataset": "user/chosen", "config_name": "default", "revision": "main"},
@@ -131,11 +131,11 @@ def test_tables_metadata_masks_and_cards_are_followed(hub, read, tmp_path):
 
 
 def test_branches_and_private_data_sets(hub, read):
-    hub.put("user/photos", pictures("cat", "dog"))
-    hub.repos["user/photos"].branches["more"] = hub.repos["user/photos"].branches["main"]
-    hub.put("user/photos", pictures("train_dog"), branch="more")
-    hub.create("user/secret", private=True)
-    hub.put("user/secret", pictures("ash", "elm"))
+    hub.put("datasets/user/photos", pictures("cat", "dog"))
+    hub.repos["datasets/user/photos"].branches["more"] = hub.repos["datasets/user/photos"].branches["main"]
+    hub.put("datasets/user/photos", pictures("train_dog"), branch="more")
+    hub.create("datasets/user/secret", private=True)
+    hub.put("datasets/user/secret", pictures("ash", "elm"))
     asked = ({"dataset": "user/photos"}, {"dataset": "user/photos", "revision": "more"}, {"dataset": "user/secret"})
     (plain, _), (branch, _), (secret, _) = read(*asked)
     assert plain == {"train": {"cat": 2, "dog": 2}}

@@ -1,0 +1,49 @@
+"""Serve a page for a model: what it says of your picture, what every window attends to, Grad-CAM, a segmenter's mask.
+
+The page is on this machine only, and needs the extra ``demo``: pip install 'swin-hf[demo]'. "Use via API" at its foot
+says how a program asks the same.
+"""
+
+import argparse
+
+from swin_hf.predict import DEVICES, DTYPES, PictureError, find_pictures
+from swin_hf.ranges import Number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``swin-hf demo``."""
+    parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
+    parser.add_argument(
+        "--samples",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="files, folders or patterns of pictures to choose from",
+    )
+    parser.add_argument(
+        "--port", type=Number(int, "[1, 65535]"), metavar="N", help="port (default: the first free one from 7860 on)"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--share", action="store_true", help="a public address too, through Gradio's servers")
+    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until it is interrupted."""
+    samples, problems = find_pictures(args.samples)
+    if problems:
+        raise PictureError(problems[0])
+    from swin_hf.demo import serve
+
+    page = serve(args.model, port=args.port, share=args.share, samples=samples, device=args.device, dtype=args.dtype)
+    print(f"page: {page.local_url} (Ctrl+C ends it)", flush=True)
+    if args.share:
+        print(f"public: {page.share_url}" if page.share_url else "Gradio's servers gave no public address", flush=True)
+    if args.open:
+        import webbrowser
+
+        if not webbrowser.open(page.local_url):
+            print("there is no browser here; open the address in one", flush=True)
+    page.block_thread()
+    return 0
