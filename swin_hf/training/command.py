@@ -51,6 +51,7 @@ from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
 from .options import plain, renamed
+from .predictions import Predictions, folder_of_test
 from .progress import TrainingBar
 from .record import RunRecord
 from .run_folder import LAST, last_run, new_run_folder, starts_first
@@ -330,6 +331,9 @@ class RecipeCLI(LightningCLI):
         callbacks: list[Any] = [NonFiniteGuard(), EpochReport()]
         callbacks.append(RunRecord(folder, command=command_line([*self.program, *self.words])))
         callbacks += self.model.run_callbacks(folder)
+        starts = (self.options.ckpt_path, self.options.model.get("weights"))
+        new = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
+        callbacks.append(Predictions(folder or new))
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())
             callbacks.append(BestCheckpoint(checkpoints, self.model.monitor, self.model.mode))

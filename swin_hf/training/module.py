@@ -61,6 +61,7 @@ class SwinModule(LightningModule):
         data_options: Options of the subclass that come from the data; see :meth:`option_of_data`.
         default_config: Configuration of the package that the task takes where neither one nor data are given.
         finetuning_config: The same where weights to start from are given in Python; see :func:`swin_hf.training.train`.
+        answer_columns: Columns of ``predictions.csv`` after the path, see :meth:`answers`; none where there is no file.
         is_tested: Whether the best weights are tested at the end of the training, where there is a test split.
         model: The network; it knows nothing of Lightning.
         frozen_parts: Parts of it that are not trained and stay in evaluation mode.
@@ -75,6 +76,7 @@ class SwinModule(LightningModule):
     data_options: ClassVar[tuple[str, ...]] = ("image_size", "num_channels")
     default_config: ClassVar[str] = "digits"
     finetuning_config: ClassVar[str | None] = None
+    answer_columns: Sequence[str] = ()
     is_tested: ClassVar[bool] = True
 
     model: Any  # an nn.Module; one class of ours or another, or peft's wrapper
@@ -114,6 +116,15 @@ class SwinModule(LightningModule):
     def test_report(self) -> TestReport:
         """What a test found, besides the metrics that were logged; called on rank 0 when it ends."""
         return TestReport()
+
+    def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
+        """The :attr:`answer_columns` of each picture of a batch: what it is, and what the model said.
+
+        Args:
+            outputs: What ``test_step`` returned.
+            labels: Those of the batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has answer_columns; it has to say what they hold")
 
     def exportable(self) -> Any:
         """The network as ``save_pretrained`` should write it, with LoRA merged into its weights."""
