@@ -344,7 +344,7 @@ def predict(
     """
     mode, problem = picture_mode(model), model.config.problem_type
     if problem in ("multi_label_classification", "regression"):
-        top_k = model.config.num_labels
+        top_k = len(class_names(model))
 
     def shown(guesses: list[Guess]) -> list[Guess]:
         if problem == "regression":
