@@ -49,6 +49,8 @@ schema: $(VENV)/.installed ## rewrite the JSON schemas of the YAML files of swin
 	$(RUN) recipes/finetune.py --print_schema > swin_hf/training/configs/finetune.schema.json
 	$(RUN) recipes/pretrain.py --print_schema > swin_hf/training/configs/pretrain.schema.json
 	$(RUN) recipes/segment.py --print_schema > swin_hf/training/configs/segment.schema.json
+	$(RUN) recipes/finetune.py --task multi-label-classification --print_schema > swin_hf/training/configs/multi_label.schema.json
+	$(RUN) recipes/finetune.py --task image-regression --print_schema > swin_hf/training/configs/regression.schema.json
 
 speed: $(VENV)/.installed-dev ## measure against transformers, timm and torchvision; rewrites the README's table
 	$(RUN) -m benchmarks --readme README.md

@@ -47,6 +47,7 @@ NAMES = {
     "--model.mixing.mixup_alpha": "mixup mixup_alpha model.mixup data.mixup data.mixup_alpha",
     "--model.mixing.cutmix_alpha": "cutmix cutmix_alpha model.cutmix data.cutmix data.cutmix_alpha",
     "--model.mixing.mix_probability": "mixup_prob mix_probability model.mixup_prob",
+    "--model.mixing.class_weights": "class_weights class_weight model.class_weights model.class_weight loss_weights",
     "--model.network.drop_path_rate": "drop_path drop_path_rate drop_connect model.drop_path model.dropout drop "
     "dropout",
     "--model.preset NAME for a size or --model.weights PATH for a checkpoint": "arch a model_name model_name_or_path "
@@ -94,6 +95,7 @@ NAMES = {
     "--data.reading.image_column": "image_column image_column_name input_key data.image_key",
     "--data.splits.validation_fraction": "train_val_split val_split validation_split val_fraction data.val_split "
     "data.val_fraction data.train_val_split",
+    "--data.splits.balanced_sampling true": "balanced_sampling data.balanced_sampling class_balanced weighted_sampler",
     "--data.splits.limit_train": "max_train_samples data.max_train_samples",
     "--data.augmentation.auto_augment": "aa auto_augment autoaugment data.aa data.augment augment",
     "--data.augmentation.erasing": "reprob random_erase random_erasing data.reprob data.random_erasing",

@@ -42,6 +42,7 @@ STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
 DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decode
 
+FOUND = 0.5  # probability from which a picture is said to have a label, of a model of several labels an image
 READERS = 4  # threads that read pictures
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -334,13 +335,21 @@ def predict(
         model: A classifier.
         processor: Its image processor.
         sources: What :func:`find_pictures` found.
-        top_k: How many classes for each picture.
+        top_k: How many classes for each picture, of a model that chooses one.
         batch_size: Pictures in a batch.
 
     Yields:
-        Each source in order, with its classes or with the reason why it cannot be read.
+        Each source in order, with its classes or with the reason why it cannot be read. Of a model of several labels an
+        image, the classes that are more probable than not, which may be none; of a regression, all its numbers.
     """
-    mode = picture_mode(model)
+    mode, problem = picture_mode(model), model.config.problem_type
+    if problem in ("multi_label_classification", "regression"):
+        top_k = len(class_names(model))
+
+    def shown(guesses: list[Guess]) -> list[Guess]:
+        if problem == "regression":
+            return sorted(guesses, key=lambda guess: guess.index)
+        return [guess for guess in guesses if problem != "multi_label_classification" or guess.score > FOUND]
 
     def read(source: str) -> Tensor | PictureError:
         try:
@@ -358,4 +367,4 @@ def predict(
             readable = [pixels for pixels in results if not isinstance(pixels, PictureError)]
             guesses = iter(_classify_pixels(model, readable, top_k) if readable else [])
             for source, result in zip(batch, results, strict=True):
-                yield source, result if isinstance(result, PictureError) else next(guesses)
+                yield source, result if isinstance(result, PictureError) else shown(next(guesses))

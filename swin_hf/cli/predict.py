@@ -1,7 +1,8 @@
 """Classify images with a folder, a Hub id or a foreign checkpoint; or every pixel of them, with a segmenter.
 
 A segmenter writes two files for each image into the folder --output: NAME_mask.png, whose palette indices are the class
-numbers, and NAME_overlay.png with a legend. It prints the classes by their share of the pixels.
+numbers, and NAME_overlay.png with a legend. It prints the classes by their share of the pixels. A model of several
+labels an image prints those that are more probable than not, a regression its numbers.
 
 Unreadable images are reported and skipped. Exit code: 0 if every image was classified, 1 if some were not, 2 if there
 was nothing to do.
@@ -109,6 +110,8 @@ def _print_table(results: Iterator[Result]) -> None:
     table.add_column("class", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
     for source, guesses in results:
+        if not guesses:
+            table.add_row(one_line(source), "-", "")
         for rank, guess in enumerate(guesses, start=1):
             ends = 1 < len(guesses) == rank
             table.add_row(

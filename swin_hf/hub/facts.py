@@ -59,8 +59,8 @@ class Metric:
     """One measured number.
 
     Attributes:
-        name: ``accuracy``, ``accuracy_top5``, ``f1_macro``, ``ece``, ``loss`` or any other name.
-        value: The value; accuracies, F1 and ECE as fractions in [0, 1].
+        name: ``accuracy``, ``accuracy_top5``, ``f1_macro``, ``ece``, ``map``, ``mae``, ``loss`` or any other name.
+        value: The value; accuracies, F1, ECE and average precision as fractions in [0, 1].
         split: The split that it was measured on.
         n: Number of images behind it; the confidence interval of a proportion follows from it.
     """

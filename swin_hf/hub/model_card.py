@@ -45,10 +45,30 @@ TITLES = {
     "loss": "Loss",
     "miou": "Mean IoU",
     "pixel_accuracy": "Pixel accuracy",
+    "map": "Mean average precision",
+    "f1_micro": "F1, micro average",
+    "mae": "Mean absolute error",
+    "rmse": "Root of the mean squared error",
+    "r2": "R2",
 }
-HEADLINES = {"accuracy": "accuracy", "miou": "mean IoU"}  # what a card opens with, of a task that measures it
+# What a card opens with, of a task that measures it.
+HEADLINES = {
+    "accuracy": "accuracy",
+    "miou": "mean IoU",
+    "map": "mean average precision",
+    "mae": "mean absolute error",
+}
+QUANTITIES = ("loss", "mae", "rmse", "r2")  # no shares, whatever their value
 # Names that the Hub's leaderboards know for ours.
-HUB_METRICS = {"accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1", "miou": "mean_iou"}
+HUB_METRICS = {
+    "accuracy": "accuracy",
+    "accuracy_top5": "accuracy",
+    "f1_macro": "f1",
+    "f1_micro": "f1",
+    "miou": "mean_iou",
+    "mae": "mae",
+    "r2": "r_squared",
+}
 
 # The pictures that the Hub's page offers to try a classifier of ImageNet with, as Microsoft's own cards do.
 TIGER = "tiger, Panthera tigris"
@@ -297,7 +317,7 @@ def _number(value: Any) -> str:
 
 
 def _value(metric: Metric) -> str:
-    return f"{metric.value:.4f}" if metric.name == "loss" or abs(metric.value) > 1 else _percent(metric.value)
+    return f"{metric.value:.4f}" if metric.name in QUANTITIES or abs(metric.value) > 1 else _percent(metric.value)
 
 
 def _interval(metric: Metric) -> str:

@@ -32,7 +32,11 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The network with the best weights, in evaluation mode."""
-        return getattr(transformers, TASKS[self.task].auto_class).from_pretrained(self.folder / "model").eval()
+        return (
+            getattr(transformers, TASKS[MODULES[self.task].task].auto_class)
+            .from_pretrained(self.folder / "model")
+            .eval()
+        )
 
 
 def train(

@@ -45,6 +45,7 @@ from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
 from .options import dotted, plain
+from .predictions import Predictions, folder_of_test
 from .record import RunRecord
 from .run_folder import LAST, last_run, new_run_folder, starts_first
 from .schema import recipe_schema
@@ -229,6 +230,9 @@ class RecipeCLI(LightningCLI):
         """The callbacks of every run; in the order in which they have to work."""
         self.record = RunRecord(folder, command=command_line([*self.program, *self.words]))
         callbacks: list[Any] = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
+        starts = (self.options.ckpt_path, self.options.model.get("weights"))
+        new = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
+        callbacks.append(Predictions(folder or new))
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())
             callbacks.append(BestCheckpoint(checkpoints, self.model.monitor, self.model.mode))

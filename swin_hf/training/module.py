@@ -52,6 +52,7 @@ class SwinModule(LightningModule):
     data_options: ClassVar[tuple[str, ...]] = ("image_size", "num_channels")  # options that come from the data
     default_config: ClassVar[str] = "digits"  # of the package, where neither a configuration nor data are given
     finetuning_config: ClassVar[str | None] = None  # the same where Python gives weights: swin_hf.training.train
+    answer_columns: Sequence[str] = ()  # of predictions.csv after the path, see `answers`; none: no such file
     is_tested: ClassVar[bool] = True  # on the test split, with the best weights, at the end of the training
 
     model: Any  # the network, which knows nothing of Lightning: one of ours, another, or peft's wrapper
@@ -85,6 +86,15 @@ class SwinModule(LightningModule):
     def test_report(self) -> TestReport:
         """What a test found, besides the metrics that were logged; called on rank 0 when it ends."""
         return TestReport()
+
+    def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
+        """The :attr:`answer_columns` of each picture of a batch: what it is, and what the model said.
+
+        Args:
+            outputs: What ``test_step`` returned.
+            labels: Those of the batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has answer_columns; it has to say what they hold")
 
     def exportable(self) -> Any:
         """The network as ``save_pretrained`` should write it, with LoRA merged into its weights."""

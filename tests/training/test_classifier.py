@@ -16,8 +16,9 @@ from transformers import SwinConfig, SwinForImageClassification
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
 from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
-from swin_hf.training.tasks.classification import Mixing, build_classifier
+from swin_hf.training.tasks.classification import Mixing
 from swin_hf.training.tasks.distillation import load_teacher
+from swin_hf.training.tasks.heads import build_classifier
 
 # The models that are built here have no names for their classes.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no names for its")

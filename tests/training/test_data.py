@@ -23,8 +23,8 @@ from swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing, UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
 from swin_hf.training.data.pictures import collate
-from swin_hf.training.data.sources import load_source, natural_order
-from swin_hf.training.data.splits import count_classes, stratified_split
+from swin_hf.training.data.sources import count_classes, load_source, natural_order
+from swin_hf.training.data.splits import stratified_split
 from swin_hf.training.record import RunRecord
 from swin_hf.training.tasks.classification import WorstPictures
 

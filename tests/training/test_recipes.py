@@ -12,7 +12,14 @@ import yaml
 
 import swin_hf_cli
 from swin_hf import SwinV2HFConfig
-from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, SwinSegmenter, run_recipe
+from swin_hf.training import (
+    SwinClassifier,
+    SwinMaskedImageModeler,
+    SwinMultiLabelClassifier,
+    SwinRegressor,
+    SwinSegmenter,
+    run_recipe,
+)
 from swin_hf.training.command import RecipeCLI
 
 ROOT = Path(__file__).parents[2]
@@ -57,14 +64,14 @@ pytestmark = [
 
 
 SCRIPTS = {"finetune": SwinClassifier, "pretrain": SwinMaskedImageModeler, "segment": SwinSegmenter}
+SCRIPTS |= {"multi_label": SwinMultiLabelClassifier, "regression": SwinRegressor}
 
 
 class ParserOnly(RecipeCLI):
     """The real parser of a recipe; nothing is built or run."""
 
     def __init__(self, module_class):
-        default = "segment_stamps" if module_class is SwinSegmenter else "digits"
-        super().__init__(module_class, CONFIGS / f"{default}.yaml", ["fit"])
+        super().__init__(module_class, CONFIGS / f"{module_class.default_config}.yaml", ["fit"])
 
     def instantiate_classes(self):
         pass
@@ -83,6 +90,8 @@ def parsers(tmp_path_factory):
 def script_of(path):
     if path.stem.startswith("segment_"):
         return "segment"
+    if path.stem in SCRIPTS:
+        return path.stem
     return "pretrain" if path.stem.startswith(("simmim_pretrain", "simmim_digits")) else "finetune"
 
 

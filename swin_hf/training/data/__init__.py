@@ -4,6 +4,7 @@ from .module import ImageDataModule
 from .reading import Reading
 from .segmentation import JointAugmentation, Masks, SegmentationDataModule
 from .splits import Splits
+from .targets import MultiLabelDataModule, RegressionDataModule
 from .transforms import Augmentation, Pixels
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "ImageDataModule",
     "JointAugmentation",
     "Masks",
+    "MultiLabelDataModule",
     "Pixels",
     "Reading",
+    "RegressionDataModule",
     "SegmentationDataModule",
     "Splits",
 ]

@@ -42,7 +42,7 @@ from .pictures import (
     measure_grey_maximum,
 )
 from .reading import FORMATS, Reading
-from .splits import Splits, announce_classes, count_classes, divide
+from .splits import Splits, announce_classes, divide
 from .transforms import Augmentation, Pixels, TrainTransform, normalize
 
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
@@ -125,6 +125,7 @@ class ImageDataModule(LightningDataModule):
         self._restored: dict[str, Any] | None = None
         self._unreadable: dict[str, str] = {}
         self._announced = False
+        self.batch_sources: list[tuple[int, str]] = []  # row and name of each picture of a batch of a test
 
     # What the data are. Everything below loads the dataset when it is first asked for.
 
@@ -136,8 +137,19 @@ class ImageDataModule(LightningDataModule):
                 self._rows, self._labels, self._held_out = divide(source, self.splits)
             self._fingerprint = sources.fingerprint(source)
             self._source = source
+            if self.splits.balanced_sampling:
+                self._check_balance(source)
             self._measure()
         return self._source
+
+    def _check_balance(self, source: sources.Source) -> None:
+        problem = None
+        if self.reading.streaming:
+            problem = "the classes of a stream are not known before they come"
+        elif type(source) is not sources.Source or source.label_column is None:
+            problem = "these pictures do not have one class each"
+        if problem is not None:
+            raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
 
     def _measure(self) -> None:
         """Find the white of 16-bit pictures; replace mean="dataset" and std="dataset" by statistics. From samples."""
@@ -174,7 +186,7 @@ class ImageDataModule(LightningDataModule):
             names: All classes of the model.
         """
         self.load().renumber(order, names)
-        self._labels = {split: np.asarray(order)[labels] for split, labels in self._labels.items()}
+        self._labels = {split: self.load().reorder(labels, order) for split, labels in self._labels.items()}
 
     @property
     def class_counts(self) -> dict[str, int]:
@@ -182,7 +194,7 @@ class ImageDataModule(LightningDataModule):
         source = self.load()
         if self.reading.streaming or source.label_column is None or "train" not in self._labels:
             return {}
-        counts = count_classes(self._labels["train"], len(source.class_names))
+        counts = source.counts(self._labels["train"])
         return dict(zip(source.class_names, counts.tolist(), strict=True))
 
     @property
@@ -304,8 +316,7 @@ class ImageDataModule(LightningDataModule):
         if self.reading.streaming:
             self._stream_steps()
         elif self.reading.labelled and not self._announced:
-            counts = {name: count_classes(self._labels[name], len(source.class_names)) for name in self.split_sizes}
-            announce_classes(source, counts)
+            self.announce()
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # Asked for by every rank: Lightning broadcasts it. Without a logger it is default_root_dir, which is the
@@ -331,6 +342,11 @@ class ImageDataModule(LightningDataModule):
             partial.write_text(json.dumps(record) + "\n")
 
     # What a task replaces.
+
+    def announce(self) -> None:
+        """Say what was found."""
+        source = self.load()
+        announce_classes(source, {name: source.counts(self._labels[name]) for name in self.split_sizes})
 
     def find_source(self) -> sources.Source:
         """Load the dataset and find its columns and classes."""
@@ -373,7 +389,8 @@ class ImageDataModule(LightningDataModule):
                 **self._loader_options(persistent=False),
             )
         data = self._dataset("train", self.train_transform(), training=True)
-        sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, rank, world_size)
+        classes = self._labels["train"] if self.splits.balanced_sampling else None
+        sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, rank, world_size, classes)
         return sampling.ResumableLoader(
             data,
             position=position,
@@ -394,7 +411,7 @@ class ImageDataModule(LightningDataModule):
                 f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
                 " in data_files, or hold out a share with test_fraction before training"
             )
-        return self._eval_loader("test", persistent=False)
+        return self._eval_loader("test", persistent=False, named=True)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, or of the validation split if there is none."""
@@ -403,14 +420,14 @@ class ImageDataModule(LightningDataModule):
     def _has(self, name: str) -> bool:
         return name in (self.load().splits if self.reading.streaming else self.split_sizes)
 
-    def _eval_loader(self, name: str, persistent: bool) -> DataLoader[Any]:
+    def _eval_loader(self, name: str, persistent: bool, named: bool = False) -> DataLoader[Any]:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         transform = self.eval_transform()
         if self.reading.streaming:
-            stream = self._stream(name, transform, rank, world_size)
+            stream = self._stream(name, transform, rank, world_size, named)
             return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options(persistent=False))
-        data = self._dataset(name, transform, training=False)
+        data = self._dataset(name, transform, training=False, named=named)
         if len(data) < world_size:
             raise ValueError(f"{len(data)} pictures of split {name!r} for {world_size} ranks; use fewer devices")
         sampler = UnrepeatedDistributedSampler(data, num_replicas=world_size, rank=rank, shuffle=False)
@@ -418,25 +435,26 @@ class ImageDataModule(LightningDataModule):
             data, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(persistent=persistent)
         )
 
-    def _dataset(self, name: str, transform: Callable[..., Any], training: bool) -> PictureDataset:
+    def _dataset(self, name: str, transform: Callable[..., Any], training: bool, named: bool = False) -> PictureDataset:
         source = self.load()
         stored = name if name in source.splits else "train"  # held out of the training split
         labels = self._labels[name] if source.label_column is not None else None
         reader = self.reader(stored, transform)
-        return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training)
+        return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training, named)
 
-    def _stream(self, name: str, transform: Callable[..., Any], rank: int, world_size: int) -> PictureStream:
+    def _stream(
+        self, name: str, transform: Callable[..., Any], rank: int, world_size: int, named: bool = False
+    ) -> PictureStream:
         source = self.load()
         reader = self.reader(name, transform)
-        labels = [] if source.label_column is None else [source.label_column]
-        data = source.splits[name].select_columns([*reader.columns, *labels])
+        data = source.splits[name].select_columns([*reader.columns, *source.label_columns])
         if name == "train":
             data = data.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
         data = split_dataset_by_node(data, rank, world_size)
         if name == "train":
             data = data.repeat(None)
         batch_size = self.batch_size if name == "train" else self.eval_batch_size
-        return PictureStream(data, source, reader, self.seed, rank, batch_size)
+        return PictureStream(data, source, reader, self.seed, rank, batch_size, named)
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -457,11 +475,12 @@ class ImageDataModule(LightningDataModule):
         }
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Take the names of unreadable pictures out of the batch and remember them.
+        """Take the names of pictures out of the batch and remember them: all of a test, and the unreadable ones.
 
         Raises:
             UnreadablePictureError: If no picture of the batch can be read, other than in validation and test.
         """
+        self.batch_sources = batch.pop("sources", [])
         unreadable = batch.pop("unreadable", ())
         for message in unreadable:
             self._unreadable.setdefault(message.split(": ", 1)[0], message)
@@ -524,6 +543,7 @@ class ImageDataModule(LightningDataModule):
             "train_size": self.split_sizes.get("train"),
             "split_seed": self.splits.seed,
             "seed": self.seed,
+            "balanced_sampling": self.splits.balanced_sampling,
             "global_batch": self.batch_size * world_size,
             "images_per_step": self.batch_size * world_size * accumulate,
         }

@@ -58,6 +58,14 @@ class PictureReader:
         self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
         self.grey_maximum = grey_maximum
 
+    def name(self, cells: Mapping[str, Any], row: Any) -> str:
+        """What a picture is called: its path, or its row where it has none."""
+        path = (cells[self.image_column] or {}).get("path")
+        if not path:
+            return f"{self.split} row {row}"
+        is_file = cells[self.image_column].get("bytes") is None and "://" not in path
+        return os.path.join(self.root or "", path) if is_file else str(path)
+
     @property
     def columns(self) -> list[str]:
         """The columns whose cells :meth:`sample` needs."""
@@ -107,13 +115,16 @@ class PictureReader:
 class PictureDataset(torch.utils.data.Dataset[Any]):
     """The rows of a split as batches; asked for by row number, or by ``(epoch, row)`` when training.
 
+    A third number is how often balanced sampling has drawn the row in the epoch before.
+
     Args:
         data: Split with undecoded pictures.
         rows: Row of ``data`` behind each index.
-        labels: Class id of each index; None without labels.
+        labels: Class id, or numbers, of each index; None without labels.
         reader: Decoder and transform.
         seed: Seed of the augmentation.
         training: Whether an unreadable picture may be replaced by another.
+        named: Whether a sample says under ``sources`` which row it is, and what it is called.
     """
 
     def __init__(
@@ -124,32 +135,36 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         reader: PictureReader,
         seed: int,
         training: bool,
+        named: bool = False,
     ) -> None:
+        self.named = named
         self.data = data.select_columns(reader.columns)
         self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+    def __getitem__(self, key: int | tuple[int, ...]) -> Batch:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
+    def __getitems__(self, keys: Sequence[int | tuple[int, ...]]) -> list[Batch]:
         """Read a whole batch in one access; called by torch's fetcher."""
-        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        table = self.data[[int(self.rows[index]) for _, index in pairs]]
+        asked = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        table = self.data[[int(self.rows[index]) for _, index, *_ in asked]]
         samples = []
-        for place, (epoch, index) in enumerate(pairs):
-            samples.append(self._sample(epoch, index, {name: cells[place] for name, cells in table.items()}))
+        for place, (epoch, index, *draw) in enumerate(asked):
+            samples.append(self._sample(epoch, index, {name: cells[place] for name, cells in table.items()}, *draw))
         if self.training and all("pixel_values" not in sample for sample in samples):
-            samples.append(self._replacement(*pairs[0]))  # a batch must not be empty: the other ranks wait for it
+            samples.append(self._replacement(*asked[0][:2]))  # a batch must not be empty: the other ranks wait for it
         return samples
 
-    def _sample(self, epoch: int, index: int, cells: Mapping[str, Any]) -> Batch:
+    def _sample(self, epoch: int, index: int, cells: Mapping[str, Any], draw: int = 0) -> Batch:
         row = int(self.rows[index])
-        read = self.reader.read(cells, sampling.derive_seed(self.seed, "sample", epoch, row), row)
+        place = ("sample", epoch, row) if draw == 0 else ("draw", epoch, row, draw)
+        read = self.reader.read(cells, sampling.derive_seed(self.seed, *place), row)
         if not isinstance(read, UnreadablePictureError):
-            return self._labelled(read, index)
+            name = {"sources": (row, self.reader.name(cells, row))} if self.named else {}
+            return self._labelled(read, index) | name
         sample: Batch = {"unreadable": str(read)}
         if self.reader.on_error == "replace" and self.training:
             sample |= self._replacement(epoch, index)
@@ -191,6 +206,7 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
         seed: Seed of the augmentation.
         rank: This process.
         batch_size: Samples per batch, to count batches that need not be decoded.
+        named: As for :class:`PictureDataset`.
     """
 
     def __init__(
@@ -201,9 +217,11 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
         seed: int,
         rank: int,
         batch_size: int,
+        named: bool = False,
     ) -> None:
         self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
-        self.label_column, self.class_id = source.label_column, source.class_id
+        self.target = source.target if source.label_columns else None
+        self.named = named
         self.epoch = self.done = 0
 
     def set_position(self, epoch: int, done: int) -> None:
@@ -223,19 +241,22 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
             read = self.reader.read(cells, seed, place)
             if isinstance(read, UnreadablePictureError):
                 yield {"unreadable": str(read)}
-            elif self.label_column is None:
-                yield read
-            else:
-                yield read | {"labels": self.class_id(cells[self.label_column])}
+                continue
+            if self.target is not None:
+                read["labels"] = self.target(cells)
+            if self.named:
+                read["sources"] = (place, self.reader.name(cells, place))
+            yield read
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B, ...) int64}``.
+    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B, ...)}``.
 
     Evaluation has the numbers of the rows too, ``rows`` ``(B,)``.
 
     Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
-    read, that is all there is in the batch.
+    read, that is all there is in the batch. Row and name of the others are listed under ``sources``, where they have
+    them.
     """
     unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
     readable = [sample for sample in samples if "pixel_values" in sample]
@@ -247,6 +268,8 @@ def collate(samples: Sequence[Batch]) -> Batch:
     }
     if unreadable:
         batch["unreadable"] = unreadable
+    if any("sources" in sample for sample in readable):
+        batch["sources"] = [sample["sources"] for sample in readable]
     return batch
 
 

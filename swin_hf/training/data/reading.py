@@ -66,7 +66,7 @@ class Reading:
         revision: Branch, tag or commit of a Hub dataset.
         streaming: Read while training, without a local copy; needs trainer.limit_train_batches.
         image_column: Image column; found by type when there is only one.
-        label_column: Label column; found by type when there is only one.
+        label_column: Label column; found by type when there is only one. Several, for several labels or numbers.
         labelled: False for pictures without labels, as in pre-training.
         class_names: Names of the classes, or their number, where the data do not declare them as a ClassLabel; a stream
             of such data needs it. Integer labels count from 0.
@@ -78,7 +78,7 @@ class Reading:
     revision: str | None = None
     streaming: bool = False
     image_column: str | None = None
-    label_column: str | None = None
+    label_column: str | list[str] | None = None
     labelled: bool = True
     class_names: list[str] | int | None = None
     seed: int | None = ranged(None, "[0, 4294967295]")
@@ -184,10 +184,10 @@ def _read_metadata(root: str, files: Sequence[str]) -> dict[str, list[Any]]:
     return pieces
 
 
-def _split_by_column(splits: dict[str, Any], label_column: str | None) -> dict[str, Any]:
+def _split_by_column(splits: dict[str, Any], label_column: str | list[str] | None) -> dict[str, Any]:
     """Use a column with the names of splits as the split, and say so; or say that a column is not used as such."""
     data = next(iter(splits.values()))
-    columns = [name for name in data.features if name.strip().lower() in SPLIT_COLUMNS and name != label_column]
+    columns = [n for n in data.features if n.strip().lower() in SPLIT_COLUMNS and n not in flat(label_column)]
     if len(splits) > 1 or not columns:
         return splits
     column, feature = columns[0], data.features[columns[0]]

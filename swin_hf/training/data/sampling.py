@@ -8,7 +8,7 @@ Lightning's restored progress how many batches of the epoch are done, so the two
 **Random numbers.** Nothing is drawn from a stream that would have to be saved:
 
 * each *sample* is augmented with torch's generator seeded from (seed, epoch, row): the picture is the same whatever
-  the number of workers, of ranks, or of interruptions;
+  the number of workers, of ranks, or of interruptions; a picture that balanced sampling draws again is another sample;
 * each *training batch* (random erasing, Mixup, CutMix, dropout, stochastic depth) is computed with the generators
   seeded from (seed, rank, epoch, batch): ranks differ, and a resumed run draws what the unbroken one drew.
 
@@ -22,10 +22,12 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, DistributedSampler
 
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 Position = tuple[int, int]  # epoch, batches of it that are done
 
 
@@ -83,8 +85,33 @@ def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
     return max(1, size // (batch_size * world_size))
 
 
-class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """The samples of one rank for one epoch, as ``(epoch, row)`` pairs.
+def balanced_order(classes: Integers, generator: np.random.Generator) -> tuple[Integers, Integers]:
+    """Draw as many rows as there are, of each class equally many, in random order.
+
+    A class with fewer rows than its share is gone through again, in another order each time; a class with more gives
+    others in each epoch. Where the share is not whole, some classes, drawn at random, get one row more.
+
+    Args:
+        classes: Class id of each row.
+        generator: Source of the random numbers.
+
+    Returns:
+        The rows, and how often each had been drawn before.
+    """
+    present, sizes = np.unique(classes, return_counts=True)
+    shares = np.full(len(present), len(classes) // len(present))
+    shares[generator.permutation(len(present))[: len(classes) % len(present)]] += 1
+    rows, draws = [], []
+    for name, size, share in zip(present, sizes, shares, strict=True):
+        members, passes = np.flatnonzero(classes == name), -(-share // size)
+        rows.append(np.concatenate([members[:0], *(generator.permutation(members) for _ in range(passes))])[:share])
+        draws.append(np.arange(share) // size)
+    order = generator.permutation(len(classes))
+    return np.concatenate(rows)[order], np.concatenate(draws)[order]
+
+
+class EpochSampler(DistributedSampler[tuple[int, ...]]):
+    """The samples of one rank for one epoch, as ``(epoch, row)``, or ``(epoch, row, earlier draws)`` where balanced.
 
     A ``DistributedSampler`` by type, also for one process, so that Lightning never puts its own in place of it.
 
@@ -94,21 +121,37 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
+        classes: Class id of each row, of which equally many are drawn; see :func:`balanced_order`.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        classes: Integers | None = None,
+    ) -> None:
         rows: Any = range(size)
         super().__init__(rows, num_replicas=world_size, rank=rank, shuffle=True, seed=seed, drop_last=True)
         batches = epoch_batches(size, batch_size, world_size)
         self.num_samples = min(batches * batch_size, size // world_size)
         self.total_size = self.num_samples * world_size
+        self.classes = classes
         self.start = 0  # samples of this rank to leave out: they were trained on before the interruption
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        seed, epoch = derive_seed(self.seed, "order", self.epoch), self.epoch
+        share = slice(self.rank, self.total_size, self.num_replicas)
+        if self.classes is not None:
+            rows, draws = (
+                part[share][self.start :] for part in balanced_order(self.classes, np.random.default_rng(seed))
+            )
+            return ((epoch, row, draw) for row, draw in zip(rows.tolist(), draws.tolist(), strict=True))
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
-        mine = order[self.rank : self.total_size : self.num_replicas]
-        epoch = self.epoch
+        mine = order[share]
         return ((epoch, row) for row in mine[self.start :].tolist())
 
 

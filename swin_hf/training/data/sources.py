@@ -9,10 +9,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import (
@@ -21,6 +22,8 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    LargeList,
+    List,
     Value,
 )
 
@@ -30,7 +33,10 @@ from .reading import FORMATS, DataFiles, Reading, find_folder, flat, read
 from .shards import shorten
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
+BOX_NAMES = ("bbox", "bboxes", "boxes", "objects")
 IMAGE_NAMES = ("image", "img", "picture", "path", "file", "filename", "file_name", "image_path")
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+Targets = np.ndarray[Any, Any]  # of each row: a class id, or a row of numbers
 UNLABELLED = -1  # the Hub's convention for a test split whose labels are kept secret
 
 
@@ -63,10 +69,62 @@ class Source:
         """The split whose columns and classes are those of the data: ``train``, or the first that there is."""
         return next(iter(self.splits))
 
-    def labels(self, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # What other kinds of labels replace, in :mod:`swin_hf.training.data.targets`.
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns that the target of a row is made of."""
+        return [] if self.label_column is None else [self.label_column]
+
+    def values(self) -> Iterable[Any]:
+        """The stored labels of the reference split."""
+        cells: Iterable[Any] = self.splits[self.reference].select_columns([self.label_column])[:][self.label_column]
+        return cells
+
+    def target(self, cells: Mapping[str, Any]) -> Any:
+        """What is learned of a row."""
+        return self.class_id(cells[str(self.label_column)])
+
+    def labels(self, split: str) -> Targets:
         """Class id of every row of a map-style split; :data:`UNLABELLED` where there is none."""
         cells = self.splits[split].select_columns([self.label_column])[:][self.label_column]
         return np.array([self.class_id(cell) for cell in cells], dtype=np.int64)
+
+    def labelled(self, labels: Targets) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the rows have a label."""
+        known: np.ndarray[Any, np.dtype[np.bool_]] = labels != UNLABELLED
+        return known
+
+    def strata(self, labels: Targets) -> Integers:
+        """A number for each labelled row; rows of one number are held out in proportion."""
+        return labels
+
+    def counts(self, labels: Targets) -> Integers:
+        """Number of rows of each class."""
+        return count_classes(labels, len(self.class_names))
+
+    def reorder(self, labels: Targets, order: Sequence[int]) -> Targets:
+        """Labelled rows with the classes numbered as :meth:`renumber` has been told."""
+        return np.asarray(order)[labels]
+
+    def check(self, labels: Targets) -> None:
+        """Refuse rows that cannot be learned.
+
+        Raises:
+            ValueError: If a number is none of the classes.
+        """
+        self.counts(labels)
+
+    def check_training(self, labels: Targets) -> None:
+        """Refuse training rows that teach nothing.
+
+        Raises:
+            ValueError: If all are of one class.
+        """
+        if len(present := np.unique(labels)) == 1:
+            raise ValueError(
+                f"all training pictures are of one class, {self.class_names[int(present[0])]!r}; a classifier needs two"
+            )
 
     def class_id(self, cell: Any) -> int:
         """Class id of a stored label; blanks around a text do not count, and an empty one means that there is none.
@@ -99,13 +157,16 @@ class Source:
         self.class_names = list(names)
 
 
+AnySource = TypeVar("AnySource", bound=Source)
+
+
 def load_source(
     dataset: str,
     data_files: DataFiles | None = None,
     data_dir: str | None = None,
     reading: Reading = Reading(),
 ) -> Source:
-    """Load a dataset and find its pictures and labels.
+    """Load a dataset and find its pictures and labels, a class for each picture.
 
     Args:
         dataset: Hub id, local folder, a folder written by ``save_to_disk``, or a format: ``imagefolder``, ``parquet``,
@@ -119,6 +180,37 @@ def load_source(
         FileNotFoundError: If a local file or folder is missing.
         ValueError: If columns, labels or splits are missing, ambiguous or contradictory.
     """
+    source = open_source(dataset, data_files, data_dir, reading, Source)
+    if reading.labelled:
+        features, streaming = source.splits[source.reference].features, reading.streaming
+        source.label_column = _find_label(features, reading.label_column, dataset)
+        feature = features[source.label_column]
+        name_classes(source, feature, streaming, reading.class_names)
+        if len(source.class_names) < 2 and "train" in source.splits:
+            raise ValueError(
+                f"label column {source.label_column!r} has a single class, {source.class_names}; a classifier needs two"
+                " (of a folder of pictures, give the one whose folders are the classes)"
+            )
+        check_columns(source)
+    return source
+
+
+def open_source(
+    dataset: str,
+    data_files: DataFiles | None,
+    data_dir: str | None,
+    reading: Reading,
+    kind: type[AnySource],
+) -> AnySource:
+    """Load a dataset and find its pictures, not yet its labels.
+
+    Args:
+        dataset: See :func:`load_source`, also for the next three.
+        data_files: See there.
+        data_dir: See there.
+        reading: How it is read.
+        kind: What its labels are.
+    """
     dataset = find_folder(dataset, data_files, data_dir, reading)
     raw = read(dataset, data_files, data_dir, reading)
     splits = raw.splits
@@ -126,23 +218,29 @@ def load_source(
     features = splits[reference].features
     image = _find_image(features, reading.image_column)
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
-    label = _find_label(splits, image, reading.label_column, dataset) if reading.labelled else None
-    source = Source(splits, image, label, class_names=[], left_out=raw.left_out)
+    source = kind(splits, image, None, class_names=[], left_out=raw.left_out)
     if reading.streaming:
         source.num_shards = splits[reference].num_shards
     else:
         for name, split in splits.items():
             if len(split) == 0:
                 raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row")
-    if label is not None:
-        _name_classes(source, features, reading.streaming, reading.class_names)
-        for name, split in splits.items():
-            if label not in split.features:
-                raise ValueError(f"split {name!r} has no column {label!r}; its columns are {describe(split.features)}")
     if data_dir is not None and os.path.isdir(dataset) and dataset not in FORMATS:
         data_dir = os.path.join(dataset, data_dir)
     source.roots = {name: _root(source, name, data_files, data_dir) for name in splits}
     return source
+
+
+def check_columns(source: Source) -> None:
+    """Refuse a split without the labels of the others.
+
+    Raises:
+        ValueError: Names the column.
+    """
+    for name, split in source.splits.items():
+        for column in source.label_columns:
+            if column not in split.features:
+                raise ValueError(f"split {name!r} has no column {column!r}; its columns are {describe(split.features)}")
 
 
 def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
@@ -186,17 +284,22 @@ def _find_image(features: Features, wanted: str | None) -> str:
     raise ValueError(f"{problem} among {describe(features)}; name one with image_column")
 
 
-def _find_label(splits: Mapping[str, Any], image: str, wanted: str | None, dataset: str) -> str:
-    features = next(iter(splits.values())).features
+def _find_label(features: Features, wanted: str | list[str] | None, dataset: str) -> str:
+    if isinstance(wanted, list):
+        raise ValueError(
+            f"label_column names {len(wanted)} columns, and a class for each picture is one; several are learned with"
+            " --task multi-label-classification (0 or 1 for each class) or image-regression (numbers)"
+        )
     if wanted is not None:
-        if wanted not in features:
-            raise ValueError(f"label_column {wanted!r} does not exist; the columns are {describe(features)}")
+        require_column(wanted, features)
         return wanted
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not labels:
         labels = [name for name, feature in features.items() if name in LABEL_NAMES and is_label(feature)]
-    if not labels:  # whole numbers with gaps come as fractions: _name_classes says so
-        labels = [name for name, feature in features.items() if name in LABEL_NAMES and is_fraction(feature)]
+    if not labels:  # of another type, which name_classes refuses
+        labels = [
+            n for n, feature in features.items() if n in (*LABEL_NAMES, *BOX_NAMES) and type(feature) is not Image
+        ]
     if len(labels) > 1 and len(usual := [name for name in labels if name in LABEL_NAMES]) == 1:
         labels = usual
     if len(labels) == 1:
@@ -206,6 +309,16 @@ def _find_label(splits: Mapping[str, Any], image: str, wanted: str | None, datas
     if dataset == "imagefolder" and not labels:
         remedy += ", or give data_dir, a folder of one folder for each class, in place of data_files"
     raise ValueError(f"{problem} among {describe(features)}; {remedy}")
+
+
+def require_column(column: str, features: Features) -> None:
+    """Refuse a label column that does not exist.
+
+    Raises:
+        ValueError: Names the columns.
+    """
+    if column not in features:
+        raise ValueError(f"label_column {column!r} does not exist; the columns are {describe(features)}")
 
 
 def is_text(feature: Any) -> bool:
@@ -237,12 +350,47 @@ def describe(features: Features) -> str:
 
 def kind(feature: Any) -> str:
     """Return the type of a column: that of its values, or the name of the feature."""
+    if isinstance(feature, List | LargeList):
+        return f"list of {kind(feature.feature)}"
     return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
 
 
-def _name_classes(source: Source, features: Features, streaming: bool, class_names: list[str] | int | None) -> None:
+def remedy(feature: Any, column: str) -> str:
+    """What to do with a column of labels of a kind that its task cannot learn, as the end of a sentence."""
+    inner, depth = feature, 0
+    while isinstance(inner, List | LargeList):
+        inner, depth = inner.feature, depth + 1
+    names = {column, *(inner if isinstance(inner, dict) else ())}
+    if names & {*BOX_NAMES} or (depth == 2 and is_fraction(inner)):
+        return (
+            "bounding boxes are learned by no task here; name a column with the classes of each picture: label_column"
+        )
+    if isinstance(inner, dict) and not depth:
+        return "a dictionary is several columns: make them with flatten() of datasets, and name one with label_column"
+    if isinstance(inner, dict) or depth > 1:
+        return "lists of lists or dictionaries are learned by no task here; write one list of labels for each picture"
+    if depth and (is_label(inner) or isinstance(inner, ClassLabel)):
+        return "several labels of a picture are learned with --task multi-label-classification"
+    if isinstance(inner, Value) and inner.dtype.startswith(("date", "time", "duration")):
+        return "dates are neither classes nor numbers: write the year, say, as a number"
+    if depth == 0 and is_fraction(inner):
+        return "numbers are learned with --task image-regression"
+    return "name another column with label_column"
+
+
+def name_classes(source: Source, feature: Any, streaming: bool, class_names: list[str] | int | None) -> None:
+    """Find the classes of a label column, and the class id of each value that it holds.
+
+    Args:
+        source: Its ``label_column`` is set; its ``class_names`` and ``encode`` are set here.
+        feature: That of a label.
+        streaming: Whether the values cannot be looked at.
+        class_names: The names, or their number, where the user gave them.
+
+    Raises:
+        ValueError: If the values are no labels, or contradict the names.
+    """
     column = source.label_column
-    feature = features[column]
     declared = [str(n) for n in range(class_names)] if isinstance(class_names, int) else list(class_names or [])
     if isinstance(feature, ClassLabel):
         source.class_names = list(feature.names)
@@ -254,7 +402,7 @@ def _name_classes(source: Source, features: Features, streaming: bool, class_nam
     elif not is_label(feature):
         raise ValueError(
             f"label column {column!r} is of type {kind(feature)}{_gap(source, feature, streaming)}; class labels are a"
-            " ClassLabel, text, integers or true and false"
+            f" ClassLabel, text, integers or true and false; {remedy(feature, str(column))}"
         )
     elif class_names is not None:
         values = declared if is_text(feature) else [False, True] if feature.dtype == "bool" else range(len(declared))
@@ -268,15 +416,9 @@ def _name_classes(source: Source, features: Features, streaming: bool, class_nam
             " classes will come; say it with class_names (their names, or their number), or do not stream"
         )
     else:
-        cells = set(map(_bare, source.splits[source.reference].select_columns([column])[:][column]))
-        known = natural_order(cells - {None, UNLABELLED})
+        known = natural_order(set(map(_bare, source.values())) - {None, UNLABELLED})
         source.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
         source.class_names = [str(value) for value in known]
-    if len(source.class_names) < 2 and "train" in source.splits:
-        raise ValueError(
-            f"label column {column!r} has a single class, {source.class_names}; a classifier needs two (of a folder of"
-            " pictures, give the one whose folders are the classes)"
-        )
 
 
 def _gap(source: Source, feature: Any, streaming: bool) -> str:
@@ -303,6 +445,18 @@ def natural_order(values: Iterable[Any]) -> list[Any]:
 def _bare(cell: Any) -> Any:
     """A label without blanks around it; None where nothing is left."""
     return (cell.strip() or None) if isinstance(cell, str) else cell
+
+
+def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[Any, Any]:
+    """Number of rows of each class id; rows without a label are left out.
+
+    Raises:
+        ValueError: If an id is not below ``num_classes``.
+    """
+    known = labels[labels != UNLABELLED]
+    if len(known) and (known.min() < 0 or known.max() >= num_classes):
+        raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {num_classes} classes")
+    return np.bincount(known, minlength=num_classes)
 
 
 def fingerprint(source: Source) -> str:

@@ -1,8 +1,9 @@
 """Which rows are trained on, and which are held out: stratified shares, counts and the table of classes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -11,7 +12,7 @@ from swin_hf.ranges import check_fields, ranged
 from swin_hf.text import one_line
 
 from .shards import shorten
-from .sources import UNLABELLED, Source
+from .sources import Integers, Source, Targets
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,22 @@ class Splits:
         validation_fraction: Share of the training split to hold out when the dataset has no validation split.
         test_fraction: Share of the training split to hold out when the dataset has no test split.
         limit_train: Use only this many training pictures, drawn at random and stratified.
+        balanced_sampling: Train on equally many pictures of each class in an epoch, which stays as long as it is: those
+            of a rare class come several times, each time augmented anew.
         seed: Seed of the draws; another seed of the training does not change what is measured.
     """
 
     validation_fraction: float = ranged(0.1, "[0, 1)")
     test_fraction: float = ranged(0.0, "[0, 1)")
     limit_train: int | None = ranged(None, "[1, inf)")
+    balanced_sampling: bool = False
     seed: int = ranged(0, "[0, 4294967295]")
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
-Integers = np.ndarray[Any, np.dtype[np.int64]]
-
-
-def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[str, Integers], list[str]]:
+def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[str, Targets], list[str]]:
     """Choose the rows of each split: those with a label, less what is held out of the training split.
 
     Returns:
@@ -46,42 +47,39 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
     Raises:
         ValueError: If a split has nothing to train on or to hold out, or the training split a single class.
     """
-    classes: dict[str, Integers] = {}
     rows: dict[str, Integers] = {}
+    labels: dict[str, Targets] = {}
     for name, split in source.splits.items():
-        if source.label_column is None:
-            classes[name] = np.zeros(len(split), dtype=np.int64)
-        else:
-            classes[name] = source.labels(name)
-            count_classes(classes[name], len(source.class_names))
-        kept = np.flatnonzero(classes[name] != UNLABELLED)
-        if len(kept) < len(split):
-            rank_zero_warn(f"{len(split) - len(kept)} of {len(split)} rows of {name!r} have no label: left out")
+        stored = np.zeros(len(split), dtype=np.int64) if source.label_column is None else source.labels(name)
+        if source.label_column is not None:
+            source.check(stored)
+        kept = np.flatnonzero(source.labelled(stored))
+        if len(kept) < len(stored):
+            rank_zero_warn(f"{len(stored) - len(kept)} of {len(stored)} rows of {name!r} have no label: left out")
         if name == "train" and len(kept) == 0:
             raise ValueError(f"no row of the training split has a label in column {source.label_column!r}")
         if len(kept):
-            rows[name] = kept
+            rows[name], labels[name] = kept, stored[kept]
     held_out = []
-    for name, fraction in (("test", options.test_fraction), ("validation", options.validation_fraction)):
-        if "train" not in rows or name in rows or fraction == 0:
+    fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
+    for name, fraction in fractions.items() if "train" in rows else ():
+        if name in rows or fraction == 0:
             continue
-        train = rows["train"]
-        kept, held = stratified_split(classes["train"][train], round(fraction * len(train)), options.seed)
+        size = len(labels["train"])
+        kept, held = stratified_split(source.strata(labels["train"]), round(fraction * size), options.seed)
         if len(held) == 0:
             raise ValueError(
-                f"{name}_fraction {fraction} of {len(train)} training pictures is none; give a {name} split or a larger"
+                f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a larger"
                 " fraction"
             )
-        rows["train"], rows[name], classes[name] = train[kept], train[held], classes["train"]
+        rows[name], labels[name] = rows["train"][held], labels["train"][held]
+        rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
         held_out.append(name)
     if options.limit_train is not None and options.limit_train < len(rows.get("train", ())):
-        drawn = stratified_draw(classes["train"][rows["train"]], options.limit_train, options.seed)
-        rows["train"] = rows["train"][drawn]
-    labels = {name: classes[name][kept] for name, kept in rows.items()}
-    if source.label_column is not None and len(present := np.unique(labels.get("train", ()))) == 1:
-        raise ValueError(
-            f"all training pictures are of one class, {source.class_names[int(present[0])]!r}; a classifier needs two"
-        )
+        drawn = stratified_draw(source.strata(labels["train"]), options.limit_train, options.seed)
+        rows["train"], labels["train"] = rows["train"][drawn], labels["train"][drawn]
+    if source.label_column is not None and "train" in labels:
+        source.check_training(labels["train"])
     return rows, labels, held_out
 
 
@@ -108,7 +106,7 @@ def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
     names = source.class_names
     found = np.array([source.left_out.get(name, 0) for name in names])
     for split in source.splits:
-        found = found + count_classes(source.labels(split), len(names))
+        found = found + source.counts(source.labels(split))
     counts = {"found": found, "used": sum(counts.values(), np.zeros_like(found)), **counts}
     rank_zero_info(f"{len(names)} classes\n{class_table(names, counts)}")
     missing = [name for name, count in zip(names, counts["train"], strict=True) if count == 0]
@@ -147,15 +145,3 @@ def stratified_split(labels: Integers, count: int, seed: int) -> tuple[Integers,
     places = ((np.arange(count) + random.random()) * (len(spare) / max(1, count))).astype(np.int64)
     held = np.sort(spare[places])
     return np.setdiff1d(np.arange(len(labels)), held), held
-
-
-def count_classes(labels: Integers, num_classes: int) -> Integers:
-    """Number of rows of each class id; rows without a label are left out.
-
-    Raises:
-        ValueError: If an id is not below ``num_classes``.
-    """
-    known = labels[labels != UNLABELLED]
-    if len(known) and (known.min() < 0 or known.max() >= num_classes):
-        raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {num_classes} classes")
-    return np.bincount(known, minlength=num_classes)

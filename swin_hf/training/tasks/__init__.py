@@ -1,14 +1,19 @@
 """The tasks that can be trained, one file each: module, metrics, figures and facts."""
 
 from ..module import SwinModule
-from .classification import Freezing, Lora, Mixing, SwinClassifier
+from .classification import Mixing, SwinClassifier
 from .distillation import Distillation
+from .heads import Freezing, Lora
 from .masked_image_modeling import Masking, SwinMaskedImageModeler
+from .multi_label import SwinMultiLabelClassifier
+from .regression import SwinRegressor
 from .segmentation import Head, SwinSegmenter
 
-# By the name in swin_hf.families.TASKS.
+# By the name in swin_hf.families.TASKS, and what else a model for image classification is trained for.
 MODULES: dict[str, type[SwinModule]] = {
-    module.task: module for module in (SwinClassifier, SwinMaskedImageModeler, SwinSegmenter)
+    **{module.task: module for module in (SwinClassifier, SwinMaskedImageModeler, SwinSegmenter)},
+    "multi-label-classification": SwinMultiLabelClassifier,
+    "image-regression": SwinRegressor,
 }
 
 __all__ = [
@@ -21,5 +26,7 @@ __all__ = [
     "Mixing",
     "SwinClassifier",
     "SwinMaskedImageModeler",
+    "SwinMultiLabelClassifier",
+    "SwinRegressor",
     "SwinSegmenter",
 ]

@@ -3,7 +3,6 @@
 # mypy: disable-error-code="attr-defined"
 # Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
 from torch import Tensor, nn
@@ -25,30 +23,18 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms import v2
 
-from swin_hf.classes import ClassMismatchError, class_table, match_classes
-from swin_hf.families import TASKS, architectures
+from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
 from swin_hf.ranges import check_fields, ranged
 from swin_hf.text import one_line
 
 from ..callbacks import keep_figure, to_pictures
-from ..data.sources import shorten
 from ..figures import LONGEST_NAME, draw_confusion, draw_pictures
-from ..module import TestReport, count_parameters
-from ..network import (
-    Network,
-    add_lora,
-    freeze_stages,
-    load_network,
-    new_network,
-    recompute_activations,
-    resolve,
-    starting_folder,
-    stored_config,
-)
+from ..module import TestReport
+from ..network import Network
 from ..optim import Optimization
-from .classes import ClassModule, class_fields, name_classes
 from .distillation import Distillation, Teacher, imitation_loss, load_teacher
+from .heads import ClassWeights, Freezing, HeadModule, Lora, check_weights
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
@@ -56,22 +42,27 @@ MAX_CONFUSION_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Mixing:
-    """Soft targets: label smoothing, Mixup and CutMix.
+    """What the loss compares: label smoothing, Mixup and CutMix make soft targets, and classes may weigh more or less.
 
     Args:
         label_smoothing: Probability spread over all classes, in [0, 1].
         mixup_alpha: Beta parameter of Mixup; 0 is off.
         cutmix_alpha: Beta parameter of CutMix; 0 is off. With both, each batch takes one of them.
         mix_probability: Share of the batches that are mixed.
+        class_weights: Weight of each class in the training loss: a list in the order of the classes, or by name, or
+            balanced, which is pictures / (classes x pictures of the class); with several labels an image, the weight
+            of its presence, which balanced makes absences / presences.
     """
 
     label_smoothing: float = ranged(0.1, "[0, 1]")
     mixup_alpha: float = ranged(0.0, "[0, inf)")
     cutmix_alpha: float = ranged(0.0, "[0, inf)")
     mix_probability: float = ranged(1.0, "[0, 1]")
+    class_weights: ClassWeights = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_weights(self.class_weights)
 
     def transform(self, classes: int) -> v2.Transform | None:
         """Mixup, CutMix or a choice of both, for a batch and its labels; ``None`` when both are off.
@@ -89,41 +80,7 @@ class Mixing:
         return mix if self.mix_probability == 1 else v2.RandomApply([mix], p=self.mix_probability)
 
 
-@dataclass(frozen=True)
-class Freezing:
-    """What is not trained.
-
-    Args:
-        stages: Number of stages frozen together with the patch embedding; 0 trains everything.
-        linear_probe: Train nothing but the classifier, on the features of evaluation mode.
-    """
-
-    stages: int = ranged(0, "[0, inf)")
-    linear_probe: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters (LoRA, needs peft): only they and the classifier are trained.
-
-    Args:
-        rank: Rank of the adapters; 0 is off.
-        alpha: Scale of the adapters; twice the rank when it is not given.
-        targets: Linear layers that get an adapter; those of the attention when it is not given.
-    """
-
-    rank: int = ranged(0, "[0, inf)")
-    alpha: int | None = ranged(None, "[1, inf)")
-    targets: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-class SwinClassifier(ClassModule):
+class SwinClassifier(HeadModule):
     """Train a Swin Transformer to classify images.
 
     The defaults are Microsoft's fine-tuning of a pre-trained model without Mixup; the full recipe is the configuration
@@ -148,10 +105,10 @@ class SwinClassifier(ClassModule):
         ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
     """
 
-    task = "image-classification"
     monitor = "val_accuracy"
     mode = "max"
     finetuning_config = "finetune_imagefolder"
+    answer_columns = ("label", "prediction", "probability")
 
     def __init__(
         self,
@@ -171,29 +128,8 @@ class SwinClassifier(ClassModule):
         super().__init__(optimization, network.compile)
         # Not to the loggers: the command logs the whole configuration once, without clashes with the data's.
         self.save_hyperparameters(logger=False)
-        if lora.rank and (freezing.linear_probe or freezing.stages):
-            other = "linear_probe" if freezing.linear_probe else f"freezing.stages {freezing.stages}"
-            raise ValueError(
-                f"lora.rank {lora.rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
-            )
-        fields = network.fields(image_size=image_size, num_channels=num_channels, **class_fields(num_labels, id2label))
-        self.starting_point = weights
-        if weights is not None:
-            self.origin = resolve(weights)
-            weights = str(self.origin.path)
-        self.model = build_classifier(preset, weights, fields, network.backend)
-        classes = int(self.model.config.num_labels or 0)
-        if network.gradient_checkpointing:
-            recompute_activations(self.model)
-        if freezing.linear_probe:
-            self.model.base_model.requires_grad_(False)
-            self.frozen_parts = [self.model.base_model]
-        elif freezing.stages:
-            self.frozen_parts = freeze_stages(self.model.base_model, freezing.stages)
-        if lora.rank:
-            head = [name.rstrip(".") for name in TASKS[self.task].head]
-            self.model = add_lora(self.model, lora.rank, lora.alpha, lora.targets, head)
-        self.label_smoothing = mixing.label_smoothing
+        classes = self.build(preset, weights, num_labels, id2label, image_size, num_channels, network, freezing, lora)
+        self.mixing = mixing
         self.mix = mixing.transform(classes)
         self.distillation = distillation
         self.teacher: list[Teacher] = []  # in a list: neither saved, nor averaged, nor trained
@@ -216,12 +152,14 @@ class SwinClassifier(ClassModule):
         self.confusion_counts: Tensor | None = None  # (classes, classes), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data, and load the teacher.
+        """Check the model against the data, weigh the classes and load the teacher.
 
         Raises:
-            ValueError: If the data has another number of classes, or the teacher does not fit.
+            ValueError: If the data has another number of classes, or the weights or the teacher do not fit.
         """
         super().setup(stage)
+        if stage == "fit":
+            self.weigh_classes(self.mixing.class_weights)
         if stage == "fit" and self.distillation.teacher is not None and not self.teacher:
             data: Any = getattr(self.trainer, "datamodule", None)
             config = self.model.config
@@ -229,16 +167,9 @@ class SwinClassifier(ClassModule):
             teacher = load_teacher(self.distillation.teacher, config.id2label, config.num_channels, normalization)
             self.teacher = [teacher]
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
-        logits: Tensor = self.model(pixel_values=pixel_values).logits
-        return logits
-
     def on_fit_start(self) -> None:
         """Bring the teacher to the device, and say what is trained."""
         super().on_fit_start()
-        total, trainable = count_parameters(self.model)
-        rank_zero_info(f"{trainable:,} of {total:,} parameters are trained")
         for teacher in self.teacher:
             teacher.to(self.device)
 
@@ -249,7 +180,12 @@ class SwinClassifier(ClassModule):
         if self.mix is not None:
             images, targets = self.mix(images, labels)  # targets: B, num_labels
         logits = self(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        smoothing, weights = self.mixing.label_smoothing, self.class_weights
+        if weights is None:
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        else:  # the mean over the images, not over their weights: the same on any number of devices
+            losses = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="none")
+            loss = losses.mean()
         if self.teacher:
             with torch.no_grad():
                 wanted = self.teacher[0](images)
@@ -301,6 +237,13 @@ class SwinClassifier(ClassModule):
         """Probabilities ``(B, num_labels)``."""
         return self.forward(batch["pixel_values"]).softmax(-1)
 
+    def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
+        """Class, predicted class and its probability."""
+        names = class_table(self.model.config.id2label)
+        shares, predictions = outputs["logits"].float().softmax(-1).max(-1)
+        rows = zip(labels.tolist(), predictions.tolist(), shares.tolist(), strict=True)
+        return [(names[label], names[prediction], share) for label, prediction, share in rows]
+
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """The sheet of the worst predicted pictures."""
         return [WorstPictures(folder)]
@@ -317,52 +260,6 @@ class SwinClassifier(ClassModule):
             facts={"per_class": scores, "confusion_matrix": ConfusionMatrix(labels, counts.tolist(), "test")},
             figures={"confusion_matrix": partial(draw_confusion, counts, labels)},
         )
-
-
-def build_classifier(preset: str, path: str | None, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
-    """A new model of a preset, or the model of a checkpoint with some fields changed.
-
-    Its head stays for the classes that it knows by name, and is new where it does not know them all.
-
-    Args:
-        preset: Name of a preset, for a new model.
-        path: Folder or foreign checkpoint file; ``None`` for a new model.
-        fields: Fields of the configuration to set.
-        backend: See :attr:`~swin_hf.training.network.Network.backend`.
-
-    Raises:
-        ValueError: If the checkpoint lacks more than a classifier, or its weights are not those of its configuration.
-    """
-    task = SwinClassifier.task
-    if path is None:
-        return new_network(task, preset, fields, backend)
-    with starting_folder(path) as folder:
-        stored = stored_config(folder)
-        built = architectures().get(next(iter(stored.architectures or ()), ""))
-        known = class_table(stored.id2label) if built is not None and built.task == task else []
-        wanted = class_table(fields.get("id2label"))
-        rows = rows_of_head(wanted, known)
-        if rows is not None:
-            fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
-        network = load_network(task, folder, fields, backend)
-    if rows is not None:
-        network.select_labels(rows)
-        name_classes(network.config, wanted)
-    elif wanted and known:
-        rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
-        head: Any = network.classifier
-        head = nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
-        network._init_weights(head)
-        network.classifier = head
-    return network
-
-
-def rows_of_head(wanted: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    """Number of each class in a stored head; ``None`` where it does not know them all."""
-    try:
-        return match_classes(wanted, known, model="the starting point") if wanted and known else None
-    except ClassMismatchError:
-        return None
 
 
 class WorstPictures(Callback):

@@ -1,0 +1,89 @@
+"""What a test answered for each picture: ``predictions.csv`` in the run folder."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from swin_hf.files import replacing
+
+from .run_folder import new_run_folder
+
+NAME = "predictions.csv"
+
+
+class Predictions(Callback):
+    """Writes a line for each picture of a test that could be read, in the order of the data, and says where.
+
+    The columns after ``path`` are the :attr:`~swin_hf.training.SwinModule.answer_columns` of the task; a task without
+    them gets no file.
+
+    Args:
+        folder: The run folder, or what makes it.
+    """
+
+    def __init__(self, folder: Path | Callable[[], Path]) -> None:
+        self.folder = folder
+        self.rows: list[tuple[tuple[int, int], str, tuple[Any, ...]]] = []  # place in the data, name, answer
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the answers of an earlier test."""
+        self.rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the answers."""
+        module: Any = pl_module
+        if module.answer_columns and outputs:
+            sources = trainer.datamodule.batch_sources
+            for (row, name), answer in zip(sources, module.answers(outputs, batch["labels"]), strict=True):
+                self.rows.append(((row, trainer.global_rank), name, answer))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the answers of all processes."""
+        if trainer.world_size > 1:
+            everyone: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, self.rows)
+            self.rows = [row for rows in everyone for row in rows]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write."""
+        module: Any = pl_module
+        if not (module.answer_columns and trainer.is_global_zero) or trainer.fast_dev_run:
+            return
+        path = (self.folder if isinstance(self.folder, Path) else self.folder()) / NAME
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("path", *module.answer_columns))
+            for _, name, answer in sorted(self.rows, key=lambda row: row[0]):
+                writer.writerow((name, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in answer)))
+        print(f"predictions: {path}", flush=True)  # noqa: T201 - the result
+
+
+def folder_of_test(runs: Path, name: str, *starts: str | None) -> Path:
+    """The folder of the run that is tested, a new one where it is of none.
+
+    Args:
+        runs: Folder of all runs.
+        name: Name of a new one.
+        *starts: The checkpoint that is tested, or the folder of its weights.
+    """
+    for start in starts:
+        parents = [] if start is None else [Path(start), *Path(start).parents[:2]]
+        for folder in parents:
+            if (folder / "config.yaml").is_file():
+                return folder
+    return new_run_folder(runs, name)

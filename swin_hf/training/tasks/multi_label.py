@@ -1,0 +1,184 @@
+"""Multi-label classification: whether each class is in a picture, by binary cross-entropy."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
+
+from swin_hf.classes import class_table
+from swin_hf.hub.facts import ClassScore
+
+from ..data.targets import MultiLabelDataModule
+from ..module import TestReport
+from ..network import Network
+from ..optim import Optimization
+from .classification import Mixing, score_table
+from .heads import Freezing, HeadModule, Lora
+
+THRESHOLD = 0.5  # probability from which a class counts as found
+
+
+class SwinMultiLabelClassifier(HeadModule):
+    """Train a Swin Transformer to find every class that a picture shows.
+
+    The loss is transformers' for ``problem_type="multi_label_classification"``. The best checkpoint is the one with the
+    highest mean average precision (mAP) over the classes that occur in the validation split.
+
+    Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        weights: Weights to start from, see :class:`SwinClassifier`.
+        num_labels: Number of classes; from the data when run by the command line.
+        id2label: Class number to name; from the data when run by the command line.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
+        optimization: AdamW, its learning rate and the schedule.
+        mixing: Label smoothing (towards 0.5), Mixup, CutMix and class weights.
+        freezing: What is not trained.
+        lora: Low-rank adapters.
+
+    Raises:
+        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
+    """
+
+    monitor = "val_map"
+    mode = "max"
+    problem_type = "multi_label_classification"
+    data_class = MultiLabelDataModule
+    default_config = "multi_label"
+    finetuning_config = "finetune_imagefolder"
+    answer_columns = ("label", "prediction", "probability")
+
+    def __init__(
+        self,
+        preset: str = "swin_tiny_patch4_window7_224",
+        weights: str | None = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        network: Network = Network(),
+        optimization: Optimization = Optimization(),
+        mixing: Mixing = Mixing(label_smoothing=0.0),
+        freezing: Freezing = Freezing(),
+        lora: Lora = Lora(),
+    ) -> None:
+        super().__init__(optimization, network.compile)
+        self.save_hyperparameters(logger=False)
+        classes = self.build(preset, weights, num_labels, id2label, image_size, num_channels, network, freezing, lora)
+        self.mixing, self.mix = mixing, mixing.transform(classes)
+        precision = MultilabelAveragePrecision(classes, average="none", validate_args=False)
+        counts = MultilabelStatScores(classes, threshold=THRESHOLD, average="none", validate_args=False)
+        self.val_precision, self.test_precision = precision, precision.clone()
+        self.val_counts, self.test_counts = counts, counts.clone()
+        self.tested_counts: Tensor | None = None  # after a test, (classes, 5): see MultilabelStatScores
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data and weigh the classes.
+
+        Raises:
+            ValueError: If the data has another number of classes, or the weights do not fit.
+        """
+        super().setup(stage)
+        if stage == "fit":
+            self.weigh_classes(self.mixing.class_weights)
+
+    def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
+        """Pictures without each class for one with it."""
+        return (pictures - counts) / counts
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Binary cross-entropy of one batch, after mixing; ``labels`` are ``(B, num_labels)`` of 0 and 1."""
+        images, targets = batch["pixel_values"], batch["labels"]
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)
+        smoothing = self.mixing.label_smoothing
+        targets = targets * (1 - smoothing) + smoothing / 2
+        loss = F.binary_cross_entropy_with_logits(self(images), targets, pos_weight=self.class_weights)
+        self.log_training(loss, len(targets))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and answers of one batch."""
+        return self.evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and answers of one batch."""
+        return self.evaluate(batch, "test")
+
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+        """Add a batch to the metrics of a split; one of unreadable pictures is empty.
+
+        Returns:
+            ``logits`` ``(B, num_labels)``; nothing for an empty batch.
+        """
+        loss, outputs = getattr(self, f"{split}_loss"), {}
+        if batch:
+            labels = batch["labels"]
+            logits = self(batch["pixel_values"]).float()
+            loss.update(F.binary_cross_entropy_with_logits(logits, labels), weight=len(labels))
+            for name in ("precision", "counts"):
+                getattr(self, f"{split}_{name}").update(logits.sigmoid(), labels.long())
+            outputs = {"logits": logits}
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return outputs
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean average precision and F1."""
+        self.log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Likewise, and keep the counts of all processes."""
+        self.tested_counts = self.log_scores("test")
+
+    def log_scores(self, split: str) -> Tensor:
+        """Log what follows from the answers of all processes, and return the counts of each class."""
+        precision, counter = getattr(self, f"{split}_precision"), getattr(self, f"{split}_counts")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that classes do not occur: they are left out
+            precisions = precision.compute()
+        counts: Tensor = counter.compute().cpu()
+        precision.reset()
+        counter.reset()
+        hits, wrong, _, missed, support = counts.double().unbind(1)
+        f1 = 2 * hits / (2 * hits + wrong + missed).clamp(min=1)
+        occurs = support > 0
+        values = {
+            "map": precisions.cpu()[occurs].mean() if occurs.any() else torch.zeros(()),
+            "f1_macro": f1[occurs].mean() if occurs.any() else torch.zeros(()),
+            "f1_micro": 2 * hits.sum() / (2 * hits + wrong + missed).sum().clamp(min=1),
+        }
+        self.log_dict({f"{split}_{name}": value.float() for name, value in values.items()}, prog_bar=True)
+        return counts
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities ``(B, num_labels)``, each by itself."""
+        return self.forward(batch["pixel_values"]).sigmoid()
+
+    def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
+        """The classes, those that were found, and the probabilities of these, with bars between them."""
+        names = class_table(self.model.config.id2label)
+        rows = []
+        for truth, shares in zip(labels.tolist(), outputs["logits"].sigmoid().tolist(), strict=True):
+            found = [(name, share) for name, share in zip(names, shares, strict=True) if share > THRESHOLD]
+            true = [name for name, present in zip(names, truth, strict=True) if present]
+            probabilities = "|".join(f"{share:.6g}" for _, share in found)
+            rows.append(("|".join(true), "|".join(name for name, _ in found), probabilities))
+        return rows
+
+    def test_report(self) -> TestReport:
+        """Scores of each class."""
+        if self.tested_counts is None:
+            return TestReport()
+        names, scores = class_table(self.model.config.id2label), []
+        for name, (hits, wrong, _, missed, support) in zip(names, self.tested_counts.tolist(), strict=True):
+            precision = hits / (hits + wrong) if hits + wrong else None
+            recall, f1 = (hits / support, 2 * hits / (2 * hits + wrong + missed)) if support else (None, None)
+            scores.append(ClassScore(name, precision, recall, f1, support))
+        return TestReport(table=score_table(scores), facts={"per_class": scores})

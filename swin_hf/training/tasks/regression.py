@@ -1,0 +1,169 @@
+"""Regression: one number for each picture, or several, by mean squared error."""
+
+# mypy: disable-error-code="attr-defined"
+# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+
+from swin_hf.classes import class_table
+from swin_hf.text import one_line
+
+from ..data.targets import RegressionDataModule
+from ..figures import LONGEST_NAME
+from ..module import TestReport
+from ..network import Network
+from ..optim import Optimization
+from .heads import Freezing, HeadModule, Lora
+
+
+class SwinRegressor(HeadModule):
+    """Train a Swin Transformer to read numbers off pictures.
+
+    The loss is transformers' for ``problem_type="regression"``, on the numbers as they are stored; a new head starts at
+    their mean. Bring them to a standard deviation about 1 where they are far from it. Metrics are the mean absolute
+    error, the root of the mean squared error, and R2; of several numbers, over all of them (R2: the mean of theirs).
+
+    Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        weights: Weights to start from, see :class:`SwinClassifier`.
+        num_labels: How many numbers a picture has; from the data when run by the command line.
+        id2label: Their names, by their place; from the data when run by the command line.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
+        optimization: AdamW, its learning rate and the schedule.
+        freezing: What is not trained.
+        lora: Low-rank adapters.
+
+    Raises:
+        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
+    """
+
+    monitor = "val_mae"
+    mode = "min"
+    problem_type = "regression"
+    data_class = RegressionDataModule
+    default_config = "regression"
+    finetuning_config = "finetune_imagefolder"
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        preset: str = "swin_tiny_patch4_window7_224",
+        weights: str | None = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        network: Network = Network(),
+        optimization: Optimization = Optimization(),
+        freezing: Freezing = Freezing(),
+        lora: Lora = Lora(),
+    ) -> None:
+        super().__init__(optimization, network.compile)
+        self.save_hyperparameters(logger=False)
+        numbers = self.build(
+            preset, weights, num_labels or 1, id2label, image_size, num_channels, network, freezing, lora
+        )
+        errors: dict[str, Metric | MetricCollection] = {
+            "mae": MeanAbsoluteError(),
+            "rmse": MeanSquaredError(squared=False),
+            "r2": R2Score(),
+        }
+        metrics = MetricCollection(errors, compute_groups=False)
+        self.val_metrics, self.test_metrics = metrics.clone(prefix="val_"), metrics.clone(prefix="test_")
+        each: dict[str, Metric | MetricCollection] = {
+            "mae": MeanAbsoluteError(numbers),
+            "rmse": MeanSquaredError(squared=False, num_outputs=numbers),
+        }
+        self.test_each = MetricCollection(each, compute_groups=False)
+        self.tested_each: dict[str, Tensor] = {}  # after a test: (numbers,) each
+        self.register_buffer("centre", torch.zeros(numbers), persistent=False)
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data, and find the middle of its numbers, where a new head starts."""
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self.centre = torch.tensor(getattr(data, "label_means", None) or self.centre.tolist())
+        if stage == "fit":
+            for name, parameter in self.model.named_parameters():
+                if "classifier." in name and name.endswith("bias") and not parameter.any():
+                    parameter.data.copy_(self.centre)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean squared error of one batch; ``labels`` are ``(B, num_labels)``."""
+        loss = F.mse_loss(self(batch["pixel_values"]), batch["labels"])
+        self.log_training(loss, len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and errors of one batch."""
+        return self.evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and errors of one batch."""
+        return self.evaluate(batch, "test")
+
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+        """Add a batch to the metrics of a split; one of unreadable pictures is empty.
+
+        Returns:
+            ``values`` ``(B, num_labels)``; nothing for an empty batch.
+        """
+        loss, metrics, outputs = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics"), {}
+        if batch:
+            labels = batch["labels"]
+            values = self(batch["pixel_values"]).float()
+            loss.update(F.mse_loss(values, labels), weight=len(labels))
+            # R2 sums squares in single precision, which is exact enough near 0 only.
+            found, truth = values - self.centre, labels - self.centre
+            metrics["mae"].update(found.flatten(), truth.flatten())
+            metrics["rmse"].update(found.flatten(), truth.flatten())
+            metrics["r2"].update(found, truth)
+            if split == "test":
+                self.test_each.update(found, truth)
+            outputs = {"values": values}
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+        return outputs
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the errors of each number, of all processes."""
+        self.tested_each = {name: value.cpu().view(-1) for name, value in self.test_each.compute().items()}
+        self.test_each.reset()
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The numbers ``(B, num_labels)``."""
+        return self.forward(batch["pixel_values"])
+
+    @property
+    def answer_columns(self) -> list[str]:  # type: ignore[override]
+        """Label and prediction; of several numbers, two columns each."""
+        names = class_table(self.model.config.id2label)
+        if len(names) == 1:
+            return ["label", "prediction"]
+        return [f"{column} {name}" for name in names for column in ("label", "prediction")]
+
+    def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
+        """Each number, and what was predicted."""
+        return [tuple(row) for row in torch.stack([labels, outputs["values"]], dim=-1).flatten(1).tolist()]
+
+    def test_report(self) -> TestReport:
+        """The errors of each number, where there are several."""
+        names = [one_line(name, LONGEST_NAME) for name in class_table(self.model.config.id2label)]
+        if len(names) == 1 or not self.tested_each:
+            return TestReport()
+        width = max(6, *map(len, names))
+        lines = [f"{'number':<{width}}         MAE        RMSE"]
+        for name, mae, rmse in zip(
+            names, self.tested_each["mae"].tolist(), self.tested_each["rmse"].tolist(), strict=True
+        ):
+            lines.append(f"{name:<{width}}  {mae:>10.6g}  {rmse:>10.6g}")
+        return TestReport(table="\n".join(lines))
