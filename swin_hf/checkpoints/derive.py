@@ -272,12 +272,14 @@ def presets_like(fields: Mapping[str, Any]) -> list[str]:
         and config.stage_windows == stage_windows(fields)
         and getattr(config, "pretrained_window_sizes", None) == fields.get("pretrained_window_sizes")
     ]
-    return [name for name in likely if _preset_configs()[name].num_labels == fields.get("num_labels")] or likely
+    classes = {name: preset.get("num_labels", 2) for name, preset in {**SWIN, **SWINV2}.items()}
+    return [name for name in likely if classes[name] == fields.get("num_labels")] or likely
 
 
 @cache
 def _preset_configs() -> dict[str, SwinHFConfig]:
-    return {name: config_of_preset(name) for name in list_presets()}
+    """The presets without the names of 21,841 classes, which take longer than reading the weights."""
+    return {name: config_of_preset(name, num_labels=2) for name in list_presets()}
 
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
