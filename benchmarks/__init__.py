@@ -2,6 +2,7 @@
 
     python -m benchmarks                                    # the whole table on this machine, 15 minutes at most
     python -m benchmarks --sections models --modes inference --batch-sizes 1 8 --limit 120
+    python -m benchmarks --sections models --presets swinv2_tiny_patch4_window8_256 --dtypes fp32 bf16
     python -m benchmarks --sections trainer --recipes fashion_mnist --limit 3600   # against transformers' Trainer
     python -m benchmarks --render-only --readme README.md   # no measurement: the table from docs/speed.json
 

@@ -7,23 +7,11 @@ import torch
 from checkpoint_peers import images
 from conftest import PARITY
 from PIL import Image
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    pipeline,
-)
+from transformers import pipeline
 
 import swin_hf
-from swin_hf import (
-    SwinV2HFBackbone,
-    SwinV2HFConfig,
-    SwinV2HFForImageClassification,
-    SwinV2HFForMaskedImageModeling,
-    SwinV2HFModel,
-)
+from swin_hf import SwinV2HFBackbone, SwinV2HFConfig, SwinV2HFForImageClassification
+from swin_hf.export import load_engine, sample_images
 from swin_hf.families import FAMILIES
 from swin_hf.training.optim import is_decayed, layer_id
 
@@ -62,25 +50,6 @@ def built() -> SwinV2HFForImageClassification:
 @pytest.fixture
 def model(built) -> SwinV2HFForImageClassification:
     return copy.deepcopy(built)
-
-
-@pytest.mark.parametrize(
-    ("auto", "model_class"),
-    [
-        (AutoModel, SwinV2HFModel),
-        (AutoModelForImageClassification, SwinV2HFForImageClassification),
-        (AutoModelForMaskedImageModeling, SwinV2HFForMaskedImageModeling),
-        (AutoBackbone, SwinV2HFBackbone),
-    ],
-)
-def test_auto_classes_find_it(auto, model_class, tmp_path):
-    config = AutoConfig.for_model("swinv2_hf", **TINY)
-    model = auto.from_config(config).eval()
-    assert type(config) is SwinV2HFConfig and type(model) is model_class
-    model.save_pretrained(tmp_path)
-    again = model_class.from_pretrained(tmp_path, strict=True)
-    for name, value in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_it_goes_to_the_hub_and_back(hub, model, tmp_path):
@@ -171,6 +140,22 @@ def test_exports_fold_the_bias(model, tmp_path):
     assert "Sigmoid" not in names  # the bias is a constant
     assert swin_hf.export_openvino(model, tmp_path / "v2.xml").largest_difference < 1e-4
     assert swin_hf.export_torch(model, tmp_path / "v2.pt2").largest_difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_int8_files_tell_pictures_apart_as_the_model_does(to, model, tmp_path):
+    pictures = sample_images((32, 32))
+    if to == "onnx":
+        report = swin_hf.export_onnx(model, tmp_path / "v2.onnx", int8=True)
+    else:
+        report = swin_hf.export_openvino(model, tmp_path / "v2.xml", calibration=[pictures[:4], pictures[4:]])
+    answers = load_engine(report.path)(pictures)
+    with torch.no_grad():
+        expected = model(pictures).logits
+    difference = (answers - expected).abs().max()
+    assert 0 < difference < 0.2 * expected.std() + 0.05  # equal would mean that nothing was quantised
+    assert report.correlation > 0.95
 
 
 def test_bias_of_a_trained_network_is_not_stale_in_validation(model):
