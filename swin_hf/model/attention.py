@@ -45,16 +45,9 @@ except ImportError as error:
 
 
 try:
-    from .kernels_cpu import (
-        attend_here,
-        biases,
-        in_parts,
-        is_plain,
-        is_transformed,
-        linear,
-        may_attend_here,
-        only_evaluates,
-    )
+    from .kernels_cpu import attend_here, biases, is_plain, is_transformed, may_attend_here, only_evaluates
+    from .kernels_cpu import in_parts as in_parts
+    from .kernels_cpu import linear as linear
 except ImportError:
 
     def is_plain(*tensors: Tensor) -> bool:
@@ -399,22 +392,3 @@ def attend_in_parts(
     added = [bias] * len(queries) if len(bias) == 1 else bias.split(size)
     parts = zip(queries, key.split(size), value.split(size), added, strict=True)
     return torch.cat([attend(module, *part, scaling=module.scaling, dropout=dropout)[0] for part in parts])
-
-
-__all__ = [
-    "BACKENDS",
-    "BackendMixin",
-    "BackendReport",
-    "attend",
-    "attend_fused",
-    "backend_report",
-    "choose_backend",
-    "clear_caches",
-    "cut",
-    "eager_attention",
-    "in_parts",
-    "kept",
-    "linear",
-    "look_up",
-    "put_back",
-]
