@@ -28,14 +28,7 @@ from torch import Tensor, nn
 from swin_hf.classes import require_finite
 from swin_hf.files import replacing
 from swin_hf.model.modeling_swin_hf import SwinHFAttention, SwinHFEmbeddings, SwinHFStage
-from swin_hf.model.windows import (
-    Pair,
-    WindowGeometry,
-    cyclic_shift,
-    pad_to_windows,
-    window_partition,
-    window_reverse,
-)
+from swin_hf.model.windows import Pair, WindowGeometry, cyclic_shift, pad_to_windows, window_partition, window_reverse
 from swin_hf.text import one_line
 
 
@@ -198,7 +191,10 @@ def grad_cam(
         ValueError: If there is no such stage or class, or the layer is not part of the model or gives no map.
     """
     twin = _twin(model)
-    looked_at = _cam_layer(twin, stage) if layer is None else twin.get_submodule(_name_of(layer, model))
+    if layer is None:
+        looked_at = _attention_norm(_stages(twin)[_check_stage(stage, twin)], -1)
+    else:
+        looked_at = twin.get_submodule(_name_of(layer, model))
     maps: list[Tensor] = []
     looked_at.register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.inference_mode(False), torch.enable_grad():
@@ -214,14 +210,14 @@ def grad_cam(
         (gradient,) = torch.autograd.grad(score, maps[0])  # B, H, W, C
     activation = maps[0].detach().float()
     cam = (gradient.float().mean(dim=(1, 2), keepdim=True) * activation).sum(dim=-1).relu()  # B, H, W
-    cell = _cell_of_grid(twin, (pixel_values.shape[-2], pixel_values.shape[-1]), (cam.shape[1], cam.shape[2]))
-    cam = enlarge(cam, cell, (pixel_values.shape[-2], pixel_values.shape[-1]), smooth=True)
+    image = (pixel_values.shape[-2], pixel_values.shape[-1])
+    cam = enlarge(cam, _cell_of_grid(twin, image, (cam.shape[1], cam.shape[2])), image, smooth=True)
     cam = cam - cam.amin(dim=(1, 2), keepdim=True)
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
 
 
 class Explanation(NamedTuple):
-    """Maps over one image, side by side for stages or for the blocks of one stage; all ``(height, width)``."""
+    """Maps over one image, ``(height, width)`` each, one for each stage or for each block of one stage."""
 
     target: int  # class of grad_cam
     pixel: Pair  # row and column of the pixel that attention_from starts at
@@ -259,8 +255,7 @@ def explain(
         blocks = [(number, len(layer.blocks) - 1) for number, layer in enumerate(stages)]
         names = [f"stage {number + 1}" for number, _ in blocks]
     else:
-        _check_stage(stage, len(stages))
-        number = stage % len(stages)
+        number = _check_stage(stage, twin)
         blocks = [(number, block) for block in range(len(stages[number].blocks))]
         names = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
     if target is None:
@@ -409,21 +404,18 @@ def _cell_of_grid(model: nn.Module, image: Pair, grid: Pair) -> Pair:
     raise ValueError(f"the layer gives maps of {grid[0]}x{grid[1]}; no stage has maps of that size")
 
 
-def _cam_layer(model: nn.Module, stage: int) -> nn.Module:
-    stages = _stages(model)
-    _check_stage(stage, len(stages))
-    return _attention_norm(stages[stage], -1)
-
-
 def _attention_norm(stage: SwinHFStage, block: int) -> nn.Module:
     """The map that the attention of a block reads, of which Grad-CAM is taken."""
     layer: nn.Module = stage.get_submodule(f"blocks.{block % len(stage.blocks)}.norm1")
     return layer
 
 
-def _check_stage(stage: int, count: int) -> None:
+def _check_stage(stage: int, model: nn.Module) -> int:
+    """The number of a stage from 0, of one that may be counted from the last."""
+    count = len(_stages(model))
     if not -count <= stage < count:
         raise ValueError(f"stage {stage} does not exist; the model has stages 0 to {count - 1}")
+    return stage % count
 
 
 def _logits(outputs: Any, model: nn.Module, pixel: Pair | None, size: Sequence[int]) -> Tensor:

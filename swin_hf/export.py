@@ -1,6 +1,6 @@
 """Export a classifier to ONNX Runtime, OpenVINO or ``torch.export``, and check the file before it is kept.
 
-Each function writes under a temporary name, loads what it wrote in its engine, compares the engine's logits with the
+Each function writes under a temporary name, loads the file in its engine, compares the engine's logits with the
 model's on photographs at batch 1, 3 and 8, and only then moves the file into its place. The batch is dynamic; the
 image size is fixed, because padding and shift are decided while the graph is traced.
 """
@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_hf.classes import require_finite
-from swin_hf.files import raise_write_error, remove_leftovers_of
+from swin_hf.files import temporary_folder
 from swin_hf.memory import check_batch
 from swin_hf.model.attention import clear_caches
 from swin_hf.model.configuration_swin_hf import Pair
@@ -37,6 +36,7 @@ OPSET = 20  # the first with Gelu and its exact erf
 TOLERANCE = 1e-4  # fp32: engines sum in another order
 INT8_SHARE = 0.5  # int8, as a share of the range of the logits; only finds a broken graph, measure accuracy with --test
 CORRELATION = 0.8  # of int8 logits with the model's: 0.99 is usual, random answers have 0
+BATCH_SIZE = torch.export.Dim("batch", min=1, max=4096)
 
 Engine = Callable[[Tensor], Tensor]  # images (B, channels, height, width) to logits (B, num_labels)
 
@@ -125,7 +125,7 @@ def export_onnx(
                 opset_version=OPSET,
                 input_names=["pixel_values"],
                 output_names=["logits"],
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1, max=4096)}},
+                dynamic_shapes={"pixel_values": {0: BATCH_SIZE}},
                 external_data=False,
                 verbose=False,
             )
@@ -137,18 +137,9 @@ def export_onnx(
         onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _facts(model, size).items()})
         onnx.save(proto, str(temporary))
         onnx.checker.check_model(str(temporary))
-        report = _compare(
-            model,
-            _onnx_engine(temporary),
-            images,
-            path=Path(path),
-            engine=f"ONNX Runtime {onnxruntime.__version__}",
-            form=f"ONNX opset {OPSET} {'int8 (dynamic)' if int8 else 'fp32'}",
-            size=size,
-            tolerance=tolerance,
-            int8=int8,
-        )
-    return report
+        form = f"ONNX opset {OPSET} {'int8 (dynamic)' if int8 else 'fp32'}"
+        written = Written(Path(path), f"ONNX Runtime {onnxruntime.__version__}", form, tolerance, int8)
+        return compare(model, _onnx_engine(temporary), images, written)
 
 
 def export_openvino(
@@ -163,22 +154,9 @@ def export_openvino(
 ) -> ExportReport:
     """Write an OpenVINO model, ``*.xml`` and its weights, ``*.bin``.
 
-    Args:
-        model: Image classifier; it is left as it is.
-        path: File to write, ``*.xml``.
-        image_size: Pixels of the images that the file takes; the model's own by default.
-        images: At least 8 normalised images ``(B, channels, height, width)`` to compare on; photographs by default.
-        calibration: Batches of normalised images, some hundreds in all. If given, weights and activations become
-            int8 (NNCF, post-training, ranges measured on these images).
-        tolerance: Largest difference of a logit that is accepted; 1e-4, and half the range of the logits for int8.
-        overwrite: Replace files that exist.
-
-    Raises:
-        ImportError: If openvino, or nncf for int8, is missing; names the extra.
-        FileExistsError: If the file exists.
-        ValueError: If the file's name or the images do not fit, or a logit of the model is NaN or infinite.
-        RuntimeError: If the engine's logits differ by more than ``tolerance``, or do not follow the pictures as the
-            model's do; nothing is left behind.
+    Arguments and errors are those of :func:`export_onnx`, which takes no ``calibration``: batches of normalised images,
+    some hundreds in all. With them, weights and activations become int8 (NNCF, post-training, ranges measured on these
+    images), and the first of them are what is compared if no ``images`` are given.
     """
     _require("openvino", "openvino", *(["nncf"] if calibration is not None else []))
     import openvino
@@ -213,18 +191,10 @@ def export_openvino(
         for key, value in _facts(model, size).items():
             converted.set_rt_info(json.dumps(value), ["swin_hf", key])
         openvino.save_model(converted, str(temporary), compress_to_fp16=False)
-        report = _compare(
-            model,
-            _openvino_engine(temporary),
-            images,
-            path=Path(path),
-            engine=f"OpenVINO {openvino.__version__.split('-')[0]}",
-            form=f"OpenVINO {'fp32' if calibration is None else 'int8 (calibrated)'}",
-            size=size,
-            tolerance=tolerance,
-            int8=calibration is not None,
-        )
-    return report
+        form = f"OpenVINO {'fp32' if calibration is None else 'int8 (calibrated)'}"
+        engine = f"OpenVINO {openvino.__version__.split('-')[0]}"
+        written = Written(Path(path), engine, form, tolerance, calibration is not None)
+        return compare(model, _openvino_engine(temporary), images, written)
 
 
 def export_torch(
@@ -238,18 +208,7 @@ def export_torch(
 ) -> ExportReport:
     """Write an exported program, ``*.pt2``, that ``torch.export.load`` runs without this package.
 
-    Args:
-        model: Image classifier; it is left as it is.
-        path: File to write, ``*.pt2``.
-        image_size: Pixels of the images that the file takes; the model's own by default.
-        images: At least 8 normalised images ``(B, channels, height, width)`` to compare on; photographs by default.
-        tolerance: Largest difference of a logit that is accepted, 1e-4.
-        overwrite: Replace a file that exists.
-
-    Raises:
-        FileExistsError: If the file exists.
-        ValueError: If the file's name or the images do not fit, or a logit of the model is NaN or infinite.
-        RuntimeError: If the program's logits differ by more than ``tolerance``; nothing is left behind.
+    Arguments and errors are those of :func:`export_onnx`; the tolerance is 1e-4 if it is not given.
     """
     size, images = _prepare(model, image_size, images)
     with _destination(path, ".pt2", overwrite) as temporary:
@@ -257,18 +216,8 @@ def export_torch(
         content = io.BytesIO()  # given a path on a full disk, torch 2.14 aborts the process
         torch.export.save(_program(model, images), content, extra_files=facts)
         temporary.write_bytes(content.getbuffer())
-        program = torch.export.load(temporary).module()
-        report = _compare(
-            model,
-            program,
-            images,
-            path=Path(path),
-            engine=f"torch {torch.__version__}",
-            form="torch.export fp32",
-            size=size,
-            tolerance=tolerance,
-        )
-    return report
+        written = Written(Path(path), f"torch {torch.__version__}", "torch.export fp32", tolerance)
+        return compare(model, torch.export.load(temporary).module(), images, written)
 
 
 def load_engine(path: str | os.PathLike[str]) -> Engine:
@@ -339,11 +288,9 @@ class _Logits(nn.Module):
 
 
 def _program(model: SwinHFForImageClassification, images: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    wrapped = _Logits(model).fold(images)
     with torch.no_grad():
-        return torch.export.export(
-            _Logits(model).fold(images), (images[:2],), dynamic_shapes={"pixel_values": {0: batch}}
-        )
+        return torch.export.export(wrapped, (images[:2],), dynamic_shapes={"pixel_values": {0: BATCH_SIZE}})
 
 
 def _prepare(
@@ -377,21 +324,25 @@ def _facts(model: SwinHFForImageClassification, size: Pair) -> dict[str, Any]:
     return {"id2label": model.config.id2label, "image_size": size, "model_type": model.config.model_type}
 
 
+class Written(NamedTuple):
+    """A written file as :class:`ExportReport` describes it, and the largest difference of a logit that is accepted."""
+
+    path: Path
+    engine: str
+    form: str
+    tolerance: float | None
+    int8: bool = False
+
+
 @torch.no_grad()
-def _compare(
-    model: SwinHFForImageClassification,
-    run: Engine,
-    images: Tensor,
-    *,
-    path: Path,
-    engine: str,
-    form: str,
-    size: Pair,
-    tolerance: float | None,
-    int8: bool = False,
-) -> ExportReport:
-    """Compare the written file with the model on several batches, and time both on the largest."""
+def compare(model: SwinHFForImageClassification, run: Engine, images: Tensor, written: Written) -> ExportReport:
+    """Compare the written file, which ``run`` opened, with the model on several batches, and time both on the largest.
+
+    Raises:
+        RuntimeError: If the logits differ by more than the tolerance, or do not follow the pictures as the model's do.
+    """
     reference = copy.deepcopy(model).float().cpu().eval()
+    path, engine, form, tolerance, int8 = written
 
     def run_model(images: Tensor) -> Tensor:
         logits: Tensor = reference(pixel_values=images).logits
@@ -417,6 +368,7 @@ def _compare(
             " Export without int8, or calibrate on other pictures"
         )
     times = _milliseconds(run, batch), _milliseconds(run_model, batch)
+    size = (images.shape[-2], images.shape[-1])
     return ExportReport(path, engine, form, size, largest, correlation, agreement, *times)
 
 
@@ -473,17 +425,9 @@ def _destination(
         raise ValueError(f"{path}: the name must end in {suffix}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or overwrite it with --overwrite")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        remove_leftovers_of(path)
-        temporary = partial / path.name
+    with temporary_folder(path) as folder:
+        temporary = folder / path.name
         yield temporary
         if companion:
             os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
         os.replace(temporary, path)
-    except Exception as error:
-        raise_write_error(error, path)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -78,24 +78,37 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         WriteError: If the disk is full or the folder cannot be written to; the old folder is as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
+    try:
+        with temporary_folder(path) as partial:
+            yield partial
+            if path.exists():
+                path.rename(retired)
+            partial.rename(path)
+    finally:
+        if retired.exists() and not path.exists():
+            retired.rename(path)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder in the folder of ``path``, for what will be ``path``; it is removed when the block ends.
+
+    Raises:
+        WriteError: As :func:`replacing` does.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         remove_leftovers_of(path)
         yield partial
-        if path.exists():
-            path.rename(retired)
-        partial.rename(path)
     except Exception as error:
         raise_write_error(error, path)
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if retired.exists() and not path.exists():
-            retired.rename(path)
-        shutil.rmtree(retired, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -125,14 +138,14 @@ def remove_leftovers_of(path: Path) -> None:
     for partial in path.parent.iterdir() if os.name == "posix" else ():  # elsewhere, os.kill ends a process
         if match := name.fullmatch(partial.name):
             try:
-                os.kill(int(match[1]), 0)  # is it still there?
+                os.kill(int(match[1]), 0)  # raises if the process has ended
             except ProcessLookupError:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
             except (PermissionError, OverflowError):  # another user's process; no number of a process
                 continue
 
 
-_STREAM_BLOCK = 2**20  # bytes; a writer that meets the end of a disk leaves less
+_STREAM_BLOCK = 2**20  # bytes; less is free when a writer has filled a disk
 
 
 def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,6 @@
 """Classify pictures: find them, read them, name what they show.
 
-The command line stands on these functions; they serve a program as well::
+The command line uses these functions; a program may, too::
 
     model, processor = load_classifier("runs/digits/model")
     guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
@@ -23,13 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from swin_hf.classes import require_finite
 from swin_hf.loading import local_path
-from swin_hf.processing import (
-    PICTURE_SUFFIXES,
-    TooManyPixelsError,
-    UnreadablePictureError,
-    decode_picture,
-    decoding,
-)
+from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,13 +40,11 @@ FOUND = 0.5  # probability from which a picture is said to have a label, of a mo
 READERS = 4  # threads that read pictures
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
 CLASSIFICATION, SEGMENTATION = "image-classification", "semantic-segmentation"
 
 
 class PictureError(OSError):
-    """A picture that cannot be had or read; the message names it and says what to do."""
+    """A picture that cannot be fetched or read; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +123,7 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
 
 
 def _is_telling(cause: BaseException | None) -> bool:
-    """Whether an error was raised by the system, or by a rule of ours, and not by a decoder that met a broken file."""
+    """Whether the system or a rule of ours raised an error; a decoder's error on a damaged file says nothing."""
     return (
         isinstance(cause, TooManyPixelsError)
         or (isinstance(cause, OSError) and cause.errno is not None)
@@ -176,7 +168,7 @@ def load_classifier(
         of its size.
 
     Raises:
-        ValueError: If there is no such model, or it is no classifier, or the device or dtype does not exist.
+        ValueError: If there is no such model, or it is not a classifier, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
     local_path(source)  # what does not exist need not wait for torch
@@ -207,7 +199,7 @@ def load_classifier(
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Spare the reader transformers' bar over the weights of a small model."""
+    """Hide transformers' bar over the weights, which are loaded in a moment."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -233,7 +225,7 @@ def _device(name: str) -> str:
 
 
 def has_names(model: SwinHFForImageClassification) -> bool:
-    """Whether the classes of a model have names, rather than transformers' placeholders ``LABEL_0, LABEL_1, ...``."""
+    """Whether the classes of a model have other names than transformers' placeholders ``LABEL_0, LABEL_1, ...``."""
     return any(name != f"LABEL_{index}" for index, name in class_names(model).items())
 
 

@@ -139,8 +139,7 @@ def draw_mask(classes: Tensor, num_classes: int) -> Image:
 
     if num_classes > PALETTE_CLASSES:
         return Pictures.fromarray(classes.numpy().astype(np.uint16))
-    mask = Pictures.fromarray(classes.numpy().astype(np.uint8), "L").convert("P")
-    mask.putdata(classes.flatten().tolist())
+    mask = Pictures.fromarray(classes.numpy().astype(np.uint8))
     mask.putpalette([part for number in range(num_classes) for part in colour(number)])
     return mask
 

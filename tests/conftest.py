@@ -39,6 +39,13 @@ TRAINING_WARNINGS = [
     )
 ]
 
+# For the `pytestmark` of files that push: huggingface_hub 2.4 passes file objects to httpx2 as `data=`, which httpx2
+# deprecates; not ours to change. Waits of ours between two tries are short; those of the client cannot be set.
+PUSHES = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.usefixtures("impatient"),
+]
+
 TINY = {
     "image_size": (32, 48),
     "patch_size": 2,
@@ -56,6 +63,27 @@ def _few_threads():
     """Workers of pytest-xdist share the cores: more threads would only wait for each other."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The Hub client tries again at once."""
+    monkeypatch.setattr("swin_hf.hub.remote.WAITS", (0.01, 0.02, 0.04))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A function that switches offline mode on until the test ends."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    def switch() -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        close_session()  # the client decides when it opens a session
+
+    yield switch
+    monkeypatch.undo()
+    close_session()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swin_hf.loading import open_source
 from swin_hf.ranges import SIDES, Number, one_or_two
@@ -42,12 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=["ema", "raw"], help="averaged or raw weights, where the source holds both"
     )
-    parser.add_argument(
-        "--image-size", type=Number(int, SIDES), nargs="+", metavar="PIXELS", help="resample for another image size"
-    )
-    parser.add_argument(
-        "--window-size", type=Number(int, SIDES), nargs="+", metavar="TOKENS", help="resample for another window"
-    )
+    side: dict[str, Any] = {"type": Number(int, SIDES), "nargs": "+"}
+    parser.add_argument("--image-size", **side, metavar="PIXELS", help="resample for another image size")
+    parser.add_argument("--window-size", **side, metavar="TOKENS", help="resample for another window")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--verify",
@@ -63,18 +60,13 @@ def run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     picture = read_picture(args.verify) if args.verify else None
-    image_size = one_or_two("--image-size", args.image_size)
-    window_size = one_or_two("--window-size", args.window_size)
+    sizes: dict[str, Any] = {
+        "image_size": one_or_two("--image-size", args.image_size),
+        "window_size": one_or_two("--window-size", args.window_size),
+    }
     destination = Path(args.destination)
     check_destination(destination, args.to, args.overwrite)
-    checkpoint = open_source(
-        args.source,
-        args.layout,
-        preset=args.preset,
-        weights=args.weights,
-        image_size=image_size,
-        window_size=window_size,
-    )
+    checkpoint = open_source(args.source, args.layout, preset=args.preset, weights=args.weights, **sizes)
     print(checkpoint)
     pixel_values = None if picture is None else _preprocess(checkpoint, picture)
     files = write_checkpoint(checkpoint, destination, args.to, args.overwrite)
@@ -89,7 +81,7 @@ def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
     if preprocessing is None:
         raise ValueError(
             f"--verify needs the normalisation of images of {checkpoint.target.num_channels} channels, which is not "
-            "known; put a preprocessor_config.json beside the source"
+            "known; put a preprocessor_config.json next to the source"
         )
     pixel_values: Tensor = image_processor(preprocessing)(picture, return_tensors="pt")["pixel_values"]
     return pixel_values

@@ -70,19 +70,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         ((best, *_),) = classify(model, processor, [picture], top_k=1)
     target = best.index if args.target is None else _class_number(args.target, class_names(model))
-    explanation = explain(
-        model,
-        pixels[None],
-        target,
-        stage=None if args.stage is None else args.stage - 1,
-        pixel=pixel,
-    )
-    best_name, shown = one_line(best.label), one_line(class_names(model)[target])
-    title = f"{one_line(best.label, 60)}\n{best.score:.1%}"
+    stage = None if args.stage is None else args.stage - 1
+    explanation = explain(model, pixels[None], target, stage=stage, pixel=pixel)
+    shown, title = one_line(class_names(model)[target]), f"{one_line(best.label, 60)}\n{best.score:.1%}"
     save_figure(draw_explanation(explanation, as_seen(pixels, processor), title, shown), output)
     row, column = explanation.pixel
     print(
-        f"{output}: {source} is {best_name} ({best.score:.1%}); Grad-CAM for {shown}, attention from "
+        f"{output}: {source} is {one_line(best.label)} ({best.score:.1%}); Grad-CAM for {shown}, attention from "
         f"pixel {row} {column} of the {pixels.shape[-2]}x{pixels.shape[-1]} picture that the model sees"
     )
     return 0
@@ -112,5 +106,5 @@ def _class_number(text: str, names: dict[int, str]) -> int:
         return int(text)
     some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
     raise ValueError(
-        f"--target {text!r} is no class of the model; choose a name, or a number below {len(names)}: {some}"
+        f"--target {text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}"
     )

@@ -33,13 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="format")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: named after the model)")
-    parser.add_argument(
-        "--image-size",
-        type=Number(int, SIDES),
-        nargs="+",
-        metavar="PIXELS",
-        help="side, or height and width (default: the model's)",
-    )
+    side: dict[str, Any] = {"type": Number(int, SIDES), "nargs": "+", "metavar": "PIXELS"}
+    parser.add_argument("--image-size", **side, help="side, or height and width (default: the model's)")
     parser.add_argument("--images", nargs="+", metavar="IMAGE", help="8 or more pictures to compare on")
     parser.add_argument("--int8", action="store_true", help="quantise: onnx on the fly, openvino calibrated")
     parser.add_argument("--calibration", metavar="DATA", help="labelled pictures to calibrate on: folder or parquet")

@@ -93,8 +93,8 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything that is known of a checkpoint, as plain values."""
     import torch
 
-    from swin_hf.checkpoints.derive import class_names
     from swin_hf.checkpoints.load import class_for
+    from swin_hf.classes import class_table
     from swin_hf.counting import count_macs
     from swin_hf.model.attention import backend_report
 
@@ -105,7 +105,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     macs = count_macs(config, model_class)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     has_head = "classifier.weight" in checkpoint.translation.state
-    labels = class_names(config) if has_head else []
+    labels = class_table(config.id2label) if has_head else []
     return {
         "source": checkpoint.source.name,
         "layout": checkpoint.place.layout.name,

@@ -90,7 +90,7 @@ def _successes(results: Iterator[tuple[str, list[Guess] | PictureError]], skippe
 def _watch(
     results: Iterator[tuple[str, list[Guess] | PictureError]], total: int
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
-    """Show a progress bar where somebody looks at it."""
+    """Show a progress bar on a terminal."""
     if total == 1 or not sys.stderr.isatty():
         yield from results
         return

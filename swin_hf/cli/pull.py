@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pull, and say where the model lies."""
+    """Pull, and print where the model is."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     from swin_hf.hub import pull

@@ -21,7 +21,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from swin_hf.training.bundled import CONFIGS  # takes seconds: the room brings Lightning along
+from swin_hf.training.bundled import CONFIGS  # takes seconds: it imports Lightning
 
 
 def main(words: Sequence[str], task: str = "image-classification", text: str | None = __doc__) -> int:

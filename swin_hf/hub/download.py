@@ -133,7 +133,7 @@ class _Pull:
         hashes = {entry.rfilename: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in about.siblings or ()}
         weights = self._weights(hashes)
         is_index = weights.endswith(".json")
-        small = [name for name in SMALL if name in hashes] + [weights] * is_index
+        small = [name for name in (*SMALL, *([weights] if is_index else [])) if name in hashes]
         stale = self._prepare(hashes)
         folder = self._bring(commit, small) if small else Path()
         values, config = self._config(folder) if CONFIG in hashes else ({}, None)
@@ -159,31 +159,28 @@ class _Pull:
         """The files of an earlier pull: those in ``local_dir``, or those in the cache, copied where one is given."""
         if self.here is not None and (pulled := self._noted(self.here)):
             return pulled
-        pattern = (
-            [self.file] if self.file else ["*.safetensors", INDEX, *(f"*{end}" for end in PICKLES if self.pickles)]
-        )
+        usual = ["*.safetensors", INDEX, *(f"*{suffix}" for suffix in PICKLES if self.pickles)]
         try:
             # Without patterns, the client would ask for files that a pull does not download.
-            folder = Path(
-                self.api.snapshot_download(
-                    self.repo_id,
-                    revision=self.revision,
-                    allow_patterns=[*SMALL, *pattern],
-                    local_files_only=True,
-                    cache_dir=self.cache_dir,
-                )
+            path = self.api.snapshot_download(
+                self.repo_id,
+                revision=self.revision,
+                allow_patterns=[*SMALL, *([self.file] if self.file else usual)],
+                local_files_only=True,
+                cache_dir=self.cache_dir,
             )
         except Exception:
             raise HubError(
                 f"{why}, and the cache does not hold {self.repo_id}{f' at {self.revision}' if self.revision else ''}; "
                 "pull it once while the Hub can be reached"
             ) from None
+        folder = Path(path)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         weights = self._weights(names)
         # A file of the cache is a link to one whose name is its hash, where the system has links.
-        hashes = {name: (folder / name).resolve().name for name in names if _is_model_file(name) or name == weights}
+        hashes = {name: (folder / name).resolve().name for name in [*_model_files(folder), weights]}
         if wrong := self._damaged_offline(folder, hashes):
-            self._drop(folder, wrong)
+            _drop(folder, wrong)
             raise HubError(
                 f"{', '.join(wrong)} of {self.repo_id} is damaged in the cache, and was removed; pull again where the "
                 "Hub can be reached"
@@ -193,6 +190,7 @@ class _Pull:
             return PullResult(_path(folder, weights), folder.name)
         stale = self._prepare(hashes)
         for name in hashes:
+            (self.here / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, self.here / name)
         self._settle(self.here, folder.name, hashes, stale)
         return PullResult(_path(self.here, weights), folder.name)
@@ -264,7 +262,7 @@ class _Pull:
         if self.verify and (wrong := self._damaged(folder, commit, names)):
             self._fetch(commit, wrong, again=True)
             if wrong := self._damaged(folder, commit, wrong):
-                self._drop(folder, wrong)
+                _drop(folder, wrong)
                 raise HubError(
                     f"{', '.join(wrong)} of {self.repo_id} did not arrive as the Hub has it, twice, and was removed; "
                     "check the network, a proxy or the mirror in HF_ENDPOINT, and pull again"
@@ -283,12 +281,6 @@ class _Pull:
         known = {name: digest for name, digest in hashes.items() if self.verify and DIGEST.fullmatch(digest)}
         return [name for name, digest in known.items() if not has_digest(folder / name, digest)]
 
-    def _drop(self, folder: Path, names: list[str]) -> None:
-        """Remove files that are known to be wrong, and what they link to, so that no other program uses them."""
-        for name in names:
-            (folder / name).resolve().unlink(missing_ok=True)
-            (folder / name).unlink(missing_ok=True)
-
     # -- local_dir ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, hashes: Mapping[str, str | None]) -> list[str]:
@@ -300,8 +292,7 @@ class _Pull:
         if self.here is None:
             return []
         noted = _read_note(self.here)["files"]
-        names = (path.name for path in (self.here.iterdir() if self.here.is_dir() else ()))
-        stale = sorted(name for name in names if _is_model_file(name) and name not in hashes)
+        stale = [name for name in _model_files(self.here) if name not in hashes]
         foreign = [name for name in stale if not any(has_digest(self.here / name, d) for d in noted.get(name, ()))]
         if foreign:
             raise ValueError(
@@ -309,7 +300,7 @@ class _Pull:
                 " in this state; loading would mix them with the model, so nothing was downloaded: give another "
                 "folder, or move them"
             )
-        coming = {name: [digest] for name, digest in hashes.items() if digest and _is_model_file(name)}
+        coming = {name: [digest] for name, digest in hashes.items() if digest}
         both = {name: [*noted.get(name, []), *coming.get(name, [])] for name in noted | coming}
         self._write_note(self.here, None, both)
         return stale
@@ -330,8 +321,8 @@ class _Pull:
         note = _read_note(folder)
         commit, hashes = note["commit"], {name: digests[0] for name, digests in note["files"].items() if digests}
         asked_for = commit and note["repo_id"] == self.repo_id and self.revision in (None, note["revision"], commit)
-        present = {path.name for path in (folder.iterdir() if folder.is_dir() else ()) if path.is_file()}
-        if not asked_for or not present.issuperset(hashes) or any(map(_is_model_file, present.difference(hashes))):
+        is_whole = all((folder / name).is_file() for name in hashes) and hashes.keys() >= {*_model_files(folder)}
+        if not asked_for or not is_whole:
             return None
         if wrong := self._damaged_offline(folder, hashes):  # the user may have changed it on purpose
             raise HubError(f"{', '.join(wrong)} of {self.repo_id} is damaged in {folder}; delete it and pull again")
@@ -344,9 +335,17 @@ def _path(folder: Path, weights: str) -> Path:
     return folder if weights in IN_FOLDER else folder / weights
 
 
-def _is_model_file(name: str) -> bool:
-    """Whether loading looks at a file of this name, and a pull may have written it."""
-    return is_ours(name) or name in (CONFIG, PROCESSOR)
+def _model_files(folder: Path) -> list[str]:
+    """The files of a folder that loading looks at, and that a pull may have written."""
+    names = (path.name for path in (folder.iterdir() if folder.is_dir() else ()))
+    return sorted(name for name in names if is_ours(name) or name in (CONFIG, PROCESSOR))
+
+
+def _drop(folder: Path, names: list[str]) -> None:
+    """Remove files that are known to be wrong, and what they link to, so that no other program uses them."""
+    for name in names:
+        (folder / name).resolve().unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
 def _read_note(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Hub client: transient errors are retried, all others become messages with a remedy.
 
-Tokens come from the environment or the keyring of ``huggingface_hub`` alone; no function takes one, so that none can
-appear in a traceback, a log or a command line. For the same reason an error of the client, which carries its request
-with the token in a header, is never chained to ours.
+Tokens come from the environment or the keyring of ``huggingface_hub``; only :func:`~swin_hf.pull` takes one, for
+programs that have their own. No token may appear in a traceback, a log or a command line: an error of the client, whose
+request holds the token in a header, is never chained to ours.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Everything that a push sends, put together and checked before the network is touched.
 
-What is sent is a list of names that belong to a model, never "the folder": pickles,
-optimiser states, logs and other files are never sent.
+Only files with the names of a model's files are sent: no pickles, optimiser states or logs, whatever else is in the
+folder.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
 from .pictures import CURVES, MATRIX, draw_pictures
 from .remote import TOKEN, redact
-from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
+from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, read_object, weight_files
 
 # File names of the code that is sent with models of all families.
 CODE = tuple(
@@ -116,21 +116,13 @@ def stage(
         processor: Image processor, if the folder has none or the model is given.
         facts: Facts of a run, if the folder has none.
         license: Identifier of the licence of the weights, for the card.
-        keep_card: Whether a card in the folder that was written or edited by hand is sent instead of a rendered one.
+        keep_card: Whether a card of the folder that was written or edited by hand is sent instead of a rendered one.
 
     Raises:
         ValueError: When the source is not a whole model of this family, the card's metadata is invalid, or a text
             file holds an access token.
     """
-    if isinstance(source, PreTrainedModel):
-        if source.config.model_type not in FAMILIES:
-            raise ValueError(
-                f"{type(source).__name__} is not a model of swin_hf; convert it first with swin_hf.load_checkpoint"
-            )
-        saved = folder / "saved"
-        source.save_pretrained(saved)
-    else:
-        saved = model_folder(source)
+    saved = _saved(source, folder)
     values, config = read_config(saved / CONFIG)
     weights = weight_files(saved)
     architecture = check_weights(weights, values, config)
@@ -139,8 +131,7 @@ def stage(
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
     built = architectures()[architecture]
-    auto_map = built.family.auto_map(built.task) if include_code else None
-    paths[CONFIG] = _write_config(folder / CONFIG, values, auto_map)
+    paths[CONFIG] = _write_config(folder / CONFIG, values, built.family.auto_map(built.task) if include_code else None)
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:
         # Copy the code: an upgrade during the push must not mix two versions.
@@ -152,10 +143,7 @@ def stage(
         (folder / FACTS_NAME).write_text(redact(facts.to_json()), encoding="utf-8")
         paths[FACTS_NAME] = folder / FACTS_NAME
         facts = TrainingFacts.load(folder / FACTS_NAME)
-    for asset in sorted((saved / "assets").glob("*.png")):
-        if ASSET.fullmatch(f"assets/{asset.name}"):
-            paths[f"assets/{asset.name}"] = asset
-    paths |= {f"assets/{path.name}": path for path in draw_pictures(facts, folder / "assets")}
+    paths |= _pictures(saved, folder, facts)
 
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
     if card is None and keep_card and (saved / CARD_NAME).is_file():
@@ -181,6 +169,25 @@ def stage(
     staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
     _refuse_tokens(staged)
     return Stage(dict(sorted(staged.items())), card, card_source)
+
+
+def _saved(source: PreTrainedModel | Path, folder: Path) -> Path:
+    """The folder of a model; one that is in memory is saved into ``folder``."""
+    if not isinstance(source, PreTrainedModel):
+        return model_folder(source)
+    if source.config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{type(source).__name__} is not a model of swin_hf; convert it first with swin_hf.load_checkpoint"
+        )
+    source.save_pretrained(folder / "saved")
+    return folder / "saved"
+
+
+def _pictures(saved: Path, folder: Path, facts: TrainingFacts | None) -> dict[str, Path]:
+    """The PNG files of the model's folder, and those that are drawn from the facts."""
+    names = {f"assets/{path.name}": path for path in sorted((saved / "assets").glob("*.png"))}
+    drawn = {f"assets/{path.name}": path for path in draw_pictures(facts, folder / "assets")}
+    return {name: path for name, path in names.items() if ASSET.fullmatch(name)} | drawn
 
 
 def render_folder_card(source: Path, repo_id: str, tag: str | None = None, license: str | None = None) -> str:
@@ -210,13 +217,9 @@ def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig
     else:
         default = Preprocessing.of_release(config.image_hw, config.num_channels)
         (given if given is not None else default.processor()).save_pretrained(folder)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("the top level is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{PROCESSOR} cannot be read ({error}); {remedy}") from None
-    values = {key: value for key, value in values.items() if key != "auto_map" and not key.startswith("_")}
+    values = {
+        key: value for key, value in read_object(path, remedy).items() if key != "auto_map" and not key.startswith("_")
+    }
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
     if name is None and "grey_maximum" in values:  # ours, which is found by the model's configuration
         if include_code:

@@ -41,7 +41,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         OtherFamilyError: When it belongs to none of ours.
         ValueError: When it cannot be read, or holds a value out of range.
     """
-    values = _object(path)
+    values = read_object(path)
     values.pop("auto_map", None)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -59,8 +59,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
     return values, config
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The values of a JSON file."""
+def read_object(path: Path, remedy: str = "save the model again with save_pretrained") -> dict[str, Any]:
+    """The values of a JSON file.
+
+    Raises:
+        ValueError: When it cannot be read, is too large, or holds anything but an object; ends with the remedy.
+    """
     try:
         if path.stat().st_size > CONFIG_BYTES:
             raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
@@ -68,7 +72,7 @@ def _object(path: Path) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise ValueError("the top level is not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read ({error}); save the model again with save_pretrained") from None
+        raise ValueError(f"{path.name} cannot be read ({error}); {remedy}") from None
     return values
 
 
@@ -190,5 +194,5 @@ def check_folder(folder: Path) -> str:
     """
     values, config = read_config(folder / CONFIG)
     if (folder / PROCESSOR).is_file():
-        check_processor(_object(folder / PROCESSOR), folder / PROCESSOR)
+        check_processor(read_object(folder / PROCESSOR), folder / PROCESSOR)
     return check_weights(weight_files(folder), values, config)

@@ -1,7 +1,7 @@
 """Window attention: the plain definition, and the choice of who computes it.
 
 ``eager`` is the definition; every other backend agrees with it in outputs and gradients. A backend that is asked
-for by name runs or raises with its reasons; ``auto`` takes the first that has none. ``kernels_cpu.py`` and
+for by name runs or raises with its reasons; ``auto`` takes the first without any. ``kernels_cpu.py`` and
 ``kernels_triton.py`` are optional: without them, or on a torch that lacks a name that they import, everything here
 computes the same in more time.
 
@@ -45,33 +45,24 @@ except ImportError as error:
 
 
 try:
-    from .kernels_cpu import (
-        attend_here,
-        biases,
-        in_parts,
-        is_plain,
-        is_transformed,
-        linear,
-        may_attend_here,
-        only_evaluates,
-    )
+    from .kernels_cpu import attend_here, biases, is_plain, is_transformed, may_attend_here, only_evaluates
+    from .kernels_cpu import in_parts as in_parts
+    from .kernels_cpu import linear as linear
 except ImportError:
 
     def is_plain(*tensors: Tensor) -> bool:
-        """Whether nothing records or transforms these tensors: unknown, so nothing is cached."""
+        """Whether tensors are known to be plain, so that results may be cached and shortcuts taken: never."""
         return False
 
-    def is_transformed() -> bool:
-        """Whether a transform of ``torch.func`` is active: unknown, so it is taken for granted."""
-        return True
-
-    def only_evaluates(*tensors: Tensor) -> bool:
-        """Whether a shortcut of evaluation may be taken: no."""
-        return False
+    only_evaluates = is_plain
 
     def may_attend_here(qkv: Tensor, *sources: Tensor) -> bool:
         """Whether there is a faster backward: no."""
         return False
+
+    def is_transformed() -> bool:
+        """Whether a transform of ``torch.func`` may be active: it is unknown."""
+        return True
 
     def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None, bias: Tensor | None = None) -> Tensor:
         """Apply a linear layer, a bias if it has none, and its activation, ``(..., C_in)`` to ``(..., C_out)``."""
@@ -157,12 +148,8 @@ def choose_backend(
     """
     wanted = config._attn_implementation or "sdpa"
     if wanted not in ("triton", "auto"):
-        if (
-            wanted == "sdpa"
-            and device.type == "cuda"
-            and not torch.compiler.is_compiling()
-            and not config.cosine_attention
-        ):
+        wants_speed = wanted == "sdpa" and device.type == "cuda" and not config.cosine_attention
+        if wants_speed and not torch.compiler.is_compiling():
             _point_at_triton(device, dtype, head_dim, dropout, window)
         return wanted
     reasons = _reasons(config, device, dtype, head_dim, dropout, window)
@@ -170,7 +157,7 @@ def choose_backend(
         return "triton"
     if wanted == "auto":
         if not torch.compiler.is_compiling():
-            # On a GPU that could run the kernel, a user loses time; elsewhere there is nothing to lose.
+            # A user loses time only on a GPU that could run the kernel.
             say = logger.warning_once if device.type == "cuda" else logger.info_once
             say(str(BackendReport(wanted, "sdpa", {"triton": reasons})))
         return "sdpa"
@@ -180,7 +167,7 @@ def choose_backend(
 
 
 def _reasons(config: SwinHFConfig, *circumstances: Any) -> list[str]:
-    """What speaks against the kernel in a model of this configuration."""
+    """Reasons against the kernel in a model of this configuration."""
     if config.cosine_attention:
         return ["the kernel has no cosine attention, which Swin Transformer V2 has"]
     return reasons_against_triton(*circumstances)
@@ -259,7 +246,7 @@ def _compute_once(compute: Callable[..., Any], *sizes: Any) -> Any:
 
 
 def clear_caches() -> None:
-    """Free what was kept for sizes and biases of earlier calls, and forget what was said once."""
+    """Free what was kept for sizes and biases of earlier calls, and repeat messages that are given once."""
     _compute_once.cache_clear()
     _point_at_triton.cache_clear()
     if "biases" in globals():
@@ -309,9 +296,9 @@ def attend(
         bias = layer.relative_position_bias(geometry.window)[0]  # h, N, N
         return attend_here(qkv, bias, _mask(layer, qkv, geometry), layer.scaling), None
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B * nW, h, N, d each
-    # User-registered attention functions may change the mask in place: they do not get one that is kept.
     if backend == "eager" and layer.config.cosine_attention:  # scores reach 100: bfloat16 has no fractions there
         query, key, value = (tensor.to(torch.promote_types(qkv.dtype, torch.float32)) for tensor in (query, key, value))
+    # User-registered attention functions may change the mask in place: they do not get one that is kept.
     bias = additive_mask(layer, query, geometry, may_keep=backend in BACKENDS)
     if backend == "sdpa" and _fails_in_sdpa(query, key, value, bias):
         backend = "eager"
@@ -401,29 +388,7 @@ def attend_in_parts(
     dropout: float = 0.0,
 ) -> Tensor:
     """Attend for ``size`` windows at a time; arguments and result as of :func:`eager_attention`."""
-    parts = []
-    for start in range(0, query.shape[0], size):
-        part = slice(start, start + size)
-        added = bias if bias.shape[0] == 1 else bias[part]
-        tensors = (query[part], key[part], value[part], added)
-        parts.append(attend(module, *tensors, scaling=module.scaling, dropout=dropout)[0])
-    return torch.cat(parts)
-
-
-__all__ = [
-    "BACKENDS",
-    "BackendMixin",
-    "BackendReport",
-    "attend",
-    "attend_fused",
-    "backend_report",
-    "choose_backend",
-    "clear_caches",
-    "cut",
-    "eager_attention",
-    "in_parts",
-    "kept",
-    "linear",
-    "look_up",
-    "put_back",
-]
+    queries = query.split(size)
+    added = [bias] * len(queries) if len(bias) == 1 else bias.split(size)
+    parts = zip(queries, key.split(size), value.split(size), added, strict=True)
+    return torch.cat([attend(module, *part, scaling=module.scaling, dropout=dropout)[0] for part in parts])

@@ -89,7 +89,7 @@ class SwinHFSemanticSegmenterOutput(ModelOutput):
 
 
 class Record:
-    """What one call returns besides its result; the loop over the stages shows it every map.
+    """What one call returns besides its result; the loop over the stages gives it every map.
 
     Args:
         config: Decides where the call says nothing.
@@ -127,7 +127,7 @@ class Record:
         return self.wants_attentions or self.wanted is not False
 
     def keep(self, x: Tensor, stage: int, attention: Tensor | None = None) -> Tensor:
-        """Show the map ``(B, H, W, C)`` of a stage before merging, and go on with what comes back."""
+        """Record the map ``(B, H, W, C)`` of a stage before merging; returns the map to continue with."""
         if attention is not None:
             self._attentions.append(attention)
         if not self.merged or stage in (0, self.last):
@@ -137,7 +137,7 @@ class Record:
         return x
 
     def keep_merged(self, x: Tensor) -> Tensor:
-        """Show the map ``(B, H/2, W/2, 2C)`` after merging, and go on with what comes back."""
+        """Record the map ``(B, H/2, W/2, 2C)`` after merging; returns the map to continue with."""
         return self._keep_state(x) if self.merged else x
 
     def _keep_state(self, x: Tensor) -> Tensor:

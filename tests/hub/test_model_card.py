@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import PUSHES
 from hub_server import metadata_problems
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -31,7 +32,7 @@ from swin_hf.hub.model_card import amount, check_metadata, confidence_interval
 from swin_hf.hub.pictures import draw_pictures
 from swin_hf.processing import Preprocessing
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
+pytestmark = PUSHES
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
 NASTY = "a|b`c`\n<script>[x](y)*_\\"

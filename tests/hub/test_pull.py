@@ -9,26 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, PUSHES
 from hub_server import FOR_EVER, READER, STRANGER, use_mode
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, load_backbone, pull, push
 from swin_hf.families import FAMILIES
-from swin_hf.hub import Card, HubError, TrainingFacts, remote
+from swin_hf.hub import Card, HubError, TrainingFacts
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own
+pytestmark = PUSHES
 
 REPO = "user/tiny"
 CORE = [path.name for path in FAMILIES["swin_hf"].travelling_files("image-classification")]
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *CORE}
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -37,17 +31,6 @@ def pushed(hub, tiny_model):
     result = push(tiny_model, REPO, tag="v1", endpoint=hub.url)
     hub.requests.clear()
     return result
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    def switch() -> None:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        close_session()  # the client decides when it opens a session
-
-    yield switch
-    monkeypatch.undo()
-    close_session()
 
 
 def files(path: Path) -> set[str]:
@@ -119,6 +102,9 @@ def test_failed_pull_removes_nothing_from_local_dir(hub, versions, tmp_path):
     with pytest.raises(HubError):
         pull(REPO, revision="v2", local_dir=tmp_path / "here", endpoint=hub.url)
     assert "model.safetensors" in files(tmp_path / "here")
+    hub.faults.clear()
+    pull(REPO, revision="v1", local_dir=tmp_path / "here", endpoint=hub.url)
+    assert files(tmp_path / "here") == FILES | {"training_facts.json"}, "what the failed pull left is known, too"
 
 
 @pytest.mark.parametrize("pulled_before", [False, True], ids=["own", "changed"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PUSHES
 from full_disk import files_of_at_most
 from hub_server import FOR_EVER, READER, STRANGER, WRITER, LoopbackHub, use_mode
 from huggingface_hub import HfApi
@@ -23,20 +24,13 @@ from swin_hf import SwinHFForImageClassification, cli, push
 from swin_hf.families import FAMILIES
 from swin_hf.hub import Card, ConfusionMatrix, HubError, TrainingFacts, remote
 
-# huggingface_hub 2.4 passes file objects to httpx2 as `data=`, which httpx2 deprecates; not ours to change.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = PUSHES
 
 REPO = "user/tiny"
 MODES = ("basic", "multipart", "xet")
 FAMILY = FAMILIES["swin_hf"]
 CORE = [path.name for path in FAMILY.travelling_files("image-classification")]
 BASE = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", *CORE}
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    """Our own waits, a setting; those of the client cannot be set and stay."""
-    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02, 0.04))
 
 
 @pytest.fixture
@@ -520,18 +514,10 @@ def test_network_down_is_a_sentence(folder, monkeypatch):
         push(folder, REPO, endpoint="http://127.0.0.1:9")
 
 
-def test_offline_mode_is_a_sentence(hub, folder, monkeypatch):
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    close_session()
-    try:
-        with pytest.raises(HubError, match="offline mode is on"):
-            push(folder, REPO, endpoint=hub.url)
-    finally:
-        monkeypatch.undo()
-        close_session()
+def test_offline_mode_is_a_sentence(hub, folder, offline):
+    offline()
+    with pytest.raises(HubError, match="offline mode is on"):
+        push(folder, REPO, endpoint=hub.url)
 
 
 def test_disk_full_is_a_sentence(tiny_model):

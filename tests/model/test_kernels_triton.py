@@ -28,8 +28,7 @@ from swin_hf.model.windows import WindowGeometry, window_geometry
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_kernels_in_the_interpreter")
-compiled = pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel cannot be compiled")
-without_interpreter = compiled
+without_interpreter = pytest.mark.skipif(INTERPRETED, reason="runs where kernels are compiled")
 
 # Largest differences from float64 seen, times about three. float16 has 11 bits, and rounds the probabilities and the
 # gradients of the scores before the matrix products, as every implementation does.
@@ -456,7 +455,7 @@ def assert_builds(build: tuple[str, int, int, str, int], mask_padding: bool, rec
     assert takes["warps"] * takes["programs asked"] <= 64  # of a multiprocessor
 
 
-@compiled
+@without_interpreter
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset:UserWarning")  # Triton 3.9 says so of any build
 @pytest.mark.parametrize("kernel", TILE)
 def test_main_kernels_build_for_hopper(kernel, record_property):
@@ -464,7 +463,7 @@ def test_main_kernels_build_for_hopper(kernel, record_property):
     assert_builds((kernel, 7, 32, "bf16", 90), False, record_property)
 
 
-@compiled
+@without_interpreter
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset:UserWarning")  # as above
 @pytest.mark.parametrize("mask_padding", [False, True], ids=["", "mask_padding"])
