@@ -101,9 +101,7 @@ def class_table(names: Sequence[str], counts: Mapping[str, Integers], limit: int
 def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
     """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
 
-    Args:
-        source: The splits as they are stored.
-        counts: Pictures of each class that are used, for each split.
+    ``counts`` are the pictures of each class that are used, for each split.
     """
     names = source.class_names
     found = np.array([source.left_out.get(name, 0) for name in names])
@@ -150,11 +148,7 @@ def stratified_split(labels: Integers, count: int, seed: int) -> tuple[Integers,
 
 
 def count_classes(labels: Integers, num_classes: int) -> Integers:
-    """Number of rows of each class id; rows without a label are left out.
-
-    Raises:
-        ValueError: If an id is not below ``num_classes``.
-    """
+    """Number of rows of each class id; rows without a label are left out. Refuses an id beyond the classes."""
     known = labels[labels != UNLABELLED]
     if len(known) and (known.min() < 0 or known.max() >= num_classes):
         raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {num_classes} classes")
