@@ -68,11 +68,7 @@ def add_run_options(parser: ArgumentParser) -> None:
 
 
 def check_numbers(options: Mapping[str, Any]) -> None:
-    """Check the numbers of a command that Lightning would refuse late, or in words of its own.
-
-    Raises:
-        ValueError: Names the option and its range.
-    """
+    """Raise ValueError for numbers that Lightning would refuse late, or in words of its own."""
     if not isinstance(options.get("seed_everything"), bool):
         check_range("seed_everything", options.get("seed_everything"), "[0, 4294967295]")
     trainer = options.get("trainer") or {}
@@ -106,12 +102,17 @@ def with_configs(words: Sequence[str], default: str | Path) -> list[str]:
     for word in words:
         is_value = bool(joined) and joined[-1] in ("-c", "--config", "--ckpt_path")
         joined.append(f"{joined.pop()}={word}" if is_value else word)
-    values = {name: value for name, _, value in (word.partition("=") for word in joined)}
+    pairs = [word.partition("=") for word in joined]
+    values = {name: value for name, _, value in pairs}
     if not values.keys() & {"-c", "--config", "--data.dataset", "--help", "-h"}:
-        recorded = Path(values.get("--ckpt_path", "last")).parent.parent / "config.yaml"
-        is_recorded = values.get("--ckpt_path", "last") != "last" and recorded.is_file()
-        joined.insert(0, f"--config={recorded if is_recorded else default}")
-    return [re.sub(r"(?s)^(?:-c|--config)=(.*)", lambda m: f"--config={find_config(m[1])}", word) for word in joined]
+        checkpoint = values.get("--ckpt_path", "last")
+        recorded = Path(checkpoint).parent.parent / "config.yaml"
+        is_recorded = checkpoint != "last" and recorded.is_file()
+        pairs.insert(0, ("--config", "=", str(recorded if is_recorded else default)))
+    return [
+        f"--config={find_config(value)}" if equals and name in ("-c", "--config") else f"{name}{equals}{value}"
+        for name, equals, value in pairs
+    ]
 
 
 def refuse_names(words: Sequence[str], linked: Sequence[str]) -> None:

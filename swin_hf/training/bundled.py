@@ -9,10 +9,7 @@ DATA_SETS = {"swin_hf:digits": CONFIGS / "digits"}  # a colon: neither a folder 
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """The file of a configuration.
-
-    Args:
-        name: Name of a configuration of the package, such as ``digits``, or the path of any YAML file.
+    """The file of a configuration: one of the package, such as ``digits``, or the path of any YAML file.
 
     Raises:
         ValueError: If there is neither.
@@ -27,11 +24,7 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 
 
 def find_data_set(dataset: str) -> str:
-    """The folder of a data set of the package; any other name of a data set as it is.
-
-    Raises:
-        ValueError: If the package has no data set of this name.
-    """
+    """The folder of a data set of the package, ValueError if it has none of this name; any other name as it is."""
     if not dataset.startswith("swin_hf:"):
         return dataset
     if dataset not in DATA_SETS:

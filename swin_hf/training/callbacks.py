@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -66,8 +66,7 @@ class EpochReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; an epoch that is resumed in its middle has no other start."""
-        self.images = 0
-        self.started = self.ended = time.perf_counter()
+        self.images, self.started, self.ended = 0, time.perf_counter(), time.perf_counter()
 
     on_train_epoch_start = on_train_start
 
@@ -84,16 +83,15 @@ class EpochReport(Callback):
         speed = self.images * trainer.world_size / seconds
         if self.images:  # none where the run was interrupted after them
             pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
             bar = trainer.progress_bar_callback  # the line comes above it
             show = partial(print, flush=True) if bar is None else bar.print
-            show(self.line(trainer, metrics, speed, seconds))
+            show(self.line(trainer, trainer.callback_metrics, speed, seconds))
 
-    def line(self, trainer: Trainer, metrics: dict[str, float], speed: float, seconds: float) -> str:
+    def line(self, trainer: Trainer, metrics: Mapping[str, Any], speed: float, seconds: float) -> str:
         """The line of an epoch."""
         names = dict.fromkeys(("train_loss", "val_loss", getattr(trainer.lightning_module, "monitor", "val_loss")))
-        shown = [f"{name} {metrics[name]:.4f}" for name in names if name in metrics]
+        shown = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         pace = f"  {speed:,.0f} images/s  {seconds:.1f} s" if self.images else ""
         return f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {'  '.join(shown)}  lr {rate:.2e}{pace}"

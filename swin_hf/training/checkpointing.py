@@ -49,11 +49,7 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make room for the average.
-
-        Raises:
-            ValueError: If weights have 16 bits, in which an average of many steps never moves.
-        """
+        """Make room for the average; of weights of 16 bits, it is refused."""
         if stage == "fit" and trainer.precision in ("16-true", "bf16-true"):
             raise ValueError(
                 f"EMA of 16-bit weights (trainer.precision {trainer.precision}) never moves: a step of it is smaller "
@@ -267,11 +263,11 @@ class NonFiniteGuard(Callback):
         if (batch_idx + 1) % self.every_n_steps == 0:
             self.look(trainer)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Look before the metrics can choose these weights, and before any checkpoint is written."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any = None) -> None:
+        """Look before any checkpoint is written, and before the metrics can choose these weights."""
         self.look(trainer, pl_module)
 
-    on_train_epoch_end = on_save_checkpoint = on_validation_start
+    on_validation_start = on_train_epoch_end = on_save_checkpoint
 
     def look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
         """Raise on every process when any of them has met a bad loss, or has bad weights in a module that is given.

@@ -1,8 +1,7 @@
 """``swin-hf train`` and ``swin-hf pretrain``: LightningCLI with the run folder, the guards and the exit codes.
 
-A run lives in ``runs/<name>/``; when that exists, in ``runs/<name>-v2/`` and so on, so that nothing is overwritten.
-``--ckpt_path last`` goes on in the newest of them, or starts the first one: the same command serves the first start,
-a requeue and a resume.
+A run has its folder ``runs/<name>/``, or ``runs/<name>-v2/`` and so on, so that nothing is overwritten. ``--ckpt_path
+last`` goes on in the newest of them, or starts the first one: one command serves the start, a requeue and a resume.
 """
 
 import contextlib
@@ -171,11 +170,7 @@ class RecipeCLI(LightningCLI):
         refuse_conflicts(given, self.saved, str(path))
 
     def choose_run_folder(self) -> str | None:
-        """Reserve the folder of a new run, or take that of the run to resume.
-
-        Returns:
-            The checkpoint to resume from, if any.
-        """
+        """Make the folder of a new run, or take that of the run to resume; return the checkpoint to go on from."""
         runs, name, path = Path(self.options.runs), self.options.name, self.options.ckpt_path
         if self.options.push is not None and starts_first():
             check_access(self.options.push)
@@ -318,11 +313,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a training run.
-
-    Raises:
-        SystemExit: If the file is something else, or not whole.
-    """
+    """Read a checkpoint of a training run; leave the program if the file is something else, or not whole."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -337,11 +328,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) -> None:
-    """Compare the model options of this command with those of a checkpoint.
-
-    Raises:
-        SystemExit: If any differs, the message lists them; or if they are of a release whose options had other names.
-    """
+    """Leave the program if model options of this command differ from those of a checkpoint."""
     remedy = "start a new run from its weights: --model.weights runs/<name>/model"
     if "optimization" in given and "optimization" not in saved and saved:
         sys.exit(f"error: {path} was written by an earlier release, whose options had other names; {remedy}")

@@ -70,11 +70,7 @@ class WholeWriter(ExperimentWriter):
         """Lightning's own deletes the log of the earlier part."""
 
     def save(self) -> None:
-        """Write all rows.
-
-        Raises:
-            WriteError: If the disk is full.
-        """
+        """Write all rows, or leave the file as it was and raise :class:`~swin_hf.files.WriteError`."""
         if not self.metrics:
             return
         self.rows += self.metrics

@@ -70,12 +70,9 @@ class SwinModule(LightningModule):
 
     @classmethod
     def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
-        """One of the :attr:`data_options`.
+        """One of the :attr:`data_options`, from the data module.
 
-        Args:
-            name: Name of the option.
-            data: The data module.
-            measured: Options of the model that ``validate`` or ``test`` measures on the data; ``None`` in training.
+        ``measured`` are the options of the model that ``validate`` or ``test`` measures; ``None`` in training.
         """
         return getattr(data, name)
 
@@ -115,11 +112,7 @@ class SwinModule(LightningModule):
                 self.model.compile()
 
     def on_fit_start(self) -> None:
-        """Refuse a batch that the memory of this machine cannot train: Linux would kill the process without a word.
-
-        Raises:
-            ValueError: Gives both sizes and the remedy.
-        """
+        """Refuse a batch that the memory of this machine cannot train: Linux would kill the process without a word."""
         data, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
         recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
         if device.type != "cpu" or data is None or recomputes:
@@ -167,13 +160,11 @@ class SwinModule(LightningModule):
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the images; a batch is empty where all of them were unreadable."""
-        self.val_images.update(len(batch["pixel_values"]) if batch else 0)
-        self.log("val_images", self.val_images, on_step=False, on_epoch=True, logger=False)
+        name = "test_images" if self.trainer.testing else "val_images"
+        getattr(self, name).update(len(batch["pixel_values"]) if batch else 0)
+        self.log(name, getattr(self, name), on_step=False, on_epoch=True, logger=False)
 
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Likewise."""
-        self.test_images.update(len(batch["pixel_values"]) if batch else 0)
-        self.log("test_images", self.test_images, on_step=False, on_epoch=True, logger=False)
+    on_test_batch_end = on_validation_batch_end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the options as plain values, and the mean loss of an epoch that is not complete, over all ranks."""
@@ -195,9 +186,6 @@ class SwinModule(LightningModule):
 
         ``trainer.estimated_stepping_batches`` would build the loader before a checkpoint is restored, and its position
         in the epoch would be lost.
-
-        Raises:
-            ValueError: If the trainer has neither a data module of ours nor ``limit_train_batches``.
         """
         trainer = self.trainer
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -216,11 +204,7 @@ class SwinModule(LightningModule):
         return steps, min(totals)
 
     def lr_scale(self) -> float:
-        """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``.
-
-        Raises:
-            ValueError: If the batch is unknown.
-        """
+        """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``."""
         if not self.optimization.lr_scaling:
             return 1.0
         batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
@@ -273,11 +257,7 @@ class SwinModule(LightningModule):
             clip(self.parameters(), gradient_clip_val)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model before anything is loaded.
-
-        Raises:
-            ValueError: If names or shapes differ; the message gives the first few.
-        """
+        """Refuse the checkpoint of another model, by names and shapes, before anything is loaded."""
         self.interrupted_loss = checkpoint.get("train_loss")
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}

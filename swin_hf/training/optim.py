@@ -64,12 +64,11 @@ def is_decayed(name: str, parameter: nn.Parameter, undecayed: Sequence[str] = ()
 
 
 def layer_id(name: str, depths: Sequence[int]) -> int:
-    """Depth of a parameter for layer-wise learning rate decay.
+    """Depth of a parameter for layer-wise learning rate decay; its name may have a prefix, such as LoRA's.
 
     The patch embedding and the mask token are 0, block ``k`` (counted through all stages) is ``k + 1``, a downsampling
     shares the id of the block before it, and everything else (last norm, head, position embeddings) comes last,
     ``sum(depths) + 1``.
-    The name may have a prefix, such as LoRA's.
     """
     if match := _STAGE.search(name):
         stage, block = int(match[1]), match[2]
@@ -85,16 +84,13 @@ def parameter_groups(
     """Group the trainable parameters by weight decay and, below a ``layer_decay`` of 1, by depth.
 
     Args:
-        model: The network, of any family; frozen parameters are left out.
+        model: The network, of any family.
         learning_rate: Rate of the deepest group.
         weight_decay: Decay of the matrices; everything else gets 0.
         layer_decay: Factor on the rate for each layer further from the head, in ``(0, 1]``.
 
     Returns:
         Groups in order of depth, as ``torch.optim`` takes them, each with a ``name``.
-
-    Raises:
-        ValueError: If ``layer_decay`` is out of range or nothing is trainable.
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay is {layer_decay}; it is a factor in (0, 1], 1 for the same rate everywhere")
@@ -160,11 +156,7 @@ def lr_factor(
 
 
 def build_schedule(optimizer: Optimizer, *, total: int, warmup: int, **shape: Any) -> LambdaLR:
-    """Attach :func:`lr_factor`, whose options these are, to an optimiser; to be stepped once per optimiser step.
-
-    Raises:
-        ValueError: If the warm-up is not shorter than the training.
-    """
+    """Attach :func:`lr_factor` with these options to an optimiser; to be stepped once per optimiser step."""
     if not 0 <= warmup < total:
         raise ValueError(
             f"a warm-up of {warmup} steps does not fit into a training of {total} steps; "

@@ -33,11 +33,7 @@ OBJECTS: dict[str, Any] = {
 
 
 def recipe_schema(module_class: type[SwinModule]) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a configuration file, whole or overlay.
-
-    Args:
-        module_class: The LightningModule that the recipe trains.
-    """
+    """JSON schema (draft 2020-12) of a configuration file, whole or overlay, of a recipe that trains this module."""
     parser = ArgumentParser(description=f"Configuration of a recipe that trains {module_class.__name__}.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of every random generator.")
     add_run_options(parser)

@@ -25,15 +25,14 @@ def python(tmp_path_factory):
     libraries = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "libraries.pth").write_text("\n".join(libraries))  # their own .pth files, with the checkout, do not count
     (wheel,) = folder.glob("*.whl")
-    # Without an index and with dependencies: what the wheel asks for has to be there.
-    run(folder / "env" / "bin" / "python", "-m", "pip", "install", "--no-index", wheel, cwd=folder)
+    run(folder / "env" / "bin" / "python", "-m", "pip", "install", "--no-index", "--no-deps", wheel, cwd=folder)
     return folder / "env" / "bin" / "python"
 
 
 def run(*command, cwd):
-    """Run a command without a trace of the checkout and return what it prints."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """Run a command without a trace of the checkout, and of what is set for pip; return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_CONFIG_FILE": os.devnull}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )

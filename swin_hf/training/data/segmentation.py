@@ -141,11 +141,7 @@ class SegmentationDataModule(ImageDataModule):
         self.order: list[int] | None = None  # the model's number of each class, where it has another
 
     def find_source(self) -> Source:
-        """Read pairs of pictures and masks, and the names of the classes.
-
-        Raises:
-            ValueError: If masks or names of classes cannot be found.
-        """
+        """Read pairs of pictures and masks, and the names of the classes; ValueError if they cannot be found."""
         dataset = find_folder(self.dataset, self.data_files, self.data_dir, self.reading)
         folder = self.data_dir if dataset in FORMATS else os.path.join(dataset, self.data_dir or "")
         is_folder = dataset not in FORMATS or dataset == "imagefolder"
@@ -264,11 +260,7 @@ class PairReader(PictureReader):
 
 
 def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None) -> Tensor:
-    """Class number of each pixel of a stored mask, ``(H, W)`` int64.
-
-    Raises:
-        UnreadablePictureError: If it cannot be read, is in colour, or holds a number that is none of the classes.
-    """
+    """Class number of each pixel of a stored mask, ``(H, W)`` int64; UnreadablePictureError if it has none."""
     name = (cell.get("path") if isinstance(cell, dict) else None) or "a mask"
     try:
         with open_picture(cell, root) as picture:
@@ -366,11 +358,7 @@ def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
 
 
 def find_columns(features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Names of the columns of pictures and of masks.
-
-    Raises:
-        ValueError: If one of them does not exist, or cannot be told.
-    """
+    """Names of the columns of pictures and of masks: those that are asked for, else by type and name."""
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
     for option, wanted in (("reading.image_column", image), ("masks.column", mask)):
         if wanted is not None and wanted not in features:
@@ -390,16 +378,13 @@ def find_columns(features: Features, image: str | None, mask: str | None) -> tup
 
 
 def read_pairs(folder: str) -> dict[str, Dataset] | None:
-    """Read pictures and masks that belong together by their file names.
+    """Read pictures and masks that belong together by their file names; each needs the other.
 
     Args:
         folder: ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
 
     Returns:
         A data set of two columns, ``image`` and ``mask``, for each split; ``None`` where there are no such folders.
-
-    Raises:
-        ValueError: If a picture has no mask, or a mask no picture.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -450,11 +435,7 @@ def _by_name(folder: Path) -> dict[str, str]:
 
 
 def read_class_names(folder: str) -> list[str]:
-    """Names of the classes from a file in the folder of the data.
-
-    Raises:
-        ValueError: If there is none, or it cannot be read.
-    """
+    """Names of the classes from a file in the folder of the data."""
     path = next((path for name in ("classes.txt", "id2label.json") if (path := Path(folder, name)).is_file()), None)
     if path is None:
         raise ValueError(

@@ -22,12 +22,7 @@ SEPARATORS = (",", ";", "\t", "|")
 
 
 def load_files(kind: str, files: Mapping[str, Sequence[str]], streaming: bool) -> dict[str, list[Any]]:
-    """Load files, those that follow each other and declare the same in one piece.
-
-    Args:
-        kind: ``parquet``, ``arrow``, ``csv`` or ``json``.
-        files: Files of each split.
-        streaming: Whether to read while training.
+    """Load parquet, arrow, csv or json files; neighbours in a split that declare the same are loaded in one piece.
 
     Returns:
         The pieces of each split, in order, for :func:`unite`.
@@ -104,12 +99,7 @@ def _text_options(file: str) -> dict[str, Any]:
 
 
 def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Join the pieces of each split, with class ids matched by name.
-
-    Raises:
-        ValueError: If classes cannot be matched: numbers without names against names, or a split with classes that
-            the training split does not have.
-    """
+    """Join the pieces of each split; class ids are matched by name, ValueError where they cannot be."""
     declared = [piece.features for parts in pieces.values() for piece in parts]
     labels = [name for features in declared for name in features if isinstance(features[name], ClassLabel)]
     for column in dict.fromkeys(labels):

@@ -99,9 +99,7 @@ def class_table(names: Sequence[str], counts: Mapping[str, Integers], limit: int
 def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
     """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
 
-    Args:
-        source: The splits as they are stored.
-        counts: Pictures of each class that are used, for each split.
+    ``counts`` are the pictures of each class that are used, for each split.
     """
     names = source.class_names
     found = np.array([source.left_out.get(name, 0) for name in names])

@@ -93,11 +93,7 @@ class Pixels:
             raise ValueError(f"background is {self.background}; give red, green and blue in [0, 255]")
 
     def channel_values(self, num_channels: int) -> tuple[ChannelValues, ChannelValues]:
-        """Mean and standard deviation of each channel, "dataset" where they have yet to be measured.
-
-        Raises:
-            ValueError: If there are others than one for each channel.
-        """
+        """Mean and standard deviation of each channel, "dataset" where they have yet to be measured."""
         found: list[ChannelValues] = []
         for values, imagenet in ((self.mean, IMAGENET_MEAN), (self.std, IMAGENET_STD)):
             if values is None:  # the grey of ImageNet is the mean of its colours
@@ -158,10 +154,7 @@ class TrainTransform:
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalise ``uint8`` pixels ``(..., C, H, W)`` to ``float32``, bit for bit as transformers' image processors do.
 
-    Args:
-        pixels: On any device.
-        mean: Mean of each channel, for values in 0..1.
-        std: Standard deviation of each channel, for values in 0..1.
+    Mean and standard deviation of each channel are those of values in 0..1.
     """
     scale = 1.0 / (1 / 255)  # the processors multiply mean and std by this, and round as this does
     centre = torch.tensor(mean, device=pixels.device) * scale

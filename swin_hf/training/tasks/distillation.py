@@ -47,6 +47,10 @@ class Teacher(nn.Module):
         shift: What is added then.
     """
 
+    order: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, network: nn.Module, order: Sequence[int], scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.network = network
@@ -123,11 +127,7 @@ def load_teacher(
 
 
 def processor_normalization(folder: Path) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation that an image processor normalises with; ``None`` where the folder does not say.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
+    """Mean and standard deviation that an image processor normalises with; ``None`` where the folder does not say."""
     path = folder / "preprocessor_config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

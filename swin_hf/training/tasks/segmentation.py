@@ -121,11 +121,7 @@ class SwinSegmenter(ClassModule):
         self.confusion_counts: np.ndarray[Any, Any] | None = None  # after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
-        """Prepare training; batch normalisation is synchronised over the devices, where it can be.
-
-        Raises:
-            ValueError: If a device would get a single picture, of which batch normalisation cannot be computed.
-        """
+        """Prepare training; batch normalisation is synchronised over the devices, and a single picture is refused."""
         super().setup(stage)
         if stage != "fit":
             return
@@ -237,24 +233,21 @@ def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stri
         sorted({max(min(start, side - window), 0) for start in range(0, max(side - window + step, 1), step)})
         for side in (height, width)
     )
-    total: Any = 0
-    seen = images.new_zeros(height, width)
+    total: Any = None
     for top, left in product(tops, lefts):
         area = (..., slice(top, top + window), slice(left, left + window))
         logits = network(images[area])
-        if top == left == 0:
+        if total is None:
             total = logits.new_zeros(len(images), logits.shape[1], height, width)
+            seen = logits.new_zeros(height, width)
         total[area] += logits
         seen[area] += 1
-    return total / seen
+    mean: Tensor = total / seen
+    return mean
 
 
 def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Intersection over union of each class; NaN for one that neither occurs nor is predicted.
-
-    Args:
-        counts: ``(classes, classes)`` pixels, rows are the truth.
-    """
+    """Intersection over union of each class from its counts (rows are the truth); NaN for one that occurs nowhere."""
     hits, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
     iou: np.ndarray[Any, Any] = np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)
     return iou
