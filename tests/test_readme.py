@@ -21,8 +21,8 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def workspace(tmp_path, tiny_dataset):
-    """A folder with what the README takes for granted: a trained model, photos in class folders, the repository."""
+def workspace(tmp_path):
+    """A folder with what the README takes for granted: a trained model, and the repository."""
     from transformers import ViTImageProcessor
 
     torch.manual_seed(0)
@@ -30,10 +30,6 @@ def workspace(tmp_path, tiny_dataset):
     SwinHFForImageClassification(config).save_pretrained(tmp_path / "runs/digits/model")
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
     processor.save_pretrained(tmp_path / "runs/digits/model")
-    for index, row in enumerate(tiny_dataset):
-        folder = tmp_path / "photos" / "train" / tiny_dataset.features["label"].int2str(row["label"])
-        folder.mkdir(parents=True, exist_ok=True)
-        row["image"].resize((224, 224)).save(folder / f"{index}.png")
     for name in ("docs", "Makefile", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
@@ -79,7 +75,7 @@ def test_the_test_command_is_what_ci_runs():
 
 def test_what_a_block_needs_is_made_by_a_block_above():
     code = "\n".join(re.findall(r"```(?:python|bash)\n(.*?)```", README, flags=re.DOTALL))
-    for need, maker in (("runs/digits", "swin-hf train"), ("import timm", "pip install timm"), ("onnx", "'.[onnx]'")):
+    for need, maker in (("runs/digits", "swin-hf train"), ("import timm", "pip install timm"), ("--to onnx", "[onnx]")):
         assert 0 <= code.index(maker) <= code.index(need), f"{need} is used before {maker}"
     for path in re.findall(r"docs/figures/\w+\.\w+", code):
         assert (ROOT / path).is_file()
