@@ -21,8 +21,8 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def workspace(tmp_path, tiny_dataset):
-    """A folder with what the README takes for granted: a trained model, photos in class folders, the repository."""
+def workspace(tmp_path):
+    """A folder with what the README takes for granted: a trained model, and the repository."""
     from transformers import ViTImageProcessor
 
     torch.manual_seed(0)
@@ -30,11 +30,7 @@ def workspace(tmp_path, tiny_dataset):
     SwinHFForImageClassification(config).save_pretrained(tmp_path / "runs/digits/model")
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
     processor.save_pretrained(tmp_path / "runs/digits/model")
-    for index, row in enumerate(tiny_dataset):
-        folder = tmp_path / "photos" / "train" / tiny_dataset.features["label"].int2str(row["label"])
-        folder.mkdir(parents=True, exist_ok=True)
-        row["image"].resize((224, 224)).save(folder / f"{index}.png")
-    for name in ("docs", "recipes", "Makefile", "pyproject.toml"):
+    for name in ("docs", "Makefile", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
@@ -59,7 +55,9 @@ def test_python_blocks_run_in_order(workspace):
     assert code
     script = workspace / "readme.py"
     script.write_text(code + "\nprint('maps', [tuple(m.shape) for m in maps], tuple(evidence.shape))\n")
+    before = set(workspace.iterdir())
     printed = run([sys.executable, str(script)], workspace)
+    assert set(workspace.iterdir()) == before, "running the README leaves files behind"
     assert "maps [(1, 96, 56, 56), (1, 192, 28, 28), (1, 384, 14, 14), (1, 768, 7, 7)] (1, 32, 32)" in printed
 
 
@@ -71,8 +69,16 @@ def commands() -> list[str]:
 def test_the_test_command_is_what_ci_runs():
     ci = (ROOT / ".ci/run").read_text().splitlines()
     assert ci[-1] == "python -m pytest -n auto"
-    assert "python -m pytest -n auto" in commands()
+    assert "`python -m pytest -n auto`" in README
     assert any("pip install" in line and "'.[dev]'" in line for line in ci)
+
+
+def test_what_a_block_needs_is_made_by_a_block_above():
+    code = "\n".join(re.findall(r"```(?:python|bash)\n(.*?)```", README, flags=re.DOTALL))
+    for need, maker in (("runs/digits", "swin-hf train"), ("import timm", "pip install timm"), ("--to onnx", "[onnx]")):
+        assert 0 <= code.index(maker) <= code.index(need), f"{need} is used before {maker}"
+    for path in re.findall(r"docs/figures/\w+\.\w+", code):
+        assert (ROOT / path).is_file()
 
 
 @pytest.mark.slow
@@ -84,15 +90,12 @@ def test_command_runs(command, workspace):
     if words[0] == "make":
         assert run(["make", "--dry-run", *words[1:]], ROOT)
     elif words[0] == "swin-hf":
-        if words[1] == "pull":  # test_pull.py pulls for real, from the loopback Hub
-            words.append("--help")
         if words[1] == "push":
-            words.append("--dry-run")
             words[2] = "runs/digits/model"
         if words[1] in ("train", "pretrain"):
             words += ["--trainer.fast_dev_run", "true"]
-        if "--data.data_dir" in words:  # the recipe starts from weights on the Hub; here, from those of the workspace
-            words += ["--model.weights", "runs/digits/model"]
+        before = set(workspace.iterdir())
         run([sys.executable, "-m", "swin_hf.cli", *words[1:]], workspace)
+        assert set(workspace.iterdir()) == before, "running the README leaves files outside of runs/"
     else:
         raise AssertionError(f"nobody runs {command!r}")

@@ -1,0 +1,64 @@
+"""The guides in docs/ do what they say: their Python runs, block after block, in a fresh folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDES = ["finetune.md", "share.md", "trainer.md"]
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run(script: Path, **environment: str) -> str:
+    names = {"PYTHONPATH": str(DOCS.parent), "PYTHONWARNINGS": "default"} | environment
+    command = [sys.executable, script.name]
+    done = subprocess.run(command, cwd=script.parent, env=os.environ | names, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_links_of_a_guide_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / name).read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (DOCS / target).exists(), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune.md", "trainer.md"])
+def test_guide_runs(name, tmp_path):
+    (tmp_path / "guide.py").write_text("\n".join(blocks(name)))
+    printed = run(tmp_path / "guide.py")
+    assert "accuracy" in printed
+    assert {path.name for path in tmp_path.iterdir()} <= {"guide.py", "runs", "photos"}
+
+
+def test_sharing_runs_on_a_hub_of_our_own(hub, tmp_path):
+    (tmp_path / "guide.py").write_text("\n".join(blocks("share.md")))
+    assert "swin-digits" in run(tmp_path / "guide.py", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
+    assert "model.safetensors" in hub.files("user/swin-digits")
+
+
+def test_notebook_has_the_blocks_of_its_guide():
+    cells = json.loads((DOCS / "finetune.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"] == [
+        block.rstrip("\n") for block in blocks("finetune.md")
+    ]
+
+
+@pytest.mark.slow
+def test_notebook_executes(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(DOCS.parent))
+    notebook = nbformat.read(DOCS / "finetune.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert any("test_accuracy" in str(cell.get("outputs")) for cell in notebook.cells)
