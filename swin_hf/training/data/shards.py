@@ -50,7 +50,12 @@ def load_files(kind: str, files: Mapping[str, Sequence[str]], streaming: bool) -
         declared = {path: repr(options[path]) for path in paths}
     else:
         features = {path: _declared_features(path) for path in paths}
-        labels = {name for each in features.values() for name in each if isinstance(each[name], ClassLabel)}
+        labels = {
+            n
+            for each in features.values()
+            for n in each
+            if isinstance(getattr(each[n], "feature", each[n]), ClassLabel)
+        }
         options = {}
         declared = {path: repr([each.get(name) for name in sorted(labels)]) for path, each in features.items()}
     pieces: dict[str, list[Any]] = {}
