@@ -50,12 +50,8 @@ def load_files(kind: str, files: Mapping[str, Sequence[str]], streaming: bool) -
         declared = {path: repr(options[path]) for path in paths}
     else:
         features = {path: _declared_features(path) for path in paths}
-        labels = {
-            n
-            for each in features.values()
-            for n in each
-            if isinstance(getattr(each[n], "feature", each[n]), ClassLabel)
-        }
+        columns = [column for each in features.values() for column in each.items()]
+        labels = {name for name, feature in columns if isinstance(getattr(feature, "feature", feature), ClassLabel)}
         options = {}
         declared = {path: repr([each.get(name) for name in sorted(labels)]) for path, each in features.items()}
     pieces: dict[str, list[Any]] = {}
@@ -131,8 +127,8 @@ def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Join the pieces of each split, with class ids matched by name.
 
     Raises:
-        ValueError: If classes cannot be matched: numbers without names against names, or a split with classes that
-            the training split does not have.
+        ValueError: If classes cannot be matched: numbers without names against names, a split with classes that the
+            training split does not have, or lists of classes that are numbered differently.
     """
     everything = [piece for parts in pieces.values() for piece in parts]
     labels = [
@@ -150,6 +146,12 @@ def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
                 raise ValueError(
                     f"files of split {split!r} have different columns: {sorted(missing)} are not in all of them"
                 )
+            for name, feature in features.items():
+                if isinstance(getattr(feature, "feature", None), ClassLabel) and part.features[name] != feature:
+                    raise ValueError(
+                        f"column {name!r}: files of split {split!r} number the classes of their lists differently;"
+                        " write all files with the same ClassLabel, or lists of text"
+                    )
         parts = [part if part.features == features else part.cast(features) for part in parts]
         joined[split] = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     return joined
