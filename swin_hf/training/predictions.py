@@ -31,6 +31,7 @@ class Predictions(Callback):
     def __init__(self, folder: Path | Callable[[], Path]) -> None:
         self.folder = folder
         self.rows: list[tuple[tuple[int, int], str, tuple[Any, ...]]] = []  # place in the data, name, answer
+        self.written: Path | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the answers of an earlier test."""
@@ -70,7 +71,13 @@ class Predictions(Callback):
             writer.writerow(("path", *module.answer_columns))
             for _, name, answer in sorted(self.rows, key=lambda row: row[0]):
                 writer.writerow((name, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in answer)))
-        print(f"predictions: {path}", flush=True)  # noqa: T201 - the result
+        self.written = path
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say where, after Lightning's table of results."""
+        if self.written is not None:
+            print(f"predictions: {self.written}", flush=True)  # noqa: T201 - the result
+            self.written = None
 
 
 def folder_of_test(runs: Path, name: str, *starts: str | None) -> Path:

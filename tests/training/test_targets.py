@@ -181,3 +181,17 @@ def test_labels_that_are_no_class_are_refused(tmp_path):
 def test_balanced_sampling_without_a_class_for_each_picture_is_refused(tmp_path, kind, columns, options, said):
     with pytest.raises(ValueError, match=f"splits.balanced_sampling draws equally many .*{said}"):
         load(kind, write(tmp_path, *columns), splits=Splits(balanced_sampling=True), **options).load()
+
+
+def test_files_that_number_the_classes_of_their_lists_differently_are_refused(tmp_path):
+    """Of one split, and of two: the ids would be taken for those of other classes."""
+    files = []
+    for names in (NAMES, NAMES[::-1]):
+        rows = {"image": [Pictures.new("RGB", (8, 8))] * 2, "labels": [[0], [1]]}
+        features = Features({"image": Image(), "labels": List(ClassLabel(names=names))})
+        files.append(str(tmp_path / f"{names[0]}.parquet"))
+        Dataset.from_dict(rows, features=features).to_parquet(files[-1])
+    with pytest.raises(ValueError, match="column 'labels': files of split 'train' number the classes of their lists"):
+        load(MultiLabelDataModule, {"train": files}).load()
+    with pytest.raises(ValueError, match="column 'labels' of split 'test' declares other labels than that of 'train'"):
+        load(MultiLabelDataModule, {"train": files[0], "test": files[1]}).load()

@@ -35,7 +35,8 @@ def load_files(kind: str, files: Mapping[str, Sequence[str]], streaming: bool) -
         declared = {path: repr(options[path]) for path in paths}
     else:
         features = {path: _declared_features(path) for path in paths}
-        labels = {name for each in features.values() for name in each if isinstance(each[name], ClassLabel)}
+        columns = [column for each in features.values() for column in each.items()]
+        labels = {name for name, feature in columns if isinstance(getattr(feature, "feature", feature), ClassLabel)}
         declared = {path: repr([each.get(name) for name in sorted(labels)]) for path, each in features.items()}
     pieces: dict[str, list[Any]] = {}
     for split, group in files.items():
@@ -111,6 +112,13 @@ def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
             raise ValueError(
                 f"files of split {split!r} have different columns: {sorted(missing)} are not in all of them"
             )
+        for name, feature in features.items():
+            is_list = isinstance(getattr(feature, "feature", None), ClassLabel)
+            if is_list and any(part.features[name] != feature for part in parts):
+                raise ValueError(
+                    f"column {name!r}: files of split {split!r} number the classes of their lists differently;"
+                    " write all files with the same ClassLabel, or lists of text"
+                )
         parts = [part if part.features == features else part.cast(features) for part in parts]
         joined[split] = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     return joined
