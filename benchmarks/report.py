@@ -14,8 +14,10 @@ BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 
 def title(setting: dict[str, Any]) -> str:
     """One line that names a setting."""
-    if setting["section"] in ("pipeline", "start"):
-        return {"pipeline": "From JPEG to batch", "start": "Start"}[setting["section"]]
+    named = {"pipeline": "From JPEG to batch", "start": "Start", "loading": "Loading what another library saved"}
+    named["replace"] = "Models of transformers on our backbone, inference, fp32, batch 1"
+    if setting["section"] in named:
+        return named[setting["section"]]
     if setting["section"] == "trainer":
         return "An epoch against transformers' Trainer: {recipe}, {epochs} epochs, {rounds} rounds".format(**setting)
     place = f"{setting['preset']}, {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}"

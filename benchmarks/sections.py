@@ -23,9 +23,10 @@ from swin_hf import SwinHFConfig
 from swin_hf.counting import count_macs
 
 from .clock import ceilings, peak_memory, take_turns
+from .foreign import measure_loading, measure_replace
 from .peers import build_ours, build_peer, disagreement, gradients_of, logits_of, true_gradients
 
-SECTIONS = ("models", "attention", "pipeline", "start", "trainer")
+SECTIONS = ("models", "attention", "pipeline", "start", "loading", "replace", "trainer")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "amp": torch.float32}
 # Two libraries sum in different orders: 1e-6 in fp32 was seen. In bf16, 0.01 to 0.02 was seen, and with the weights of
 # `build_ours` 0.25 and more without bias, without mask, without scale or with equal attention to all.
@@ -309,6 +310,8 @@ MEASURE = {
     "attention": measure_attention,
     "pipeline": measure_pipeline,
     "start": measure_start,
+    "loading": measure_loading,
+    "replace": measure_replace,
     "trainer": measure_trainer,
 }
 
@@ -316,7 +319,7 @@ MEASURE = {
 def settings_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything that the options ask for, one setting after the other."""
     for section in options.sections:
-        if section in ("pipeline", "start"):
+        if section in ("pipeline", "start", "loading", "replace"):
             yield {"section": section, "device": "cpu"}
             continue
         if section == "trainer":
