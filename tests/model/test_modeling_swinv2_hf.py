@@ -645,3 +645,15 @@ def test_targets_of_masked_pixels_are_normalised_over_47_pixels():
     with torch.no_grad():
         loss, raw_loss = model(x, bool_masked_pos=mask).loss, raw(x, bool_masked_pos=mask).loss
     assert loss < raw_loss / 2
+
+
+@pytest.mark.slow
+def test_compiles_to_one_graph():
+    model = tiny()
+    x = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        expected = model(x).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x).logits, expected, atol=1e-5, rtol=1e-4)
+    model.train()
+    compiled(x, labels=torch.tensor([0, 1])).loss.backward()
