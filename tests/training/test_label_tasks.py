@@ -355,6 +355,7 @@ def test_every_test_leaves_its_predictions_in_the_folder_of_its_run(tagged, file
     assert (tmp_path / "runs" / "other" / "predictions.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_predictions_name_files_classes_and_no_unreadable_picture(tmp_path):
     random = np.random.default_rng(0)
     for number in range(14):
