@@ -38,7 +38,7 @@ from swin_hf.predict import (
     prepare,
     read_picture,
 )
-from swin_hf.processing import decode_picture
+from swin_hf.processing import Preprocessing, decode_picture
 from swin_hf.segment import class_at, class_shares, colour, draw_overlay, is_segmenter, segment
 from swin_hf.text import one_line
 
@@ -51,7 +51,7 @@ LOOPBACK = "127.0.0.1"
 TOP = 5  # classes shown
 VIEW, THUMBNAIL = 448, 224  # pixels of the longer side of a large and a small picture, as far as whole factors reach
 MASK_SIDE = 1024  # pixels; a larger picture is shrunk before its mask is drawn
-MOST_PIXELS = 2**21  # that a model may see here: of a long and narrow picture, a model without a crop sees all
+MOST_PIXELS = 2**21  # of a picture with its short side as the model takes it: a long and narrow one becomes huge
 CYAN, WHITE, RED = (0, 229, 255), (255, 255, 255), (255, 64, 64)
 DIGITS = Path(__file__).parent / "training" / "configs" / "digits" / "test.parquet"
 CSS = """
@@ -97,6 +97,7 @@ class Explorer:
 
     def __init__(self, model: Any, processor: "BaseImageProcessor") -> None:
         self.model, self.processor, self.mode = model, processor, picture_mode(model)
+        self.resizes = Preprocessing.from_values(processor.to_dict())
         depths = enumerate(model.config.depths, start=1)
         self.blocks = [f"stage {stage}, block {block + 1}" for stage, depth in depths for block in range(depth)]
         names = {index: one_line(name, 60) for index, name in class_names(model).items()}
@@ -175,12 +176,16 @@ class Explorer:
             picture = read_picture(path, self.mode, self.processor)
         except PictureError as error:
             raise PictureError(str(error).replace(path, Path(path).name)) from None  # visitors see no folder of ours
-        (pixels,) = prepare(self.model, self.processor, [picture])
-        height, width = pixels.shape[-2:]
-        if height * width > MOST_PIXELS:
+        narrow, long = sorted(picture.size)
+        short = (
+            narrow if self.resizes is None else self.resizes.short_side or 0
+        )  # 0: squashed, whatever its proportions
+        if short * short * long > MOST_PIXELS * narrow:
             raise PictureError(
-                f"the model would see {height}x{width} pixels, more than the page allows; cut a part out"
+                f"the picture has {picture.width}x{picture.height} pixels, and with a short side of {short}, as the "
+                f"model takes it, more than {MOST_PIXELS}; cut a part out"
             )
+        (pixels,) = prepare(self.model, self.processor, [picture])
         return picture, pixels
 
     def _seen(self, pixels: Tensor) -> Tensor:
@@ -323,9 +328,11 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
         """What the model says of a picture: its classes, the time and the attention backend, a segmenter's mask."""
         return told(explorer.answer, picture)
 
-    def look(picture: str | None, row: int | None, column: int | None, block: int, target: str) -> Look:
-        """What a block attends to from a pixel: row and column of the picture that the model sees, or none."""
-        return told(lambda path: explorer.look(path, (row, column), block, target), picture)
+    def look(
+        picture: str | None, block: int, row: int | None = None, column: int | None = None, target: str | None = None
+    ) -> Look:
+        """What a block attends to from a pixel: row and column of the picture that the model sees, or its middle."""
+        return told(lambda path: explorer.look(path, (row, column), block, target or ""), picture)
 
     def clicked_pixel(zoom: int, event: gr.SelectData) -> list[int]:
         return [at // zoom for at in reversed(event.index)]
@@ -369,7 +376,7 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
 
         queue: dict[str, Any] = {"concurrency_id": "model"}  # one question at a time: visitors wait for each other
         private: dict[str, Any] = {"api_visibility": "private"}
-        asked = {"inputs": [picture, row, column, block, target], "outputs": [*views, every, words, zoom]}
+        asked = {"inputs": [picture, block, row, column, target], "outputs": [*views, every, words, zoom]}
         again = {"fn": look, **asked, **queue, **private}
         gr.on([picture.change, blocks.load], lambda: (None, None, ""), None, [row, column, target], **private).then(
             answer, picture, [scores, speed, mask], api_name="answer", **queue

@@ -123,7 +123,7 @@ def _send(api: HfApi, repo_id: str, files: Mapping[str, str]) -> tuple[str, bool
     if APP in changed and APP in there:
         with tempfile.TemporaryDirectory(prefix="swin-hf-space-") as folder:
             app = api.hf_hub_download(repo_id, APP, revision=head, repo_type="space", local_dir=folder)
-            if "swin_hf.demo" not in Path(app).read_text(encoding="utf-8", errors="replace"):
+            if "from swin_hf.demo import serve" not in Path(app).read_text(encoding="utf-8", errors="replace"):
                 raise HubError(f"the Space {repo_id} has an {APP} of another kind; choose another name, or delete it")
     operations = [CommitOperationAdd(name, content) for name, content in changed.items()]
     title = "The page of swin-hf demo"

@@ -110,6 +110,12 @@ def test_the_regions_are_those_of_the_rolled_picture():
     assert np.asarray(drawn)[2, 2].tolist() == expected.tolist()
 
 
+def test_a_model_of_grey_pictures_has_a_page_too(tmp_path):
+    asked = Explorer(classifier(num_channels=1).eval(), Preprocessing(SIZE, None, (0.5,), (0.5,)).processor())
+    path = picture(tmp_path / "red.png", (200, 40, 40))
+    assert sum(asked.answer(path).scores.values()) == pytest.approx(1) and asked.look(path).regions.mode == "RGB"
+
+
 @pytest.mark.parametrize("build", [classifier, second], ids=["v1", "v2"])
 def test_an_answer_is_that_of_predict(build, tmp_path):
     asked, path = explorer(build()), picture(tmp_path / "red.png", (200, 40, 40))
@@ -158,11 +164,14 @@ def test_what_is_no_picture_is_told_in_a_sentence(tmp_path):
         asked.look(str(tmp_path / "red.png"), (32, 0))
 
 
-def test_a_picture_that_becomes_huge_is_refused(tmp_path):
-    asked = Explorer(segmenter().eval(), Preprocessing((512, 512), 512, crop=False).processor())
+@pytest.mark.parametrize("crop", [True, False], ids=["cropped", "whole"])
+def test_a_picture_that_would_become_huge_is_refused(crop, tmp_path):
+    asked = Explorer(classifier().eval(), Preprocessing((32, 32), 36, crop=crop).processor())
     Image.new("L", (9000, 4)).save(tmp_path / "line.png")
-    with pytest.raises(PictureError, match=r"the model would see 512x\d+ pixels, more than the page allows; cut"):
+    with pytest.raises(PictureError, match="the picture has 9000x4 pixels, and with a short side of 36, as the model"):
         asked.answer(str(tmp_path / "line.png"))
+    Image.new("L", (900, 4)).save(tmp_path / "line.png")
+    assert asked.answer(str(tmp_path / "line.png")).scores
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
@@ -265,7 +274,7 @@ def test_a_program_asks_as_a_person_does(client, folder):
     assert {row["label"]: row["confidence"] for row in scores["confidences"]} == pytest.approx(own)
     assert "attention backend" in words
     attention, regions, cam, blocks, words = client.predict(
-        handle_file(folder.with_name("red.png")), 3, 5, "stage 2, block 2", "pink", api_name="/look"
+        handle_file(folder.with_name("red.png")), "stage 2, block 2", 3, 5, "pink", api_name="/look"
     )
     assert "shifted by 2 1 tokens. **Pixel** 3 5 of 32x48 is in token 0 1 of 8x12. **Grad-CAM** for pink." in words
     assert [decode_picture(path).size for path in (attention, regions, cam)] == [(432, 288)] * 3
@@ -351,13 +360,19 @@ def test_a_person_uploads_a_picture_and_clicks_into_it(server, folder, tmp_path)
         page.get_by_text("answered in").wait_for()
         page.get_by_text("Pixel 16 24 of 32x48").wait_for()  # of the first sample
 
-        page.locator("input[type=file]").first.set_input_files(folder.with_name("blue.png"))
-        best = max((answer := Explorer(*load(folder)).answer(str(folder.with_name("blue.png"))).scores), key=answer.get)
-        page.get_by_test_id("label-output-value").filter(has_text=best).wait_for()
+        def click_pixel(row: int, column: int) -> None:
+            view = page.locator(".view img").first
+            box = view.bounding_box()
+            view.click(position={"x": box["width"] * (column + 0.5) / 48, "y": box["height"] * (row + 0.5) / 32})
+            page.get_by_text(f"Pixel {row} {column} of 32x48").wait_for()
 
-        box = page.locator(".view img").first.bounding_box()
-        page.mouse.click(box["x"] + box["width"] * 5.5 / 48, box["y"] + box["height"] * 3.5 / 32)
-        page.get_by_text("Pixel 3 5 of 32x48").wait_for()
+        click_pixel(9, 30)
+        page.locator("input[type=file]").first.set_input_files(folder.with_name("blue.png"))
+        page.get_by_text("Pixel 16 24 of 32x48").wait_for()  # a new picture begins in the middle
+        scores = Explorer(*load(folder)).answer(str(folder.with_name("blue.png"))).scores
+        for label, score in scores.items():
+            page.get_by_role("button", name=re.compile(f"{label}.*{score:.0%}", re.DOTALL)).wait_for()
+        click_pixel(3, 5)
         assert page.get_by_label("row of the pixel").input_value() == "3"
 
         page.get_by_text("2.2 shifted").click()
