@@ -3,14 +3,22 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ["finetune.md", "share.md", "trainer.md"]
+GUIDES = ["distributed.md", "finetune.md", "share.md", "trainer.md"]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 def blocks(name: str) -> list[str]:
@@ -44,6 +52,27 @@ def test_sharing_runs_on_a_hub_of_our_own(hub, tmp_path):
     (tmp_path / "guide.py").write_text("\n".join(blocks("share.md")))
     assert "swin-digits" in run(tmp_path / "guide.py", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
     assert "model.safetensors" in hub.files("user/swin-digits")
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_train_as_one(tmp_path):
+    """The same global batches and weights: the mean loss after some steps is that of a single process."""
+    found = []
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
+        script = [str(DOCS / "fsdp2.py"), "--processes", str(processes), "--steps", "6", "--drop-path", "0"]
+        names = os.environ | {"PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *launch, *script],
+            cwd=tmp_path,
+            env=names,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(float(re.findall(r"'train_loss': ([\d.]+)", done.stdout)[-1]))
+    assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] < 3
 
 
 def test_notebook_has_the_blocks_of_its_guide():
