@@ -1,4 +1,4 @@
-"""Train with weights, gradients and optimizer sharded over all processes (FSDP2), for a model that does not fit a device.
+"""Train with weights, gradients and optimizer sharded over all processes: FSDP2, for models larger than a device.
 
 torchrun --nproc-per-node 2 docs/fsdp2.py --processes 2          # two CPU processes, the digits of the package
 torchrun --nproc-per-node 8 docs/fsdp2.py --processes 8 --accelerator cuda --data imagenet --preset \

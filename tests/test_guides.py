@@ -12,6 +12,7 @@ import pytest
 from conftest import PATIENCE
 
 DOCS = Path(__file__).parents[1] / "docs"
+PATHS = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
 GUIDES = ["distributed.md", "finetune.md", "share.md", "trainer.md"]
 
 
@@ -26,7 +27,7 @@ def blocks(name: str) -> list[str]:
 
 
 def run(script: Path, **environment: str) -> str:
-    names = {"PYTHONPATH": str(DOCS.parent), "PYTHONWARNINGS": "default"} | environment
+    names = {"PYTHONPATH": PATHS, "PYTHONWARNINGS": "default"} | environment
     command = [sys.executable, script.name]
     done = subprocess.run(command, cwd=script.parent, env=os.environ | names, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,7 +62,7 @@ def test_two_sharded_processes_train_as_one(tmp_path):
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
         script = [str(DOCS / "fsdp2.py"), "--processes", str(processes), "--steps", "6", "--drop-path", "0"]
-        names = os.environ | {"PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1"}
+        names = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, *launch, *script],
             cwd=tmp_path,
@@ -86,7 +87,7 @@ def test_notebook_has_the_blocks_of_its_guide():
 def test_notebook_executes(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONPATH", str(DOCS.parent))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
     notebook = nbformat.read(DOCS / "finetune.ipynb", as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
