@@ -3,14 +3,23 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = ["finetune.md", "share.md", "trainer.md"]
+PATHS = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
+GUIDES = ["distributed.md", "finetune.md", "share.md", "trainer.md"]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 def blocks(name: str) -> list[str]:
@@ -18,7 +27,7 @@ def blocks(name: str) -> list[str]:
 
 
 def run(script: Path, **environment: str) -> str:
-    names = {"PYTHONPATH": str(DOCS.parent), "PYTHONWARNINGS": "default"} | environment
+    names = {"PYTHONPATH": PATHS, "PYTHONWARNINGS": "default"} | environment
     command = [sys.executable, script.name]
     done = subprocess.run(command, cwd=script.parent, env=os.environ | names, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,6 +55,27 @@ def test_sharing_runs_on_a_hub_of_our_own(hub, tmp_path):
     assert "model.safetensors" in hub.files("user/swin-digits")
 
 
+@pytest.mark.slow
+def test_two_sharded_processes_train_as_one(tmp_path):
+    """The same global batches and weights: the mean loss after some steps is that of a single process."""
+    found = []
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
+        script = [str(DOCS / "fsdp2.py"), "--processes", str(processes), "--steps", "6", "--drop-path", "0"]
+        names = os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *launch, *script],
+            cwd=tmp_path,
+            env=names,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(float(re.findall(r"'train_loss': ([\d.]+)", done.stdout)[-1]))
+    assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] < 3
+
+
 def test_notebook_has_the_blocks_of_its_guide():
     cells = json.loads((DOCS / "finetune.ipynb").read_text(encoding="utf-8"))["cells"]
     assert ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"] == [
@@ -57,7 +87,7 @@ def test_notebook_has_the_blocks_of_its_guide():
 def test_notebook_executes(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    monkeypatch.setenv("PYTHONPATH", str(DOCS.parent))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
     notebook = nbformat.read(DOCS / "finetune.ipynb", as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

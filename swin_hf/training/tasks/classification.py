@@ -328,8 +328,10 @@ class WorstPictures(Callback):
                 worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
             )
         ]
-        data: Any = trainer.test_dataloaders.dataset  # type: ignore[union-attr]  # the one loader of the test split
-        files = ["" if row < 0 else one_line(data.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()]
+        loader: Any = trainer.test_dataloaders
+        files = [
+            "" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()
+        ]
         return draw_pictures(pictures, captions, files=files)
 
 
