@@ -1,5 +1,6 @@
 """A disk that fills up: one sentence, nothing half written, and the same command goes on when there is room."""
 
+import csv
 import errno
 import json
 import os
@@ -22,7 +23,6 @@ from swin_hf.cli import main
 from swin_hf.files import full_disk, replacing, replacing_folder
 from swin_hf.hub import HubError
 from swin_hf.training import SwinMaskedImageModeler, run_recipe
-from swin_hf.training.loggers import read_rows
 
 pytestmark = [
     *TRAINING_WARNINGS,
@@ -55,7 +55,7 @@ def check_whole(run):
         if path.suffix == ".ckpt":
             torch.load(path, weights_only=True)
         if path.suffix == ".csv":
-            assert read_rows(path)
+            assert list(csv.DictReader(path.read_text().splitlines()))
     if (run / "model").exists():
         AutoModelForImageClassification.from_pretrained(run / "model")
 

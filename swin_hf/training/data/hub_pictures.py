@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datasets import load_dataset_builder
 from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub import DatasetInfo, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from lightning.pytorch.utilities import rank_zero_info
 
 from swin_hf.folders import is_picture, is_picture_folder, list_pictures
@@ -46,8 +47,8 @@ def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, stre
         info = client().dataset_info(dataset, revision=revision)
     except Exception as error:
         failure = understand(error, dataset)
-        if failure.status is not None and not failure.transient:
-            raise failure.error() from None
+        if isinstance(error, HfHubHTTPError) and not failure.transient:  # the Hub answered
+            raise failure from None
         return _cached(copy, wanted)
     names = [file.rfilename for file in info.siblings or []]
     pictures = [name for name in names if is_picture(name) and name.startswith(wanted)]
