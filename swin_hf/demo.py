@@ -337,6 +337,9 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
     def clicked_pixel(zoom: int, event: gr.SelectData) -> list[int]:
         return [at // zoom for at in reversed(event.index)]
 
+    def path_of(data: Any) -> str | None:
+        return None if data is None else str(data.path)
+
     def clicked_class(event: gr.SelectData) -> str:
         return str(event.value)
 
@@ -351,7 +354,7 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
                     samples[0], type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture",
                     height=320, elem_classes="picture",
                 )  # fmt: skip
-                picture.preprocess = lambda data: None if data is None else data.path  # read_picture() opens it
+                picture.preprocess = path_of  # type: ignore[method-assign, assignment]  # read_picture() opens it
                 gr.Examples([[sample] for sample in samples], picture, label="samples")
             with gr.Column():
                 scores = gr.Label(num_top_classes=TOP, label="classes; click one for its Grad-CAM")

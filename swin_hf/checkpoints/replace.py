@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class _TokenBackbone(SwinV2HFBackbone):
         output: Any = super().forward(*args, **kwargs | {"return_dict": True})
         if output.hidden_states is not None:
             output.hidden_states = tuple(state.flatten(2).transpose(1, 2) for state in output.hidden_states)
-        return output
+        return cast(BackboneOutput, output)
 
 
 class _Replaced:
@@ -228,7 +228,7 @@ def _replacement(name: str, theirs: Any) -> Any:
     ours.register_state_dict_post_hook(partial(replaced.on_save))  # a bound method takes no attributes
     ours.register_load_state_dict_pre_hook(partial(replaced.on_load))
     if isinstance(ours, PreTrainedModel):
-        ours.save_pretrained = partial(replaced.save, ours)
+        ours.save_pretrained = partial(replaced.save, ours)  # type: ignore[method-assign]
     return ours.train(theirs.training)
 
 
@@ -270,7 +270,7 @@ def _windows(theirs: Any, stages: int) -> dict[str, Any]:
 def _build(peer: Peer, config: SwinHFConfig, theirs: Any) -> Any:
     of_v2 = isinstance(config, SwinV2HFConfig)
     if peer.kind is Kind.BACKBONE:
-        ours: Any = _TokenBackbone(config) if of_v2 else SwinHFBackbone(config)
+        ours: Any = _TokenBackbone(config) if isinstance(config, SwinV2HFConfig) else SwinHFBackbone(config)
     else:
         options = {"add_pooling_layer": getattr(theirs, "pooler", None) is not None, "add_final_norm": peer.has_norm}
         mask_token = getattr(getattr(theirs, "embeddings", None), "mask_token", None)

@@ -186,7 +186,9 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(**fields)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
         """Read the configuration of a saved model as transformers does.
 
         Where ``swin_hf`` is installed, that of anyone's Swin too, the same as its model has: what

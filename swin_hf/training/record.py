@@ -179,7 +179,7 @@ class RunRecord(Callback):
             duration_s=round(self.elapsed(), 1),
             command=self.command,
             seed=getattr(trainer.datamodule, "seed", None),
-            base_model=(origin.repo_id or Path(pl_module.starting_point).name) if origin else None,
+            base_model=(origin.repo_id or Path(str(pl_module.starting_point)).name) if origin else None,
             base_model_revision=origin.commit if origin else None,
             base_model_license=origin.license if origin else None,
         )
