@@ -247,7 +247,7 @@ def _no_classes(loose: Sequence[str]) -> str:
     archives = [path for path in loose if path.lower().endswith(ARCHIVES)]
     if pictures:
         return (
-            f"the folder holds {len(pictures)} pictures, such as {os.path.basename(pictures[0])}, and no folder"
+            f"the folder holds {_counted(pictures)}, such as {os.path.basename(pictures[0])}, and no folder"
             f" with pictures, so there are no labels; {layout}"
         )
     if archives:
@@ -270,6 +270,10 @@ def _unlabelled(root: str, content: PictureFolder) -> list[str]:
 
 def _unused(root: str, paths: Sequence[str], where: str) -> list[str]:
     return [f"{root}: files {where} that are not used: {_kinds(paths)}"] if paths else []
+
+
+def _counted(pictures: Sequence[str]) -> str:
+    return f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
 
 
 def _kinds(paths: Sequence[str]) -> str:

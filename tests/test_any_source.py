@@ -388,8 +388,8 @@ BAD = {
         "pickled weights only .pytorch_model.bin.*or name the file .* hf://user/bad/pytorch_model",
     ),
     "two files": (two_files, "holds 2 files of weights .one.safetensors, two.safetensors.; name one of them: hf://"),
-    "ViT": (of_transformers("ViT", **VIT), "user/bad is no Swin Transformer .*says vit; known are model_type swin,"),
-    "ConvNeXt": (of_transformers("ConvNext", **CONVNEXT), "is no Swin Transformer .*says convnext"),
+    "ViT": (of_transformers("ViT", **VIT), "user/bad is not a Swin Transformer .*says vit; known are model_type swin,"),
+    "ConvNeXt": (of_transformers("ConvNext", **CONVNEXT), "is not a Swin Transformer .*says convnext"),
     "timm's V2-CR": (
         of_timm("swinv2_cr_tiny_224", **TIMM_V2),
         r"says swinv2_cr of timm; .* timm's swin_\*, swin_s3_\* and swinv2_\*",
@@ -527,7 +527,7 @@ def test_layouts_that_a_user_can_say_are_listed():
     said = "swin_hf, microsoft, timm, torchvision, transformers, openmmlab"
     with pytest.raises(ValueError, match=f"unknown layout 'huggingface'; choose one of {said}$"):
         load_checkpoint(peer("timm").state, layout="huggingface")
-    with pytest.raises(ValueError, match=f"this is no Swin Transformer: .*; its layouts are {said}$"):
+    with pytest.raises(ValueError, match=f"this is not a Swin Transformer: .*; its layouts are {said}$"):
         load_checkpoint({"a": torch.zeros(1)})
     with pytest.raises(ValueError, match="the keys are those of the timm layout, not microsoft; leave layout= out"):
         load_checkpoint(peer("timm").state, layout="microsoft")

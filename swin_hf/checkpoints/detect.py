@@ -8,6 +8,7 @@ from typing import Any
 from swin_hf.checkpoints.tables import LAYOUTS, SAID, Kind, Layout
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, expand, listed, our_key
+from swin_hf.text import one_line
 
 PATCH = "swin.embeddings.patch_embeddings.weight"
 NORM1 = "swin.stages.{}.blocks.{}.norm1.weight"
@@ -41,7 +42,7 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
         Where the network lies, and the blocks of each stage.
 
     Raises:
-        ValueError: If it is no Swin Transformer (the message says what it looks like), if it holds several, or if
+        ValueError: If it is not a Swin Transformer (the message says what it looks like), if it holds several, or if
             the named layout is unknown or not that of the keys.
     """
     if not keys:
@@ -60,7 +61,7 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
                 "it detected"
             )
         looks = f"it looks like {stranger}" if stranger else f"there is {listed(keys)}"
-        raise ValueError(f"this is no Swin Transformer: {looks}; its layouts are {', '.join(SAID)}")
+        raise ValueError(f"this is not a Swin Transformer: {looks}; its layouts are {', '.join(SAID)}")
     name = matching[0] if len(matching) == 1 else _choose(keys, matching)
     if name not in matching:
         raise ValueError(
@@ -96,9 +97,9 @@ def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
         return
     other = "swinv2_cr of timm" if kind.startswith("swinv2_cr") else kind
     raise ValueError(
-        f"{name} is no Swin Transformer that is read here: its config.json says {other}; known are model_type "
-        f"{', '.join(MODEL_TYPES)}, larger models of transformers around one of them, and timm's swin_*, swin_s3_* and "
-        "swinv2_*"
+        f"{name} is not a Swin Transformer that is read here: its config.json says {one_line(other, 60)}; known are"
+        f" model_type {', '.join(MODEL_TYPES)}, larger models of transformers around one of them, and timm's swin_*,"
+        " swin_s3_* and swinv2_*"
     )
 
 

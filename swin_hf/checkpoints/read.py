@@ -296,7 +296,10 @@ def _refusal(path: Path, error: Exception) -> str:
             "executed. Ask for the weights as safetensors, or where you trust the file save its state dict alone with "
             "torch.save(state_dict, ...)"
         )
-    return f"{path} is no file of weights that can be read safely ({str(error).splitlines()[0]}); ask for safetensors"
+    reason = str(error).splitlines()[0]
+    if reason.startswith("Weights only load failed"):  # torch goes on with how to read a file that is trusted
+        reason = "it is neither safetensors nor tensors alone"
+    return f"{path} is not a file of weights that can be read safely ({reason}); ask for the weights as safetensors"
 
 
 def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> Source:

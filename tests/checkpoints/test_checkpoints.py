@@ -106,7 +106,7 @@ def test_another_architecture_is_named(name, looks_like):
 
 def test_something_unknown_is_listed_not_guessed():
     state = {f"thing.{number}": torch.zeros(1) for number in range(30)}
-    with pytest.raises(ValueError, match=r"no Swin Transformer: there is 30 keys: thing\.0, .* and 10 more"):
+    with pytest.raises(ValueError, match=r"not a Swin Transformer: there is 30 keys: thing\.0, .* and 10 more"):
         load_checkpoint(state)
 
 
