@@ -164,7 +164,7 @@ def load_checkpoint(
     """Load a Swin checkpoint of any layout, from this machine or from the Hub.
 
     The layout is detected, the sizes are derived from the shapes of the weights, and what was found is logged in one
-    line. Image size and class names come from ``config.json`` beside the file where there is one, else from the
+    line. Image size and class names come from ``config.json`` next to the file where there is one, else from the
     preset of these sizes. The arithmetic is that of the layout's home (``shift_per_axis``).
 
     Args:

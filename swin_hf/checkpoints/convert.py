@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from swin_hf.checkpoints.conventions import differences
-from swin_hf.checkpoints.derive import class_names
 from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model, class_for
 from swin_hf.checkpoints.preprocessing import preprocessing_of
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
@@ -15,6 +14,7 @@ from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, to_theirs
 from swin_hf.checkpoints.write import Contents, refuse_existing, refuse_neighbours, write_folder, write_neighbours
+from swin_hf.classes import class_table
 from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
@@ -54,7 +54,9 @@ def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
     kinds = [kind for kind, model_class in MODELS.items() if isinstance(model, model_class)]
     if not kinds:
         names = ", ".join(model_class.__name__ for model_class in MODELS.values())
-        raise ValueError(f"{type(model).__name__} is no model of this package ({names}); load it with load_checkpoint")
+        raise ValueError(
+            f"{type(model).__name__} is not a model of this package ({names}); load it with load_checkpoint"
+        )
     layouts = LAYOUTS_V2 if model.config.cosine_attention else LAYOUTS
     if layout not in layouts:
         raise ValueError(f"the {layout} layout has no Swin Transformer V2; choose one of {', '.join(layouts)}")
@@ -146,7 +148,7 @@ def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layo
             CONFIG_NAME: describe(model, layout, preprocessing),
             PREPROCESSOR_NAME: _processor_values(layout, preprocessing),
         },
-        classes=class_names(model.config),
+        classes=class_table(model.config.id2label),
     )
 
 
@@ -198,7 +200,7 @@ def _describe_for_timm(
     """What timm's factory reads from a folder; the arguments say everything, the architecture is a name of its own."""
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.of_release(config.image_hw, config.num_channels)
-    names = class_names(config) if kind is Kind.CLASSIFIER else []
+    names = class_table(config.id2label) if kind is Kind.CLASSIFIER else []
     is_v2 = isinstance(config, SwinV2HFConfig)
     v2 = {"pretrained_window_sizes": config.pretrained_window_sizes} if isinstance(config, SwinV2HFConfig) else {}
     return {

@@ -190,7 +190,8 @@ def _grid(translation: Translation, windows: Sequence[Pair], hint: SwinHFConfig 
         side = math.isqrt(count)
         if side * side != count:
             raise ValueError(
-                f"{count} position embeddings are no square map; say which with config=SwinHFConfig(image_size=...)"
+                f"{count} position embeddings do not make a square map; say which with"
+                " config=SwinHFConfig(image_size=...)"
             )
         return side, side
     for (buffer, stage, _), mask in translation.buffers.items():
@@ -218,20 +219,20 @@ def _windows_of_mask(mask: Tensor, window: Pair) -> Pair | None:
     return None
 
 
-def told_by(beside: Mapping[str, Any]) -> dict[str, Any]:
+def told_by(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a ``config.json`` of transformers, timm or ours says; empty for one of another model."""
-    if isinstance(beside.get("backbone_config"), Mapping):
-        beside = beside["backbone_config"]
-    if beside.get("model_type") in SWIN_TYPES:
-        return {name: beside[name] for name in _TOLD if beside.get(name) is not None}
-    if "swin" in str(beside.get("architecture", "")):
-        return _told_by_timm(beside)
+    if isinstance(config_json.get("backbone_config"), Mapping):
+        config_json = config_json["backbone_config"]
+    if config_json.get("model_type") in SWIN_TYPES:
+        return {name: config_json[name] for name in _TOLD if config_json.get(name) is not None}
+    if "swin" in str(config_json.get("architecture", "")):
+        return _told_by_timm(config_json)
     return {}
 
 
-def _told_by_timm(beside: Mapping[str, Any]) -> dict[str, Any]:
-    pretrained, arguments = beside.get("pretrained_cfg") or {}, beside.get("model_args") or {}
-    told = sizes_swinv2.told_by_name(str(beside.get("architecture")))
+def _told_by_timm(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    pretrained, arguments = config_json.get("pretrained_cfg") or {}, config_json.get("model_args") or {}
+    told = sizes_swinv2.told_by_name(str(config_json.get("architecture")))
     told |= {
         name: arguments[name]
         for name in ("window_size", "pretrained_window_sizes", "drop_path_rate")
@@ -240,8 +241,8 @@ def _told_by_timm(beside: Mapping[str, Any]) -> dict[str, Any]:
     size = arguments.get("img_size") or list(pretrained.get("input_size") or [])[1:]
     if size:
         told["image_size"] = size if isinstance(size, int) else _short(size)
-    names = beside.get("label_names") or pretrained.get("label_names")
-    descriptions = beside.get("label_descriptions") or pretrained.get("label_descriptions") or {}
+    names = config_json.get("label_names") or pretrained.get("label_names")
+    descriptions = config_json.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     if isinstance(names, list):
         told["id2label"] = {
             number: str(descriptions.get(name, name)) if isinstance(descriptions, Mapping) else str(name)
@@ -283,7 +284,7 @@ def _preset_configs() -> dict[str, SwinHFConfig]:
 
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """Window of each stage that some fields stand for."""
+    """Window of each stage that some fields mean."""
     return SwinHFConfig(
         **{name: fields[name] for name in ("embed_dim", "depths", "num_heads", "window_size")}
     ).stage_windows
@@ -312,12 +313,6 @@ def total_stride(fields: Mapping[str, Any]) -> int:
     patch = fields["patch_size"]
     side: int = patch if isinstance(patch, int) else patch[0]
     return side * int(2 ** (len(fields["depths"]) - 1))
-
-
-def class_names(config: SwinHFConfig) -> list[str]:
-    """Names of the classes in the order of the classifier."""
-    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
-    return [names[number] for number in sorted(names)]
 
 
 def _plain(value: Any) -> Any:

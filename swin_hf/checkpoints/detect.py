@@ -36,10 +36,10 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
 
     Args:
         keys: Keys of the state dict.
-        layout: Name of the layout, if it is known; one of ``SAID`` stands for all of its namings.
+        layout: Name of the layout, if it is known; one of ``SAID`` means all of its namings.
 
     Returns:
-        Where the network lies, and the blocks of each stage.
+        Where the network is, and the blocks of each stage.
 
     Raises:
         ValueError: If it is not a Swin Transformer (the message says what it looks like), if it holds several, or if
@@ -181,14 +181,14 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, lis
     if not trunks:
         expected = " or ".join(map(repr, layout.trunks[kind]))
         raise ValueError(
-            f"the network lies under {lead!r}, but a {kind.value} of the {layout.name} layout lies under {expected}; "
-            "rename the keys, or take the part of the state dict that holds it"
+            f"the names begin with {lead!r}, but those of a {kind.value} of the {layout.name} layout begin with"
+            f" {expected}; rename the keys, or take the part of the state dict that holds it"
         )
     host = lead.removesuffix(trunks[-1])
     if host and lead not in layout.hosts:
         raise ValueError(
-            f"the network lies under {lead!r}, which is no known place of the {layout.name} layout; give the state "
-            "dict of the network alone"
+            f"the names begin with {lead!r}, which is not a place of a Swin in the {layout.name} layout; give the"
+            " state dict of the network alone"
         )
     return Place(layout, kind, host, trunks[-1]), depths
 

@@ -21,6 +21,7 @@ from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
 from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
+from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.modeling_swin_hf import (
@@ -150,7 +151,7 @@ def _open(
 ) -> Checkpoint:
     notes: list[str] = []
     if source.is_folder:
-        refuse_strangers(source.beside, "it")
+        refuse_strangers(source.config_json, "it")
     place, depths = detect(source.state.keys(), layout)
     translation = to_ours(source.state, place, depths)
     counts = ".num_batches_tracked"  # of a batch normalisation
@@ -170,15 +171,15 @@ def _open(
             f"the weights are those of {_VERSIONS[config_class.model_type]}, and {type(asked).__name__} is of "
             f"{_VERSIONS[asked.model_type]}; give a {config_class.__name__}, or a preset of this version"
         )
-    if sizes_swinv2.is_v2(translation) != str(source.beside.get("model_type", "")).startswith("swinv2") and (
-        source.is_folder and source.beside.get("model_type") in derive.SWIN_TYPES
+    if sizes_swinv2.is_v2(translation) != str(source.config_json.get("model_type", "")).startswith("swinv2") and (
+        source.is_folder and source.config_json.get("model_type") in derive.SWIN_TYPES
     ):
         raise ValueError(
             f"the weights are those of {_VERSIONS[config_class.model_type]}, and config.json is of model_type "
-            f"{source.beside['model_type']!r}, the other version of Swin Transformer; put the files together that "
+            f"{source.config_json['model_type']!r}, the other version of Swin Transformer; put the files together that "
             "belong together"
         )
-    told = {**derive.told_by_training(source.training), **derive.told_by(source.beside)}
+    told = {**derive.told_by_training(source.training), **derive.told_by(source.config_json)}
     if sizes_swinv2.is_v2(translation):
         told = {**sizes_swinv2.told_by_name(source.name), **told}
     hint = asked
@@ -269,8 +270,8 @@ def _keep_if_it_fits(
     reason = "; ".join(wrong) or "its sizes contradict each other"
     if source.is_folder or source.training:
         raise ValueError(f"config.json contradicts the weights: {reason}. Correct it, or give preset= or config=")
-    notes.append(f"config.json beside the file ignored, it is of another model ({reason})")
-    logger.warning("%s: config.json beside it is ignored, it is of another model: %s", source.name, reason)
+    notes.append(f"config.json next to the file ignored, it is of another model ({reason})")
+    logger.warning("%s: config.json next to it is ignored, it is of another model: %s", source.name, reason)
     return {}
 
 
@@ -288,8 +289,8 @@ def _name_classes(
     names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
     if source.classes:
         names = dict(enumerate(source.classes))
-    if asked is not None and "LABEL_0" not in derive.class_names(asked):
-        names = dict(enumerate(derive.class_names(asked)))
+    if asked is not None and "LABEL_0" not in class_table(asked.id2label):
+        names = dict(enumerate(class_table(asked.id2label)))
     count = fields.get("num_labels")
     if count is None:  # there is no classifier: a fresh one is made for these
         fallback = len(likely["id2label"]) if likely else 2

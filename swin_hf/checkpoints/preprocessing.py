@@ -40,7 +40,7 @@ def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preproce
     values = checkpoint.source.preprocessor
     if values and same_size:
         return Preprocessing.from_values(values) or dict(values)
-    pretrained = checkpoint.source.beside.get("pretrained_cfg")
+    pretrained = checkpoint.source.config_json.get("pretrained_cfg")
     if isinstance(pretrained, Mapping) and pretrained.get("mean") and same_size:
         return _of_timm(pretrained, config)
     if config.num_channels != 3:

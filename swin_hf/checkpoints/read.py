@@ -50,7 +50,7 @@ class Source:
     Args:
         name: The file or folder, for messages.
         state: Tensors under the keys of the file.
-        beside: What a ``config.json`` in the folder says; empty if there is none.
+        config_json: What a ``config.json`` in the folder says; empty if there is none.
         is_folder: Whether that ``config.json`` is known to belong to the weights.
         preprocessor: What a ``preprocessor_config.json`` says; empty if there is none.
         training: Arguments of the LightningModule that a ``.ckpt`` was saved by.
@@ -61,7 +61,7 @@ class Source:
 
     name: str
     state: dict[str, Tensor]
-    beside: dict[str, Any] = field(default_factory=dict)
+    config_json: dict[str, Any] = field(default_factory=dict)
     is_folder: bool = False
     preprocessor: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class _Settings:
 
 
 class _Ignored:
-    """Stands in for an object that is no tensor; it forgets everything."""
+    """Takes the place of an object that is not a tensor; it forgets everything."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -87,7 +87,7 @@ class _Ignored:
         pass
 
 
-# Objects that training programs leave with the weights. They are not imported, let alone run: a stand-in without
+# Objects that training programs leave with the weights. They are not imported, let alone run: an object without
 # content takes their place. Everything else that is neither tensor nor plain data is refused.
 _SETTINGS = (
     "yacs.config.CfgNode",
@@ -139,19 +139,22 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the spelling")
     # Before anything is loaded: the files in the folder of the weights are small, and may already be refused.
-    beside = path if path.is_dir() else path.parent
-    told, preprocessor = _read_json(beside / CONFIG_NAME), _read_json(beside / PREPROCESSOR_NAME)
-    check_processor(preprocessor, beside / PREPROCESSOR_NAME)
+    folder = path if path.is_dir() else path.parent
+    told, preprocessor = _read_json(folder / CONFIG_NAME), _read_json(folder / PREPROCESSOR_NAME)
+    check_processor(preprocessor, folder / PREPROCESSOR_NAME)
     if path.is_dir():
         found = _read_folder(path, weights)
     else:
         found = unwrap(str(path), read_file(path), weights)
     _check_claims(path, found.state)
     found.name, found.is_folder = str(path), path.is_dir()
-    found.beside, found.preprocessor = told, preprocessor
-    trained = path.parent.parent / "model"  # what our recipes leave beside their checkpoints
-    if found.training and not found.beside and trained.is_dir():
-        found.beside, found.preprocessor = _read_json(trained / CONFIG_NAME), _read_json(trained / PREPROCESSOR_NAME)
+    found.config_json, found.preprocessor = told, preprocessor
+    trained = path.parent.parent / "model"  # what our recipes leave next to their checkpoints
+    if found.training and not found.config_json and trained.is_dir():
+        found.config_json, found.preprocessor = (
+            _read_json(trained / CONFIG_NAME),
+            _read_json(trained / PREPROCESSOR_NAME),
+        )
     return found
 
 
@@ -182,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON ({error}); repair or remove it") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); repair or remove it") from error
     return values if isinstance(values, dict) else {}
 
 

@@ -144,7 +144,7 @@ class _Replaced:
     """The module that was there, and how its state dict and ours become each other; hooks of our module."""
 
     def __init__(self, theirs: nn.Module, place: Place, config: SwinHFConfig, ours: set[str], is_bare: bool) -> None:
-        self.theirs = (theirs,)  # in a tuple it is no part of the model
+        self.theirs = (theirs,)  # in a tuple it is not a part of the model
         self.place, self.config = place, config
         self.bare = "swin." if is_bare else ""  # what our names begin with in the tables and not in the module
         self.names = list(theirs.state_dict())

@@ -23,7 +23,7 @@ def is_v2(translation: Translation) -> bool:
 
 
 def told_by_name(name: str) -> dict[str, Any]:
-    """The sizes that the name of a released file, repository or architecture of timm stands for; empty for others."""
+    """The sizes that the name of a released file, repository or architecture of timm means; empty for others."""
     core = re.sub(r"[^a-z0-9]+", "_", name.lower()).replace("_patch4", "")
     found = [fields for known, fields in _names().items() if known in core]
     return dict(found[0]) if len(found) == 1 else {}
@@ -66,7 +66,7 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
     if not isinstance(hint, SwinV2HFConfig) or hint.num_layers != len(depths):
         raise ValueError(
             "these weights of Swin Transformer V2 do not say in which windows they were trained, and no name or "
-            "config.json beside them does; say it with preset= (one of swin_hf.list_presets('swinv2_hf')) or with "
+            "config.json next to them does; say it with preset= (one of swin_hf.list_presets('swinv2_hf')) or with "
             "config=SwinV2HFConfig(window_size=..., image_size=..., pretrained_window_sizes=...)"
         )
     return {"window_size": hint.window_size, "pretrained_window_sizes": hint.pretrained_window_sizes}

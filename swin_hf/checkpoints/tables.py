@@ -93,7 +93,7 @@ class Layout:
         about: Where it is met.
         table: The keys, see the top of this file.
         trunks: For each kind that the layout knows, the prefixes of the network; the first is written.
-        hosts: Prefixes under which larger models keep a backbone; what lies outside of them is dropped on purpose.
+        hosts: Prefixes under which larger models keep a backbone; what is outside of them is dropped on purpose.
         aliases: Older names of a key, as regular expression and replacement, applied before the table.
         writes_buffers: Whether its files hold the computed buffers of the table.
         shift_per_axis: Which rule drops the shift at home, see ``SwinHFConfig``.

@@ -18,7 +18,7 @@ SHOWN = 20  # keys of a list in an error
 
 
 class Place(NamedTuple):
-    """Where a network lies in a state dict."""
+    """Where a network is in a state dict."""
 
     layout: Layout
     kind: Kind

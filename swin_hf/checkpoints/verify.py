@@ -161,7 +161,7 @@ def output_of(model: Any, pixel_values: Tensor) -> Any:
         value = getattr(output, name, None)
         if value is not None:
             return value[-1] if isinstance(value, tuple) else value
-    raise TypeError(f"{type(output).__name__} is no output of this package")
+    raise TypeError(f"{type(output).__name__} is not an output of this package")
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -47,7 +47,7 @@ def refuse_neighbours(weights: Path, names: Iterable[str]) -> None:
 
     Args:
         weights: File that will be written.
-        names: JSON files that will be written beside it.
+        names: JSON files that will be written next to it.
 
     Raises:
         FileExistsError: With both; ``overwrite`` means the files of this destination, not those of another model.
@@ -82,7 +82,7 @@ def write_folder(folder: Path, contents: Contents) -> list[Path]:
 
 
 def write_neighbours(file: Path, contents: Contents) -> list[Path]:
-    """Write one file of weights, and the JSON files beside it; all of them are returned."""
+    """Write one file of weights, and the JSON files next to it; all of them are returned."""
     with _stage(file.parent, file.name) as stage:
         _write_weights(stage / file.name, contents)
         _write_texts(stage, contents)

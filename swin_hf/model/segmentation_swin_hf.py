@@ -63,7 +63,7 @@ class UperNetSizes:
         """Read them from ``config.upernet``, where anything may be left out.
 
         Raises:
-            ValueError: If it is no dictionary, holds a name that is not known, or a value is out of its range.
+            ValueError: If it is not a dictionary, holds a name that is not known, or a value is out of its range.
         """
         given = config.upernet or {}
         names = [field.name for field in fields(cls)]

@@ -1,8 +1,5 @@
 """What a run knows about itself, for the record: data, options, versions, hardware; nothing secret in it."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import importlib.metadata
 import inspect
 import platform

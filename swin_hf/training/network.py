@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-from swin_hf.families import FAMILIES, TASKS, config_of_preset, family_of
+from swin_hf.families import TASKS, config_of_preset, family_of
 from swin_hf.hub import HubError
 from swin_hf.hub.facts import FACTS_NAME, TrainingFacts
 from swin_hf.hub.weights import check_folder
-from swin_hf.loading import Origin, find_model
+from swin_hf.loading import Origin, find_model, is_ours
 from swin_hf.ranges import check_fields, ranged
 
 
@@ -75,7 +75,7 @@ def starting_folder(path: str) -> Iterator[Path]:
     Raises:
         ValueError: If the files of the folder do not fit each other, or the checkpoint cannot be read.
     """
-    if is_ours(path):
+    if is_ours(Path(path)):
         check_folder(Path(path))
         yield Path(path)
         return
@@ -84,14 +84,6 @@ def starting_folder(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         load_checkpoint(path).save_pretrained(folder)
         yield Path(folder)
-
-
-def is_ours(path: str) -> bool:
-    """Whether a path is the folder of a model of one of our families."""
-    try:
-        return Path(path).is_dir() and PreTrainedConfig.get_config_dict(path)[0].get("model_type") in FAMILIES
-    except (OSError, ValueError):  # no config.json, or none that can be read
-        return False
 
 
 def stored_config(folder: Path) -> Any:

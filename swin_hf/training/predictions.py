@@ -1,8 +1,5 @@
 """What a test answered for each picture: ``predictions.csv`` in the run folder."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import csv
 from collections.abc import Callable
 from pathlib import Path

@@ -127,17 +127,17 @@ def test_two_networks_are_not_mixed():
 
 def test_unknown_place_is_refused():
     state = {f"student.{key}": tensor for key, tensor in peer("timm").state.items()}
-    with pytest.raises(ValueError, match=r"under 'student\.', which is no known place of the timm layout"):
+    with pytest.raises(ValueError, match=r"begin with 'student\.', which is not a place of a Swin in the timm layout"):
         load_checkpoint(state)
     classifier = {f"swin.{key}": tensor for key, tensor in peer("maskformer-swin").state.items()}
-    with pytest.raises(ValueError, match=r"lies under 'swin\.model\.', which is no known place"):
+    with pytest.raises(ValueError, match=r"begin with 'swin\.model\.', which is not a place"):
         load_checkpoint(classifier)
 
 
 def test_prefix_of_another_kind_is_refused():
     state = peer("transformers ForMaskedImageModeling").state
     bare = {key.removeprefix("swin."): tensor for key, tensor in state.items()}
-    with pytest.raises(ValueError, match=r"under '', but a masked image modeling .* lies under 'swin\.'"):
+    with pytest.raises(ValueError, match=r"begin with '', but those of a masked image modeling .* begin with 'swin\.'"):
         load_checkpoint(bare)
 
 
@@ -294,7 +294,7 @@ def test_position_embeddings_tell_the_image_size():
     found = open_checkpoint({key: tensor for key, tensor in state.items() if "mask" not in key})
     assert found.config.use_absolute_embeddings and found.config.image_size == 64
     odd = {**state, "absolute_pos_embed": torch.zeros(1, 1000, 8)}
-    with pytest.raises(ValueError, match="1000 position embeddings are no square map"):
+    with pytest.raises(ValueError, match="1000 position embeddings do not make a square map"):
         load_checkpoint(odd)
 
 
@@ -409,7 +409,7 @@ def test_config_of_a_stranger_beside_a_file_is_ignored(weights_file, caplog):
     assert load_checkpoint(weights_file).config.embed_dim == 8
     assert "is ignored, it is of another model: embed_dim is 96 there but 8 in the weights" in caplog.text
     (weights_file.parent / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no valid JSON .* repair or remove it"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON .* repair or remove it"):
         load_checkpoint(weights_file)
 
 
@@ -648,7 +648,7 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path, tiny_model, caplog):
         export_checkpoint(tiny_model, "keras")
     with pytest.raises(ValueError, match=r"the microsoft layout cannot hold this model: it has square windows.* 4x3"):
         export_checkpoint(tiny_model, "microsoft")
-    with pytest.raises(ValueError, match="Linear is no model of this package"):
+    with pytest.raises(ValueError, match="Linear is not a model of this package"):
         export_checkpoint(torch.nn.Linear(1, 1), "timm")
     mim = SwinHFForMaskedImageModeling(SwinHFConfig(**SQUARE))
     with pytest.raises(ValueError, match=r"timm layout has no masked image modeling .* model_class="):
@@ -768,7 +768,7 @@ def test_output_of_a_stranger_is_refused():
     class Stranger(torch.nn.Linear):
         dtype = torch.float32
 
-    with pytest.raises(TypeError, match="Tensor is no output of this package"):
+    with pytest.raises(TypeError, match="Tensor is not an output of this package"):
         output_of(Stranger(2, 2), torch.zeros(1, 2))
 
 

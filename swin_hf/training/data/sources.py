@@ -387,7 +387,7 @@ def name_classes(source: Source, feature: Any, streaming: bool, class_names: lis
         class_names: The names, or their number, where the user gave them.
 
     Raises:
-        ValueError: If the values are no labels, or contradict the names.
+        ValueError: If the values are not labels, or contradict the names.
     """
     column = source.label_column
     declared = [str(n) for n in range(class_names)] if isinstance(class_names, int) else list(class_names or [])

@@ -1,8 +1,5 @@
 """What the tasks share whose answers are classes: the names of the model's and of the data's are matched."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,8 +1,5 @@
 """Image classification: cross-entropy on hard or soft targets, everything else is regularisation."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

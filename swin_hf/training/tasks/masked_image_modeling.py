@@ -1,8 +1,5 @@
 """Self-supervised training: SimMIM, which predicts the pixels of masked patches (https://arxiv.org/abs/2111.09886)."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

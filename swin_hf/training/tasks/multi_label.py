@@ -1,8 +1,5 @@
 """Multi-label classification: whether each class is in a picture, by binary cross-entropy."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 import warnings
 from typing import Any
 

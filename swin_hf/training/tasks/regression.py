@@ -1,8 +1,5 @@
 """Regression: one number for each picture, or several, by mean squared error."""
 
-# mypy: disable-error-code="attr-defined"
-# Lightning sets attributes of its Trainer dynamically and re-exports names without saying so.
-
 from typing import Any
 
 import torch
