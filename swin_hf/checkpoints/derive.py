@@ -252,13 +252,15 @@ def _told_by_timm(config_json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that the arguments of one of our LightningModules say."""
-    preset = arguments.get("preset")
-    presets = {**SWIN, **SWINV2}
-    told = dict(presets[preset]) if preset in presets and not arguments.get("model") else {}
-    overrides = arguments.get("overrides")
-    told.update(overrides if isinstance(overrides, Mapping) else {})
-    told.update({name: arguments[name] for name in _TOLD if arguments.get(name) is not None})
+    """Fields that the arguments of one of our LightningModules say, also before those of the network were a group."""
+    preset, presets = arguments.get("preset"), {**SWIN, **SWINV2}
+    started = arguments.get("weights") or arguments.get("model")
+    told = dict(presets[preset]) if preset in presets and not started else {}
+    group = arguments.get("network")
+    for options in (group if isinstance(group, Mapping) else {}, arguments):
+        overrides = options.get("overrides")
+        told.update(overrides if isinstance(overrides, Mapping) else {})
+        told.update({name: options[name] for name in _TOLD if options.get(name) is not None})
     if "id2label" in told:
         told.pop("num_labels", None)  # the preset's, which the names of the classes replace
     return told

@@ -9,6 +9,7 @@ import torch
 import yaml
 from short import short
 
+from swin_hf import load_checkpoint
 from swin_hf.training import (
     EMA,
     MODULES,
@@ -17,11 +18,13 @@ from swin_hf.training import (
     Optimization,
     SwinClassifier,
     SwinMaskedImageModeler,
+    SwinSegmenter,
     run_recipe,
 )
 from swin_hf.training.bundled import CONFIGS
 from swin_hf.training.command import refuse_conflicts
 from swin_hf.training.options import RENAMED, flat, plain
+from swin_hf.training.tasks.segmentation import Head
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
@@ -102,6 +105,30 @@ def test_a_checkpoint_holds_plain_values_from_which_lightning_builds_the_module(
     assert again.optimization == module.optimization and again.model.config.id2label == {0: "a", 1: "b"}
     for name, value in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("module_class", [SwinClassifier, SwinSegmenter])
+def test_a_checkpoint_without_its_run_is_a_model_of_the_sizes_that_were_asked_for(module_class, tmp_path):
+    overrides = {"depths": [1, 2], "num_heads": [1, 2], "embed_dim": 16, "mlp_ratio": 2.0, "layer_norm_eps": 1e-3}
+    options = {"head": Head(hidden_size=16, auxiliary_channels=8)} if module_class is SwinSegmenter else {}
+    names = {number: name for number, name in enumerate("abc")}
+    module = short(
+        module_class, PRESET, id2label=names, image_size=32, overrides=overrides, window_size=2, drop_path_rate=0.3,
+        **options,
+    )  # fmt: skip
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
+    trainer.strategy.connect(module)
+    module.trainer = trainer
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    model = load_checkpoint(tmp_path / "some.ckpt")
+    assert type(model) is type(module.model)
+    ours, theirs = model.config.to_dict(), module.model.config.to_dict()
+    assert {name for name in ours | theirs if ours.get(name) != theirs.get(name)} <= {
+        "architectures", "dtype", "_name_or_path", "out_features", "out_indices",
+    }  # fmt: skip
+    pixels = torch.randn(1, module.model.config.num_channels, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(pixels).logits, module.model.eval()(pixels).logits)
 
 
 def test_a_card_has_names_that_say_enough_without_their_group(checkpoint):
