@@ -102,6 +102,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     cosine_attention: ClassVar[bool] = False  # whether scores are those of Swin V2
     _sequences: ClassVar[frozenset[str]] = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
     # Model types whose configuration is read as another family's, and the beginning of the names of its classes.
+    _peers: ClassVar[tuple[str, ...]] = ("swin", "maskformer-swin")  # of transformers, whose fields say the same
     _strangers: ClassVar[dict[str, str]] = {"swinv2": "SwinV2HF", "swinv2_hf": "SwinV2HF"}
 
     image_size: int | Sequence[int] = 224
@@ -192,7 +193,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         """Read the configuration of a saved model as transformers does.
 
         Where ``swin_hf`` is installed, that of anyone's Swin too, the same as its model has: what
-        :func:`swin_hf.load_checkpoint` takes. ``kwargs`` change fields.
+        :func:`swin_hf.load_checkpoint` takes. ``config.json`` is enough for a Swin of transformers; of others the
+        weights, which alone know the sizes, are brought. ``kwargs`` change fields.
 
         Raises:
             ValueError: If it cannot be used, or the weights that it has to be derived from cannot be read.
@@ -210,8 +212,9 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             values, others = {}, {}
         if values.get("model_type") == cls.model_type:
             return cls.from_dict(values, **others)
-        if "model_type" in values and path.exists() and not _has_weights(path):  # the names of its fields are ours
-            return super().from_pretrained(source, **kwargs)
+        if values.get("model_type") in cls._peers and not (path.exists() and _has_weights(path)):
+            ours = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+            return cls.from_dict(ours, **others)  # the names of its fields are ours
         where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
         return cls.from_dict(foreign_reader(source, **where).to_dict(), **kwargs)
 

@@ -29,6 +29,7 @@ class SwinV2HFConfig(SwinHFConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     cosine_attention: ClassVar[bool] = True
     _sequences: ClassVar[frozenset[str]] = SwinHFConfig._sequences | {"pretrained_window_sizes"}
+    _peers: ClassVar[tuple[str, ...]] = ("swinv2",)
     _strangers: ClassVar[dict[str, str]] = {"swin": "SwinHF", "swin_hf": "SwinHF", "maskformer-swin": "SwinHF"}
 
     pretrained_window_sizes: Sequence[int | Sequence[int]] = ()
