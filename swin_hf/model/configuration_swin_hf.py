@@ -212,9 +212,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             values, others = {}, {}
         if values.get("model_type") == cls.model_type:
             return cls.from_dict(values, **others)
-        if values.get("model_type") in cls._peers and not (path.exists() and _has_weights(path)):
-            ours = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
-            return cls.from_dict(ours, **others)  # the names of its fields are ours
+        if values.get("model_type") in (*cls._peers, *cls._strangers) and not (path.exists() and _has_weights(path)):
+            theirs = ("architectures", "model_type") if values["model_type"] in cls._peers else ()
+            ours = {name: value for name, value in values.items() if name not in theirs}
+            return cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
         where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
         return cls.from_dict(foreign_reader(source, **where).to_dict(), **kwargs)
 
