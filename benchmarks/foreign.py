@@ -25,7 +25,7 @@ LOADS = {
 }
 _CODE = """
 import resource, sys, time
-import swin_hf, swin_hf.loading, timm, transformers
+import swin_hf.checkpoints, swin_hf.hub, timm, transformers
 folder = sys.argv[1]
 transformers.SwinForImageClassification  # which is imported when it is named
 start = time.perf_counter()
