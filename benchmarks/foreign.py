@@ -96,8 +96,8 @@ HOSTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def measure_replace(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of an image through models of transformers, as they are and on our backbone, and the difference.
 
-    Mask2Former cuts its masks at 0.5 between layers. A rounding that moves a pixel across is 4e-3 in its last outputs, as
-    it is between transformers' own fp32 and fp64; up to the pixel decoder the difference is 6e-7.
+    Mask2Former cuts its masks at 0.5 between layers. A rounding that moves a pixel across is 4e-3 in its last outputs,
+    as it is between transformers' own fp32 and fp64; up to the pixel decoder the difference is 6e-7.
     """
     rows = []
     for name, (build, side) in HOSTS.items():
