@@ -42,7 +42,6 @@ _TOLD = (
     "hidden_act",
     "initializer_range",
     "layer_norm_eps",
-    "encoder_stride",
     "shift_per_axis",
     "mask_padding",
     "norm_targets",

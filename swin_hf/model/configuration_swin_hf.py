@@ -214,8 +214,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             return cls.from_dict(values, **others)
         if values.get("model_type") in (*cls._peers, *cls._strangers) and not (path.exists() and _has_weights(path)):
             theirs = ("architectures", "model_type") if values["model_type"] in cls._peers else ()
-            ours = {name: value for name, value in values.items() if name not in theirs}
-            return cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
+            ours = {name: value for name, value in values.items() if name not in (*theirs, "encoder_stride")}
+            config = cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
+            config.encoder_stride = config.patch_hw[0] * 2 ** (config.num_layers - 1)  # theirs may be a default
+            return config
         where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
         return cls.from_dict(foreign_reader(source, **where).to_dict(), **kwargs)
 
