@@ -1,17 +1,13 @@
 """One kind of source everywhere, for Swin V2: written by the library it belongs to, read by every function alike."""
 
-import json
-
 import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
-from PIL import Image
-from safetensors.torch import load_file
-from test_any_source import assert_equal, hub, publish  # noqa: F401 - a fixture
+from test_any_source import assert_equal, check_verbs, hub, publish  # noqa: F401 - a fixture
 
 import swin_hf
-from swin_hf import SwinV2HFBackbone, SwinV2HFForImageClassification, SwinV2HFModel, cli, load_backbone, load_checkpoint
+from swin_hf import SwinV2HFBackbone, SwinV2HFForImageClassification, SwinV2HFModel, load_backbone, load_checkpoint
 from swin_hf.loading import find_model
 from swin_hf.predict import load_classifier
 from swin_hf.training import SwinClassifier, SwinMaskedImageModeler, SwinSegmenter
@@ -144,21 +140,7 @@ def test_every_training_starts_from_v2(source):
     indirect=True,
 )
 def test_every_verb_takes_v2(source, tmp_path, capsys):
-    source, _ = source
-    ours = load_checkpoint(source)
-    Image.new("RGB", (60, 40), "teal").save(tmp_path / "a.png")
-    capsys.readouterr()
-    assert cli.main(["predict", source, str(tmp_path / "a.png"), "--json", "--device", "cpu"]) == 0
-    label = json.loads(capsys.readouterr().out)[0]["predictions"][0]["label"]
-    assert label in ours.config.id2label.values()
-    assert cli.main(["info", source, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["depths"] == ours.config.depths
-    assert cli.main(["explain", source, str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--device", "cpu"]) == 0
-    assert label in capsys.readouterr().out
-    assert cli.main(["export", source, "--to", "torch", "--output", str(tmp_path / "c.pt2")]) == 0
-    assert cli.main(["convert", source, str(tmp_path / "d"), "--to", "timm"]) == 0
-    written = load_file(tmp_path / "d" / "model.safetensors")
-    assert torch.equal(written["patch_embed.norm.weight"], ours.swin.embeddings.norm.weight)
+    check_verbs(source[0], tmp_path, capsys)
 
 
 def test_offline_the_cache_answers_for_v2(source, hub, monkeypatch):  # noqa: F811 - the fixture

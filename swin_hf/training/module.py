@@ -104,6 +104,24 @@ class SwinModule(LightningModule):
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train_loss_step", loss.detach(), prog_bar=True)
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """See :meth:`evaluate`."""
+        return self.evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """See :meth:`evaluate`."""
+        return self.evaluate(batch, "test")
+
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+        """Add a batch to the metrics of a split, ``val`` or ``test``, and log them.
+
+        A batch of unreadable pictures is empty. It is logged all the same: ranks meet in every metric that is logged.
+
+        Returns:
+            What the callbacks of the task look at; nothing for an empty batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to say what is measured")
+
     def setup(self, stage: str) -> None:
         """Prepare training; the model is compiled in place, so that the names in its state dict stay."""
         if stage == "fit":

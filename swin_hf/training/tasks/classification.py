@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -191,36 +191,23 @@ class SwinClassifier(HeadModule):
         self.log_training(loss, len(labels))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and accuracies of one batch."""
-        return self.evaluate(batch, self.val_metrics, self.val_loss, "val_loss")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss, accuracies and confusion counts of one batch."""
-        outputs = self.evaluate(batch, self.test_metrics, self.test_loss, "test_loss")
-        if self.confusion is not None and outputs:
-            self.confusion.update(outputs["logits"], batch["labels"])
-        return outputs
-
-    def evaluate(
-        self, batch: dict[str, Tensor], metrics: MetricCollection, mean_loss: MeanMetric, name: str
-    ) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split.
-
-        A batch of unreadable pictures is empty. It is logged all the same: ranks meet in every metric that is logged.
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+        """Add a batch to the loss and accuracies of a split, in a test also to the confusion counts.
 
         Returns:
             ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``; nothing for an empty batch.
         """
-        outputs = {}
+        loss, metrics, outputs = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics"), {}
         if batch:
             labels = batch["labels"]
             logits = self(batch["pixel_values"])
             losses = F.cross_entropy(logits.float(), labels, reduction="none")
-            mean_loss.update(losses)
+            loss.update(losses)
             metrics.update(logits, labels)
+            if split == "test" and self.confusion is not None:
+                self.confusion.update(logits, labels)
             outputs = {"logits": logits, "losses": losses}
-        self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         return outputs
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from swin_hf.loading import load_model
 from swin_hf.ranges import check_fields, ranged
@@ -107,34 +106,26 @@ class SwinMaskedImageModeler(SwinModule):
         self.log_training(loss, len(images))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """L1 loss of one batch."""
-        return self.evaluate(batch, self.val_loss, "val_loss")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """L1 loss of one batch."""
-        return self.evaluate(batch, self.test_loss, "test_loss")
-
-    def evaluate(self, batch: dict[str, Tensor], mean_loss: MeanMetric, name: str) -> dict[str, Tensor]:
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
         """Loss under one fixed mask for all images, so that epochs, ranks and runs can be compared.
 
         Returns:
-            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden; nothing for a
-            batch of unreadable pictures, which is logged all the same: ranks meet in every metric that is logged.
+            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden; nothing for an
+            empty batch.
         """
-        if not batch:
-            self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
-            return {}
-        images = batch["pixel_values"]
-        height, width = images.shape[-2:]
-        patch = self.model.config.patch_hw
-        one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
-        masks = one.to(images.device).expand(len(images), -1, -1)
-        outputs = self(images, masks)
-        mean_loss.update(outputs.loss, weight=len(images))
-        self.log(name, mean_loss, on_step=False, on_epoch=True, prog_bar=True)
-        pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
-        return {"reconstruction": outputs.reconstruction, "mask": pixels.to(images.dtype)}
+        loss, outputs = getattr(self, f"{split}_loss"), {}
+        if batch:
+            images = batch["pixel_values"]
+            height, width = images.shape[-2:]
+            patch = self.model.config.patch_hw
+            one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
+            masks = one.to(images.device).expand(len(images), -1, -1)
+            answer = self(images, masks)
+            loss.update(answer.loss, weight=len(images))
+            pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
+            outputs = {"reconstruction": answer.reconstruction, "mask": pixels.to(images.dtype)}
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return outputs
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """The sheet of reconstructions."""

@@ -100,14 +100,6 @@ class SwinRegressor(HeadModule):
         self.log_training(loss, len(batch["labels"]))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and errors of one batch."""
-        return self.evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and errors of one batch."""
-        return self.evaluate(batch, "test")
-
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
         """Add a batch to the metrics of a split; one of unreadable pictures is empty.
 

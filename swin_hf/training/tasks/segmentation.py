@@ -157,14 +157,6 @@ class SwinSegmenter(ClassModule):
         self.log_training(loss, len(batch["labels"]))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """See :meth:`evaluate`."""
-        return self.evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """See :meth:`evaluate`."""
-        return self.evaluate(batch, "test")
-
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
         """Add a batch to the metrics of a split; an unreadable picture leaves an empty one.
 
