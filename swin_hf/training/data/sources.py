@@ -110,7 +110,7 @@ class Source:
         """Refuse rows that cannot be learned.
 
         Raises:
-            ValueError: If a number is none of the classes.
+            ValueError: If a number is not that of a class.
         """
         self.counts(labels)
 

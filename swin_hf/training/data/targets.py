@@ -67,7 +67,7 @@ class RowSource(Source):
         """The number of a cell, NaN where it is empty.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is not a number.
         """
         raise NotImplementedError
 
