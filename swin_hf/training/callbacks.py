@@ -83,10 +83,11 @@ class EpochReport(Callback):
         speed = self.images * trainer.world_size / seconds
         if self.images:  # none where the run was interrupted after them
             pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
+        metrics = dict(trainer.callback_metrics)  # on every rank: reading them gathers the values of all
         if trainer.is_global_zero:
             bar = trainer.progress_bar_callback  # the line comes above it
             show = partial(print, flush=True) if bar is None else bar.print
-            show(self.line(trainer, trainer.callback_metrics, speed, seconds))
+            show(self.line(trainer, metrics, speed, seconds))
 
     def line(self, trainer: Trainer, metrics: Mapping[str, Any], speed: float, seconds: float) -> str:
         """The line of an epoch."""
