@@ -474,7 +474,6 @@ def test_ctrl_c_exits_130_with_the_best_weights_and_the_command_that_goes_on(con
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["tiny"]
 
 
-@pytest.mark.slow
 def test_unreadable_pictures_of_all_ranks_are_counted(config, tmp_path):
     for number in range(48):
         picture = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
