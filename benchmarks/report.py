@@ -23,6 +23,8 @@ def title(setting: dict[str, Any]) -> str:
     place = f"{setting['preset']}, {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}"
     if setting["section"] == "attention":
         return f"Attention alone: {place}"
+    if setting["section"] == "shortcuts":
+        return f"Shortcuts on a CPU, {setting['mode']}: {place}"
     return f"{setting['mode'].capitalize()}, {setting['execution']}: {place}"
 
 

@@ -25,8 +25,9 @@ from swin_hf.counting import count_macs
 from .clock import ceilings, peak_memory, take_turns
 from .foreign import measure_loading, measure_replace
 from .peers import build_ours, build_peer, disagreement, gradients_of, logits_of, true_gradients
+from .shortcuts import measure_shortcuts
 
-SECTIONS = ("models", "attention", "pipeline", "start", "loading", "replace", "trainer")
+SECTIONS = ("models", "shortcuts", "attention", "pipeline", "start", "loading", "replace", "trainer")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "amp": torch.float32}
 # Two libraries sum in different orders: 1e-6 in fp32 was seen. In bf16, 0.01 to 0.02 was seen, and with the weights of
 # `build_ours` 0.25 and more without bias, without mask, without scale or with equal attention to all.
@@ -307,6 +308,7 @@ def measure_trainer(setting: dict[str, Any], options: argparse.Namespace) -> dic
 
 MEASURE = {
     "models": measure_models,
+    "shortcuts": measure_shortcuts,
     "attention": measure_attention,
     "pipeline": measure_pipeline,
     "start": measure_start,
@@ -333,5 +335,6 @@ def settings_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 if dtype != "amp":
                     yield {**place, "batch_size": max(batches) if device == "cuda" else min(8, max(batches))}
                 continue
-            for mode, execution, batch in itertools.product(options.modes, options.executions, batches):
+            executions = options.executions if section == "models" else ["eager"]
+            for mode, execution, batch in itertools.product(options.modes, executions, batches):
                 yield {**place, "mode": mode, "execution": execution, "batch_size": batch}

@@ -10,7 +10,7 @@ Shape legend:
     nW windows of a map, N tokens of a window, h heads, d channels of a head (C = h * d).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from .windows import (
     cyclic_shift,
     relative_position_index,
     window_mask,
-    window_order,
     window_partition,
     window_reverse,
 )
@@ -45,7 +44,7 @@ except ImportError as error:
 
 
 try:
-    from .kernels_cpu import attend_here, biases, is_plain, is_transformed, may_attend_here, only_evaluates
+    from .kernels_cpu import attend_here, is_plain, is_transformed, may_attend_here, only_evaluates
     from .kernels_cpu import in_parts as in_parts
     from .kernels_cpu import linear as linear
 except ImportError:
@@ -82,6 +81,8 @@ BACKENDS = ("eager", "sdpa", "triton", "auto")  # slowest first
 UNASKED = "the faster kernel could run here; set attn_implementation='auto'"
 # Windows that torch's fused attention takes in one call on a GPU: a limit of the launch (pytorch#142228).
 SDPA_WINDOWS = 65_535
+# Bytes of all sums of bias and mask that are kept; Swin-B at 384 pixels with windows of 12 needs 80 MiB.
+BIAS_BYTES = 128 * 2**20
 
 logger = logging.get_logger(__name__)
 
@@ -245,36 +246,59 @@ def _compute_once(compute: Callable[..., Any], *sizes: Any) -> Any:
         return compute(*sizes)
 
 
+class BiasCache:
+    """What was computed from a table or a small network, for as long as its parameters have the same values.
+
+    The values are compared on every call, so that an entry cannot become stale, whichever way a weight is changed,
+    and no model holds it. The sources are small: the comparison costs microseconds.
+
+    Args:
+        capacity: Bytes of all entries together; when they are exceeded, the cache begins anew.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.size = 0
+        self.entries: dict[Hashable, tuple[list[Tensor], Tensor]] = {}
+
+    def look_up(self, key: Hashable, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """What ``compute`` returned for sources of these values, or returns now."""
+        known = self.entries.get(key)
+        if known is not None and all(map(torch.equal, known[0], sources)):
+            return known[1]
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not serve a training step
+            made_from, bias = [source.detach().clone() for source in sources], compute()
+        if bias.nbytes <= self.capacity:
+            self.size += bias.nbytes if known is None else 0
+            if self.size > self.capacity:
+                self.entries, self.size = {}, bias.nbytes
+            self.entries[key] = made_from, bias
+        return bias
+
+
+biases = BiasCache(BIAS_BYTES)
+
+
 def clear_caches() -> None:
     """Free what was kept for sizes and biases of earlier calls, and repeat messages that are given once."""
     _compute_once.cache_clear()
     _point_at_triton.cache_clear()
-    if "biases" in globals():
-        biases.clear()
+    biases.clear()
 
 
 def cut(x: Tensor, geometry: WindowGeometry) -> Tensor:
     """Shift a padded map ``(B, Hp, Wp, C)`` and cut it into windows ``(B * nW, N, C)``."""
-    if _gathers(x, geometry):
-        order, _ = kept(window_order, geometry, x.device, like=x)
-        return x.flatten(1, 2).index_select(1, order).view(-1, geometry.area, x.shape[-1])
     return window_partition(cyclic_shift(x, geometry.shift), geometry.window)
 
 
 def put_back(windows: Tensor, geometry: WindowGeometry) -> Tensor:
     """Undo :func:`cut`: windows ``(B * nW, N, C)`` become a padded map ``(B, Hp, Wp, C)``."""
-    if _gathers(windows, geometry):
-        _, back = kept(window_order, geometry, windows.device, like=windows)
-        x: Tensor = windows.view(-1, geometry.padded[0] * geometry.padded[1], windows.shape[-1]).index_select(1, back)
-        x = x.unflatten(1, geometry.padded)
-        return x
     x = window_reverse(windows, geometry.window, geometry.padded)
     return cyclic_shift(x, (-geometry.shift[0], -geometry.shift[1]))
-
-
-def _gathers(x: Tensor, geometry: WindowGeometry) -> bool:
-    """Whether one gather replaces shift and partition: without gradients only, its backward is a slow scatter."""
-    return geometry.is_shifted and x.numel() > 0 and only_evaluates(x)
 
 
 def attend(

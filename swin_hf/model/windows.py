@@ -246,16 +246,3 @@ def window_mask(
         # has equal scores instead of a NaN.
         mask = mask.masked_fill(padding_mask(geometry, device), torch.finfo(dtype).min / 2)
     return mask[:, None]
-
-
-def window_order(geometry: WindowGeometry, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """Shift and partition as one gather, and the gather that undoes both.
-
-    Returns:
-        Two permutations of ``Hp * Wp``, int64: ``map.flatten(1, 2)[:, first]`` are the windows, one after the other;
-        ``[:, second]`` of that is the map.
-    """
-    (height, width), window = geometry.padded, geometry.window
-    places = torch.arange(height * width, device=device).view(1, height, width, 1)
-    order = window_partition(cyclic_shift(places, geometry.shift), window).flatten()
-    return order, order.argsort()
