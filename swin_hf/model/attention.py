@@ -296,7 +296,7 @@ def cut(x: Tensor, geometry: WindowGeometry) -> Tensor:
 
 
 def put_back(windows: Tensor, geometry: WindowGeometry) -> Tensor:
-    """Undo :func:`cut`: windows ``(B * nW, N, C)`` become a padded map ``(B, Hp, Wp, C)``."""
+    """Undo :func:`cut`: windows ``(B * nW, N, C)`` or ``(B * nW, N, h, d)`` become a map ``(B, Hp, Wp, C)``."""
     x = window_reverse(windows, geometry.window, geometry.padded)
     return cyclic_shift(x, (-geometry.shift[0], -geometry.shift[1]))
 

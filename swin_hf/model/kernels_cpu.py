@@ -126,8 +126,8 @@ def linear(layer: nn.Module, x: Tensor, activation: nn.Module | None = None, bia
 
 def _as_autocast(*tensors: Any) -> tuple[Any, ...]:
     """The tensors in the type that autocast gives to a linear layer, where it is on."""
-    if not torch.is_autocast_enabled("cpu") or not is_plain(tensors[0]):
-        return tensors
+    if not torch.is_autocast_enabled("cpu") or torch.is_grad_enabled() or not is_plain(tensors[0]):
+        return tensors  # with gradients, the layer itself converts
     dtype = torch.get_autocast_dtype("cpu")
     return tuple(t.to(dtype) if t is not None and t.is_cpu and t.dtype == torch.float32 else t for t in tensors)
 
@@ -182,7 +182,7 @@ def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
 def attend_here(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """``SoftMax(Q K^T scaling + bias + mask) V``, with a backward of its own.
 
-    Products of 16 bits are computed in 16 bits, bias, mask and softmax in float32.
+    What has 16 bits is multiplied in 16 bits; softmax and products sum in float32.
 
     Args:
         qkv: ``(B * nW, N, 3, h, d)``.
@@ -208,20 +208,19 @@ class WindowAttention(Function):
         query, key, value = by_head.unbind()
         added = bias if mask is None else bias + mask  # h, N, N, or nW, h, N, N
         with torch.autocast("cpu", enabled=False):
-            scores = torch.bmm(query * scaling, key.transpose(1, 2))  # B * nW * h, N, N
-            wide = scores.view(-1, *added.shape).to(torch.promote_types(scores.dtype, torch.float32)).add_(added)
-            torch.softmax(wide, -1, out=wide)
-            # Masked tokens have exp(-100): many processors multiply such small numbers at a fraction of their speed.
-            F.threshold(wide, torch.finfo(wide.dtype).tiny, 0.0, inplace=True)
-            probabilities = wide.to(scores.dtype).view(scores.shape)
-            ctx.save_for_backward(by_head, bias, mask, probabilities)
+            shares = torch.bmm(query * scaling, key.transpose(1, 2))  # B * nW * h, N, N: the scores
+            shares.view(-1, *added.shape).add_(added)
+            torch.softmax(shares, -1, out=shares)  # which sums in float32
+            if mask is not None:  # exp(-100) is so small that many processors multiply it at a fraction of their speed
+                F.threshold(shares, torch.finfo(shares.dtype).tiny, 0.0, inplace=True)
+            ctx.save_for_backward(by_head, bias, mask, shares)
             ctx.scaling = scaling
-            return torch.bmm(probabilities, value)
+            return torch.bmm(shares, value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate with respect to ``by_head`` and ``bias``."""
-        by_head, bias, mask, probabilities = ctx.saved_tensors
+        by_head, bias, mask, shares = ctx.saved_tensors
         again = torch.is_grad_enabled()  # a second derivative is wanted: differentiate the definition
         if again or _are_functorch_transforms_active() or is_legacy_batchedtensor(grad):
             wanted = [tensor for tensor, needed in zip((by_head, bias), ctx.needs_input_grad, strict=False) if needed]
@@ -233,9 +232,9 @@ class WindowAttention(Function):
         grad_by_head = torch.empty_like(by_head)
         with torch.autocast("cpu", enabled=False):
             grad_scores = torch.bmm(grad, value.transpose(1, 2))  # B * nW * h, N, N
-            grad_scores = _softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
+            grad_scores = _softmax_backward_data(grad_scores, shares, -1, grad.dtype)
             grad_bias = grad_scores.view(-1, *bias.shape).sum(0, dtype=bias.dtype)
-            torch.bmm(probabilities.transpose(1, 2), grad, out=grad_by_head[2])
+            torch.bmm(shares.transpose(1, 2), grad, out=grad_by_head[2])
             torch.bmm(grad_scores.mul_(ctx.scaling), key, out=grad_by_head[0])
             torch.bmm(grad_scores.transpose(1, 2), query, out=grad_by_head[1])
         return grad_by_head, grad_bias, None, None

@@ -90,7 +90,7 @@ class SwinHFAttention(nn.Module):
             return self.proj(attend_fused(self, self.qkv(x), geometry)), None
         qkv = self.project(cut(x, geometry))  # B * nW, N, 3, h, d
         windows, probabilities = attend(self, qkv, geometry, backend, dropout)  # B * nW, N, h, d
-        return put_back(linear(self.proj, windows.flatten(-2)), geometry), probabilities if output_attentions else None
+        return linear(self.proj, put_back(windows, geometry)), probabilities if output_attentions else None
 
     def project(self, windows: Tensor) -> Tensor:
         """Queries, keys and values ``(B * nW, N, 3, h, d)`` of windows ``(B * nW, N, C)``."""

@@ -134,11 +134,10 @@ def window_partition(x: Tensor, window: Pair) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window: Pair, padded: Pair) -> Tensor:
-    """Put windows ``(B * nW, N, C)`` back in their places in a map ``(B, H, W, C)`` of size ``padded``."""
-    rows, columns = window
-    grid_rows, grid_columns = padded[0] // rows, padded[1] // columns
-    windows = windows.reshape(-1, grid_rows, grid_columns, rows, columns, windows.shape[-1])
-    return windows.transpose(2, 3).reshape(-1, *padded, windows.shape[-1])
+    """Put windows ``(B * nW, N, C)`` or ``(B * nW, N, h, d)`` back in their places in a map ``(B, *padded, C)``."""
+    grid = padded[0] // window[0], padded[1] // window[1]
+    x = windows.unflatten(1, window).unflatten(0, (-1, *grid))  # B, nH, nW, Mh, Mw, ...
+    return x.transpose(2, 3).reshape(-1, *padded, windows.shape[2:].numel())
 
 
 def region_map(padded: Pair, window: Pair, shift: Pair, device: torch.device | str | None = None) -> Tensor:
