@@ -25,15 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Tensor]:
-    """Write the weights of a model in the names of a layout.
+    """The weights of a model in the names of a layout, for its own code to load strictly; nothing is shared.
 
     Args:
         model: Any model of this package; its class decides which keys there are.
         layout: A name out of ``swin_hf.checkpoints.LAYOUTS``.
-
-    Returns:
-        A state dict that the layout's own code loads strictly, computed buffers included; it shares nothing with
-        the model.
 
     Raises:
         ValueError: If there is no such layout, or it cannot express the model; the message says what it lacks.

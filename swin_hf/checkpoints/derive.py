@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from swin_hf.checkpoints import sizes_swinv2
+from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
+from swin_hf.checkpoints.sizes_swinv2 import short
 from swin_hf.checkpoints.tables import Buffer, Kind
 from swin_hf.checkpoints.translate import Translation
 from swin_hf.families import config_of_preset, list_presets
@@ -20,75 +22,45 @@ Pair = tuple[int, int]
 
 # Fields that the shapes of the weights decide, in the order in which a contradiction is told.
 ARCHITECTURE = (
-    "embed_dim",
-    "depths",
-    "num_heads",
-    "patch_size",
-    "num_channels",
-    "mlp_ratio",
-    "qkv_bias",
+    "embed_dim", "depths", "num_heads", "patch_size", "num_channels", "mlp_ratio", "qkv_bias",
     "use_absolute_embeddings",
-)
+)  # fmt: skip
 # What a configuration file may say on top of that.
 _TOLD = (
-    *ARCHITECTURE,
-    "image_size",
-    "window_size",
-    "pretrained_window_sizes",
-    "norm_features",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "drop_path_rate",
-    "hidden_act",
-    "initializer_range",
-    "layer_norm_eps",
-    "shift_per_axis",
-    "mask_padding",
-    "norm_targets",
-    "out_features",
-    "num_labels",
-    "id2label",
-    "label2id",
+    *ARCHITECTURE, "image_size", "window_size", "pretrained_window_sizes", "norm_features", "hidden_dropout_prob",
+    "attention_probs_dropout_prob", "drop_path_rate", "hidden_act", "initializer_range", "layer_norm_eps",
+    "shift_per_axis", "mask_padding", "norm_targets", "out_features", "num_labels", "id2label", "label2id",
     "problem_type",
-)
+)  # fmt: skip
 _TABLE = "swin.stages.{}.blocks.0.attention.relative_position_bias_table"
 _LOGIT_SCALE = "swin.stages.{}.blocks.0.attention.logit_scale"
-SWIN_TYPES = ("swin", "swin_hf", "maskformer-swin", "swinv2", "swinv2_hf")
 
 
 def fields_from_shapes(
     translation: Translation, depths: Sequence[int], kind: Kind, hint: SwinHFConfig | None
 ) -> dict[str, Any]:
-    """Fields of the configuration that the weights themselves decide.
+    """Fields of the configuration that the weights decide; ``image_size`` and ``num_labels`` where a tensor shows them.
 
-    Args:
-        translation: The weights under our names, and the buffers that came with them.
-        depths: Blocks of each stage.
-        kind: What the state dict holds.
-        hint: A configuration that may tell a 3x4 window from a 4x3 one, which have equally long bias tables.
-
-    Returns:
-        Fields of ``SwinHFConfig``; ``image_size`` and ``num_labels`` only where a tensor shows them.
+    ``hint`` may tell a 3x4 window from a 4x3 one, which have equally long bias tables.
 
     Raises:
         ValueError: If a weight is missing that shows a size, or the window of a stage cannot be told.
     """
     state = translation.state
-    basic = basic_fields(translation, depths)
     channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape[1:]
     biases = ("swin.stages.0.blocks.0.attention.qkv.bias", "swin.stages.0.blocks.0.attention.q_bias")
     fields = {
-        **basic,
+        **basic_fields(translation, depths),
         "qkv_bias": any(name in state for name in biases),
         "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
     }
-    if sizes_swinv2.is_v2(translation):
+    if is_v2(translation.state):
         fields |= sizes_swinv2.windows_of(translation, depths, hint)
     else:
         fields["window_size"] = _windows_of_tables(translation, depths, hint)
     grid = _grid(translation, stage_windows(fields), hint)
     if grid is not None:
-        fields["image_size"] = _short([side * size for side, size in zip(grid, patch, strict=True)])
+        fields["image_size"] = short([side * size for side, size in zip(grid, patch, strict=True)])
     if "classifier.weight" in state:
         fields["num_labels"] = state["classifier.weight"].shape[0]
     if "decoder.0.weight" in state:
@@ -118,7 +90,7 @@ def _windows_of_tables(translation: Translation, depths: Sequence[int], hint: Sw
         guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
         rows = translation.state[_TABLE.format(stage)].shape[0]
         windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
-    return _short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
+    return short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
 
 
 def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, Any]:
@@ -131,30 +103,24 @@ def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, A
     try:
         dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape
         hidden = state["swin.stages.0.blocks.0.mlp.fc1.weight"].shape[0]
-        if sizes_swinv2.is_v2(translation):
-            heads = [state[_LOGIT_SCALE.format(stage)].shape[0] for stage in range(len(depths))]
-        else:
-            heads = [state[_TABLE.format(stage)].shape[1] for stage in range(len(depths))]
+        name, axis = (_LOGIT_SCALE, 0) if is_v2(state) else (_TABLE, 1)
+        heads = [state[name.format(stage)].shape[axis] for stage in range(len(depths))]
     except KeyError as error:
         raise ValueError(f"our {error.args[0]} has no counterpart in the file; it is incomplete") from error
     return {
         "embed_dim": dim,
         "depths": list(depths),
         "num_heads": heads,
-        "patch_size": _short(patch),
+        "patch_size": short(patch),
         "num_channels": channels,
         "mlp_ratio": hidden / dim,
     }
 
 
 def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: int) -> Pair:
-    """Window that a bias table of so many rows was made for.
+    """Window ``h x w`` that a bias table of ``(2h - 1)(2w - 1)`` rows was made for.
 
-    Args:
-        rows: ``(2h - 1)(2w - 1)``.
-        index: The index buffer of the block, if the file has it; it tells 3x4 from 4x3.
-        hint: What a configuration says.
-        stage: For the message.
+    The index buffer of the block tells 3x4 from 4x3, if the file has it; else the hint of a configuration does.
 
     Raises:
         ValueError: If several rectangles fit and nothing tells which.
@@ -222,7 +188,7 @@ def told_by(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a ``config.json`` of transformers, timm or ours says; empty for one of another model."""
     if isinstance(config_json.get("backbone_config"), Mapping):
         config_json = config_json["backbone_config"]
-    if config_json.get("model_type") in SWIN_TYPES:
+    if config_json.get("model_type") in MODEL_TYPES:
         return {name: config_json[name] for name in _TOLD if config_json.get(name) is not None}
     if "swin" in str(config_json.get("architecture", "")):
         return _told_by_timm(config_json)
@@ -239,7 +205,7 @@ def _told_by_timm(config_json: Mapping[str, Any]) -> dict[str, Any]:
     }
     size = arguments.get("img_size") or list(pretrained.get("input_size") or [])[1:]
     if size:
-        told["image_size"] = size if isinstance(size, int) else _short(size)
+        told["image_size"] = size if isinstance(size, int) else short(size)
     names = config_json.get("label_names") or pretrained.get("label_names")
     descriptions = config_json.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     if isinstance(names, list):
@@ -303,29 +269,25 @@ def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels:
 
 def assumed_image(fields: Mapping[str, Any]) -> int | list[int]:
     """Image size at which the last stage is a single window: true of every released model."""
-    patch = fields["patch_size"]
-    patches = (patch, patch) if isinstance(patch, int) else patch
-    shrink = 2 ** (len(fields["depths"]) - 1)
-    return _short([window * side * shrink for window, side in zip(stage_windows(fields)[-1], patches, strict=True)])
+    return short([window * side for window, side in zip(stage_windows(fields)[-1], _strides(fields), strict=True)])
 
 
 def total_stride(fields: Mapping[str, Any]) -> int:
     """Pixels for each token of the last stage, along the height."""
-    patch = fields["patch_size"]
-    side: int = patch if isinstance(patch, int) else patch[0]
-    return side * int(2 ** (len(fields["depths"]) - 1))
+    return _strides(fields)[0]
+
+
+def _strides(fields: Mapping[str, Any]) -> Pair:
+    patch, shrink = fields["patch_size"], int(2 ** (len(fields["depths"]) - 1))
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return height * shrink, width * shrink
 
 
 def _plain(value: Any) -> Any:
     """Equal sizes look equal: 4 and (4, 4)."""
     if isinstance(value, list | tuple):
-        return _short(value) if len(value) == 2 and value[0] == value[1] else list(value)
+        return short(value) if len(value) == 2 else list(value)
     return value
-
-
-def _short(sides: Sequence[int]) -> int | list[int]:
-    """One integer for a square."""
-    return sides[0] if len(set(sides)) == 1 else list(sides)
 
 
 def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:

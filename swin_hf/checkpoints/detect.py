@@ -32,14 +32,9 @@ _STRANGERS = (
 
 
 def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, list[int]]:
-    """Find the network in a state dict.
+    """Where the network is in a state dict of these keys, and the blocks of each stage.
 
-    Args:
-        keys: Keys of the state dict.
-        layout: Name of the layout, if it is known; one of ``SAID`` means all of its namings.
-
-    Returns:
-        Where the network is, and the blocks of each stage.
+    The layout may be named; one of ``SAID`` means all of its namings.
 
     Raises:
         ValueError: If it is not a Swin Transformer (the message says what it looks like), if it holds several, or if
@@ -49,7 +44,6 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
         raise ValueError("the state dict is empty; give the file that holds the weights")
     if layout is not None and layout not in (*SAID, *LAYOUTS):
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(SAID)}")
-    stranger = what_it_looks_like(keys)
     layouts = LAYOUTS_V2 if is_v2(keys) else LAYOUTS
     candidates = layouts if layout is None else SAID.get(layout, (layout,))
     leads = {name: _leads(keys, layouts[name]) for name in candidates if name in layouts}
@@ -60,7 +54,9 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
                 f"the keys are not those of the {layout} layout (there is {listed(keys)}); leave layout= out to have "
                 "it detected"
             )
-        looks = f"it looks like {stranger}" if stranger else f"there is {listed(keys)}"
+        looks = f"there is {listed(keys)}"
+        for pattern, name in reversed(_STRANGERS):
+            looks = f"it looks like {name}" if any(re.search(pattern, key) for key in keys) else looks
         raise ValueError(f"this is not a Swin Transformer: {looks}; its layouts are {', '.join(SAID)}")
     name = matching[0] if len(matching) == 1 else _choose(keys, matching)
     if name not in matching:
@@ -83,11 +79,7 @@ _TIMM_NAMES = re.compile(r"swin_|swinv2_(?!cr_)")
 
 
 def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model by its ``config.json``, before its weights are downloaded or read.
-
-    Args:
-        config: The values of ``config.json``, of transformers or of timm.
-        name: Where it is from, for the message.
+    """Refuse a model of a name by its ``config.json``, of transformers or timm, before its weights are brought or read.
 
     Raises:
         ValueError: If it says that it is of another architecture, and holds no Swin as a part of a larger model.
@@ -114,14 +106,6 @@ def _holds_swin(config: Mapping[str, Any]) -> bool:
 def is_v2(keys: Collection[str]) -> bool:
     """Whether the keys are those of a Swin V2, in any layout."""
     return any(_V2.search(key) for key in keys)
-
-
-def what_it_looks_like(keys: Collection[str]) -> str | None:
-    """Name of the architecture that the keys belong to, if it is a well-known other one."""
-    for pattern, name in _STRANGERS:
-        if any(re.search(pattern, key) for key in keys):
-            return name
-    return None
 
 
 def _written(place: Place, depths: Sequence[int], ours: str) -> str:

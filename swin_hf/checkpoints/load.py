@@ -16,7 +16,7 @@ from transformers.utils import logging as logging_of_transformers
 
 from swin_hf.checkpoints import derive, sizes_swinv2
 from swin_hf.checkpoints.conventions import differences
-from swin_hf.checkpoints.detect import detect, refuse_strangers
+from swin_hf.checkpoints.detect import MODEL_TYPES, detect, refuse_strangers
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
@@ -24,27 +24,13 @@ from swin_hf.checkpoints.translate import Place, Translation, expand, listed, ou
 from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.model.modeling_swin_hf import (
-    SwinHFBackbone,
-    SwinHFForImageClassification,
-    SwinHFForMaskedImageModeling,
-    SwinHFModel,
-    SwinHFPreTrainedModel,
-)
+from swin_hf.model.modeling_swin_hf import SwinHFBackbone, SwinHFPreTrainedModel
 from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=SwinHFPreTrainedModel)
 Size = int | tuple[int, int] | list[Any]
-
-MODELS: dict[Kind, type[SwinHFPreTrainedModel]] = {
-    Kind.CLASSIFIER: SwinHFForImageClassification,
-    Kind.BASE: SwinHFModel,
-    Kind.MIM: SwinHFForMaskedImageModeling,
-    Kind.BACKBONE: SwinHFBackbone,
-    Kind.SEGMENTER: SwinHFForSemanticSegmentation,
-}
 
 _TASKS = {
     Kind.CLASSIFIER: "image-classification",
@@ -53,6 +39,8 @@ _TASKS = {
     Kind.BACKBONE: "backbone",
     Kind.SEGMENTER: "semantic-segmentation",
 }
+# Of V1; the classes of V2 are made from these.
+MODELS: dict[Kind, Any] = {kind: FAMILIES["swin_hf"].model_class(task) for kind, task in _TASKS.items()}
 
 
 def class_for(place: Place) -> Any:
@@ -72,25 +60,15 @@ _MAPS = (Kind.BACKBONE, Kind.SEGMENTER)  # have a norm for each map, and none fo
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint: the weights under our names, and everything that is known of them.
+    """An opened checkpoint: the weights under our names, and everything that is known of them."""
 
-    Args:
-        source: The file or folder as read.
-        place: Layout, kind and prefixes.
-        translation: The weights under our names.
-        config: Sizes of these weights.
-        target: Sizes that were asked for; another window or image size than in ``config`` means resampling.
-        presets: Presets of this architecture and these windows, the likeliest first.
-        notes: What was found and assumed, in words.
-    """
-
-    source: Source
-    place: Place
-    translation: Translation
-    config: SwinHFConfig
-    target: SwinHFConfig
-    presets: list[str]
-    notes: list[str]
+    source: Source  # the file or folder as read
+    place: Place  # layout, kind and prefixes
+    translation: Translation  # the weights under our names
+    config: SwinHFConfig  # sizes of these weights
+    target: SwinHFConfig  # sizes that were asked for; another window or image size than in ``config`` means resampling
+    presets: list[str]  # of this architecture and these windows, the likeliest first
+    notes: list[str]  # what was found and assumed, in words
 
     @property
     def dtype(self) -> torch.dtype:
@@ -149,57 +127,105 @@ def _open(
     image_size: Size | None,
     window_size: Size | None,
 ) -> Checkpoint:
-    notes: list[str] = []
     if source.is_folder:
         refuse_strangers(source.config_json, "it")
     place, depths = detect(source.state.keys(), layout)
     translation = to_ours(source.state, place, depths)
-    counts = ".num_batches_tracked"  # of a batch normalisation
-    state = {name: tensor for name, tensor in translation.state.items() if not name.endswith(counts)}
-    if wrong := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
-        kind = str(translation.state[wrong[0]].dtype).removeprefix("torch.")
+    _check_numbers(translation)
+    _check_version(place, source, asked)
+    notes = [f"{len(translation.dropped)} tensors outside of the network left out"] if translation.dropped else []
+    fields, told = _sizes(source, place, translation, depths, asked, notes)
+    if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
+        name = f"preset {preset}" if preset else "the config that was given"
+        raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
+    presets = [preset] if preset else derive.presets_like(fields)
+    found = _configuration(source, place, presets, fields, told, asked, notes)
+    _check_indices(translation, found, source)
+
+    changes: dict[str, Any] = {}
+    if asked is not None:
+        changes = {"image_size": asked.image_size, "window_size": asked.window_size}
+    changes.update({k: v for k, v in (("image_size", image_size), ("window_size", window_size)) if v is not None})
+    kept = {name: value for name, value in found.to_dict().items() if name not in ("model_type", "architectures")}
+    target = type(found)(**{**kept, **changes})
+    if target.stage_windows != found.stage_windows:
+        change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
+        way = "the bias of every offset kept" if found.cosine_attention else "bias tables resampled"
+        notes.append(f"{way} {change}")
+    for difference in differences(target, place.layout):
+        notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
+        logger.warning("%s: %s", source.name, notes[-1])
+    return Checkpoint(source, place, translation, found, target, presets, notes)
+
+
+def _check_numbers(translation: Translation) -> None:
+    """Refuse weights that are not floating-point numbers; only a batch normalisation counts in integers."""
+    state = translation.state
+    wrong = [name for name in state if not (state[name].is_floating_point() or name.endswith(".num_batches_tracked"))]
+    if wrong:
+        kind = str(state[wrong[0]].dtype).removeprefix("torch.")
         raise ValueError(
             f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the file before it was "
             "quantised"
         )
-    if translation.dropped:
-        notes.append(f"{len(translation.dropped)} tensors outside of the network left out")
 
-    config_class = FAMILIES[place.layout.family].config_class
+
+def _check_version(place: Place, source: Source, asked: SwinHFConfig | None) -> None:
+    """Refuse a configuration of the other version of Swin Transformer."""
+    config_class, told = FAMILIES[place.layout.family].config_class, str(source.config_json.get("model_type"))
+    held = f"the weights are those of {_VERSIONS[config_class.model_type]}"
     if asked is not None and type(asked) is not config_class:
         raise ValueError(
-            f"the weights are those of {_VERSIONS[config_class.model_type]}, and {type(asked).__name__} is of "
-            f"{_VERSIONS[asked.model_type]}; give a {config_class.__name__}, or a preset of this version"
+            f"{held}, and {type(asked).__name__} is of {_VERSIONS[asked.model_type]}; give a {config_class.__name__}, "
+            "or a preset of this version"
         )
-    if sizes_swinv2.is_v2(translation) != str(source.config_json.get("model_type", "")).startswith("swinv2") and (
-        source.is_folder and source.config_json.get("model_type") in derive.SWIN_TYPES
-    ):
+    is_other = told in MODEL_TYPES and told.startswith("swinv2") != config_class.cosine_attention
+    if source.is_folder and is_other:
         raise ValueError(
-            f"the weights are those of {_VERSIONS[config_class.model_type]}, and config.json is of model_type "
-            f"{source.config_json['model_type']!r}, the other version of Swin Transformer; put the files together that "
-            "belong together"
+            f"{held}, and config.json is of model_type {told!r}, the other version of Swin Transformer; put the files "
+            "together that belong together"
         )
+
+
+def _sizes(
+    source: Source,
+    place: Place,
+    translation: Translation,
+    depths: list[int],
+    asked: SwinHFConfig | None,
+    notes: list[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the shapes of the weights say, and what the files in their folder say on top of that."""
+    config_class = FAMILIES[place.layout.family].config_class
+    is_v2 = config_class.cosine_attention
     told = {**derive.told_by_training(source.training), **derive.told_by(source.config_json)}
-    if sizes_swinv2.is_v2(translation):
+    if is_v2:
         told = {**sizes_swinv2.told_by_name(source.name), **told}
     hint = asked
-    if asked is None and ("window_size" in told or not sizes_swinv2.is_v2(translation)):
+    if asked is None and ("window_size" in told or not is_v2):
         hint = _config_or_none(config_class, {**told, **derive.basic_fields(translation, depths)})
     fields = derive.fields_from_shapes(translation, depths, place.kind, hint)
-    told = _keep_if_it_fits(config_class, told, fields, source, notes)
-    if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
-        name = f"preset {preset}" if preset else "the config that was given"
-        raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
+    return fields, _keep_if_it_fits(config_class, told, fields, source, notes)
 
-    presets = [preset] if preset else derive.presets_like(fields)
-    likely = {} if not presets else config_of_preset(presets[0]).to_dict()
-    general: dict[str, Any] = {"encoder_stride": derive.total_stride(fields)}
-    general |= {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
-    if asked is not None:
-        general.update({name: value for name, value in asked.to_dict().items() if name not in _NOT_CARRIED})
-    values = {**general, **told, **fields}
-    if asked is not None:  # what was asked for outranks the files in the folder of the weights
-        values.update({name: value for name, value in asked.to_dict().items() if name in _FREE})
+
+def _configuration(
+    source: Source,
+    place: Place,
+    presets: list[str],
+    fields: dict[str, Any],
+    told: dict[str, Any],
+    asked: SwinHFConfig | None,
+    notes: list[str],
+) -> SwinHFConfig:
+    """The configuration of the weights: their own sizes before what was told, and that before the likeliest preset."""
+    likely = config_of_preset(presets[0]).to_dict() if presets else {}
+    values: dict[str, Any] = {"encoder_stride": derive.total_stride(fields)}
+    values |= {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
+    given = {} if asked is None else asked.to_dict()
+    values |= {name: value for name, value in given.items() if name not in _NOT_CARRIED}
+    values |= {**told, **fields}
+    # What was asked for outranks the files in the folder of the weights.
+    values |= {name: value for name, value in given.items() if name in _FREE}
     if "image_size" not in values:
         values["image_size"] = derive.assumed_image(fields)
         notes.append(f"image size {values['image_size']} assumed, with which the last stage is one window")
@@ -208,22 +234,8 @@ def _open(
     _name_classes(values, fields, told, source, asked, likely)
     if place.kind is Kind.BACKBONE and not fields["out_features"]:  # transformers' of V2 has no norms for its maps
         values |= {"norm_features": False, "out_features": told.get("out_features")}
-    found = config_class(**values)
-    _check_indices(translation, found, source)
-
-    changes: dict[str, Any] = {}
-    if asked is not None:
-        changes = {"image_size": asked.image_size, "window_size": asked.window_size}
-    changes.update({k: v for k, v in (("image_size", image_size), ("window_size", window_size)) if v is not None})
-    target = config_class(**{**_plain_fields(found), **changes})
-    if target.stage_windows != found.stage_windows:
-        change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
-        way = "the bias of every offset kept" if sizes_swinv2.is_v2(translation) else "bias tables resampled"
-        notes.append(f"{way} {change}")
-    for difference in differences(target, place.layout):
-        notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
-        logger.warning("%s: %s", source.name, notes[-1])
-    return Checkpoint(source, place, translation, found, target, presets, notes)
+    config: SwinHFConfig = FAMILIES[place.layout.family].config_class(**values)
+    return config
 
 
 def _resampling(kind: Kind) -> str:
@@ -237,18 +249,9 @@ _WINDOWS = ("window_size", "pretrained_window_sizes")
 _NOT_CARRIED = (*derive.ARCHITECTURE, *_WINDOWS, "id2label", "label2id", "architectures", "dtype", "model_type")
 # Fields of a configuration that the weights do not decide and that its owner means.
 _FREE = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "drop_path_rate",
-    "hidden_act",
-    "layer_norm_eps",
-    "mask_padding",
-    "norm_targets",
-)
-
-
-def _plain_fields(config: SwinHFConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in ("model_type", "architectures")}
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "hidden_act", "layer_norm_eps",
+    "mask_padding", "norm_targets",
+)  # fmt: skip
 
 
 def _config_or_none(config_class: type[SwinHFConfig], told: Mapping[str, Any]) -> SwinHFConfig | None:
@@ -350,16 +353,21 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     droppable = (*_HEADS, "swin.norm.") if has_maps else _HEADS
     if surplus := [name for name in left_out if not name.startswith(droppable)]:
         raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
-    _check_shapes(checkpoint, state, expected)
+    if wrong := [name for name in expected if name in state and state[name].shape != expected[name].shape]:
+        found, demanded = (tuple(tensors[wrong[0]].shape) for tensors in (state, expected))
+        raise ValueError(
+            f"{checkpoint.source.name}: the shapes contradict each other: {listed(_theirs(checkpoint, wrong))}; "
+            f"{wrong[0]} is {found} where the rest demands {demanded}"
+        )
     if fresh:
         logger.info("%s: freshly initialised and not trained: %s", checkpoint.source.name, listed(fresh))
     if left_out:
         logger.info("%s: not part of %s: %s", checkpoint.source.name, model_class.__name__, listed(left_out))
     dtype, copied = checkpoint.dtype, checkpoint.source.is_borrowed
-    kept = {name: tensor for name, tensor in state.items() if name in expected}
     return {
         name.removeprefix(prefix): tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=copied)
-        for name, tensor in kept.items()
+        for name, tensor in state.items()
+        if name in expected
     }
 
 
@@ -404,16 +412,6 @@ def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
     """Names in the file of some of our keys."""
     lines = expand(checkpoint.place, checkpoint.config.depths)
     return [line.key for line in lines if our_key(line.target) in ours] or ours
-
-
-def _check_shapes(checkpoint: Checkpoint, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    wrong = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{checkpoint.source.name}: the shapes contradict each other: {listed(_theirs(checkpoint, wrong))}; "
-            f"{name} is {tuple(state[name].shape)} where the rest demands {tuple(expected[name].shape)}"
-        )
 
 
 def load_checkpoint(

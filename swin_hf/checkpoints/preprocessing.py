@@ -23,14 +23,10 @@ def processor_values(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str
 
 
 def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preprocessing | dict[str, Any] | None:
-    """How the pictures of a checkpoint were prepared.
+    """How the pictures of a checkpoint were prepared, for a model of this configuration.
 
     The processor in the folder of the weights is kept as long as the image size is. Otherwise it is Microsoft's
     evaluation, which the weights of all layouts but torchvision's were measured with.
-
-    Args:
-        checkpoint: The opened source.
-        config: Configuration of what is written.
 
     Returns:
         The preprocessing; the values of ``preprocessor_config.json`` as they are where they describe something else
@@ -73,15 +69,20 @@ def image_processor(preprocessing: Preprocessing | Mapping[str, Any]) -> "BaseIm
     """
     if isinstance(preprocessing, Preprocessing):
         return preprocessing.processor()
-    import transformers
-
     values = dict(preprocessing)
     name = values.pop("image_processor_type", "ViTImageProcessor")
-    kind = getattr(transformers, str(name).replace("FeatureExtractor", "ImageProcessor"), None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor)):
+    if (kind := class_of_processor(name)) is None:
         raise ValueError(
             f"preprocessor_config.json names the image processor {name!r}, which transformers does not have; save one "
             "of transformers with the weights, or remove the file"
         )
     processor: BaseImageProcessor = kind(**values)
     return processor
+
+
+def class_of_processor(name: Any) -> "type[BaseImageProcessor] | None":
+    """The image processor of transformers of a name, or its successor where it is an old name."""
+    import transformers
+
+    kind = getattr(transformers, str(name).replace("FeatureExtractor", "ImageProcessor"), None)
+    return kind if isinstance(kind, type) and issubclass(kind, transformers.BaseImageProcessor) else None

@@ -20,6 +20,7 @@ from torch.serialization import safe_globals
 
 from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import CONFIG_BYTES, MOST_PIXELS
+from swin_hf.model.resizing import shard_names
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -45,29 +46,17 @@ _WRAPPED = ("module.", "_orig_mod.")
 
 @dataclass
 class Source:
-    """Weights and the files in their folder.
+    """Weights and the files in their folder."""
 
-    Args:
-        name: The file or folder, for messages.
-        state: Tensors under the keys of the file.
-        config_json: What a ``config.json`` in the folder says; empty if there is none.
-        is_folder: Whether that ``config.json`` is known to belong to the weights.
-        preprocessor: What a ``preprocessor_config.json`` says; empty if there is none.
-        training: Arguments of the LightningModule that a ``.ckpt`` was saved by.
-        classes: Class names that the file itself holds.
-        notes: What was read and left out, in words.
-        is_borrowed: Whether somebody else holds the tensors, so that a model needs copies.
-    """
-
-    name: str
-    state: dict[str, Tensor]
-    config_json: dict[str, Any] = field(default_factory=dict)
-    is_folder: bool = False
-    preprocessor: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    is_borrowed: bool = False
+    name: str  # the file or folder, for messages
+    state: dict[str, Tensor]  # under the keys of the file
+    config_json: dict[str, Any] = field(default_factory=dict)  # in the folder; empty if there is none
+    is_folder: bool = False  # whether that ``config.json`` is known to belong to the weights
+    preprocessor: dict[str, Any] = field(default_factory=dict)  # ``preprocessor_config.json``; empty if there is none
+    training: dict[str, Any] = field(default_factory=dict)  # arguments of the LightningModule that saved a ``.ckpt``
+    classes: list[str] = field(default_factory=list)  # names that the file itself holds
+    notes: list[str] = field(default_factory=list)  # what was read and left out, in words
+    is_borrowed: bool = False  # whether somebody else holds the tensors, so that a model needs copies
 
 
 class _Settings:
@@ -96,24 +85,12 @@ _SETTINGS = (
     "mmengine.config.config.ConfigDict",
 )
 _OBJECTS = (
-    "argparse.Namespace",
-    "_codecs.encode",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath",
-)
-_STAND_INS: list[Any] = [
-    *((_Settings, name) for name in _SETTINGS),
-    *((_Ignored, name) for name in _OBJECTS),
-]
+    "argparse.Namespace", "_codecs.encode", "mmengine.logging.history_buffer.HistoryBuffer", "numpy.dtype",
+    "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "pathlib.PosixPath",
+    "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+)  # fmt: skip
+_STAND_INS: list[Any] = [*((_Settings, name) for name in _SETTINGS), *((_Ignored, name) for name in _OBJECTS)]
 
 
 def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Weights | None = None) -> Source:
@@ -142,19 +119,14 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
     folder = path if path.is_dir() else path.parent
     told, preprocessor = _read_json(folder / CONFIG_NAME), _read_json(folder / PREPROCESSOR_NAME)
     check_processor(preprocessor, folder / PREPROCESSOR_NAME)
-    if path.is_dir():
-        found = _read_folder(path, weights)
-    else:
-        found = unwrap(str(path), read_file(path), weights)
+    found = _read_folder(path, weights) if path.is_dir() else unwrap(str(path), read_file(path), weights)
     _check_claims(path, found.state)
     found.name, found.is_folder = str(path), path.is_dir()
     found.config_json, found.preprocessor = told, preprocessor
-    trained = path.parent.parent / "model"  # what our recipes leave next to their checkpoints
-    if found.training and not found.config_json and trained.is_dir():
-        found.config_json, found.preprocessor = (
-            _read_json(trained / CONFIG_NAME),
-            _read_json(trained / PREPROCESSOR_NAME),
-        )
+    if found.training and not told:  # what our recipes leave next to their checkpoints
+        trained = path.parent.parent / "model"
+        found.config_json = _read_json(trained / CONFIG_NAME)
+        found.preprocessor = _read_json(trained / PREPROCESSOR_NAME)
     return found
 
 
@@ -165,36 +137,35 @@ def _read_folder(folder: Path, weights: Weights | None) -> Source:
         if len(names) != 1:
             there = f"{len(names)} of them ({', '.join(names[:5])})" if names else "none"
             raise ValueError(f"{folder}: a folder needs one file of weights ({' '.join(SUFFIXES)}), there is {there}")
-    path = folder / names[0]
-    if path.suffix != ".json":
-        return unwrap(str(path), read_file(path), weights)
-    shards = sorted(set(_read_json(path).get("weight_map", {}).values()))
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise ValueError(f"{path}: the index names {shard!r} outside of its folder; this file is not to be trusted")
-        state.update(read_file(folder / shard))
+    path, state = folder / names[0], {}
+    for name in shard_names(path) if path.suffix == ".json" else names[:1]:
+        state.update(read_file(folder / name))
     return unwrap(str(path), state, weights)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    return read_object(path, f"{path} is not valid JSON", "repair or remove it") if path.is_file() else {}
+
+
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The values of a JSON file.
+
+    Raises:
+        ValueError: When it cannot be read, is too large, or holds anything but an object: what, why and the remedy.
+    """
     try:
         if path.stat().st_size > CONFIG_BYTES:
             raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); repair or remove it") from error
-    return values if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            raise ValueError("the top level is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} ({error}); {remedy}") from None
+    return values
 
 
 def check_processor(values: Mapping[str, Any], path: Path) -> None:
     """Refuse an image processor that makes pictures larger than any model of this family takes.
-
-    Args:
-        values: What ``preprocessor_config.json`` says.
-        path: Where, for the message.
 
     Raises:
         ValueError: If a size is not a positive number, or makes more pixels than ``MOST_PIXELS``.
@@ -214,11 +185,7 @@ def check_processor(values: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that claim more than their file can hold, as a single number that is seen as millions of rows.
-
-    Raises:
-        ValueError: With both sizes.
-    """
+    """Refuse tensors that claim more than their file can hold, as a single number that is seen as millions of rows."""
     files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
@@ -245,18 +212,14 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
     if head.lstrip()[:1] == b"<":
         raise ValueError(f"{path} is a web page, not weights; the download went wrong, repeat it")
-    if _is_safetensors(head, path):
+    # A JSON header follows an 8-byte length, or the name promises so.
+    has_header = len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32
+    if has_header or path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
     return _read_pickle(path)
-
-
-def _is_safetensors(head: bytes, path: Path) -> bool:
-    """Whether a JSON header follows an 8-byte length, or the name promises so."""
-    has_header = len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32
-    return has_header or path.suffix == ".safetensors"
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -306,13 +269,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> Source:
-    """Find the state dict in what a training program saved.
-
-    Args:
-        name: Where it comes from, for messages.
-        content: Top level of the file.
-        weights: Which of averaged and raw weights, see :func:`read_source`.
-    """
+    """Find the state dict in the top level of what a training program saved under a name; see :func:`read_source`."""
     notes: list[str] = []
     averages = [key for key in _AVERAGES if isinstance(content.get(key), Mapping)]
     is_averaged = "current_model_state" in content  # written by Lightning's WeightAveraging

@@ -17,11 +17,6 @@ from swin_hf.presets import SWINV2
 Pair = tuple[int, int]
 
 
-def is_v2(translation: Translation) -> bool:
-    """Whether the weights have what only V2 has."""
-    return "swin.stages.0.blocks.0.attention.logit_scale" in translation.state
-
-
 def told_by_name(name: str) -> dict[str, Any]:
     """The sizes that the name of a released file, repository or architecture of timm means; empty for others."""
     core = re.sub(r"[^a-z0-9]+", "_", name.lower()).replace("_patch4", "")
@@ -41,16 +36,13 @@ def _names() -> dict[str, dict[str, Any]]:
 def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConfig | None) -> dict[str, Any]:
     """``window_size`` and ``pretrained_window_sizes``, and ``image_size`` where smaller windows at the end show it.
 
-    Args:
-        translation: The weights under our names, and the buffers that came with them.
-        depths: Blocks of each stage.
-        hint: What a configuration, a name or an argument says of the windows, if anything does.
+    ``hint`` is what a configuration, a name or an argument says of the windows, if anything does.
 
     Raises:
         ValueError: If nothing says them; the message names the remedies.
     """
-    tables = [_buffer(translation, Buffer.COORDINATES, stage) for stage in range(len(depths))]
-    known = [table for table in tables if table is not None and not table.is_meta]
+    tables = {stage: table for (kind, stage, _), table in translation.buffers.items() if kind is Buffer.COORDINATES}
+    known = [tables[stage] for stage in range(len(depths)) if stage in tables and not tables[stage].is_meta]
     if len(known) == len(depths):
         windows = [((table.shape[-3] + 1) // 2, (table.shape[-2] + 1) // 2) for table in known]
         units = [
@@ -60,9 +52,9 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
         sizes = _before_clamping(translation, windows)
         if hint is not None and [_on_map(hint, stage) for stage in range(hint.num_layers)] == windows:
             sizes = {"window_size": hint.window_size}
-        own = [0 if unit == window else _short(unit) for unit, window in zip(units, windows, strict=True)]
+        own = [0 if unit == window else short(unit) for unit, window in zip(units, windows, strict=True)]
         is_own = not any(own)
-        return {**sizes, "pretrained_window_sizes": own if is_own else [_short(unit) for unit in units]}
+        return {**sizes, "pretrained_window_sizes": own if is_own else [short(unit) for unit in units]}
     if not isinstance(hint, SwinV2HFConfig) or hint.num_layers != len(depths):
         raise ValueError(
             "these weights of Swin Transformer V2 do not say in which windows they were trained, and no name or "
@@ -70,11 +62,6 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
             "config=SwinV2HFConfig(window_size=..., image_size=..., pretrained_window_sizes=...)"
         )
     return {"window_size": hint.window_size, "pretrained_window_sizes": hint.pretrained_window_sizes}
-
-
-def _buffer(translation: Translation, wanted: Buffer, stage: int) -> Tensor | None:
-    found = (tensor for (buffer, i, _), tensor in translation.buffers.items() if buffer is wanted and i == stage)
-    return next(found, None)
 
 
 def _unit(table: Tensor, axis: int, side: int) -> int:
@@ -95,16 +82,17 @@ def _before_clamping(translation: Translation, windows: Sequence[Pair]) -> dict[
     """One window for all stages, and the image size at which later maps are as small as their windows."""
     largest = max(windows, key=math.prod)
     if len(set(windows)) == 1:
-        return {"window_size": _short(largest)}
+        return {"window_size": short(largest)}
     patch = translation.state["swin.embeddings.patch_embeddings.weight"].shape[2:]
     last = len(windows) - 1
     grid = [side * 2**last for side in windows[-1]]
     image = [side * size for side, size in zip(grid, patch, strict=True)]
     cut = [(min(largest[0], grid[0] // 2**stage), min(largest[1], grid[1] // 2**stage)) for stage in range(last + 1)]
     if cut == list(windows):
-        return {"window_size": _short(largest), "image_size": _short(image)}
+        return {"window_size": short(largest), "image_size": short(image)}
     return {"window_size": [list(window) for window in windows]}
 
 
-def _short(sides: Sequence[int]) -> int | list[int]:
+def short(sides: Sequence[int]) -> int | list[int]:
+    """One integer for a square."""
     return sides[0] if len(set(sides)) == 1 else list(sides)

@@ -86,39 +86,22 @@ class Windows(Enum):
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of naming the parameters of a Swin Transformer.
+    """One way of naming the parameters of a Swin Transformer."""
 
-    Args:
-        name: What users call it.
-        about: Where it is met.
-        table: The keys, see the top of this file.
-        trunks: For each kind that the layout knows, the prefixes of the network; the first is written.
-        hosts: Prefixes under which larger models keep a backbone; what is outside of them is dropped on purpose.
-        aliases: Older names of a key, as regular expression and replacement, applied before the table.
-        writes_buffers: Whether its files hold the computed buffers of the table.
-        shift_per_axis: Which rule drops the shift at home, see ``SwinHFConfig``.
-        pads_after_shift: Whether its code shifts a map before it pads it to whole windows, not after.
-        pads_small_maps: Whether its code pads a map that is smaller than its window, where others shrink the window.
-        windows: Which windows its code can build.
-        wrapper: Key under which a pickled file keeps the state dict.
-        file_name: Name of the weights in a folder.
-        family: ``model_type`` of our models for it.
-    """
-
-    name: str
-    about: str
-    table: Mapping[str, Target]
-    trunks: Mapping[Kind, tuple[str, ...]]
-    hosts: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
-    writes_buffers: bool = True
-    shift_per_axis: bool = False
-    pads_after_shift: bool = False
-    pads_small_maps: bool = False
-    windows: Windows = Windows.ANY
-    wrapper: str | None = None
-    file_name: str = "model.pth"
-    family: str = "swin_hf"
+    name: str  # what users call it
+    about: str  # where it is met
+    table: Mapping[str, Target]  # the keys, see the top of this file
+    trunks: Mapping[Kind, tuple[str, ...]]  # kinds that it knows, and prefixes of the network; the first is written
+    hosts: tuple[str, ...] = ()  # prefixes of a backbone in larger models, of which the rest is dropped on purpose
+    aliases: tuple[tuple[str, str], ...] = ()  # older names, as expression and replacement, applied before the table
+    writes_buffers: bool = True  # whether its files hold the buffers of the table
+    shift_per_axis: bool = False  # which rule drops the shift there, see ``SwinHFConfig``
+    pads_after_shift: bool = False  # whether it shifts a map before it pads it to whole windows, not after
+    pads_small_maps: bool = False  # whether it pads a map smaller than its window, where others shrink the window
+    windows: Windows = Windows.ANY  # which its code can build
+    wrapper: str | None = None  # key under which a pickled file keeps the state dict
+    file_name: str = "model.pth"  # of the weights in a folder
+    family: str = "swin_hf"  # ``model_type`` of our models for it
 
 
 _BLOCK = "swin.stages.{i}.blocks.{j}."
@@ -144,6 +127,21 @@ def _upernet(batch_norm: str, classifier: str) -> dict[str, Target]:
     for head in ("decode_head.", "auxiliary_head."):
         table |= {f"{head}{classifier}.*": f"{head}classifier.*"}
     return table
+
+
+def _block(prefix: str, attention: str, *mlp: str, index: Buffer = Buffer.INDEX) -> dict[str, Target]:
+    """What layouts with Microsoft's names in a block call it, its attention and the two layers of its MLP."""
+    attention = prefix + attention
+    return {
+        prefix + "norm1.*": _BLOCK + "norm1.*",
+        attention + "relative_position_bias_table": _TABLE,
+        attention + "relative_position_index": index,
+        attention + "qkv.*": _QKV,
+        attention + "proj.*": _BLOCK + "attention.proj.*",
+        prefix + "norm2.*": _BLOCK + "norm2.*",
+        prefix + mlp[0] + ".*": _BLOCK + "mlp.fc1.*",
+        prefix + mlp[1] + ".*": _BLOCK + "mlp.fc2.*",
+    }
 
 
 # Our own names: the contract of model/modeling_swin_hf.py. Each is its own translation.
@@ -186,22 +184,12 @@ SAID = {
 _MICROSOFT_TRUNK: dict[str, Target] = {
     "{trunk}patch_embed.proj.*": "swin.embeddings.patch_embeddings.*",
     "{trunk}patch_embed.norm.*": "swin.embeddings.norm.*",
-    "{trunk}layers.{i}.blocks.{j}.norm1.*": _BLOCK + "norm1.*",
-    "{trunk}layers.{i}.blocks.{j}.attn.relative_position_bias_table": _TABLE,
-    "{trunk}layers.{i}.blocks.{j}.attn.qkv.*": _QKV,
-    "{trunk}layers.{i}.blocks.{j}.attn.proj.*": _BLOCK + "attention.proj.*",
-    "{trunk}layers.{i}.blocks.{j}.norm2.*": _BLOCK + "norm2.*",
-    "{trunk}layers.{i}.blocks.{j}.mlp.fc1.*": _BLOCK + "mlp.fc1.*",
-    "{trunk}layers.{i}.blocks.{j}.mlp.fc2.*": _BLOCK + "mlp.fc2.*",
-    "{trunk}norm.*": "swin.norm.*",
-}
-_MICROSOFT_BUFFERS: dict[str, Target] = {
+    **_block("{trunk}layers.{i}.blocks.{j}.", "attn.", "mlp.fc1", "mlp.fc2"),
     "{trunk}layers.{i}.blocks.{j}.attn_mask": Buffer.MASK,
-    "{trunk}layers.{i}.blocks.{j}.attn.relative_position_index": Buffer.INDEX,
+    "{trunk}norm.*": "swin.norm.*",
 }
 MICROSOFT: dict[str, Target] = {
     **_MICROSOFT_TRUNK,
-    **_MICROSOFT_BUFFERS,
     "{trunk}absolute_pos_embed": "swin.embeddings.position_embeddings",
     "{trunk}mask_token": "swin.embeddings.mask_token",
     "{trunk}layers.{i}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
@@ -214,25 +202,16 @@ MICROSOFT: dict[str, Target] = {
 # timm/models/swin_transformer.py since 0.9: merging opens a stage, the classifier is head.fc, no buffers are saved.
 TIMM: dict[str, Target] = {
     **_MICROSOFT_TRUNK,
-    **_MICROSOFT_BUFFERS,
     "{trunk}layers.{next}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
     "{trunk}layers.{next}.downsample.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
     "head.fc.*": "classifier.*",
 }
 
 # torchvision/models/swin_transformer.py: stages and mergings take turns in one sequence.
-_TV_BLOCK = "{trunk}features.{blocks}.{j}."
 TORCHVISION: dict[str, Target] = {
     "{trunk}features.0.0.*": "swin.embeddings.patch_embeddings.*",
     "{trunk}features.0.2.*": "swin.embeddings.norm.*",
-    _TV_BLOCK + "norm1.*": _BLOCK + "norm1.*",
-    _TV_BLOCK + "attn.relative_position_bias_table": _TABLE,
-    _TV_BLOCK + "attn.relative_position_index": Buffer.FLAT_INDEX,
-    _TV_BLOCK + "attn.qkv.*": _QKV,
-    _TV_BLOCK + "attn.proj.*": _BLOCK + "attention.proj.*",
-    _TV_BLOCK + "norm2.*": _BLOCK + "norm2.*",
-    _TV_BLOCK + "mlp.0.*": _BLOCK + "mlp.fc1.*",
-    _TV_BLOCK + "mlp.3.*": _BLOCK + "mlp.fc2.*",
+    **_block("{trunk}features.{blocks}.{j}.", "attn.", "mlp.0", "mlp.3", index=Buffer.FLAT_INDEX),
     "{trunk}features.{merge}.norm.*": "swin.stages.{i}.downsample.norm.*",
     "{trunk}features.{merge}.reduction.weight": "swin.stages.{i}.downsample.reduction.weight",
     "{trunk}norm.*": "swin.norm.*",
@@ -265,17 +244,12 @@ _TRANSFORMERS_DISK: dict[str, Target] = {
     _HF_BLOCK + "intermediate.dense.*": _BLOCK + "mlp.fc1.*",
     _HF_BLOCK + "output.dense.*": _BLOCK + "mlp.fc2.*",
 }
-TRANSFORMERS: dict[str, Target] = {
-    **_TRANSFORMERS_DISK,
-    "swin.layernorm.*": UNUSED,
+_NORMS: dict[str, Target] = {
     "hidden_states_norms.stem.*": "hidden_states_norms.stem.*",
     "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
 }
-TRANSFORMERS_4: dict[str, Target] = {
-    **_TRANSFORMERS_DISK,
-    "hidden_states_norms.stem.*": "hidden_states_norms.stem.*",
-    "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
-}
+TRANSFORMERS_4: dict[str, Target] = {**_TRANSFORMERS_DISK, **_NORMS}
+TRANSFORMERS: dict[str, Target] = {**TRANSFORMERS_4, "swin.layernorm.*": UNUSED}
 TRANSFORMERS_MEMORY: dict[str, Target] = {
     **_TRANSFORMERS_COMMON,
     _HF_BLOCK + "attention.relative_position_bias.relative_position_bias_table": _TABLE,
@@ -286,9 +260,8 @@ TRANSFORMERS_MEMORY: dict[str, Target] = {
     _HF_BLOCK + "attention.o_proj.*": _BLOCK + "attention.proj.*",
     _HF_BLOCK + "mlp.fc1.*": _BLOCK + "mlp.fc1.*",
     _HF_BLOCK + "mlp.fc2.*": _BLOCK + "mlp.fc2.*",
+    **_NORMS,
     "swin.layernorm.*": UNUSED,
-    "hidden_states_norms.stem.*": "hidden_states_norms.stem.*",
-    "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
 }
 MASKFORMER_SWIN: dict[str, Target] = {
     **_TRANSFORMERS_DISK,
@@ -302,14 +275,7 @@ OPENMMLAB: dict[str, Target] = {
     "{trunk}patch_embed.projection.*": "swin.embeddings.patch_embeddings.*",
     "{trunk}patch_embed.norm.*": "swin.embeddings.norm.*",
     "{trunk}absolute_pos_embed": "swin.embeddings.position_embeddings",
-    _MM_BLOCK + "norm1.*": _BLOCK + "norm1.*",
-    _MM_BLOCK + "attn.w_msa.relative_position_bias_table": _TABLE,
-    _MM_BLOCK + "attn.w_msa.relative_position_index": Buffer.INDEX,
-    _MM_BLOCK + "attn.w_msa.qkv.*": _QKV,
-    _MM_BLOCK + "attn.w_msa.proj.*": _BLOCK + "attention.proj.*",
-    _MM_BLOCK + "norm2.*": _BLOCK + "norm2.*",
-    _MM_BLOCK + "ffn.layers.0.0.*": _BLOCK + "mlp.fc1.*",
-    _MM_BLOCK + "ffn.layers.1.*": _BLOCK + "mlp.fc2.*",
+    **_block(_MM_BLOCK, "attn.w_msa.", "ffn.layers.0.0", "ffn.layers.1"),
     _MM_BLOCK + "attn_mask": None,  # files that were converted from Microsoft's
     _MM_BLOCK + "attn.attn_mask": None,  # saved before version 3 of the module
     "{trunk}stages.{i}.downsample.norm.*": Unfolded("swin.stages.{i}.downsample.norm.*"),
@@ -321,6 +287,7 @@ OPENMMLAB: dict[str, Target] = {
 }
 
 _PLAIN = {Kind.CLASSIFIER: ("",), Kind.BASE: ("",)}
+_MICROSOFT_TRUNKS = {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")}
 _DETECTORS = ("backbone.",)
 _TRANSFORMERS_HOSTS = (
     "backbone.",  # UperNet
@@ -335,6 +302,12 @@ _TRANSFORMERS_HOSTS = (
     "model.backbone.model.swin.",
 )
 
+
+def trunks_of_transformers(prefix: str, *backbone: str) -> dict[Kind, tuple[str, ...]]:
+    """Prefixes of the network in its classes: one where a head is around it, and those of a backbone."""
+    return {Kind.CLASSIFIER: (prefix,), Kind.MIM: (prefix,), Kind.BACKBONE: backbone, Kind.BASE: ("",)}
+
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -342,13 +315,7 @@ LAYOUTS: dict[str, Layout] = {
             "swin_hf",
             "this package; also its Lightning checkpoints",
             SWIN_HF,
-            {
-                Kind.CLASSIFIER: ("swin.",),
-                Kind.MIM: ("swin.",),
-                Kind.BACKBONE: ("swin.",),
-                Kind.SEGMENTER: ("swin.",),
-                Kind.BASE: ("",),
-            },
+            {**trunks_of_transformers("swin.", "swin."), Kind.SEGMENTER: ("swin.",)},
             file_name="model.safetensors",
         ),
         Layout(
@@ -365,7 +332,7 @@ LAYOUTS: dict[str, Layout] = {
             "microsoft",
             "microsoft/Swin-Transformer, its SimMIM files and its detection and segmentation forks",
             MICROSOFT,
-            {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")},
+            _MICROSOFT_TRUNKS,
             hosts=_DETECTORS,
             windows=Windows.SQUARE,
             wrapper="model",
@@ -374,7 +341,7 @@ LAYOUTS: dict[str, Layout] = {
             "timm-old",
             "Microsoft's names without buffers: timm before 0.9, and files that were stripped of them",
             MICROSOFT,
-            {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")},
+            _MICROSOFT_TRUNKS,
             hosts=_DETECTORS,
             writes_buffers=False,
             windows=Windows.SQUARE,
@@ -392,12 +359,7 @@ LAYOUTS: dict[str, Layout] = {
             "transformers",
             "Swin classes of transformers 5 as saved; UperNet, Mask2Former and other hosts of SwinBackbone",
             TRANSFORMERS,
-            {
-                Kind.CLASSIFIER: ("swin.",),
-                Kind.MIM: ("swin.",),
-                Kind.BACKBONE: ("", "swin."),
-                Kind.BASE: ("",),
-            },
+            trunks_of_transformers("swin.", "", "swin."),
             hosts=_TRANSFORMERS_HOSTS,
             writes_buffers=False,
             windows=Windows.ONE_SQUARE,
@@ -407,12 +369,7 @@ LAYOUTS: dict[str, Layout] = {
             "transformers-4",
             "Swin classes of transformers 4 as saved, with their index buffers",
             TRANSFORMERS_4,
-            {
-                Kind.CLASSIFIER: ("swin.",),
-                Kind.MIM: ("swin.",),
-                Kind.BACKBONE: ("",),
-                Kind.BASE: ("",),
-            },
+            trunks_of_transformers("swin.", ""),
             hosts=_TRANSFORMERS_HOSTS,
             windows=Windows.ONE_SQUARE,
             file_name="model.safetensors",
@@ -421,12 +378,7 @@ LAYOUTS: dict[str, Layout] = {
             "transformers-memory",
             "state_dict() of transformers 5, which Lightning checkpoints of its models hold",
             TRANSFORMERS_MEMORY,
-            {
-                Kind.CLASSIFIER: ("swin.",),
-                Kind.MIM: ("swin.",),
-                Kind.BACKBONE: ("swin.",),
-                Kind.BASE: ("",),
-            },
+            trunks_of_transformers("swin.", "swin."),
             hosts=_TRANSFORMERS_HOSTS,
             writes_buffers=False,
             windows=Windows.ONE_SQUARE,
@@ -444,12 +396,7 @@ LAYOUTS: dict[str, Layout] = {
             "openmmlab",
             "mmpretrain, mmdetection and mmsegmentation",
             OPENMMLAB,
-            {
-                Kind.CLASSIFIER: ("backbone.", ""),
-                Kind.BASE: ("backbone.", ""),
-                Kind.BACKBONE: ("backbone.", ""),
-                Kind.SEGMENTER: ("backbone.",),
-            },
+            {**dict.fromkeys((*_PLAIN, Kind.BACKBONE), ("backbone.", "")), Kind.SEGMENTER: ("backbone.",)},
             hosts=_DETECTORS,
             aliases=((r"^((?:backbone\.)?)norm\.", r"\g<1>norm{last}."),),
             windows=Windows.ONE_SQUARE,

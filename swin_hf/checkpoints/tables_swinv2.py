@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from swin_hf.checkpoints.tables import LAYOUTS, UNUSED, Buffer, Kind, Layout, QueryValue, Rows, Target, Unfolded
+from swin_hf.checkpoints.tables import (
+    LAYOUTS,
+    UNUSED,
+    Buffer,
+    Layout,
+    QueryValue,
+    Rows,
+    Target,
+    Unfolded,
+    trunks_of_transformers,
+)
 
 _BLOCK = "swin.stages.{i}.blocks.{j}."
 _ATTENTION = _BLOCK + "attention."
@@ -85,7 +95,7 @@ def _transformers(name: str) -> dict[str, Target]:
     return {key: target for key, target in table.items() if "hidden_states_norms" not in key and target is not UNUSED}
 
 
-_TRUNKS = {Kind.CLASSIFIER: ("swinv2.",), Kind.MIM: ("swinv2.",), Kind.BACKBONE: ("",), Kind.BASE: ("",)}
+_TRUNKS = trunks_of_transformers("swinv2.", "")
 _MS_TABLE = _table("microsoft", {**_rows(_MS), **_biases(_MS)})
 
 LAYOUTS_V2: dict[str, Layout] = {

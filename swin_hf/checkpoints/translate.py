@@ -108,12 +108,7 @@ def our_key(target: Target) -> str | None:
 
 
 def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
-    """Translate a state dict into our names.
-
-    Args:
-        state: Tensors under the keys of the layout; left as it is.
-        place: Layout, kind and prefixes.
-        depths: Blocks of each stage.
+    """Translate a state dict of a layout into our names.
 
     Raises:
         ValueError: If there are keys that the table does not know; the message lists them.
@@ -123,7 +118,9 @@ def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
     parts: dict[str, dict[int, Tensor]] = {}
     unknown: list[str] = []
     for written, tensor in state.items():
-        key = _current_name(written, place, depths)
+        key = written
+        for pattern, replacement in place.layout.aliases:
+            key = re.sub(pattern, replacement.format(last=len(depths) - 1), key)
         if key not in targets:
             (translation.dropped if _is_neighbour(key, place) else unknown).append(written)
             continue
@@ -155,15 +152,7 @@ def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
 
 
 def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Tensor]:
-    """Translate our state dict into the names of a layout, computed buffers included.
-
-    Args:
-        state: Tensors under our keys.
-        place: Layout, kind and prefixes to write.
-        config: Sizes, for the buffers.
-
-    Returns:
-        Tensors of their own: nothing is shared with ``state``.
+    """Translate our state dict into the names of a layout; the buffers are computed, and no tensor is shared.
 
     Raises:
         ValueError: If the layout has no name for one of our keys; the message lists them.
@@ -181,23 +170,17 @@ def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Ten
         elif key is not None:
             if key in state:
                 named.add(key)
-                theirs[entry.key] = _their_tensor(state[key], target)
+                tensor = state[key].chunk(3)[target.part] if isinstance(target, Rows) else state[key]
+                theirs[entry.key] = unfold(tensor) if isinstance(target, Unfolded) else tensor.clone()
         elif isinstance(target, Buffer):
-            tensor = computed_buffer(target, place, config, entry.stage, entry.block, like)
-            if tensor is not None:
-                theirs[entry.key] = tensor
+            if (buffer := computed_buffer(target, place, config, entry, like)) is not None:
+                theirs[entry.key] = buffer
         elif target is UNUSED and place.kind is Kind.BACKBONE:
             fill = torch.ones if entry.key.endswith("weight") else torch.zeros
             theirs[entry.key] = fill(config.hidden_size, dtype=like.dtype, device=like.device)
     if nameless := set(state) - named:
         raise ValueError(f"the {place.layout.name} layout has no name for our {listed(nameless)}")
     return theirs
-
-
-def _their_tensor(tensor: Tensor, target: Target) -> Tensor:
-    if isinstance(target, Rows):
-        return tensor.chunk(3)[target.part].clone()
-    return unfold(tensor) if isinstance(target, Unfolded) else tensor.clone()
 
 
 def _belongs(entry: Entry, kind: Kind) -> bool:
@@ -212,35 +195,17 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
     return not ours.startswith(("hidden_states_norms.", *heads))
 
 
-def _current_name(key: str, place: Place, depths: Sequence[int]) -> str:
-    """Replace an older name by the one that the table knows."""
-    for pattern, replacement in place.layout.aliases:
-        key = re.sub(pattern, replacement.format(last=len(depths) - 1), key)
-    return key
-
-
 def _is_neighbour(key: str, place: Place) -> bool:
     """Whether a key belongs to the larger model around a backbone."""
     lead = place.host + place.trunk
     return place.kind is Kind.BACKBONE and lead in place.layout.hosts and not key.startswith(lead)
 
 
-def computed_buffer(
-    buffer: Buffer, place: Place, config: SwinHFConfig, stage: int, block: int, like: Tensor
-) -> Tensor | None:
-    """A buffer as its home computes it, or None where home has none.
-
-    Args:
-        buffer: Which one.
-        place: Layout and kind.
-        config: Sizes.
-        stage: Stage, from 0.
-        block: Block of the stage, from 0.
-        like: A weight; gives the device, and the dtype of masks.
-    """
+def computed_buffer(buffer: Buffer, place: Place, config: SwinHFConfig, entry: Entry, like: Tensor) -> Tensor | None:
+    """A buffer of a block as its home computes it, on the device of a weight; None where home has none."""
     if not place.layout.writes_buffers:
         return None
-    window = config.stage_windows[stage]
+    stage, window = entry.stage, config.stage_windows[entry.stage]
     if isinstance(config, SwinV2HFConfig) and not place.layout.pads_small_maps:  # built for the map of its image size
         rows, columns = (-(-side // 2**stage) for side in config.grid_hw)
         window = window_geometry((rows, columns), window, shifted=False).window
@@ -257,7 +222,7 @@ def computed_buffer(
     grid = (rows // 2**stage, columns // 2**stage)
     if 0 in grid:
         return None
-    geometry = window_geometry(grid, window, shifted=block % 2 == 1)
+    geometry = window_geometry(grid, window, shifted=entry.block % 2 == 1)
     if not geometry.is_shifted or geometry.is_padded:
         return None  # Microsoft's code refuses maps that are no whole windows; there is nothing to write
     return (shift_mask(geometry, like.device) + 0.0).to(like.dtype)  # the addition makes a zero of every -0.0

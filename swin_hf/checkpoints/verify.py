@@ -23,14 +23,9 @@ IN_MEMORY = ("transformers-memory", "transformers")
 
 
 def build_peer(layout: str, config: SwinHFConfig) -> Any:
-    """The classifier that the layout's own library builds for these sizes, with random weights.
+    """The classifier that ``timm``, ``torchvision`` or transformers (:data:`IN_MEMORY`) builds for these sizes.
 
-    Args:
-        layout: ``timm``, ``torchvision`` or one of :data:`IN_MEMORY`.
-        config: Sizes.
-
-    Returns:
-        The model in evaluation mode, or None where no library of that layout is installed.
+    Its weights are random, and it is in evaluation mode; None where no library of that layout is installed.
     """
     if layout == "timm" and importlib.util.find_spec("timm"):
         from timm.models.swin_transformer import SwinTransformer as TimmSwin
@@ -80,13 +75,7 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
 def verify(
     model: SwinHFPreTrainedModel, written: str | os.PathLike[str], layout: str, pixel_values: Tensor
 ) -> dict[str, float]:
-    """Compare what was written with the model that it was written from.
-
-    Args:
-        model: The source, in evaluation mode.
-        written: File or folder in the layout.
-        layout: The layout.
-        pixel_values: Preprocessed images, ``(B, channels, height, width)``.
+    """Compare what was written in a layout with the model that it was written from, on images ``(B, C, H, W)``.
 
     Returns:
         Largest absolute difference of the outputs, for our reader and for each other library that could be asked.

@@ -65,7 +65,7 @@ class ResizableMixin:
             pretrained_model_name_or_path: See transformers, like all that is not listed here. Where ``swin_hf`` is
                 installed, anyone's Swin too: what :func:`swin_hf.load_checkpoint` takes.
             model_args: See there.
-            config: See there. Where its sizes differ from those of the checkpoint, weights are adapted too.
+            config: Weights are adapted where its sizes differ from those of the checkpoint.
             strict: None refuses a checkpoint that leaves layers random, unless the loading info is asked for; True one
                 that has layers to spare as well; False takes both, and logs random layers as an error. Heads and mask
                 tokens may be new, or left over, if another class saved the checkpoint.
@@ -76,30 +76,20 @@ class ResizableMixin:
                 True unless it is given.
 
         Raises:
-            ValueError: If the checkpoint leaves layers random or does not fit under ``strict``, all keys listed, a size
-                is out of range, or the index of a folder names a file outside of it.
+            ValueError: If the checkpoint does not fit under ``strict`` (the message lists the keys), a size is out of
+                range, or the index of a folder names a file outside of it.
             OSError: If there is no such model.
         """
         source = pretrained_model_name_or_path
-        _check_indices(source, kwargs.get("subfolder"))
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        changes = {name: kwargs.pop(name) for name in _RESIZABLE if name in kwargs}
+        changes = {name: size for name in _RESIZABLE if (size := kwargs.pop(name, None)) is not None}
+        is_told = kwargs.pop("output_loading_info", False)
         if head_rows is not None:
             kwargs.pop("num_labels", None)  # as many as there are rows
-        stored, processor = None, None
-        if source is not None:
-            values = _stored_values(source, {name: kwargs[name] for name in LOCATION if name in kwargs})
-            is_ours = values.get("model_type") == cls.config_class.model_type
-            if not is_ours and not values.get("is_adapter") and (values or foreign_reader is not None):
-                folder, stored, kwargs["state_dict"], processor = cls._read_foreign(source, kwargs)
-                pretrained_model_name_or_path, is_ours = folder, folder is not None
-                values = {} if folder is None else _stored_values(folder, {})
-            if is_ours and isinstance(config, SwinHFConfig):
-                stored = cls.config_class.from_dict(values)
+        folder, stored, processor = cls._find(source, config, kwargs)
         if stored is not None and isinstance(config, SwinHFConfig):
             config, differences = _with_sizes_of(stored, config)
             changes = {**differences, **changes}
-            if pretrained_model_name_or_path is None:
+            if folder is None:
                 config.shift_per_axis = stored.shift_per_axis  # the rule that the weights were trained with
             if head_rows is not None:
                 config.id2label, config.label2id = stored.id2label, stored.label2id
@@ -109,45 +99,62 @@ class ResizableMixin:
             config, kwargs = cls.config_class.from_dict(stored.to_dict(), return_unused_kwargs=True, **kwargs)
         if "patch_size" in changes:
             kwargs.pop("encoder_stride", None)  # follows from the patch
-        kwargs.setdefault("use_safetensors", True)
         with _no_conversion():
-            loaded: Any = super().from_pretrained(  # type: ignore[misc]  # of PreTrainedModel
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            model, info = super().from_pretrained(  # type: ignore[misc]  # of PreTrainedModel
+                folder, *model_args, config=config, output_loading_info=True, **{"use_safetensors": True, **kwargs}
             )
-        model, info = loaded
-        on_purpose = output_loading_info or source is None  # the caller is told, or gave the weights
-        model._check_loading(info, not on_purpose if strict is None else strict, bool(strict), source)
-        if source is not None and pretrained_model_name_or_path is None:
+        model._check_loading(info, source, strict, is_told)
+        if source is not None and folder is None:
             model.config.name_or_path = str(source)
-        if processor is not None:
             model._processor = model.config.image_hw, processor
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if changes and any(parameter.is_meta for parameter in model.parameters()):
+        model._adapt(changes, method, head_rows)
+        return (model, info) if is_told else model
+
+    @classmethod
+    def _find(cls, source: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Where transformers finds the weights; None if the package read them, into ``kwargs["state_dict"]``.
+
+        With it come their configuration, if it was read or has to be compared with ``config``, and the values of their
+        image processor.
+        """
+        if source is None:
+            return None, None, None
+        for index in Path(source, kwargs.get("subfolder") or "").glob("*.index*.json"):
+            shard_names(index)
+        where = {name: kwargs[name] for name in LOCATION if name in kwargs}
+        values = _stored_values(source, where)
+        is_ours = values.get("model_type") == cls.config_class.model_type
+        if not is_ours and not values.get("is_adapter") and (values or foreign_reader is not None):
+            if foreign_reader is None:
+                raise ValueError(
+                    f"{source} is not a model of type {cls.config_class.model_type}, and the code of the model alone "
+                    "reads no other; the package does: pip install swin-hf, and import swin_hf first"
+                )
+            pickles = kwargs.pop("use_safetensors", None) is False
+            source, stored, kwargs["state_dict"], processor = foreign_reader(cls, source, pickles=pickles, **where)
+            for name in where:  # the weights are on this machine now
+                del kwargs[name]
+            if source is None:
+                return None, stored, processor
+            is_ours, values = True, _stored_values(source, {})
+        is_compared = is_ours and isinstance(config, SwinHFConfig)
+        return source, cls.config_class.from_dict(values) if is_compared else None, None
+
+    def _adapt(self: Any, changes: dict[str, Any], method: str, head_rows: Sequence[int] | None) -> None:
+        """Give a model that was just loaded the sizes and the classes that were asked for."""
+        if changes and any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError(
                 f"{sorted(changes)} cannot change while weights are offloaded; load without device_map, save the "
                 "resized model, and load that"
             )
         if "patch_size" in changes:
-            model.resize_patches(changes["patch_size"])
+            self.resize_patches(changes["patch_size"])
         if "num_channels" in changes:
-            model.resize_channels(changes["num_channels"])
+            self.resize_channels(changes["num_channels"])
         if changes:
-            model.set_input_size(changes.get("image_size"), changes.get("window_size"), method)
+            self.set_input_size(changes.get("image_size"), changes.get("window_size"), method)
         if head_rows is not None:
-            model.select_labels(head_rows)
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def _read_foreign(cls, source: Any, kwargs: dict[str, Any]) -> Any:
-        """What the package reads, see ``foreign_reader``; takes what says where it is from ``kwargs``."""
-        if foreign_reader is None:
-            raise ValueError(
-                f"{source} is not a model of type {cls.config_class.model_type}, and the code of the model alone reads "
-                "no other; the package does: pip install swin-hf, and import swin_hf first"
-            )
-        where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
-        pickles = kwargs.pop("use_safetensors", None) is False
-        return foreign_reader(cls, source, pickles=pickles, **where)
+            self.select_labels(head_rows)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as transformers does; with a model that was read from anyone else's, also its image processor."""
@@ -164,13 +171,14 @@ class ResizableMixin:
         check_files([Path(path) for path in checkpoint_files or ()], model.config)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
-    def _check_loading(self: Any, info: dict[str, Any], no_random: bool, no_spare: bool, source: Any) -> None:
-        """Refuse, or log, what loading left random."""
+    def _check_loading(self: Any, info: dict[str, Any], source: Any, strict: bool | None, is_told: bool) -> None:
+        """Refuse, or log, what loading left random; see ``strict`` of :meth:`from_pretrained`."""
+        no_random = not (is_told or source is None) if strict is None else strict  # or the caller gave the weights
         same_class = type(self).__name__ in (self.config.architectures or ())
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
         missing |= {key for key in mismatched if not _HEADS.search(key)}
-        spare = set(info["unexpected_keys"]) if no_spare else set()
+        spare = set(info["unexpected_keys"]) if strict else set()
         spare = {key for key in spare if not _HEADS.search(key) and not re.search(self._left_out, key)}
         if spare or (missing and no_random):
             raise ValueError(
@@ -522,29 +530,28 @@ def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _check_indices(source: Any, subfolder: str | None) -> None:
-    """Refuse a folder whose index of shards names a file that is not in it; transformers would follow any path."""
-    if source is None or not (folder := Path(source, subfolder or "")).is_dir():
-        return
-    for index in sorted(folder.glob("*.index*.json")):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # transformers cannot read it either, and says so
-        for name in sorted(names, key=str):
-            if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
-                raise ValueError(
-                    f"{index.name} points to {name!r}; a shard is in the folder of its index and has a plain name, "
-                    "anything else is refused: download the folder again, or save the model again"
-                )
+def shard_names(index: Path, pattern: str = r"[\w-][\w.-]*") -> list[str]:
+    """The files that an index of shards names, sorted; all are in its folder.
+
+    Raises:
+        ValueError: If the index cannot be read, or names a file elsewhere, which transformers would follow.
+    """
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index.name} cannot be read ({error}); save the model again") from None
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(pattern, name):
+            raise ValueError(
+                f"{index.name} points to {name!r}; a shard is in the folder of its index and has a plain name such as "
+                "model-00001-of-00002.safetensors, anything else is refused: download the folder again, or save the "
+                "model again"
+            )
+    return sorted(names)
 
 
 def check_files(files: Sequence[Path], config: SwinHFConfig) -> None:
-    """Refuse weights that are not numbers with a fraction, or that are far too few for the configuration.
-
-    Args:
-        files: Files of weights; their headers alone are read.
-        config: What asks for parameters; the smallest type of a number has one byte.
+    """Refuse weights that are not numbers with a fraction, or far too few for the configuration, by their headers.
 
     Raises:
         ValueError: If a tensor holds integers, or the missing parameters would fill the memory.
@@ -554,7 +561,7 @@ def check_files(files: Sequence[Path], config: SwinHFConfig) -> None:
             with safe_open(path, "pt") as file:
                 refuse_types(path.name, {name: file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
     size = sum(path.stat().st_size for path in files)
-    if files and config.parameters > max(size, FREE_PARAMETERS):
+    if files and config.parameters > max(size, FREE_PARAMETERS):  # the smallest number has one byte
         raise ValueError(
             f"config.json asks for {config.parameters:,} parameters, but the weights have {size:,} bytes, less than "
             "one for each; save both again with save_pretrained"
