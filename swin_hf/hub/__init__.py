@@ -7,22 +7,7 @@ from .publish import Card, PushedFile, PushResult, push
 from .remote import HubError
 
 __all__ = [
-    "CARD_NAME",
-    "FACTS_NAME",
-    "Card",
-    "CardSource",
-    "ClassScore",
-    "ConfusionMatrix",
-    "DataFacts",
-    "HubError",
-    "Metric",
-    "PullResult",
-    "PushResult",
-    "PushedFile",
-    "SplitFacts",
-    "TrainingFacts",
-    "is_edited",
-    "pull",
-    "push",
+    "CARD_NAME", "FACTS_NAME", "Card", "CardSource", "ClassScore", "ConfusionMatrix", "DataFacts", "HubError",
+    "Metric", "PullResult", "PushResult", "PushedFile", "SplitFacts", "TrainingFacts", "is_edited", "pull", "push",
     "render_card",
-]
+]  # fmt: skip

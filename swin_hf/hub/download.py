@@ -32,7 +32,7 @@ from .weights import (
     OtherFamilyError,
     check_weights,
     read_config,
-    shard_names,
+    shards_present,
     weight_files,
 )
 
@@ -44,17 +44,11 @@ NOTE = Path(".cache/huggingface/swin_hf.json")
 
 @dataclass(frozen=True)
 class PullResult:
-    """Where a model is, and which commit it is.
+    """Where a model is, and which commit it is."""
 
-    Attributes:
-        path: A folder for ``from_pretrained``; the file of weights where it has a name of its own.
-        commit: Commit id of ``revision`` when it was looked up.
-        license: What the card names as the licence of the weights; None where it is not known.
-    """
-
-    path: Path
-    commit: str
-    license: str | None = field(default=None, compare=False)
+    path: Path  # a folder for ``from_pretrained``; the file of weights where it has a name of its own
+    commit: str  # of ``revision`` when it was looked up
+    license: str | None = field(default=None, compare=False)  # of the weights, as the card names it, if it is known
 
 
 def pull(
@@ -137,7 +131,7 @@ class _Pull:
         stale = self._prepare(hashes)
         folder = self._bring(commit, small) if small else Path()
         values, config = self._config(folder) if CONFIG in hashes else ({}, None)
-        large = shard_names(folder / weights, hashes) if is_index else [weights]
+        large = shards_present(folder / weights, hashes) if is_index else [weights]
         folder = self._bring(commit, large)
         if config is not None:
             check_weights([folder / name for name in large], values, config)

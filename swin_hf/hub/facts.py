@@ -20,55 +20,33 @@ FACTS_NAME = "training_facts.json"
 
 @dataclass
 class SplitFacts:
-    """One split of the data set.
+    """One split of the data set."""
 
-    Attributes:
-        n: Number of images.
-        classes: Images per label name, in the order of the labels; empty when it was not counted.
-    """
-
-    n: int
-    classes: dict[str, int] = field(default_factory=dict)
+    n: int  # images
+    classes: dict[str, int] = field(default_factory=dict)  # images of each label, in order; empty if not counted
 
 
 @dataclass
 class DataFacts:
-    """What the model was trained and measured on.
+    """What the model was trained and measured on."""
 
-    Attributes:
-        name: Hub id (``org/name``) or the name of a local folder; never an absolute path.
-        fingerprint: What pins the content: a Hub commit or the fingerprint of ``datasets``.
-        splits: Split name to its size, for example ``{"train": SplitFacts(1500), "test": SplitFacts(297)}``.
-        license: SPDX-like identifier of the data's licence.
-        config: Name of the data set's configuration, when it has several.
-        is_hub_id: Whether ``name`` is a repository on the Hub (then the card links it).
-        unreadable: Number of pictures that could not be decoded and were left out, as the run was told to.
-    """
-
-    name: str
-    fingerprint: str | None = None
-    splits: dict[str, SplitFacts] = field(default_factory=dict)
-    license: str | None = None
-    config: str | None = None
-    is_hub_id: bool = False
-    unreadable: int = 0
+    name: str  # Hub id (``org/name``) or the name of a local folder; never an absolute path
+    fingerprint: str | None = None  # what pins the content: a Hub commit or the fingerprint of ``datasets``
+    splits: dict[str, SplitFacts] = field(default_factory=dict)  # by name: {"train": SplitFacts(1500), ...}
+    license: str | None = None  # SPDX-like identifier of the data's licence
+    config: str | None = None  # name of the data set's configuration, when it has several
+    is_hub_id: bool = False  # whether ``name`` is a repository on the Hub (then the card links it)
+    unreadable: int = 0  # pictures that could not be decoded and were left out, as the run was told to
 
 
 @dataclass
 class Metric:
-    """One measured number.
+    """One measured number."""
 
-    Attributes:
-        name: ``accuracy``, ``accuracy_top5``, ``f1_macro``, ``ece``, ``map``, ``mae``, ``loss`` or any other name.
-        value: The value; accuracies, F1, ECE and average precision as fractions in [0, 1].
-        split: The split that it was measured on.
-        n: Number of images behind it; the confidence interval of a proportion follows from it.
-    """
-
-    name: str
-    value: float
-    split: str
-    n: int | None = None
+    name: str  # ``accuracy``, ``accuracy_top5``, ``f1_macro``, ``ece``, ``map``, ``mae``, ``loss`` or any other name
+    value: float  # accuracies, F1, ECE and average precision in [0, 1]
+    split: str  # that it was measured on
+    n: int | None = None  # images behind it; the confidence interval of a proportion follows from it
 
 
 @dataclass
@@ -94,45 +72,25 @@ class ConfusionMatrix:
 
 @dataclass
 class TrainingFacts:
-    """Everything that a run knows about itself.
-
-    Attributes:
-        data: The data set and its splits.
-        hyper_parameters: Flat names to JSON values (``learning_rate``, ``batch_size``, ``drop_path_rate``, ...).
-        default_settings: Names of those ``hyper_parameters`` that have their default value.
-        metrics: Measured on the weights that were saved.
-        per_class: Scores per label on the split of ``confusion_matrix``.
-        confusion_matrix: Counts on one split.
-        curves: Curve name (``train_loss``, ``val_accuracy``) to ``[step, value]`` points in ascending steps.
-        versions: Library name to version (``torch``, ``transformers``, ``swin_hf``, ``python``, ...).
-        hardware: ``{"device": "NVIDIA H200", "devices": 1, "precision": "bf16-mixed", ...}``.
-        speed: Measured figures only, name with unit to value: ``{"train_images_per_s": 812.0}``.
-        duration_s: Training time, seconds.
-        command: The command line as it was; the card removes whatever looks like a token.
-        seed: The seed of the run.
-        base_model: Hub id or file name that the weights started from; ``None`` means random weights.
-        base_model_revision: The commit of ``base_model``.
-        base_model_license: What its card names as the licence of its weights; ``None`` where it is not known.
-        best_step: Global step that the saved weights come from.
-    """
+    """Everything that a run knows about itself."""
 
     data: DataFacts | None = None
-    hyper_parameters: dict[str, Any] = field(default_factory=dict)
-    default_settings: list[str] = field(default_factory=list)
-    metrics: list[Metric] = field(default_factory=list)
-    per_class: list[ClassScore] = field(default_factory=list)
-    confusion_matrix: ConfusionMatrix | None = None
-    curves: dict[str, list[list[float]]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
-    speed: dict[str, float] = field(default_factory=dict)
-    duration_s: float | None = None
-    command: str | None = None
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)  # flat names (``batch_size``, ...) to JSON values
+    default_settings: list[str] = field(default_factory=list)  # names of those that have their default value
+    metrics: list[Metric] = field(default_factory=list)  # of the weights that were saved
+    per_class: list[ClassScore] = field(default_factory=list)  # on the split of ``confusion_matrix``
+    confusion_matrix: ConfusionMatrix | None = None  # of one split
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)  # by name, [step, value] in ascending steps
+    versions: dict[str, str] = field(default_factory=dict)  # of libraries (``torch``, ``swin_hf``, ``python``, ...)
+    hardware: dict[str, Any] = field(default_factory=dict)  # {"device": "NVIDIA H200", "devices": 1, ...}
+    speed: dict[str, float] = field(default_factory=dict)  # measured only, by name with unit: ``train_images_per_s``
+    duration_s: float | None = None  # training time, seconds
+    command: str | None = None  # the command line as it was; the card removes whatever looks like a token
     seed: int | None = None
-    base_model: str | None = None
-    base_model_revision: str | None = None
-    base_model_license: str | None = None
-    best_step: int | None = None
+    base_model: str | None = None  # Hub id or file name that the weights started from; None means random weights
+    base_model_revision: str | None = None  # its commit
+    base_model_license: str | None = None  # what its card names as the licence of its weights, if it is known
+    best_step: int | None = None  # global step that the saved weights come from
 
     def to_json(self) -> str:
         """Deterministic JSON; a value that is not finite becomes ``null``."""
@@ -150,8 +108,7 @@ class TrainingFacts:
         """Build from parsed JSON.
 
         Raises:
-            TypeError: For an unknown field, the message names the nearest known one; and for a value of another type
-                than its field has, the message names the field.
+            TypeError: For an unknown field, with the nearest known one, or for a value of another type than its field.
             ValueError: When points or counts do not fit together.
         """
         metrics = values.get("metrics")

@@ -80,31 +80,18 @@ WIDGET = [
 
 @dataclass(frozen=True)
 class CardSource:
-    """What a card is rendered from; nothing is looked up elsewhere.
-
-    Attributes:
-        config: Configuration of the model.
-        architecture: Name of its class.
-        processor: Values of ``preprocessor_config.json``.
-        facts: What the run recorded.
-        repo_id: Where it is published.
-        tag: The tag that the snippets pin.
-        license: Identifier of the licence of the weights; that of their start, in ``facts``, if not given.
-        dtype: Number type of the weights.
-        files: Name, size in bytes and sha256 of the other files of the repository.
-        has_code: Whether the repository holds the code of the model.
-    """
+    """What a card is rendered from; nothing is looked up elsewhere."""
 
     config: SwinHFConfig
-    architecture: str
-    processor: dict[str, Any]
-    facts: TrainingFacts = field(default_factory=TrainingFacts)
-    repo_id: str = "user/model"
-    tag: str | None = None
-    license: str | None = None
-    dtype: str = "float32"
-    files: Sequence[tuple[str, int, str]] = ()
-    has_code: bool = True
+    architecture: str  # name of the class of the model
+    processor: dict[str, Any]  # values of ``preprocessor_config.json``
+    facts: TrainingFacts = field(default_factory=TrainingFacts)  # what the run recorded
+    repo_id: str = "user/model"  # where it is published
+    tag: str | None = None  # that the snippets pin
+    license: str | None = None  # of the weights; that of their start, in ``facts``, if not given
+    dtype: str = "float32"  # of the weights
+    files: Sequence[tuple[str, int, str]] = ()  # name, size in bytes and sha256 of the others of the repository
+    has_code: bool = True  # whether the repository holds the code of the model
 
 
 def render_card(source: CardSource) -> str:
@@ -225,10 +212,11 @@ def _metadata(source: CardSource) -> str:
     if facts.metrics and dataset:
         known["metrics"] = sorted({HUB_METRICS[m.name] for m in facts.metrics if m.name in HUB_METRICS})
         known["model_name"] = source.repo_id.split("/")[-1]
+        slug = re.sub(r"[^a-z0-9]+", "-", dataset.name.lower()).strip("-") or "local"
         known["eval_results"] = [
             EvalResult(
                 task_type=architectures()[source.architecture].pipeline_tag,
-                dataset_type=dataset.name if dataset.is_hub_id else _slug(dataset.name),
+                dataset_type=dataset.name if dataset.is_hub_id else slug,
                 dataset_name=dataset.name,
                 dataset_config=dataset.config,
                 dataset_split=metric.split,
@@ -276,10 +264,6 @@ def _log_table(facts: TrainingFacts) -> dict[str, Any]:
         kept |= {step for step in steps if step == facts.best_step}
         steps = sorted(kept)
     return {"columns": list(curves), "rows": [(step, [curves[name].get(step) for name in curves]) for step in steps]}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "local"
 
 
 def _escaped(value: Any) -> str:

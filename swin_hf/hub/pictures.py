@@ -52,13 +52,7 @@ def draw_pictures(facts: TrainingFacts | None, folder: Path) -> list[Path]:
 
 
 def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str], title: str = "Confusion matrix") -> "Figure":
-    """Confusion matrix, rows are the truth; the colour is the share of its row.
-
-    Args:
-        counts: Images, ``(classes, classes)``.
-        labels: Names of the classes.
-        title: Title of the figure.
-    """
+    """Confusion matrix of images ``(classes, classes)``, rows are the truth; the colour is the share of its row."""
     from matplotlib.figure import Figure
 
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -84,12 +78,7 @@ def draw_confusion(counts: np.ndarray[Any, Any], labels: Sequence[str], title: s
 
 
 def draw_curves(curves: Curves, best_step: int | None = None) -> "Figure":
-    """Learning curves in up to three panels: losses, metrics, learning rate.
-
-    Args:
-        curves: Name of each curve, such as ``val_loss``, to its ``[step, value]`` points.
-        best_step: Step whose weights were kept; it is marked.
-    """
+    """Learning curves in up to three panels: losses, metrics, learning rate; the step that was kept is marked."""
     from matplotlib.figure import Figure
 
     panels: dict[str, list[str]] = {"loss": [], "metrics": [], "learning rate": []}

@@ -8,7 +8,8 @@ answer is lost, the Hub is asked what the head is; and the tag is put on the com
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,54 +25,29 @@ from . import remote
 from .facts import TrainingFacts
 from .model_card import CARD_NAME, is_edited, read_card
 from .remote import HubError, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
-from .staging import Stage, StagedFile, is_ours, stage
+from .staging import PushedFile, Stage, StagedFile, is_ours, stage
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a push does about the model card.
+    """What a push does about the model card."""
 
-    Attributes:
-        text: A card written by hand, its text or its path, instead of the rendered one.
-        facts: What the rendered card says of the training, for a model or a folder without facts.
-        replace: Whether a card that was edited by hand on the Hub may be overwritten.
-    """
-
-    text: str | os.PathLike[str] | None = None
-    facts: TrainingFacts | None = None
-    replace: bool = False
-
-
-@dataclass(frozen=True)
-class PushedFile:
-    """Name in the repository, size in bytes and sha256 of a file."""
-
-    name: str
-    size: int
-    sha256: str
+    text: str | os.PathLike[str] | None = None  # written by hand, or its path, instead of the rendered one
+    facts: TrainingFacts | None = None  # of the training, for a model or a folder without facts
+    replace: bool = False  # whether a card that was edited by hand on the Hub may be overwritten
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did, or with ``dry_run`` would do.
+    """What a push did, or with ``dry_run`` would do."""
 
-    Attributes:
-        commit: Id of the commit that holds the files; None for a dry run.
-        url: Address of that commit's tree.
-        tag: The tag on the commit, if one was asked for.
-        files: Every file of the model, sent or already there; without the card when that on the Hub was kept.
-        card: Text of the card of this push; the Hub has another one if an edited card was kept there.
-        created: Whether a commit was made; False when everything was there already.
-        notes: What the user should know, for example that an edited card was kept.
-    """
-
-    commit: str | None
-    url: str
-    tag: str | None
-    files: tuple[PushedFile, ...]
-    card: str
-    created: bool = False
-    notes: tuple[str, ...] = ()
+    commit: str | None  # that holds the files; None for a dry run
+    url: str  # of that commit's tree
+    tag: str | None  # on the commit, if one was asked for
+    files: tuple[PushedFile, ...]  # of the model, sent or already there; not the card when that on the Hub was kept
+    card: str  # text of this push's; the Hub has another one if an edited card was kept there
+    created: bool = False  # whether a commit was made; not when everything was there already
+    notes: tuple[str, ...] = ()  # what the user should know, for example that an edited card was kept
 
 
 def push(
@@ -116,17 +92,11 @@ def push(
     branch = checked_ref(revision or "main", "branch")
     if tag is not None:
         checked_ref(tag, "tag")
-    if not isinstance(model_or_folder, PreTrainedModel | str | os.PathLike):
-        raise ValueError(
-            f"{type(model_or_folder).__name__} cannot be pushed; give a model of this family, the folder of a saved "
-            "one, or the folder of a training run"
-        )
-    source = model_or_folder if isinstance(model_or_folder, PreTrainedModel) else Path(model_or_folder).expanduser()
     card = card if isinstance(card, Card) else Card(card)
     with tempfile.TemporaryDirectory(prefix="swin-hf-push-") as folder:
-        try:
+        with _preparing(repo_id):
             staged = stage(
-                source,
+                _source(model_or_folder),
                 Path(folder),
                 repo_id=repo_id,
                 tag=tag,
@@ -136,23 +106,37 @@ def push(
                 facts=card.facts,
                 license=license,
             )
-        except Exception as error:
-            if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
-                raise
-            raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
-        api = client(endpoint)
-        if dry_run:
-            return _result(api, repo_id, None, tag, staged)
-        require_token()
-        return _Push(api, repo_id, branch, tag, private).run(staged, card.replace, message)
+        job = _Push(client(endpoint), repo_id, branch, tag, private)
+        return job.result(staged) if dry_run else job.run(staged, card.replace, message)
+
+
+def _source(model_or_folder: Any) -> PreTrainedModel | Path:
+    """What is pushed: a model, or the path of a folder."""
+    if isinstance(model_or_folder, PreTrainedModel):
+        return model_or_folder
+    if isinstance(model_or_folder, str | os.PathLike):
+        return Path(model_or_folder).expanduser()
+    raise ValueError(
+        f"{type(model_or_folder).__name__} cannot be pushed; give a model of this family, the folder of a saved one, "
+        "or the folder of a training run"
+    )
+
+
+@contextmanager
+def _preparing(repo_id: str) -> Iterator[None]:
+    """Say of an error of the system, such as a full disk, that nothing was sent."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
+            raise
+        raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
 
 
 def check_access(repo_id: str, endpoint: str | None = None) -> None:
     """Ask the Hub whether it would accept a push to a repository, before a long run whose result is to be pushed.
 
-    Args:
-        repo_id: ``user/name``; without such a repository, the token must be able to make it.
-        endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
+    Without such a repository, the token must be able to make it.
 
     Raises:
         ValueError: When the id is malformed.
@@ -197,6 +181,7 @@ class _Push:
 
     def run(self, staged: Stage, replace_card: bool, message: str | None) -> PushResult:
         """Look, commit, compare, tag."""
+        require_token()
         self._repository()
         parent, tags = self._refs()
         tag_target = tags.get(self.tag or "")
@@ -230,8 +215,15 @@ class _Push:
             self._compare(commit, files)
         if self.tag is not None and tag_target is None:
             self._put_tag(commit)
-        sent = Stage(files, staged.card)
-        return _result(self.api, self.repo_id, commit, self.tag, sent, created, tuple(notes))
+        return self.result(Stage(files, staged.card), commit, created, tuple(notes))
+
+    def result(
+        self, staged: Stage, commit: str | None = None, created: bool = False, notes: tuple[str, ...] = ()
+    ) -> PushResult:
+        """What was pushed, or would be."""
+        url = f"{self.api.endpoint}/{self.repo_id}" + (f"/tree/{commit}" if commit else "")
+        files = tuple(PushedFile(file.name, file.size, file.sha256) for file in staged.files.values())
+        return PushResult(commit, url, self.tag, files, staged.card, created, notes)
 
     def _repository(self) -> None:
         """Find the repository, or make it; its visibility must be what was asked for."""
@@ -363,22 +355,8 @@ def _same(file: StagedFile, entry: RepoFile | None) -> bool:
 
 def _card_text(card: str | os.PathLike[str] | None) -> str | None:
     if card is None or (isinstance(card, str) and "\n" in card):
-        return card  # type: ignore[return-value]
+        return card
     path = Path(card).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no card {path}; give the path or the text of a Markdown file")
     return read_card(path)
-
-
-def _result(
-    api: HfApi,
-    repo_id: str,
-    commit: str | None,
-    tag: str | None,
-    staged: Stage,
-    created: bool = False,
-    notes: tuple[str, ...] = (),
-) -> PushResult:
-    url = f"{api.endpoint}/{repo_id}" + (f"/tree/{commit}" if commit else "")
-    files = tuple(PushedFile(file.name, file.size, file.sha256) for file in staged.files.values())
-    return PushResult(commit, url, tag, files, staged.card, created, notes)

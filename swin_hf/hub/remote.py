@@ -43,10 +43,8 @@ Result = TypeVar("Result")
 class HubError(RuntimeError):
     """What went wrong with the Hub, and the remedy, in a sentence; nothing of the request, which holds the token.
 
-    Args:
-        sentence: The message.
-        transient: Whether the Hub was out of reach or failed, so that another try may help.
-        wait: Seconds that the Hub asked to wait.
+    ``transient`` says that the Hub was out of reach or failed, so that another try may help; after ``wait`` seconds, if
+    the Hub asked for that.
     """
 
     def __init__(self, sentence: str, transient: bool = False, wait: float = 0.0) -> None:
@@ -79,11 +77,7 @@ def checked_repo_id(repo_id: str) -> str:
 
 
 def checked_ref(name: str, what: str) -> str:
-    """Return a name that a tag or a branch can have.
-
-    Args:
-        name: The name.
-        what: ``tag`` or ``branch``, for the message.
+    """Return a name that a ``tag`` or a ``branch`` can have; ``what`` is for the message.
 
     Raises:
         ValueError: When it cannot be one, or looks like the id of a commit.
@@ -94,11 +88,7 @@ def checked_ref(name: str, what: str) -> str:
 
 
 def require_token() -> None:
-    """Refuse to begin without a token.
-
-    Raises:
-        HubError: When there is none.
-    """
+    """Raise HubError without a token."""
     if not get_token():
         raise HubError(f"there is no access token, and the Hub takes nothing without one that may write; {LOG_IN}")
 
@@ -121,14 +111,10 @@ def redact(text: str) -> str:
 
 
 def attempt(call: Callable[[], Result], repo_id: str) -> Result:
-    """Call the client until it answers, fails for good, or has failed too often.
-
-    Args:
-        call: What to do; doing it twice must do no harm.
-        repo_id: For the message.
+    """Call the client until it answers; doing it twice must do no harm.
 
     Raises:
-        HubError: With the remedy.
+        HubError: If it fails for good, or too often; with the remedy.
     """
     for wait in (*WAITS, None):
         try:

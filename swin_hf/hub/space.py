@@ -31,30 +31,19 @@ serve("{model}", host=None).block_thread()
 
 @dataclass(frozen=True)
 class SpaceResult:
-    """What :func:`push_space` did.
-
-    Attributes:
-        url: Address of the Space.
-        files: Text of each of its files, by name.
-        commit: Id of the commit that holds them; None for a dry run.
-        created: Whether a commit was made; False when everything was there already.
-        private: Whether the model is private, and the Space with it.
-    """
+    """What :func:`push_space` did."""
 
     url: str
-    files: dict[str, str]
-    commit: str | None = None
-    created: bool = False
-    private: bool = False
+    files: dict[str, str]  # the text of each, by name
+    commit: str | None = None  # that holds them; None for a dry run
+    created: bool = False  # whether a commit was made; not when everything was there already
+    private: bool = False  # whether the model is private, and the Space with it
 
 
 def space_files(repo_id: str, model_id: str, commit: str | None) -> dict[str, str]:
     """The files of a Space by name: header, requirements pinned to what is installed here, and the program.
 
-    Args:
-        repo_id: ``user/name`` of the Space.
-        model_id: ``user/name`` of the model.
-        commit: Commit of the model that the Space shows; None for its newest.
+    It shows a commit of the model; None for its newest.
 
     Raises:
         ImportError: If gradio is not installed, whose release the Space asks for.
@@ -86,18 +75,10 @@ def push_space(
 ) -> SpaceResult:
     """Publish a Space that shows a model of the Hub, in one commit; a Space is private if its model is.
 
-    Pushing the same again makes no commit.
-
-    Args:
-        repo_id: ``user/name`` of the Space, made if there is none.
-        model_id: ``user/name`` of the model.
-        commit: Commit of the model that the Space shows.
-        dry_run: Only return what would be sent; the network is not touched.
-        endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
+    Pushing the same again makes no commit. With ``dry_run``, the network is not touched.
 
     Raises:
-        ImportError: As :func:`space_files` does.
-        ValueError: As :func:`space_files` does.
+        ImportError, ValueError: As :func:`space_files` does.
         HubError: When the Hub refuses or cannot be reached, or the Space has a program that is not ours.
     """
     api, files = client(endpoint), space_files(repo_id, model_id, commit)

@@ -7,15 +7,16 @@ folder.
 import hashlib
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import transformers
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
+from swin_hf.checkpoints.preprocessing import class_of_processor
 from swin_hf.families import FAMILIES, architectures, family_of
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing
@@ -24,7 +25,7 @@ from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
 from .pictures import CURVES, MATRIX, draw_pictures
 from .remote import TOKEN, redact
-from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, read_object, weight_files
+from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, read_values, weight_files
 
 # File names of the code that is sent with models of all families.
 CODE = tuple(
@@ -37,20 +38,26 @@ PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_impl
 
 
 @dataclass(frozen=True)
-class StagedFile:
-    """One file to send: its name in the repository, its local path, its size in bytes and its sha256."""
+class PushedFile:
+    """Name in the repository, size in bytes and sha256 of a file."""
 
     name: str
-    path: Path
     size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class StagedFile(PushedFile):
+    """One file to send, and where it is."""
+
+    path: Path
 
     @classmethod
     def of(cls, name: str, path: Path) -> "StagedFile":
         """Hash a file."""
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(name, path, path.stat().st_size, digest)
+        return cls(name, path.stat().st_size, digest, path)
 
 
 @dataclass(frozen=True)
@@ -104,71 +111,52 @@ def stage(
     license: str | None = None,
     keep_card: bool = True,
 ) -> Stage:
-    """Put together what a push sends.
+    """Put together what a push sends; see :func:`swin_hf.push` for the arguments that it has too.
 
-    Args:
-        source: A model of this family, or the folder of a saved one or of a training run.
-        folder: An empty folder for what has to be written; weights of a ``source`` folder stay where they are.
-        repo_id: Where it will be sent, for the usage snippets of the card.
-        tag: The tag it will get, likewise.
-        include_code: Whether the code of the model is sent too, so that the model can be used without this package.
-        card: Text of a card written by hand, in place of the rendered one.
-        processor: Image processor, if the folder has none or the model is given.
-        facts: Facts of a run, if the folder has none.
-        license: Identifier of the licence of the weights, for the card.
-        keep_card: Whether a card of the folder that was written or edited by hand is sent instead of a rendered one.
+    What has to be written is written into ``folder``, which is empty; weights of a ``source`` folder stay where they
+    are. With ``keep_card``, a card in it that was written or edited by hand is sent instead of a rendered one.
 
     Raises:
-        ValueError: When the source is not a whole model of this family, the card's metadata is invalid, or a text
-            file holds an access token.
+        ValueError: When the source is not a whole model of this family, or a text is not fit to be sent.
     """
     saved = _saved(source, folder)
     values, config = read_config(saved / CONFIG)
     weights = weight_files(saved)
     architecture = check_weights(weights, values, config)
-
     paths = {path.name: path for path in weights}
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
     built = architectures()[architecture]
     paths[CONFIG] = _write_config(folder / CONFIG, values, built.family.auto_map(built.task) if include_code else None)
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
-    if include_code:
-        # Copy the code: an upgrade during the push must not mix two versions.
-        for path in built.family.travelling_files(built.task):
-            paths[path.name] = folder / path.name
-            paths[path.name].write_bytes(path.read_bytes())
-    facts = facts or _find_facts(saved)
-    if facts:
-        (folder / FACTS_NAME).write_text(redact(facts.to_json()), encoding="utf-8")
-        paths[FACTS_NAME] = folder / FACTS_NAME
-        facts = TrainingFacts.load(folder / FACTS_NAME)
-    paths |= _pictures(saved, folder, facts)
-
+    if include_code:  # copied: an upgrade during the push must not mix two versions
+        paths |= {path.name: Path(shutil.copy(path, folder)) for path in built.family.travelling_files(built.task)}
+    facts, recorded = _recorded(saved, folder, facts)
+    paths |= recorded
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
     if card is None and keep_card and (saved / CARD_NAME).is_file():
         written = read_card(saved / CARD_NAME)
         card = written if is_edited(written) else None
-    card_source = None
+    rendered_from = None
     if card is None:
-        card_source = CardSource(
-            config=config,
-            architecture=architecture,
-            processor=json.loads(paths[PROCESSOR].read_text(encoding="utf-8")),
-            facts=facts or TrainingFacts(),
-            repo_id=repo_id,
-            tag=tag,
-            license=license,
+        rendered_from = CardSource(
+            config,
+            architecture,
+            json.loads(paths[PROCESSOR].read_text(encoding="utf-8")),
+            facts or TrainingFacts(),
+            repo_id,
+            tag,
+            license,
             dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
             files=tuple((file.name, file.size, file.sha256) for file in staged.values()),
             has_code=include_code,
         )
-        card = render_card(card_source)
+        card = render_card(rendered_from)
     check_metadata(card)
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
     staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
-    _refuse_tokens(staged)
-    return Stage(dict(sorted(staged.items())), card, card_source)
+    _refuse_tokens(staged.values())
+    return Stage(dict(sorted(staged.items())), card, rendered_from)
 
 
 def _saved(source: PreTrainedModel | Path, folder: Path) -> Path:
@@ -181,13 +169,6 @@ def _saved(source: PreTrainedModel | Path, folder: Path) -> Path:
         )
     source.save_pretrained(folder / "saved")
     return folder / "saved"
-
-
-def _pictures(saved: Path, folder: Path, facts: TrainingFacts | None) -> dict[str, Path]:
-    """The PNG files of the model's folder, and those that are drawn from the facts."""
-    names = {f"assets/{path.name}": path for path in sorted((saved / "assets").glob("*.png"))}
-    drawn = {f"assets/{path.name}": path for path in draw_pictures(facts, folder / "assets")}
-    return {name: path for name, path in names.items() if ASSET.fullmatch(name)} | drawn
 
 
 def render_folder_card(source: Path, repo_id: str, tag: str | None = None, license: str | None = None) -> str:
@@ -218,13 +199,13 @@ def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig
         default = Preprocessing.of_release(config.image_hw, config.num_channels)
         (given if given is not None else default.processor()).save_pretrained(folder)
     values = {
-        key: value for key, value in read_object(path, remedy).items() if key != "auto_map" and not key.startswith("_")
+        key: value for key, value in read_values(path, remedy).items() if key != "auto_map" and not key.startswith("_")
     }
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
     if name is None and "grey_maximum" in values:  # ours, which is found by the model's configuration
         if include_code:
             values["auto_map"] = {"AutoImageProcessor": family_of(config).processor_map}
-    elif not _is_image_processor(name):
+    elif not (isinstance(name, str) and class_of_processor(name)):
         raise ValueError(
             f"{PROCESSOR} names the image processor {name!r}; it must be a class of transformers, because no code "
             f"but this package's travels with it: {remedy}"
@@ -233,23 +214,24 @@ def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig
     return path
 
 
-def _is_image_processor(name: Any) -> bool:
-    """Whether transformers has an image processor of this name, or of its successor's where it is an old name."""
-    if not isinstance(name, str):
-        return False
-    kind = getattr(transformers, name.replace("FeatureExtractor", "ImageProcessor"), None)
-    return isinstance(kind, type) and issubclass(kind, BaseImageProcessor)
+def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[TrainingFacts | None, dict[str, Path]]:
+    """The facts of the run without secrets; as files by name, these, the pictures of the folder, and those drawn."""
+    run = (saved, saved.parent) if saved.name == "model" else (saved,)
+    kept = next((place for place in run if (place / FACTS_NAME).is_file()), None)
+    if facts is None and kept is not None:
+        facts = TrainingFacts.load(kept)
+    paths = {f"assets/{path.name}": path for path in sorted((saved / "assets").glob("*.png"))}
+    paths = {name: path for name, path in paths.items() if ASSET.fullmatch(name)}
+    if facts is not None:
+        (folder / FACTS_NAME).write_text(redact(facts.to_json()), encoding="utf-8")
+        facts = TrainingFacts.load(folder)
+        drawn = draw_pictures(facts, folder / "assets")
+        paths |= {FACTS_NAME: folder / FACTS_NAME, **{f"assets/{path.name}": path for path in drawn}}
+    return facts, paths
 
 
-def _find_facts(saved: Path) -> TrainingFacts | None:
-    for folder in (saved, saved.parent):
-        if (folder / FACTS_NAME).is_file() and (folder == saved or saved.name == "model"):
-            return TrainingFacts.load(folder)
-    return None
-
-
-def _refuse_tokens(staged: Mapping[str, StagedFile]) -> None:
-    for file in staged.values():
+def _refuse_tokens(staged: Iterable[StagedFile]) -> None:
+    for file in staged:
         if not file.name.endswith((".safetensors", ".png")):
             text = file.path.read_text(encoding="utf-8")
             if TOKEN.search(text) or redact(text) != text:

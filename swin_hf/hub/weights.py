@@ -1,6 +1,5 @@
 """Check a folder before anything of it is loaded or sent: configuration, safetensors headers, file names."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from swin_hf.checkpoints.read import check_processor
+from swin_hf.checkpoints.read import check_processor, read_object
 from swin_hf.families import FAMILIES, architectures
-from swin_hf.model.configuration_swin_hf import CONFIG_BYTES, SwinHFConfig
-from swin_hf.model.resizing import refuse_types
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.resizing import refuse_types, shard_names
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,18 +29,15 @@ class OtherFamilyError(ValueError):
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
-    """Read a ``config.json`` and check its ranges; nothing of the model is built.
+    """The values of a ``config.json`` without ``auto_map``, and the configuration; nothing of the model is built.
 
-    ``auto_map`` is dropped: code is never chosen by a file.
-
-    Returns:
-        The values as they are in the file, and the configuration.
+    Code is never chosen by a file.
 
     Raises:
         OtherFamilyError: When it belongs to none of ours.
         ValueError: When it cannot be read, or holds a value out of range.
     """
-    values = read_object(path)
+    values = read_values(path)
     values.pop("auto_map", None)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -59,21 +55,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
     return values, config
 
 
-def read_object(path: Path, remedy: str = "save the model again with save_pretrained") -> dict[str, Any]:
-    """The values of a JSON file.
-
-    Raises:
-        ValueError: When it cannot be read, is too large, or holds anything but an object; ends with the remedy.
-    """
-    try:
-        if path.stat().st_size > CONFIG_BYTES:
-            raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("the top level is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read ({error}); {remedy}") from None
-    return values
+def read_values(path: Path, remedy: str = "save the model again with save_pretrained") -> dict[str, Any]:
+    """The values of a JSON file, see :func:`~swin_hf.checkpoints.read.read_object`."""
+    return read_object(path, f"{path.name} cannot be read", remedy)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -86,7 +70,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        return [folder / name for name in shard_names(folder / INDEX, (path.name for path in folder.iterdir()))]
+        return [folder / name for name in shards_present(folder / INDEX, (path.name for path in folder.iterdir()))]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise ValueError(
@@ -96,25 +80,15 @@ def weight_files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder.name} holds no {WEIGHTS}; save the model into it with save_pretrained first")
 
 
-def shard_names(index: Path, present: Iterable[str]) -> list[str]:
+def shards_present(index: Path, present: Iterable[str]) -> list[str]:
     """The shards that an index names, all of them in ``present``.
 
     Raises:
         ValueError: When the index cannot be read, or names anything but a shard of the same folder.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{INDEX} cannot be read ({error}); save the model again") from None
-    present = set(present)
-    for name in names:
-        if not isinstance(name, str) or not SHARD.fullmatch(name):
-            raise ValueError(
-                f"{INDEX} points to {name!r}; a shard is in the folder of its index and is called "
-                "model-00001-of-00002.safetensors, anything else is refused"
-            )
-        if name not in present:
-            raise ValueError(f"{INDEX} names {name}, which is missing; copy or download the folder again")
+    names = shard_names(index, SHARD.pattern)
+    if missing := sorted(set(names) - set(present)):
+        raise ValueError(f"{INDEX} names {missing[0]}, which is missing; copy or download the folder again")
     return names
 
 
@@ -134,12 +108,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfig) -> str:
-    """Compare the headers of weight files with what the configuration builds, before a byte is allocated for it.
-
-    Args:
-        files: The result of :func:`weight_files`.
-        values: The values of ``config.json``.
-        config: The configuration made of them.
+    """Compare the headers of weight files with what ``config.json`` builds, before a byte is allocated for it.
 
     Returns:
         The name of the architecture, one of :func:`~swin_hf.families.architectures`.
@@ -183,10 +152,7 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
 
 
 def check_folder(folder: Path) -> str:
-    """Check a folder of our families before anything of it is loaded: configuration, names and headers of the files.
-
-    Returns:
-        The name of the architecture, one of :func:`~swin_hf.families.architectures`.
+    """Check a folder of our families before anything of it is loaded; returns the name of the architecture.
 
     Raises:
         OtherFamilyError: When it belongs to none of ours.
@@ -194,5 +160,5 @@ def check_folder(folder: Path) -> str:
     """
     values, config = read_config(folder / CONFIG)
     if (folder / PROCESSOR).is_file():
-        check_processor(read_object(folder / PROCESSOR), folder / PROCESSOR)
+        check_processor(read_values(folder / PROCESSOR), folder / PROCESSOR)
     return check_weights(weight_files(folder), values, config)
