@@ -11,12 +11,6 @@ from swin_hf.checkpoints.replace import replace_backbone
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout
 
 __all__ = [
-    "LAYOUTS",
-    "Checkpoint",
-    "Kind",
-    "Layout",
-    "export_checkpoint",
-    "load_checkpoint",
-    "open_checkpoint",
+    "LAYOUTS", "Checkpoint", "Kind", "Layout", "export_checkpoint", "load_checkpoint", "open_checkpoint",
     "replace_backbone",
-]
+]  # fmt: skip

@@ -137,23 +137,19 @@ def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layo
             "no preprocessor_config.json is written: how images of %d channels were normalised is not known",
             model.config.num_channels,
         )
+    values = preprocessing if isinstance(preprocessing, dict) else None
+    if isinstance(preprocessing, Preprocessing):  # ours for a configuration of ours, a stock one for a foreign one
+        is_foreign = layout.name.startswith(("transformers", "maskformer", "timm"))
+        values = preprocessing.stock_values() if is_foreign else preprocessing.values()
     return Contents(
         layout,
         export_checkpoint(model, layout.name),
         {
             CONFIG_NAME: describe(model, layout, preprocessing),
-            PREPROCESSOR_NAME: _processor_values(layout, preprocessing),
+            PREPROCESSOR_NAME: values,
         },
         classes=class_table(model.config.id2label),
     )
-
-
-def _processor_values(layout: Layout, preprocessing: Preprocessing | dict[str, Any] | None) -> dict[str, Any] | None:
-    """``preprocessor_config.json``: our processor for a configuration of ours, a stock one for a foreign one."""
-    if not isinstance(preprocessing, Preprocessing):
-        return preprocessing
-    is_foreign = layout.name.startswith(("transformers", "maskformer", "timm"))
-    return preprocessing.stock_values() if is_foreign else preprocessing.values()
 
 
 def describe(

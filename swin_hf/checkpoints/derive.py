@@ -94,11 +94,7 @@ def _windows_of_tables(translation: Translation, depths: Sequence[int], hint: Sw
 
 
 def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, Any]:
-    """The fields that follow from single shapes, whatever the windows are.
-
-    Raises:
-        ValueError: If a weight is missing that shows one.
-    """
+    """The fields that follow from single shapes, whatever the windows are; ValueError if one is not there."""
     state = translation.state
     try:
         dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape

@@ -114,18 +114,13 @@ def open_checkpoint(
     asked = config_of_preset(preset) if preset is not None else config
     source = source if isinstance(source, Source) else read_source(source, weights)
     try:
-        return _open(source, layout, preset, asked, image_size, window_size)
+        return _open(source, layout, preset, asked, {"image_size": image_size, "window_size": window_size})
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from error
 
 
 def _open(
-    source: Source,
-    layout: str | None,
-    preset: str | None,
-    asked: SwinHFConfig | None,
-    image_size: Size | None,
-    window_size: Size | None,
+    source: Source, layout: str | None, preset: str | None, asked: SwinHFConfig | None, sizes: dict[str, Size | None]
 ) -> Checkpoint:
     if source.is_folder:
         refuse_strangers(source.config_json, "it")
@@ -140,12 +135,14 @@ def _open(
         raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
     presets = [preset] if preset else derive.presets_like(fields)
     found = _configuration(source, place, presets, fields, told, asked, notes)
-    _check_indices(translation, found, source)
-
-    changes: dict[str, Any] = {}
-    if asked is not None:
-        changes = {"image_size": asked.image_size, "window_size": asked.window_size}
-    changes.update({k: v for k, v in (("image_size", image_size), ("window_size", window_size)) if v is not None})
+    if odd := list(derive.wrong_indices(translation, found.stage_windows)):
+        stage, block = odd[0]
+        logger.warning(
+            f"{source.name}: the relative position index of {len(odd)} blocks (first: stage {stage + 1}, block "
+            f"{block + 1}) is not that of its window, as an averaged integer buffer is not; the right one is used"
+        )
+    changes = {} if asked is None else {name: getattr(asked, name) for name in sizes}
+    changes |= {name: size for name, size in sizes.items() if size is not None}
     kept = {name: value for name, value in found.to_dict().items() if name not in ("model_type", "architectures")}
     target = type(found)(**{**kept, **changes})
     if target.stage_windows != found.stage_windows:
@@ -303,19 +300,6 @@ def _name_classes(
         values["label2id"] = {name: number for number, name in names.items()}
     else:
         values["num_labels"] = count
-
-
-def _check_indices(translation: Translation, config: SwinHFConfig, source: Source) -> None:
-    wrong = list(derive.wrong_indices(translation, config.stage_windows))
-    if wrong:
-        logger.warning(
-            "%s: the relative position index of %d blocks (first: stage %d, block %d) is not that of its window, as an "
-            "averaged integer buffer is not; the right one is used",
-            source.name,
-            len(wrong),
-            wrong[0][0] + 1,
-            wrong[0][1] + 1,
-        )
 
 
 def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) -> dict[str, Tensor]:

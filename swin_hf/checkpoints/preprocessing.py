@@ -25,12 +25,9 @@ def processor_values(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str
 def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preprocessing | dict[str, Any] | None:
     """How the pictures of a checkpoint were prepared, for a model of this configuration.
 
-    The processor in the folder of the weights is kept as long as the image size is. Otherwise it is Microsoft's
-    evaluation, which the weights of all layouts but torchvision's were measured with.
-
-    Returns:
-        The preprocessing; the values of ``preprocessor_config.json`` as they are where they describe something else
-        than a :class:`Preprocessing` can; None where the normalisation is not known (other than three channels).
+    The processor in the folder of the weights is kept as long as the image size is, its values as they are where a
+    :class:`Preprocessing` cannot hold them. Otherwise it is Microsoft's evaluation, which the weights of all layouts
+    but torchvision's were measured with; None where the normalisation is not known (other than three channels).
     """
     same_size = checkpoint.config.image_hw == config.image_hw
     values = checkpoint.source.preprocessor

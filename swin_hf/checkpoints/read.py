@@ -29,12 +29,9 @@ Weights = Literal["ema", "raw"]
 
 # What a folder's weights are called, the first that is there is read.
 IN_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
     "model.pth",
-)
+)  # fmt: skip
 
 # Where programs keep the state dict in what they pickle, and its exponential moving average.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
@@ -79,11 +76,8 @@ class _Ignored:
 # Objects that training programs leave with the weights. They are not imported, let alone run: an object without
 # content takes their place. Everything else that is neither tensor nor plain data is refused.
 _SETTINGS = (
-    "yacs.config.CfgNode",
-    "addict.addict.Dict",
-    "mmcv.utils.config.ConfigDict",
-    "mmengine.config.config.ConfigDict",
-)
+    "yacs.config.CfgNode", "addict.addict.Dict", "mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict",
+)  # fmt: skip
 _OBJECTS = (
     "argparse.Namespace", "_codecs.encode", "mmengine.logging.history_buffer.HistoryBuffer", "numpy.dtype",
     "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",

@@ -229,13 +229,10 @@ def computed_buffer(buffer: Buffer, place: Place, config: SwinHFConfig, entry: E
 
 
 def fold(tensor: Tensor) -> Tensor:
-    """Bring the last axis from ``nn.Unfold``'s order to ours.
+    """Bring the last axis of ``(..., 4C)`` from ``nn.Unfold``'s order to ours.
 
     Theirs runs channel by channel over the taps (0, 0), (0, 1), (1, 0), (1, 1); ours tap by tap over (0, 0), (1, 0),
     (0, 1), (1, 1), as (row, column).
-
-    Args:
-        tensor: ``(..., 4C)``.
     """
     taps: Tensor = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :]  # ..., 4, C
     return taps.flatten(-2)

@@ -78,10 +78,8 @@ def verify(
     """Compare what was written in a layout with the model that it was written from, on images ``(B, C, H, W)``.
 
     Returns:
-        Largest absolute difference of the outputs, for our reader and for each other library that could be asked.
-
-    Raises:
-        RuntimeError: If the library of the layout refuses the weights.
+        Largest absolute difference of the outputs, for our reader and for each other library that could be asked;
+        one that refuses the weights raises RuntimeError.
     """
     with torch.inference_mode():
         expected = output_of(model, pixel_values)

@@ -21,7 +21,7 @@ from swin_hf.files import replacing
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 
 from .facts import FACTS_NAME
-from .remote import HubError, attempt, checked_repo_id, client, has_digest
+from .remote import HubError, ask, checked_repo_id, client, has_digest
 from .staging import CODE, is_ours
 from .weights import (
     CONFIG,
@@ -95,12 +95,12 @@ def pull(
     api.token = token
     here = Path(local_dir).expanduser() if local_dir is not None else None
     job = _Pull(api, checked_repo_id(repo_id), revision, here, cache_dir, verify, file, pickles)
-    if constants.is_offline_mode() or local_files_only:
-        return job.offline(
-            "only local files were asked for" if local_files_only else "offline mode is on (HF_HUB_OFFLINE)"
-        )
+    if local_files_only:
+        return job.offline("only local files were asked for")
+    if constants.is_offline_mode():
+        return job.offline("offline mode is on (HF_HUB_OFFLINE)")
     try:
-        about = attempt(lambda: api.model_info(repo_id, revision=revision, files_metadata=True), repo_id)
+        about = ask(api.model_info, repo_id, revision=revision, files_metadata=True)
     except HubError as error:
         if not error.transient:
             raise
@@ -140,12 +140,8 @@ class _Pull:
         else:
             # The client points its cached branch or tag at a commit when it is asked by that name. It is asked last, so
             # that an interrupted pull still leads to the model before it.
-            first = [*small, *large][0]
-            name = self.revision or "main"
-            attempt(
-                lambda: self.api.hf_hub_download(self.repo_id, first, revision=name, cache_dir=self.cache_dir),
-                self.repo_id,
-            )
+            first, name = [*small, *large][0], self.revision or "main"
+            ask(self.api.hf_hub_download, self.repo_id, first, revision=name, cache_dir=self.cache_dir)
         said = about.card_data.get("license") if about.card_data else None
         return PullResult(_path(folder, weights), commit, said if isinstance(said, str) else None)
 
@@ -237,18 +233,9 @@ class _Pull:
 
     def _fetch(self, commit: str, names: list[str], again: bool = False) -> Path:
         """Download files of a commit and return their folder."""
-        folder = attempt(
-            lambda: self.api.snapshot_download(
-                self.repo_id,
-                revision=commit,
-                allow_patterns=[glob.escape(name) for name in names],
-                local_dir=self.here,
-                cache_dir=self.cache_dir,
-                force_download=again,
-            ),
-            self.repo_id,
-        )
-        return Path(folder)
+        options = {"local_dir": self.here, "cache_dir": self.cache_dir, "force_download": again}
+        patterns = [glob.escape(name) for name in names]
+        return Path(ask(self.api.snapshot_download, self.repo_id, revision=commit, allow_patterns=patterns, **options))
 
     def _bring(self, commit: str, names: list[str]) -> Path:
         """Download files and compare them with the hashes of the Hub; one that differs is downloaded once more."""
@@ -265,9 +252,7 @@ class _Pull:
 
     def _damaged(self, folder: Path, commit: str, names: Collection[str]) -> list[str]:
         """Those of some files of a folder that differ from the Hub's, or are missing."""
-        found = attempt(
-            lambda: self.api.verify_repo_checksums(self.repo_id, revision=commit, local_dir=folder), self.repo_id
-        )
+        found = ask(self.api.verify_repo_checksums, self.repo_id, revision=commit, local_dir=folder)
         return sorted({*found.missing_paths, *(entry["path"] for entry in found.mismatches)}.intersection(names))
 
     def _damaged_offline(self, folder: Path, hashes: Mapping[str, str]) -> list[str]:

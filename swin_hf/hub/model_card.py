@@ -38,19 +38,11 @@ LOG_ROWS = 20
 WORST_CONFUSIONS = 10
 PROPORTIONS = ("accuracy", "accuracy_top5")  # of n images: these have a binomial confidence interval
 TITLES = {
-    "accuracy": "Accuracy (top-1)",
-    "accuracy_top5": "Accuracy (top-5)",
-    "f1_macro": "F1, macro average",
-    "ece": "Expected calibration error",
-    "loss": "Loss",
-    "miou": "Mean IoU",
-    "pixel_accuracy": "Pixel accuracy",
-    "map": "Mean average precision",
-    "f1_micro": "F1, micro average",
-    "mae": "Mean absolute error",
-    "rmse": "Root of the mean squared error",
-    "r2": "R2",
-}
+    "accuracy": "Accuracy (top-1)", "accuracy_top5": "Accuracy (top-5)", "f1_macro": "F1, macro average",
+    "ece": "Expected calibration error", "loss": "Loss", "miou": "Mean IoU", "pixel_accuracy": "Pixel accuracy",
+    "map": "Mean average precision", "f1_micro": "F1, micro average", "mae": "Mean absolute error",
+    "rmse": "Root of the mean squared error", "r2": "R2",
+}  # fmt: skip
 # What a card opens with, of a task that measures it.
 HEADLINES = {
     "accuracy": "accuracy",
@@ -61,14 +53,9 @@ HEADLINES = {
 QUANTITIES = ("loss", "mae", "rmse", "r2")  # no shares, whatever their value
 # Names that the Hub's leaderboards know for ours.
 HUB_METRICS = {
-    "accuracy": "accuracy",
-    "accuracy_top5": "accuracy",
-    "f1_macro": "f1",
-    "f1_micro": "f1",
-    "miou": "mean_iou",
-    "mae": "mae",
-    "r2": "r_squared",
-}
+    "accuracy": "accuracy", "accuracy_top5": "accuracy", "f1_macro": "f1", "f1_micro": "f1", "miou": "mean_iou",
+    "mae": "mae", "r2": "r_squared",
+}  # fmt: skip
 
 # The pictures that the Hub's page offers to try a classifier of ImageNet with, as Microsoft's own cards do.
 TIGER = "tiger, Panthera tigris"

@@ -24,7 +24,7 @@ from swin_hf.files import full_disk
 from . import remote
 from .facts import TrainingFacts
 from .model_card import CARD_NAME, is_edited, read_card
-from .remote import HubError, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
+from .remote import HubError, ask, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
 from .staging import PushedFile, Stage, StagedFile, is_ours, stage
 
 
@@ -146,7 +146,7 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
     require_token()
     api = client(endpoint)
     if attempt(lambda: _info(api, repo_id), repo_id):
-        attempt(lambda: api.auth_check(repo_id, write=True), repo_id)
+        ask(api.auth_check, repo_id, write=True)
         return
     account, owner = attempt(api.whoami, repo_id), repo_id.split("/")[0]
     owners = [account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")]
@@ -229,9 +229,8 @@ class _Push:
         """Find the repository, or make it; its visibility must be what was asked for."""
         info = attempt(lambda: _info(self.api, self.repo_id), self.repo_id)
         if info is None:
-            private = bool(self.private)
-            attempt(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True), self.repo_id)
-            info = attempt(lambda: self.api.model_info(self.repo_id), self.repo_id)
+            ask(self.api.create_repo, self.repo_id, private=bool(self.private), exist_ok=True)
+            info = ask(self.api.model_info, self.repo_id)
         if self.private is not None and bool(info.private) != self.private:
             now, wanted = ("private", "public") if info.private else ("public", "private")
             raise HubError(
@@ -241,7 +240,7 @@ class _Push:
 
     def _refs(self) -> tuple[str, dict[str, str]]:
         """The head of the branch, made if need be, and the commits of the tags."""
-        refs = attempt(lambda: self.api.list_repo_refs(self.repo_id), self.repo_id)
+        refs = ask(self.api.list_repo_refs, self.repo_id)
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         tags = {ref.name: ref.target_commit for ref in refs.tags}
         if self.branch in tags:
@@ -253,12 +252,12 @@ class _Push:
         if self.branch not in branches:
             if self.tag in tags:
                 raise HubError(f"tag {self.tag} of {self.repo_id} exists and is never moved; choose another tag")
-            attempt(lambda: self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True), self.repo_id)
+            ask(self.api.create_branch, self.repo_id, branch=self.branch, exist_ok=True)
             branches[self.branch] = self._head()
         return branches[self.branch], tags
 
     def _head(self) -> str:
-        return str(attempt(lambda: self.api.model_info(self.repo_id, revision=self.branch), self.repo_id).sha)
+        return str(ask(self.api.model_info, self.repo_id, revision=self.branch).sha)
 
     def _tree(self, commit: str) -> dict[str, RepoFile]:
         """Files of a commit by name."""
@@ -272,10 +271,7 @@ class _Push:
         if _same(ours, remote_card):
             return False
         with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
-            path = attempt(
-                lambda: self.api.hf_hub_download(self.repo_id, CARD_NAME, revision=parent, local_dir=folder),
-                self.repo_id,
-            )
+            path = ask(self.api.hf_hub_download, self.repo_id, CARD_NAME, revision=parent, local_dir=folder)
             return is_edited(Path(path).read_text(encoding="utf-8", errors="replace"))
 
     def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
@@ -320,11 +316,8 @@ class _Push:
     def _put_tag(self, commit: str) -> None:
         """Tag the commit's id; a tag that points to it already is left as it is."""
         try:
-            attempt(
-                lambda: self.api.create_tag(self.repo_id, tag=self.tag or "", revision=commit, exist_ok=True),
-                self.repo_id,
-            )
-            refs = attempt(lambda: self.api.list_repo_refs(self.repo_id), self.repo_id)
+            ask(self.api.create_tag, self.repo_id, tag=self.tag or "", revision=commit, exist_ok=True)
+            refs = ask(self.api.list_repo_refs, self.repo_id)
         except HubError as error:
             raise HubError(
                 f"commit {commit[:12]} of {self.repo_id} is there, but its tag {self.tag} may not be: {error}"

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
@@ -125,6 +125,11 @@ def attempt(call: Callable[[], Result], repo_id: str) -> Result:
             break
         time.sleep(max(wait, failure.wait))
     raise failure
+
+
+def ask(call: Callable[..., Result], repo_id: str, *args: Any, **options: Any) -> Result:
+    """Call a method of the client for a repository, see :func:`attempt`."""
+    return attempt(lambda: call(repo_id, *args, **options), repo_id)
 
 
 def understand(error: BaseException, repo_id: str) -> HubError:

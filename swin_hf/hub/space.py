@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from swin_hf import __version__
 
-from .remote import HubError, attempt, checked_repo_id, client, require_token
+from .remote import HubError, ask, attempt, checked_repo_id, client, require_token
 
 # What decides about the numbers that the page shows, and what reads the model; gradio is pinned by the header.
 PINNED = ("torch", "torchvision", "transformers", "huggingface-hub", "safetensors", "numpy", "pillow")
@@ -86,9 +85,8 @@ def push_space(
     if dry_run:
         return SpaceResult(url, files)
     require_token()
-    private = bool(attempt(lambda: api.model_info(model_id), model_id).private)
-    create = partial(api.create_repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-    attempt(lambda: create(repo_id), repo_id)
+    private = bool(ask(api.model_info, model_id).private)
+    ask(api.create_repo, repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
     pushed, created = attempt(lambda: _send(api, repo_id, files), repo_id)
     return SpaceResult(url, files, pushed, created, private)
 
