@@ -361,9 +361,10 @@ def read_foreign(
 ) -> tuple[Path | None, Any, dict[str, Any] | None, Any]:
     """What ``from_pretrained`` of our classes reads where there is no folder or repository of this package.
 
-    transformers' own conversion on load (``WeightConverter``) is not used: it renames by patterns, which cannot count a
-    stage up or down as the names of timm and torchvision ask for, it needs a configuration of ours first, and it would
-    write the other names when the model is saved.
+    transformers' own conversion on load (``WeightConverter``) is not used, not even for its own files: the rules that
+    join tensors can only be registered for a class or a model type, and a model that was built here, or our backbone in
+    another model, is then saved under the other names too. There is no rule that leaves a tensor out, and a file that
+    lacks one of query, key and value is refused for the shape of the two that are there, without the name of the third.
 
     Returns:
         A folder of a model of ours that the source leads to; or the configuration, the weights under the keys of the
