@@ -1,8 +1,8 @@
 """Write files and folders whole or not at all, and remove secrets from what is published.
 
-This package writes every file under a temporary name in the folder of its target and renames it when it is complete.
-The temporary files of a killed process are found by their names: the next write of the same target removes its own,
-:func:`remove_leftovers` all of a folder.
+This package writes every file into a temporary folder next to its target and moves it when it is complete. What a
+killed process leaves is found by its name: the next write of the same target removes its own, :func:`remove_leftovers`
+all of a folder.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import Any
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of replacing and replacing_folder; earlier names
+_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of temporary_folder; names of earlier releases
 _RETIRED = re.compile(r"\.(?P<name>.+)\.\d+\.retired")  # the folder that replacing_folder is about to replace
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -37,29 +37,16 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name in the folder of ``path``; what is written there replaces ``path`` when the block ends.
-
-    Args:
-        path: File to write; its folder is made where it is missing.
-
-    Yields:
-        The name to write to.
+    """Give a temporary file; what is written there replaces ``path``, whose folder is made, when the block ends.
 
     Raises:
         WriteError: If the disk is full or the folder cannot be written to; the old file is as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers_of(path)
+    with temporary_folder(path) as folder:
+        partial = folder / path.name
         yield partial
         partial.replace(path)
-    except Exception as error:
-        raise_write_error(error, path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,12 +54,6 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give an empty temporary folder that replaces ``path`` when the block ends.
 
     The old folder is removed only when the new one is in its place.
-
-    Args:
-        path: Folder to write.
-
-    Yields:
-        The empty folder.
 
     Raises:
         WriteError: If the disk is full or the folder cannot be written to; the old folder is as it was.
@@ -155,9 +136,8 @@ def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
     if full := full_disk(error, path=path):
         raise full from error
     if isinstance(error, OSError) and error.errno in _NO_PLACE:
-        raise WriteError(
-            error.errno, f"{path} cannot be written ({error.strerror}); choose a folder that you may write to"
-        ) from error
+        message = f"{path} cannot be written ({error.strerror}); choose a folder that you may write to"
+        raise WriteError(error.errno, message) from error
 
 
 def full_disk(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,10 +77,8 @@ def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
     Returns:
         Paths of the pictures, sorted folder by folder; and a sentence on the files that are not used, if there are any.
     """
-    files = _files(os.fspath(folder))
-    unused = [path for path in files if not is_picture(path)]
-    notes = [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
-    return [path for path in files if is_picture(path)], notes
+    pictures, unused = _pictures_and_others(_files(os.fspath(folder)))
+    return pictures, [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
 
 
 def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> PictureFolder:
@@ -99,46 +97,35 @@ def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> Pictur
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{folder} is not a folder (looked in {Path.cwd()})")
     folders, loose = _entries(root)
-    files = {name: _files(os.path.join(root, name), _ancestors(root)) for name in folders}
+    files = {name: _files(os.path.join(root, name), [_identity(root)]) for name in folders}
     roots = _split_folders(root, files, labelled)
-    notes = []
-    if roots:
-        others = {name: files[name] for name in folders if name not in roots.values()}
-        notes += _next_to_splits(root, others, sum(len(files[name]) for name in roots.values()))
-        if labelled:
-            notes += _unused(root, loose, "next to the folders of the splits")
-        content = read_splits({split: os.path.join(root, name) for split, name in roots.items()}, labelled)
-    else:
-        content = read_splits({"train": root}, labelled)
+    if not roots:
+        return read_splits({"train": root}, labelled)
+    others = {name: files[name] for name in folders if name not in roots.values()}
+    notes = _next_to_splits(root, others, sum(len(files[name]) for name in roots.values()))
+    notes += _unused(root, loose, "next to the folders of the splits") if labelled else []
+    content = read_splits({split: os.path.join(root, name) for split, name in roots.items()}, labelled)
     content.notes = notes + content.notes
     return content
 
 
 def read_splits(roots: Mapping[str, str], labelled: bool = True) -> PictureFolder:
-    """Read one folder of class folders for each split; as :func:`read_folder`, where the splits are known.
-
-    Args:
-        roots: Folder of each split.
-        labelled: False to take the pictures wherever they are, without labels.
-    """
+    """Read one folder of class folders for each split; as :func:`read_folder`, where the splits are known."""
     import pyarrow as pa
     from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
     from datasets.table import InMemoryTable
 
     content = PictureFolder({}, [])
-    if labelled:
-        found = {split: _classes(os.path.abspath(root), content) for split, root in roots.items()}
-        content.class_names = sorted({name for classes in found.values() for name in classes})
-    else:
-        found = {split: {"": _unlabelled(os.path.abspath(root), content)} for split, root in roots.items()}
-    ids = {name: index for index, name in enumerate(content.class_names)}
+    read = _classes if labelled else _unlabelled
+    found = {split: read(os.path.abspath(root), content) for split, root in roots.items()}
     features = Features({"image": Image(decode=False)})
     if labelled:
+        content.class_names = sorted({name for classes in found.values() for name in classes})
         features["label"] = ClassLabel(names=content.class_names)
+    ids = {name: index for index, name in enumerate(content.class_names)}
     for split, classes in found.items():
         paths = pa.array([path for name in sorted(classes) for path in classes[name]], pa.string())
-        cells = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
-        columns = {"image": cells}
+        columns = {"image": pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])}
         if labelled:
             columns["label"] = pa.array([ids[name] for name in sorted(classes) for _ in classes[name]], pa.int64())
         table = InMemoryTable(pa.table(columns))
@@ -151,32 +138,22 @@ def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool
     used = [name for name in files if any(map(is_picture, files[name]))]
     named = {name: split for name in used if (split := split_of(name)) is not None}
     deep = {name for name in named if _holds_class_folders(os.path.join(root, name), files[name])}
-    if not deep:
-        if len(named) < len(used) or not named:
-            return {}
-        if labelled:
-            name = next(iter(named))
-            raise ValueError(
-                f"{os.path.join(root, name)} has the name of a split, but its pictures are not in folders of classes,"
-                f" so they have no labels; sort them into {name}/CLASS/PICTURE, or rename the folder if it is a class"
-            )
-        deep = set(named)
-    elif labelled and (flat := [name for name in named if name not in deep]):
+    if not deep and (len(named) < len(used) or not named):
+        return {}
+    if labelled and (flat := [name for name in named if name not in deep]):
+        alike, remedy = "", "rename the folder if it is a class"
+        if deep:
+            other = min(deep)
+            alike = f" like {other}"
+            remedy = f"give data_files: {{{named[other]}: {os.path.join(root, other)}}} in place of data_dir"
         raise ValueError(
-            f"{os.path.join(root, flat[0])} has the name of a split like {sorted(deep)[0]}, but its pictures are not in"
-            f" folders of classes, so they have no labels; sort them into {flat[0]}/CLASS/PICTURE, or leave that"
-            f" folder out: data_files: {{{named[sorted(deep)[0]]}: {os.path.join(root, sorted(deep)[0])}}} in place of"
-            " data_dir"
+            f"{os.path.join(root, flat[0])} has the name of a split{alike}, but its pictures are not in folders of"
+            f" classes, so they have no labels; sort them into {flat[0]}/CLASS/PICTURE, or {remedy}"
         )
-    else:
-        deep = set(named)
     roots: dict[str, str] = {}
-    for name in sorted(deep):
-        if named[name] in roots:
-            raise ValueError(
-                f"{root} has two folders for the split {named[name]}, {roots[named[name]]} and {name}; keep one of them"
-            )
-        roots[named[name]] = name
+    for name in sorted(named):
+        if (earlier := roots.setdefault(named[name], name)) != name:
+            raise ValueError(f"{root} has two folders for the split {named[name]}, {earlier} and {name}; keep one")
     return roots
 
 
@@ -212,15 +189,14 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
     for name in folders:
         folder = os.path.join(root, name)
-        files = _files(folder, _ancestors(root))
-        pictures = [path for path in files if is_picture(path)]
-        lost = [path for path in files if _may_be_picture(path)]
+        files = _files(folder, [_identity(root)])
+        pictures, unused = _pictures_and_others(files)
+        lost = [path for path in unused if _may_be_picture(path)]
         if len(lost) > len(pictures):
             raise ValueError(
                 f"most files of class {name!r} cannot be used ({len(lost)} of {len(lost) + len(pictures)}):"
                 f" {_kinds(lost)}; {_REMEDY}, or move the folder out of {root} if it is not a class"
             )
-        unused = [path for path in files if not is_picture(path)]
         if not pictures:
             found = f" (found {_kinds(unused)})" if unused else ""
             content.notes.append(f"{root}: folder {name!r} holds no picture{found}, so it is not a class")
@@ -228,8 +204,7 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
         classes[name] = pictures
         content.left_out[name] = content.left_out.get(name, 0) + len(lost)
         content.notes += _unused(root, unused, f"of {name!r}")
-        nested = [path for path in pictures if os.path.dirname(path) != folder]
-        if nested:
+        if nested := [path for path in pictures if os.path.dirname(path) != folder]:
             content.notes.append(
                 f"{root}: {len(nested)} pictures of class {name!r} are in folders inside of its folder, such as"
                 f" {os.path.relpath(nested[0], root)}; all pictures below a class folder belong to that class"
@@ -246,34 +221,29 @@ def _no_classes(loose: Sequence[str]) -> str:
     pictures = [path for path in loose if is_picture(path)]
     archives = [path for path in loose if path.lower().endswith(ARCHIVES)]
     if pictures:
-        return (
-            f"the folder holds {_counted(pictures)}, such as {os.path.basename(pictures[0])}, and no folder"
-            f" with pictures, so there are no labels; {layout}"
-        )
+        count = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
+        some = f"{count}, such as {os.path.basename(pictures[0])}"
+        return f"the folder holds {some}, and no folder with pictures, so there are no labels; {layout}"
     if archives:
         return f"the folder holds an archive, {os.path.basename(archives[0])}, which is not opened; unpack it"
     found = f"only {_kinds(loose)}" if loose else "nothing"
     return f"the folder and the folders in it hold no picture (found {found}); {layout}, {_REMEDY}"
 
 
-def _unlabelled(root: str, content: PictureFolder) -> list[str]:
+def _unlabelled(root: str, content: PictureFolder) -> dict[str, list[str]]:
+    """All pictures of a folder, as those of a class without a name."""
     files = _files(root)
-    pictures = [path for path in files if is_picture(path)]
-    lost = [path for path in files if _may_be_picture(path)]
-    if len(lost) > len(pictures) or not pictures:
+    pictures, unused = _pictures_and_others(files)
+    if not pictures or sum(map(_may_be_picture, unused)) > len(pictures):
         raise ValueError(
             f"{root}: {len(pictures)} of {len(files)} files are pictures; found {_kinds(files) or 'nothing'}; {_REMEDY}"
         )
-    content.notes += _unused(root, [path for path in files if not is_picture(path)], "in it")
-    return pictures
+    content.notes += _unused(root, unused, "in it")
+    return {"": pictures}
 
 
 def _unused(root: str, paths: Sequence[str], where: str) -> list[str]:
     return [f"{root}: files {where} that are not used: {_kinds(paths)}"] if paths else []
-
-
-def _counted(pictures: Sequence[str]) -> str:
-    return f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
 
 
 def _kinds(paths: Sequence[str]) -> str:
@@ -296,6 +266,14 @@ def is_picture(path: str) -> bool:
     return path.lower().endswith(PICTURE_SUFFIXES)
 
 
+def _pictures_and_others(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The pictures among files, and the others."""
+    pictures, others = [], []
+    for path in files:
+        (pictures if is_picture(path) else others).append(path)
+    return pictures, others
+
+
 def _may_be_picture(path: str) -> bool:
     """Whether an unused file may be a picture: all files but texts that describe pictures."""
     return not path.lower().endswith((*PICTURE_SUFFIXES, *_DESCRIPTIONS))
@@ -308,24 +286,14 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     return [entry.name for entry in entries if entry.is_dir()], [entry.path for entry in entries if not entry.is_dir()]
 
 
-def _files(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+def _files(folder: str, above: Sequence[tuple[int, int]] = ()) -> list[str]:
     """Paths of all files below a folder, sorted; a link to a folder above it is one path, for a note."""
-    return list(_walk(folder, above))
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     if _identity(folder) in above:
-        yield folder
-        return
-    above = above | {_identity(folder)}
+        return [folder]
     folders, files = _entries(folder)
-    yield from files
     for name in folders:
-        yield from _walk(os.path.join(folder, name), above)
-
-
-def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
-    return frozenset({_identity(folder)})
+        files += _files(os.path.join(folder, name), [*above, _identity(folder)])
+    return files
 
 
 def _identity(folder: str) -> tuple[int, int]:
