@@ -11,9 +11,11 @@ Shape legend:
 from __future__ import annotations
 
 import copy
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,11 +66,7 @@ class BlockAttention:
         return self._to_map((self.weights * looking).sum(dim=-2))  # B, nW, h, N -> B, h, H, W
 
     def from_token(self, row: int, column: int) -> Tensor:
-        """The attention of one token: its probabilities in its window, 0 elsewhere.
-
-        Args:
-            row: Row of the token in the map of this stage.
-            column: Column of it.
+        """The attention of one token of the map of this stage: its probabilities in its window, 0 elsewhere.
 
         Returns:
             ``(B, h, H, W)``; sums to 1 over the map, less what goes to padding.
@@ -78,10 +76,7 @@ class BlockAttention:
         """
         height, width = self.geometry.grid
         if not (0 <= row < height and 0 <= column < width):
-            raise ValueError(
-                f"token ({row}, {column}) is outside the {height}x{width} map of stage {self.stage}; rows go "
-                f"from 0 to {height - 1} and columns from 0 to {width - 1}"
-            )
+            raise ValueError(f"token ({row}, {column}) is not on the {height}x{width} map of stage {self.stage}")
         ((window, position),) = (self._places() == row * width + column).nonzero().tolist()
         looks = torch.zeros_like(self.weights[..., 0, :])  # B, nW, h, N
         looks[:, window] = self.weights[:, window, :, position]
@@ -94,10 +89,8 @@ class BlockAttention:
             ValueError: If the pixel is outside the image.
         """
         if not (0 <= y < self.image[0] and 0 <= x < self.image[1]):
-            raise ValueError(
-                f"pixel ({y}, {x}) is outside the {self.image[0]}x{self.image[1]} image; give row and column, "
-                "counted from 0 at the top left"
-            )
+            size = f"{self.image[0]}x{self.image[1]}"
+            raise ValueError(f"pixel ({y}, {x}) is outside the {size} image; give row and column, from 0 on")
         return self.from_token(y // self.cell[0], x // self.cell[1])
 
     def to_image(self, maps: Tensor) -> Tensor:
@@ -141,19 +134,16 @@ def attention_maps(model: nn.Module, pixel_values: Tensor) -> list[BlockAttentio
     def ask(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args[:2], {"output_attentions": True}
 
-    def recorder(stage: int, block: int) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-            geometry: WindowGeometry = args[1]
-            rows, columns = geometry.num_windows
-            weights = output[1].float().unflatten(0, (-1, rows * columns))
-            records.append(BlockAttention(stage, block, geometry, image, _cell(twin, stage), weights))
-
-        return record
+    def record(
+        stage: int, block: int, _: nn.Module, args: tuple[Any, WindowGeometry], output: tuple[Tensor, Tensor]
+    ) -> None:
+        weights = output[1].float().unflatten(0, (-1, math.prod(args[1].num_windows)))
+        records.append(BlockAttention(stage, block, args[1], image, _cell(twin, stage), weights))
 
     for number, stage in enumerate(_stages(twin)):
         for block, layer in enumerate(module for module in stage.modules() if isinstance(module, SwinHFAttention)):
             layer.register_forward_pre_hook(ask, with_kwargs=True)
-            layer.register_forward_hook(recorder(number, block))
+            layer.register_forward_hook(partial(record, number, block))
     twin(pixel_values.to(next(twin.parameters()).device))
     return records
 
@@ -202,16 +192,14 @@ def grad_cam(
         # The gradient is taken through the images, so that frozen parameters do not matter.
         logits = _logits(twin(images.requires_grad_()), model, pixel, images.shape[-2:])
         if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
-            raise ValueError(
-                "the layer gives no map (B, H, W, C); choose a norm, such as model.swin.stages[0].blocks[-1].norm1"
-            )
+            raise ValueError("the layer gives no map (B, H, W, C); choose a norm, such as stages[0].blocks[-1].norm1")
         targets = _targets(target, logits)
         score = logits.gather(1, targets[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, maps[0])  # B, H, W, C
     activation = maps[0].detach().float()
     cam = (gradient.float().mean(dim=(1, 2), keepdim=True) * activation).sum(dim=-1).relu()  # B, H, W
     image = (pixel_values.shape[-2], pixel_values.shape[-1])
-    cam = enlarge(cam, _cell_of_grid(twin, image, (cam.shape[1], cam.shape[2])), image, smooth=True)
+    cam = enlarge(cam, _cell_of_map(twin, image, cam), image, smooth=True)
     cam = cam - cam.amin(dim=(1, 2), keepdim=True)
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
 
@@ -298,11 +286,13 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     grey = pixels.mean(axis=-1)
     original = figure.add_subplot(grid[0, 0])
     original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
-    lines_of_title = [textwrap.fill(line, 30) for line in title.split("\n")]  # wrap=True would parse formulas
-    original.set_title("\n".join(lines_of_title), fontsize=11, parse_math=False)
+    wrapped = "\n".join(textwrap.fill(line, 30) for line in title.split("\n"))  # wrap=True would parse formulas
+    original.set_title(wrapped, fontsize=11, parse_math=False)
     marked = [original]
+    target = class_name or f"class {explanation.target}"
+    target = one_line(target.partition(",")[0] or target, 14)  # those of ImageNet have up to a hundred letters
     kinds = (
-        (f"Grad-CAM for {_short(class_name or f'class {explanation.target}')}", explanation.grad_cam, 1.0),
+        (f"Grad-CAM for {target}", explanation.grad_cam, 1.0),
         ("attention received", explanation.received, None),
         ("attention from +", explanation.attention_from, None),
     )
@@ -331,7 +321,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
 
 
 def as_seen(pixels: Tensor, processor: Any) -> Tensor:
-    """Undo the normalisation, so that a person sees what the model sees, ``(channels, height, width)`` in [0, 1]."""
+    """Undo the normalisation of pixels ``(..., channels, height, width)``: in [0, 1], what a person would see."""
     pixels = pixels.float().cpu()
     if not processor.do_normalize:
         return pixels
@@ -341,16 +331,9 @@ def as_seen(pixels: Tensor, processor: Any) -> Tensor:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, complete or not at all."""
-    with replacing(path) as partial:
-        figure.savefig(
-            partial, format="png", dpi=110, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None}
-        )
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
     return Path(path)
-
-
-def _short(name: str, length: int = 14) -> str:
-    """A class name short enough for a title: those of ImageNet have up to a hundred letters."""
-    return one_line(name.partition(",")[0] or name, length)
 
 
 def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
@@ -367,7 +350,7 @@ def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
     """
     size = (maps.shape[-2] * cell[0], maps.shape[-1] * cell[1])
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    flat = F.interpolate(flat, size, mode="bilinear") if smooth else F.interpolate(flat, size, mode="nearest-exact")
+    flat = F.interpolate(flat, size, mode="bilinear" if smooth else "nearest-exact")
     return flat[:, 0, : image[0], : image[1]].reshape(*maps.shape[:-2], *image)
 
 
@@ -375,10 +358,7 @@ def _twin(model: nn.Module) -> nn.Module:
     """A copy of the model that shares its weights, in evaluation mode, for hooks of our own."""
     model = getattr(model, "_orig_mod", model)  # the module inside torch.compile's wrapper
     if not _stages(model):
-        raise TypeError(
-            f"{type(model).__name__} holds no Swin of this family; load one with "
-            "SwinHFForImageClassification.from_pretrained() or swin_hf.load_checkpoint()"
-        )
+        raise TypeError(f"{type(model).__name__} holds no Swin of this family; load one with load_checkpoint()")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin: nn.Module = copy.deepcopy(model, shared)
     return twin.eval()
@@ -395,18 +375,18 @@ def _cell(model: nn.Module, stage: int) -> Pair:
     return rows * 2**stage, columns * 2**stage
 
 
-def _cell_of_grid(model: nn.Module, image: Pair, grid: Pair) -> Pair:
-    """Pixels of a token of a map: those of the stage that has maps of this size."""
+def _cell_of_map(model: nn.Module, image: Pair, maps: Tensor) -> Pair:
+    """Pixels of a token of maps ``(B, H, W)``: those of the stage that has maps of this size."""
     for stage in range(len(_stages(model))):
         cell = _cell(model, stage)
-        if grid == (-(-image[0] // cell[0]), -(-image[1] // cell[1])):
+        if tuple(maps.shape[1:]) == (-(-image[0] // cell[0]), -(-image[1] // cell[1])):
             return cell
-    raise ValueError(f"the layer gives maps of {grid[0]}x{grid[1]}; no stage has maps of that size")
+    raise ValueError(f"the layer gives maps of {maps.shape[1]}x{maps.shape[2]}; no stage has maps of that size")
 
 
 def _attention_norm(stage: SwinHFStage, block: int) -> nn.Module:
-    """The map that the attention of a block reads, of which Grad-CAM is taken."""
-    layer: nn.Module = stage.get_submodule(f"blocks.{block % len(stage.blocks)}.norm1")
+    """The norm whose output the attention of a block reads: of that map, Grad-CAM is taken."""
+    layer: nn.Module = stage.blocks[block].norm1
     return layer
 
 
@@ -425,20 +405,15 @@ def _logits(outputs: Any, model: nn.Module, pixel: Pair | None, size: Sequence[i
         whole = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
         logits = whole.mean(dim=(2, 3)) if pixel is None else whole[:, :, pixel[0], pixel[1]]
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise TypeError(
-            f"{type(model).__name__} gives no logits; Grad-CAM needs a class to ask for, so give a "
-            "SwinHFForImageClassification"
-        )
+        raise TypeError(f"{type(model).__name__} gives no logits; give a classifier or a segmenter")
     return require_finite(logits)
 
 
 def _name_of(layer: nn.Module, model: nn.Module) -> str:
-    names: dict[nn.Module, str] = {module: name for name, module in getattr(model, "_orig_mod", model).named_modules()}
-    if layer in names:
-        return names[layer]
-    raise ValueError(
-        f"the layer {type(layer).__name__} is not a part of {type(model).__name__}; give one of its modules"
-    )
+    for name, module in getattr(model, "_orig_mod", model).named_modules():
+        if module is layer:
+            return str(name)
+    raise ValueError(f"the layer {type(layer).__name__} is not a part of {type(model).__name__}; give one that is")
 
 
 def _targets(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,8 +138,8 @@ def export_onnx(
         onnx.save(proto, str(temporary))
         onnx.checker.check_model(str(temporary))
         form = f"ONNX opset {OPSET} {'int8 (dynamic)' if int8 else 'fp32'}"
-        written = Written(Path(path), f"ONNX Runtime {onnxruntime.__version__}", form, tolerance, int8)
-        return compare(model, _onnx_engine(temporary), images, written)
+        engine = f"ONNX Runtime {onnxruntime.__version__}"
+        return compare(model, _onnx_engine(temporary), images, path, engine, form, tolerance, int8)
 
 
 def export_openvino(
@@ -166,7 +166,7 @@ def export_openvino(
         pictures = torch.cat(batches)[: BATCHES[-1]]
         images = pictures if len(pictures) == BATCHES[-1] else None
     size, images = _prepare(model, image_size, images)
-    with _destination(path, ".xml", overwrite, companion=".bin") as temporary:
+    with _destination(path, ".xml", overwrite) as temporary:
         converted = openvino.convert_model(_program(model, images))
         converted.reshape({0: openvino.PartialShape([-1, images.shape[1], *size])})
         converted.inputs[0].get_tensor().set_names({"pixel_values"})
@@ -193,8 +193,7 @@ def export_openvino(
         openvino.save_model(converted, str(temporary), compress_to_fp16=False)
         form = f"OpenVINO {'fp32' if calibration is None else 'int8 (calibrated)'}"
         engine = f"OpenVINO {openvino.__version__.split('-')[0]}"
-        written = Written(Path(path), engine, form, tolerance, calibration is not None)
-        return compare(model, _openvino_engine(temporary), images, written)
+        return compare(model, _openvino_engine(temporary), images, path, engine, form, tolerance, batches is not None)
 
 
 def export_torch(
@@ -216,8 +215,8 @@ def export_torch(
         content = io.BytesIO()  # given a path on a full disk, torch 2.14 aborts the process
         torch.export.save(_program(model, images), content, extra_files=facts)
         temporary.write_bytes(content.getbuffer())
-        written = Written(Path(path), f"torch {torch.__version__}", "torch.export fp32", tolerance)
-        return compare(model, torch.export.load(temporary).module(), images, written)
+        engine = f"torch {torch.__version__}"
+        return compare(model, _torch_engine(temporary), images, path, engine, "torch.export fp32", tolerance)
 
 
 def load_engine(path: str | os.PathLike[str]) -> Engine:
@@ -234,14 +233,10 @@ def load_engine(path: str | os.PathLike[str]) -> Engine:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; write it with swin-hf export")
-    if path.suffix == ".onnx":
-        return _onnx_engine(path)
-    if path.suffix == ".xml":
-        return _openvino_engine(path)
-    if path.suffix == ".pt2":
-        program: Engine = torch.export.load(path).module()
-        return program
-    raise ValueError(f"{path}: the name must end in .onnx, .xml or .pt2")
+    engines = {".onnx": _onnx_engine, ".xml": _openvino_engine, ".pt2": _torch_engine}
+    if path.suffix not in engines:
+        raise ValueError(f"{path}: the name must end in {', '.join(engines)}")
+    return engines[path.suffix](path)
 
 
 def sample_images(size: Pair, channels: int = 3, count: int = BATCHES[-1]) -> Tensor:
@@ -298,9 +293,7 @@ def _prepare(
 ) -> tuple[Pair, Tensor]:
     """Choose the image size and the images to compare on."""
     if not isinstance(model, SwinHFForImageClassification | SwinHFForSemanticSegmentation) or not model.num_labels:
-        raise ValueError(
-            f"{type(model).__name__} gives no logits; export a classifier or a segmenter with at least one label"
-        )
+        raise ValueError(f"{type(model).__name__} gives no logits; export a classifier or a segmenter with labels")
     if image_size is None:
         size = model.config.image_hw
     else:
@@ -312,9 +305,7 @@ def _prepare(
         images = sample_images(size, model.config.num_channels)
     wanted = (model.config.num_channels, *size)
     if images.ndim != 4 or tuple(images.shape[1:]) != wanted or images.shape[0] < BATCHES[-1]:
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; give at least {BATCHES[-1]} normalised images of {wanted}"
-        )
+        raise ValueError(f"images have shape {tuple(images.shape)}; give {BATCHES[-1]} or more, each {wanted}")
     with torch.no_grad():
         require_finite(_Logits(model)(images[: BATCHES[-1]].float()))
     return size, images.float()
@@ -324,32 +315,27 @@ def _facts(model: SwinHFForImageClassification, size: Pair) -> dict[str, Any]:
     return {"id2label": model.config.id2label, "image_size": size, "model_type": model.config.model_type}
 
 
-class Written(NamedTuple):
-    """A written file as :class:`ExportReport` describes it, and the largest difference of a logit that is accepted."""
-
-    path: Path
-    engine: str
-    form: str
-    tolerance: float | None
-    int8: bool = False
-
-
 @torch.no_grad()
-def compare(model: SwinHFForImageClassification, run: Engine, images: Tensor, written: Written) -> ExportReport:
-    """Compare the written file, which ``run`` opened, with the model on several batches, and time both on the largest.
+def compare(
+    model: SwinHFForImageClassification,
+    run: Engine,
+    images: Tensor,
+    path: str | os.PathLike[str],
+    engine: str,
+    form: str,
+    tolerance: float | None,
+    int8: bool = False,
+) -> ExportReport:
+    """Compare a written file, which ``run`` opened, with the model on several batches, and time both on the largest.
+
+    Path, engine and form are those of the report; the tolerance is the largest difference of a logit, if it is given.
 
     Raises:
         RuntimeError: If the logits differ by more than the tolerance, or do not follow the pictures as the model's do.
     """
     reference = copy.deepcopy(model).float().cpu().eval()
-    path, engine, form, tolerance, int8 = written
-
-    def run_model(images: Tensor) -> Tensor:
-        logits: Tensor = reference(pixel_values=images).logits
-        return logits
-
     batch = images[: BATCHES[-1]]
-    expected = run_model(batch)
+    expected: Tensor = reference(batch).logits
     answers = {n: run(images[:n]) for n in BATCHES}
     largest = max(float((answers[n] - expected[:n]).abs().max()) for n in BATCHES)
     if tolerance is None:
@@ -364,12 +350,11 @@ def compare(model: SwinHFForImageClassification, run: Engine, images: Tensor, wr
     if largest > TOLERANCE and not correlation >= CORRELATION:
         raise RuntimeError(
             f"{engine} does not tell {len(batch)} pictures apart as the model does: correlation {correlation:.2f}, at"
-            f" least {CORRELATION} is needed, and the same class for {agreement:.0%} of them; nothing was written."
-            " Export without int8, or calibrate on other pictures"
+            f" least {CORRELATION} is needed; nothing was written. Export without int8, or calibrate on other pictures"
         )
-    times = _milliseconds(run, batch), _milliseconds(run_model, batch)
+    times = _milliseconds(run, batch), _milliseconds(reference, batch)
     size = (images.shape[-2], images.shape[-1])
-    return ExportReport(path, engine, form, size, largest, correlation, agreement, *times)
+    return ExportReport(Path(path), engine, form, size, largest, correlation, agreement, *times)
 
 
 def _correlation(answers: Tensor, expected: Tensor) -> float:
@@ -397,7 +382,12 @@ def _openvino_engine(path: Path) -> Engine:
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
-def _milliseconds(engine: Engine, images: Tensor) -> float:
+def _torch_engine(path: Path) -> Engine:
+    program: Engine = torch.export.load(path).module()
+    return program
+
+
+def _milliseconds(engine: Callable[[Tensor], Any], images: Tensor) -> float:
     engine(images)
     seconds = []
     for _ in range(5):
@@ -416,18 +406,14 @@ def _require(extra: str, *packages: str) -> None:
 
 
 @contextmanager
-def _destination(
-    path: str | os.PathLike[str], suffix: str, overwrite: bool, companion: str | None = None
-) -> Iterator[Path]:
-    """Give a temporary file in the folder of ``path``; it replaces ``path`` when the block ends without an error."""
+def _destination(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary file; it and what is written next to it get into the folder of ``path`` when the block ends."""
     path = Path(path)
     if path.suffix != suffix:
         raise ValueError(f"{path}: the name must end in {suffix}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name, or overwrite it with --overwrite")
     with temporary_folder(path) as folder:
-        temporary = folder / path.name
-        yield temporary
-        if companion:
-            os.replace(temporary.with_suffix(companion), path.with_suffix(companion))
-        os.replace(temporary, path)
+        yield folder / path.name
+        for file in sorted(folder.iterdir()):
+            file.replace(path.with_name(file.name))

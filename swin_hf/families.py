@@ -117,6 +117,11 @@ class Family:
         return sorted(found)
 
 
+PROCESSORS = {
+    "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
+    "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
+}
+
 FAMILIES = {
     "swin_hf": Family(
         model_type="swin_hf",
@@ -128,10 +133,7 @@ FAMILIES = {
             "backbone": "modeling_swin_hf.SwinHFBackbone",
             "semantic-segmentation": "segmentation_swin_hf.SwinHFForSemanticSegmentation",
         },
-        processors={
-            "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
-            "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
-        },
+        processors=PROCESSORS,
         presets=SWIN,
         paper="https://arxiv.org/abs/2103.14030",
         title="Swin Transformer",
@@ -152,10 +154,7 @@ FAMILIES = {
             "backbone": "modeling_swinv2_hf.SwinV2HFBackbone",
             "semantic-segmentation": "segmentation_swinv2_hf.SwinV2HFForSemanticSegmentation",
         },
-        processors={
-            "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
-            "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
-        },
+        processors=PROCESSORS,
         presets=SWINV2,
         paper="https://arxiv.org/abs/2111.09883",
         title="Swin Transformer V2",
@@ -198,11 +197,7 @@ def architectures() -> dict[str, Architecture]:
 
 
 def family_of(config: Any) -> Family:
-    """The family of a configuration.
-
-    Raises:
-        ValueError: If it is of another model type.
-    """
+    """The family of a configuration or ``model_type``; ValueError if there is none."""
     model_type = config if isinstance(config, str) else config.model_type
     if model_type not in FAMILIES:
         raise ValueError(f"model_type is {str(model_type)[:80]!r}; this package has {', '.join(FAMILIES)}")
@@ -210,10 +205,7 @@ def family_of(config: Any) -> Family:
 
 
 def list_presets(family: str | None = None) -> list[str]:
-    """Names that ``from_preset`` accepts.
-
-    Args:
-        family: ``model_type`` of one family; all of them if not given.
+    """Names that ``from_preset`` accepts: of one family, by its ``model_type``, or of all.
 
     Raises:
         ValueError: If there is no such family.
@@ -232,9 +224,8 @@ def config_of_preset(name: str, **fields: Any) -> Any:
     Raises:
         ValueError: If there is no such preset.
     """
-    families = [family for family in FAMILIES.values() if name in family.presets]
-    family = families[0] if families else next(iter(FAMILIES.values()))  # whose error names the nearest preset
-    return family.config_class.from_preset(name, **fields)
+    families = [family for family in FAMILIES.values() if name in family.presets] or list(FAMILIES.values())
+    return families[0].config_class.from_preset(name, **fields)  # without the preset, its error names the nearest one
 
 
 def register(family: Family) -> None:

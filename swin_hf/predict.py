@@ -117,18 +117,11 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
     try:
         return decode_picture(cell, num_channels=len(mode), **decoding(processor))
     except UnreadablePictureError as error:
-        cause = error.__cause__
-        reason = str(cause) if _is_telling(cause) else "it is not a picture, or a damaged one"
+        cause, reason = error.__cause__, "it is not a picture, or a damaged one"  # a decoder's own errors say no more
+        is_of_system = isinstance(cause, OSError) and cause.errno is not None
+        if is_of_system or isinstance(cause, TooManyPixelsError) or "grey values" in str(cause):
+            reason = str(cause)
         raise PictureError(f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out") from error
-
-
-def _is_telling(cause: BaseException | None) -> bool:
-    """Whether the system or a rule of ours raised an error; a decoder's error on a damaged file says nothing."""
-    return (
-        isinstance(cause, TooManyPixelsError)
-        or (isinstance(cause, OSError) and cause.errno is not None)
-        or "grey values" in str(cause)
-    )
 
 
 def _stream(source: str) -> bytes | str:
@@ -183,9 +176,9 @@ def load_classifier(
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
     named = read_config(path / CONFIG)[0].get("architectures") if is_ours(path) else None
-    known = architectures()
     name = next(iter(named or ()), "")
-    task = known[name].task if name in known else CLASSIFICATION
+    built = architectures().get(name)
+    task = CLASSIFICATION if built is None else built.task
     if task not in (CLASSIFICATION, *([SEGMENTATION] if segments else [])):
         raise ValueError(f"{source} is a {name}, which names no classes; fine-tune it first: swin-hf train")
     with _no_progress_bar():
@@ -214,9 +207,8 @@ def _no_progress_bar() -> Iterator[None]:
 def _device(name: str) -> str:
     import torch
 
-    available = ["cpu"]
-    available += ["cuda"] if torch.cuda.is_available() else []
-    available += ["mps"] if torch.backends.mps.is_available() else []
+    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = ["cpu", *(kind for kind, is_there in others.items() if is_there)]
     if name == "auto":
         return available[-1]
     if name.partition(":")[0] not in available:
@@ -272,7 +264,7 @@ def classify(
 
 
 def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
-    """Name what pictures show that :func:`prepare` has made tensors of."""
+    """Name what pictures show that are tensors already, see :func:`prepare`."""
     import torch
 
     pixels = [tensor.to(model.device, model.dtype) for tensor in pixels]
@@ -280,7 +272,13 @@ def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tenso
     with torch.inference_mode():
         batches = [torch.stack(pixels)] if alike else [tensor[None] for tensor in pixels]
         logits = require_finite(torch.cat([model(batch).logits.float() for batch in batches]))  # B, num_labels
-    scores = _scores(logits, model.config.problem_type)
+    problem = model.config.problem_type
+    if problem == "regression":
+        scores = logits
+    elif problem == "multi_label_classification" or logits.shape[1] == 1:
+        scores = logits.sigmoid()
+    else:
+        scores = logits.softmax(dim=1)
     best = scores.topk(min(top_k, scores.shape[1]), dim=1)
     names = class_names(model)
     return [
@@ -289,25 +287,16 @@ def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tenso
     ]
 
 
-def _scores(logits: Tensor, problem_type: str | None) -> Tensor:
-    if problem_type == "regression":
-        return logits
-    if problem_type == "multi_label_classification" or logits.shape[1] == 1:
-        return logits.sigmoid()
-    return logits.softmax(dim=1)
-
-
 def picture_mode(model: SwinHFForImageClassification) -> str:
     """PIL mode that a model takes.
 
     Raises:
         ValueError: If it takes another number of channels than pictures have.
     """
-    modes = {1: "L", 3: "RGB"}
     channels = model.config.num_channels
-    if channels not in modes:
+    if channels not in (1, 3):
         raise ValueError(f"the model takes {channels} channels; pictures have 1 or 3, so call it from Python instead")
-    return modes[channels]
+    return "L" if channels == 1 else "RGB"
 
 
 def predict(

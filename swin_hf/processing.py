@@ -155,7 +155,7 @@ class Preprocessing:
         Returns:
             None if the processor does more than resize, crop the centre, rescale to 0..1 and normalise.
         """
-        size, crop = values.get("size"), values.get("crop_size")
+        size, crop, crops = values.get("size"), values.get("crop_size"), bool(values.get("do_center_crop"))
         names = {number: name for name, number in RESAMPLING.items()}
         as_usual = (
             isinstance(size, Mapping)
@@ -167,23 +167,22 @@ class Preprocessing:
         )  # fmt: skip
         if not as_usual or size is None:
             return None
-        is_cropped = bool(values.get("do_center_crop")) and isinstance(crop, Mapping)
-        box = crop if is_cropped else size
-        if set(size) == {"shortest_edge"} and not values.get("do_center_crop"):
-            box = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
-        elif not (isinstance(box, Mapping) and {"height", "width"} <= box.keys()):
-            return None
-        if is_cropped and set(size) != {"shortest_edge"}:
+        short = int(size["shortest_edge"]) if set(size) == {"shortest_edge"} else None
+        if short is None:
+            box = None if crops and isinstance(crop, Mapping) else size
+        else:
+            box = crop if crops else {"height": short, "width": short}
+        if not (isinstance(box, Mapping) and {"height", "width"} <= box.keys()):
             return None
         return cls(
             (int(box["height"]), int(box["width"])),
-            int(size["shortest_edge"]) if set(size) == {"shortest_edge"} else None,
+            short,
             tuple(values["image_mean"]),
             tuple(values["image_std"]),
             names[values["resample"]],
             tuple(values.get("background") or WHITE),
             int(values.get("grey_maximum") or GREY_MAXIMUM),
-            is_cropped or set(size) != {"shortest_edge"},
+            crop=crops or short is None,
         )
 
     @property

@@ -15,7 +15,7 @@ def check_range(name: str, value: Any, interval: str) -> None:
     """Refuse a number that is outside of its interval.
 
     Args:
-        name: Name of the option, for the message.
+        name: What the message calls it.
         value: Number, a list of numbers, or None, which is never refused.
         interval: As mathematics writes it, such as ``[0, 1)``; ``inf`` for no limit. Infinity itself is never inside.
 
@@ -66,11 +66,7 @@ class Number:
         self.interval = interval
 
     def __call__(self, text: str) -> int | float:
-        """The number.
-
-        Raises:
-            ArgumentTypeError: If it is none, or outside of the interval; argparse names the option.
-        """
+        """The number; ArgumentTypeError, to which argparse adds the option, for another text or number."""
         try:
             number = self.kind(text)
         except ValueError:
@@ -82,21 +78,19 @@ class Number:
 
 
 def one_or_two(option: str, sides: Sequence[int] | None) -> int | tuple[int, int] | None:
-    """One side for a square, or height and width, out of what an option of ``nargs="+"`` was given.
-
-    Raises:
-        ValueError: If there are more.
-    """
-    if not sides or len(sides) == 1:
-        return sides[0] if sides else None
-    if len(sides) > 2:
-        raise ValueError(f"{option} has {len(sides)} sides; give one for a square, or height and width")
-    return sides[0], sides[1]
+    """One side for a square, or height and width, of an option with ``nargs="+"``; ValueError if there are more."""
+    match sides:
+        case None | []:
+            return None
+        case [side]:
+            return side
+        case [height, width]:
+            return height, width
+    raise ValueError(f"{option} has {len(sides)} sides; give one for a square, or height and width")
 
 
 def _is_inside(number: Any, interval: str) -> bool:
-    real = isinstance(number, Real)
-    if not (real and -math.inf < number < math.inf):  # NaN is on neither side
+    if not (isinstance(number, Real) and -math.inf < number < math.inf):  # NaN is on neither side
         return False
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = number >= low if interval[0] == "[" else number > low

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFModel, export_onnx, export_openvino, export_torch
-from swin_hf.export import Written, compare, load_engine, sample_images
+from swin_hf.export import compare, load_engine, sample_images
 
 FP32 = 1e-4  # another engine adds in another order
 
@@ -107,9 +107,9 @@ def test_a_difference_above_the_tolerance_fails_and_leaves_nothing(model, tmp_pa
 
 
 def test_logits_that_are_no_numbers_are_no_agreement(model, tmp_path):
-    written = Written(tmp_path, "the engine", "fp32", tolerance=None)
+    written = {"path": tmp_path, "engine": "the engine", "form": "fp32", "tolerance": None}
     with pytest.raises(RuntimeError, match="differs from the model by nan"):
-        compare(model, lambda part: part.new_full((len(part), 3), torch.nan), sample_images((32, 32)), written)
+        compare(model, lambda part: part.new_full((len(part), 3), torch.nan), sample_images((32, 32)), **written)
 
 
 def answers_of(kind, expected):
@@ -132,16 +132,16 @@ def test_an_engine_that_does_not_look_at_the_pictures_is_refused(model, tmp_path
     with pytest.raises(
         RuntimeError, match=r"does not tell 8 pictures apart as the model does: correlation -?[01]\.\d\d,"
     ):
-        written = Written(tmp_path / "model.onnx", "the engine", "int8", tolerance=100.0)
-        compare(pair, lambda part: answers_of(kind, expected)[: len(part)], images, written)
+        written = {"path": tmp_path, "engine": "the engine", "form": "int8", "tolerance": 100.0}
+        compare(pair, lambda part: answers_of(kind, expected)[: len(part)], images, **written)
 
 
 def test_an_engine_that_is_a_few_percent_off_is_kept(model, tmp_path):
     images = sample_images((32, 32))
     expected = logits(model, images)
     noise = 0.05 * expected.std() * torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
-    written = Written(tmp_path, "the engine", "int8", tolerance=None, int8=True)
-    report = compare(model, lambda part: (expected + noise)[: len(part)], images, written)
+    written = {"path": tmp_path, "engine": "the engine", "form": "int8", "tolerance": None, "int8": True}
+    report = compare(model, lambda part: (expected + noise)[: len(part)], images, **written)
     assert 0.95 < report.correlation < 1 and report.agreement >= 0.75
     assert f"same class for {report.agreement:.0%} of the pictures" in str(report)
 
