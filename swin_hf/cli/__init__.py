@@ -4,6 +4,23 @@ A verb's module has ``add_arguments(parser)`` and ``run(args) -> int``; those th
 It is imported only when the verb is used: :mod:`swin_hf_cli` does that.
 """
 
+import argparse
+
+from swin_hf.predict import DEVICES, DTYPES, PictureError, find_pictures
 from swin_hf_cli import VERBS, main
 
 __all__ = ["VERBS", "main"]
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a verb that runs a model: where, and in which precision."""
+    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+
+
+def pictures_of(arguments: list[str], option: str = "") -> list[str]:
+    """What :func:`~swin_hf.predict.find_pictures` finds; PictureError for an argument that leads to no picture."""
+    found, problems = find_pictures(arguments)
+    if problems:
+        raise PictureError(f"{option and f'{option}: '}{problems[0]}")
+    return found

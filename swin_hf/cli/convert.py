@@ -28,29 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf convert``."""
     from swin_hf.checkpoints.tables import LAYOUTS, SAID
 
-    layouts = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
-    parser.epilog = f"layouts: {layouts}"
+    parser.epilog = "layouts: " + "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
     parser.add_argument("source", metavar="SOURCE", help="model to read, see swin-hf --help")
     parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
-    parser.add_argument(
-        "--to", required=True, choices=list(LAYOUTS), metavar="LAYOUT", help="layout to write, see below"
-    )
-    parser.add_argument(
-        "--layout", metavar="LAYOUT", help=f"layout of the source ({', '.join(SAID)}, or one below); detected"
-    )
+    parser.add_argument("--to", required=True, choices=LAYOUTS, metavar="LAYOUT", help="layout to write, see below")
+    said = ", ".join(SAID)
+    parser.add_argument("--layout", metavar="LAYOUT", help=f"of the source ({said}, or one below); detected")
     parser.add_argument("--preset", help="released model that the source is, see swin_hf.list_presets(); detected")
-    parser.add_argument(
-        "--weights", choices=["ema", "raw"], help="averaged or raw weights, where the source holds both"
-    )
+    parser.add_argument("--weights", choices=["ema", "raw"], help="averaged or raw, where the source holds both")
     side: dict[str, Any] = {"type": Number(int, SIDES), "nargs": "+"}
     parser.add_argument("--image-size", **side, metavar="PIXELS", help="resample for another image size")
     parser.add_argument("--window-size", **side, metavar="TOKENS", help="resample for another window")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument(
-        "--verify",
-        metavar="IMAGE",
-        help="classify this picture with source and destination, and with the layout's own library if it is installed",
-    )
+    compared = "classify this picture with source, destination and, where it is installed, the layout's own library"
+    parser.add_argument("--verify", metavar="IMAGE", help=compared)
 
 
 def run(args: argparse.Namespace) -> int:

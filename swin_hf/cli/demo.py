@@ -6,34 +6,23 @@ says how a program asks the same.
 
 import argparse
 
-from swin_hf.predict import DEVICES, DTYPES, PictureError, find_pictures
+from swin_hf.cli import add_device, pictures_of
 from swin_hf.ranges import Number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf demo``."""
     parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
-    parser.add_argument(
-        "--samples",
-        nargs="+",
-        default=[],
-        metavar="IMAGE",
-        help="files, folders or patterns of pictures to choose from",
-    )
-    parser.add_argument(
-        "--port", type=Number(int, "[1, 65535]"), metavar="N", help="port (default: the first free one from 7860 on)"
-    )
+    parser.add_argument("--samples", nargs="+", default=[], metavar="IMAGE", help="pictures or folders to choose from")
+    parser.add_argument("--port", type=Number(int, "[1, 65535]"), metavar="N", help="default: the first free from 7860")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--share", action="store_true", help="a public address too, through Gradio's servers")
-    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until it is interrupted."""
-    samples, problems = find_pictures(args.samples)
-    if problems:
-        raise PictureError(problems[0])
+    samples = pictures_of(args.samples)
     from swin_hf.demo import serve
 
     page = serve(args.model, port=args.port, share=args.share, samples=samples, device=args.device, dtype=args.dtype)

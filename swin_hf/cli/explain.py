@@ -7,18 +7,8 @@ of the model, or the blocks of one stage. The picture is drawn as the model sees
 import argparse
 from pathlib import Path
 
-from swin_hf.predict import (
-    DEVICES,
-    DTYPES,
-    PictureError,
-    class_names,
-    classify,
-    find_pictures,
-    load_classifier,
-    picture_mode,
-    prepare,
-    read_picture,
-)
+from swin_hf.cli import add_device, pictures_of
+from swin_hf.predict import PictureError, class_names, classify, load_classifier, picture_mode, prepare, read_picture
 from swin_hf.ranges import COUNT, Number
 from swin_hf.segment import class_at, is_segmenter
 from swin_hf.text import one_line
@@ -30,12 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="file, http(s) address, or - for standard input")
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="where to draw (default: IMAGE-explained.png)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    parser.add_argument(
-        "--target", metavar="CLASS", help="class for Grad-CAM, name or number (default: the predicted one)"
-    )
-    parser.add_argument(
-        "--stage", type=Number(int, COUNT), metavar="N", help="show every block of one stage, counted from 1"
-    )
+    parser.add_argument("--target", metavar="CLASS", help="name or number for Grad-CAM (default: the predicted class)")
+    parser.add_argument("--stage", type=Number(int, COUNT), metavar="N", help="show every block of one stage, from 1")
     parser.add_argument(
         "--pixel",
         type=Number(int, "[0, inf)"),
@@ -43,13 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("ROW", "COLUMN"),
         help="pixel of the resized picture that looks (default: where Grad-CAM is highest)",
     )
-    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw the maps and return the exit code."""
-    source = _one_picture(args.image)
+    source, *others = pictures_of([args.image])
+    if others:
+        raise PictureError(f"{args.image} matches {1 + len(others)} images; explain them one by one")
     output = args.output or Path(f"{_stem(source)}-explained.png")
     if output.exists() and not args.overwrite:
         raise ValueError(f"{output} exists; choose another --output, or say --overwrite")
@@ -61,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
 
     stages = model.config.num_layers
-    if args.stage is not None and args.stage > stages:
+    if (args.stage or 1) > stages:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
     (pixels,) = prepare(model, processor, [picture])
     pixel = None if args.pixel is None else (args.pixel[0], args.pixel[1])
@@ -80,15 +67,6 @@ def run(args: argparse.Namespace) -> int:
         f"pixel {row} {column} of the {pixels.shape[-2]}x{pixels.shape[-1]} picture that the model sees"
     )
     return 0
-
-
-def _one_picture(argument: str) -> str:
-    found, problems = find_pictures([argument])
-    if problems:
-        raise PictureError(problems[0])
-    if len(found) > 1:
-        raise PictureError(f"{argument} matches {len(found)} images; explain them one by one")
-    return found[0]
 
 
 def _stem(source: str) -> str:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from swin_hf.classes import class_table, match_classes
+from swin_hf.cli import pictures_of
 from swin_hf.export import ExportReport, export_onnx, export_openvino, export_torch, load_engine
 from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
-from swin_hf.predict import PictureError, find_pictures, load_classifier, picture_mode, prepare, read_picture
+from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
 from swin_hf.processing import decode_picture, decoding
 from swin_hf.ranges import SIDES, Number, one_or_two
 from swin_hf.segment import is_segmenter
@@ -39,9 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="quantise: onnx on the fly, openvino calibrated")
     parser.add_argument("--calibration", metavar="DATA", help="labelled pictures to calibrate on: folder or parquet")
     parser.add_argument("--test", metavar="DATA", help="labelled pictures to measure the accuracy on, before and after")
-    parser.add_argument(
-        "--tolerance", type=Number(float, "[0, inf)"), help="largest difference of a logit (1e-4; int8: half range)"
-    )
+    tolerance = Number(float, "[0, inf)")
+    parser.add_argument("--tolerance", type=tolerance, help="largest difference of a logit (1e-4; int8: half range)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -66,24 +66,18 @@ def run(args: argparse.Namespace) -> int:
         "overwrite": args.overwrite,
     }
     if args.images:
-        mode = picture_mode(model)
-        sources, problems = find_pictures(args.images)
-        if problems:
-            raise PictureError(f"--images: {problems[0]}")
+        mode, sources = picture_mode(model), pictures_of(args.images, "--images")
         pictures = [read_picture(source, mode, processor) for source in sources]
         options["images"] = torch.stack(prepare(model, processor, pictures))
     test = _read_test(args.test, model) if args.test else None  # before anything is written
-    report: ExportReport
     if args.to == "onnx":
         report = export_onnx(model, output, int8=args.int8, **options)
     elif args.to == "torch":
         report = export_torch(model, output, **options)
     else:
-        calibration = None
-        if args.int8:
-            found = _read_labelled(args.calibration, "train", CALIBRATION_PICTURES)
-            calibration = [images for images, _ in _batches(*found, model, processor)]
-        report = export_openvino(model, output, calibration=calibration, **options)
+        found = _read_labelled(args.calibration, "train", CALIBRATION_PICTURES) if args.int8 else None
+        batches = None if found is None else (images for images, _ in _batches(*found, model, processor))
+        report = export_openvino(model, output, calibration=batches, **options)
     print(report)
     if test is not None:
         _print_accuracy(*test, model, processor, report)
@@ -108,6 +102,8 @@ def _read_labelled(data: str, split: str, limit: int | None = None) -> tuple[Any
         split: Which split of a folder to take, if it is there; otherwise the last that is: test, validation, train.
         limit: Most rows to take.
     """
+    from datasets import ClassLabel, Image, load_dataset
+
     path = Path(data)
     if not path.exists():
         raise FileNotFoundError(f"{data}: no such folder or file; give labelled pictures")
@@ -118,21 +114,16 @@ def _read_labelled(data: str, split: str, limit: int | None = None) -> tuple[Any
         last = next(name for name in ("test", "validation", "train") if name in content.splits)
         rows, image, label = content.splits.get(split, content.splits[last]), "image", "label"
     else:
-        rows, image, label = _read_parquet(data)
+        rows = load_dataset("parquet", data_files=data, split="train")
+        columns = {type(feature): name for name, feature in rows.features.items()}
+        if Image not in columns or ClassLabel not in columns:
+            raise ValueError(f"{data} has columns {rows.column_names}; one of type Image and one ClassLabel are needed")
+        image, label = columns[Image], columns[ClassLabel]
+        rows = rows.cast_column(image, Image(decode=False))
     if len(rows) == 0:
         raise ValueError(f"{data} holds no pictures; give a folder with a folder of pictures for each class")
     rows = rows.shuffle(seed=0)
     return rows.select(range(min(limit or len(rows), len(rows)))), image, label
-
-
-def _read_parquet(data: str) -> tuple[Any, str, str]:
-    from datasets import ClassLabel, Image, load_dataset
-
-    rows = load_dataset("parquet", data_files=data, split="train")
-    columns = {type(feature): name for name, feature in rows.features.items()}
-    if Image not in columns or ClassLabel not in columns:
-        raise ValueError(f"{data} has columns {rows.column_names}; one of type Image and one ClassLabel are needed")
-    return rows.cast_column(columns[Image], Image(decode=False)), columns[Image], columns[ClassLabel]
 
 
 def _read_test(data: str, model: SwinHFForImageClassification) -> tuple[tuple[Any, str, str], Tensor]:

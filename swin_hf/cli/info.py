@@ -65,7 +65,7 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
     from swin_hf.hub.remote import HubError, attempt, client
 
     repo_id, named = split_hub_id(source)
-    api, state = client(), {}
+    api = client()
 
     def read() -> tuple[Any, dict[str, Any]]:
         header = api.get_safetensors_metadata(repo_id, revision=named or revision)
@@ -81,11 +81,10 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
         if error.transient or NotASafetensorsRepoError.__name__ in str(error):
             return None
         raise
-    for file in header.files_metadata.values():
-        for name, tensor in file.tensors.items():
-            state[name] = torch.empty(
-                tensor.shape, dtype=str_to_torch_dtype.get(tensor.dtype, torch.uint8), device="meta"
-            )
+    state = {}
+    for name, tensor in (item for file in header.files_metadata.values() for item in file.tensors.items()):
+        kind = str_to_torch_dtype.get(tensor.dtype, torch.uint8)
+        state[name] = torch.empty(tensor.shape, dtype=kind, device="meta")
     return Source(repo_id, state, config, is_folder=True)
 
 

@@ -16,31 +16,25 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from swin_hf.predict import DEVICES, DTYPES, Guess, PictureError, find_pictures, has_names, load_classifier, predict
+from swin_hf.cli import add_device
+from swin_hf.predict import Guess, PictureError, find_pictures, has_names, load_classifier, predict
 from swin_hf.ranges import COUNT, Number
 from swin_hf.segment import is_segmenter, predict_masks
 from swin_hf.text import one_line
 
 Result = tuple[str, list[Guess]]
+Attempt = tuple[str, list[Guess] | PictureError]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf predict``."""
     parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="file, folder, glob pattern, http(s) address, or - for standard input",
-    )
-    parser.add_argument(
-        "--top-k", type=Number(int, COUNT), default=5, metavar="K", help="classes per image (default: 5)"
-    )
-    parser.add_argument(
-        "--batch-size", type=Number(int, COUNT), default=16, metavar="N", help="images at a time (default: 16)"
-    )
-    parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)}, or cuda:1 and so on (default: auto)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision (default: that of the weights)")
+    found = "file, folder, glob pattern, http(s) address, or - for standard input"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=found)
+    count = Number(int, COUNT)
+    parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument("--batch-size", type=count, default=16, metavar="N", help="images at a time (default: 16)")
+    add_device(parser)
     parser.add_argument("--output", default="masks", metavar="FOLDER", help="of a segmenter's files (default: masks)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
@@ -56,18 +50,15 @@ def run(args: argparse.Namespace) -> int:
         return 2
     model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
     if not has_names(model):
-        _report(
-            f"{args.model} has no names for its {model.config.num_labels} classes; they are shown by number: put "
-            "id2label into its config.json"
-        )
+        unnamed = f"has no names for its {model.config.num_labels} classes; they are shown by number"
+        _report(f"{args.model} {unnamed}: put id2label into its config.json")
     skipped: list[str] = []
     if is_segmenter(model):
         found = predict_masks(model, processor, sources, Path(args.output), top_k=args.top_k)
     else:
         found = predict(model, processor, sources, top_k=args.top_k, batch_size=args.batch_size)
-    results = _watch(found, len(sources))
     print_results = _print_json if args.json else _print_csv if args.csv else _print_table
-    print_results(_successes(results, skipped))
+    print_results(_successes(_watch(found, len(sources)), skipped))
     if skipped or problems:
         _report(f"{len(skipped) + len(problems)} of {len(sources) + len(problems)} inputs could not be classified")
         return 1
@@ -78,7 +69,7 @@ def _report(sentence: str) -> None:
     print(f"swin-hf predict: {sentence}", file=sys.stderr)
 
 
-def _successes(results: Iterator[tuple[str, list[Guess] | PictureError]], skipped: list[str]) -> Iterator[Result]:
+def _successes(results: Iterator[Attempt], skipped: list[str]) -> Iterator[Result]:
     for source, result in results:
         if isinstance(result, PictureError):
             skipped.append(source)
@@ -87,9 +78,7 @@ def _successes(results: Iterator[tuple[str, list[Guess] | PictureError]], skippe
             yield source, result
 
 
-def _watch(
-    results: Iterator[tuple[str, list[Guess] | PictureError]], total: int
-) -> Iterator[tuple[str, list[Guess] | PictureError]]:
+def _watch(results: Iterator[Attempt], total: int) -> Iterator[Attempt]:
     """Show a progress bar on a terminal."""
     if total == 1 or not sys.stderr.isatty():
         yield from results
@@ -113,10 +102,8 @@ def _print_table(results: Iterator[Result]) -> None:
         if not guesses:
             table.add_row(one_line(source), "-", "")
         for rank, guess in enumerate(guesses, start=1):
-            ends = 1 < len(guesses) == rank
-            table.add_row(
-                one_line(source) if rank == 1 else "", one_line(guess.label), f"{guess.score:.4f}", end_section=ends
-            )
+            name, ends = one_line(source) if rank == 1 else "", 1 < len(guesses) == rank
+            table.add_row(name, one_line(guess.label), f"{guess.score:.4f}", end_section=ends)
     # A file or a pipe has no width: nothing is folded there.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table)
@@ -126,11 +113,8 @@ def _print_json(results: Iterator[Result]) -> None:
     """Print a list while it grows: each image as soon as it is known."""
     opening = "[\n"
     for source, guesses in results:
-        print(
-            opening + json.dumps({"image": source, "predictions": [asdict(guess) for guess in guesses]}),
-            end="",
-            flush=True,
-        )
+        result = {"image": source, "predictions": [asdict(guess) for guess in guesses]}
+        print(opening + json.dumps(result), end="", flush=True)
         opening = ",\n"
     print("[]" if opening == "[\n" else "\n]")
 
