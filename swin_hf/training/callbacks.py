@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from swin_hf.explain import as_seen
 from swin_hf.files import replacing
 
 from .figures import to_pixels
@@ -100,10 +101,17 @@ class EpochReport(Callback):
 
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
     """Undo the normalisation: ``(B, C, H, W)`` to ``(B, H, W, 3)`` in [0, 1]."""
-    processor = datamodule.image_processor()
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    pictures = (pixel_values.detach().float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    pictures = as_seen(pixel_values.detach(), datamodule.image_processor()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
+
+
+def gathered(mine: list[Any]) -> list[Any]:
+    """The entries of all processes, in the order of their ranks; every process has to ask."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    everyone: list[list[Any]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return [entry for entries in everyone for entry in entries]
 
 
 def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:

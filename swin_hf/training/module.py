@@ -25,7 +25,7 @@ from .options import plain
 
 @dataclass
 class TestReport:
-    """What a task adds to a test, besides the metrics that it has logged."""
+    """What a task adds to the logged metrics of a test."""
 
     table: str = ""  # text that is printed above the metrics
     metrics: dict[str, float] = field(default_factory=dict)  # more of them, for the facts
@@ -36,9 +36,9 @@ class TestReport:
 class SwinModule(LightningModule):
     """Trains a network with AdamW as Microsoft does; each task is a subclass.
 
-    A subclass sets :attr:`task`, :attr:`monitor` and :attr:`mode`, builds :attr:`model`, and writes the steps of
-    Lightning. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the ``labels`` of the task. The command
-    line and the record of a run ask the methods and attributes here.
+    A subclass sets :attr:`task`, :attr:`monitor` and :attr:`mode`, builds :attr:`model`, and writes
+    ``training_step`` and :meth:`evaluate`. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the
+    ``labels`` of the task. The command line and the record of a run ask the methods and attributes here.
 
     Args:
         optimization: AdamW, its learning rate and the schedule.
@@ -81,16 +81,11 @@ class SwinModule(LightningModule):
         return []
 
     def test_report(self) -> TestReport:
-        """What a test found, besides the metrics that were logged; called on rank 0 when it ends."""
+        """What a test found in addition to the logged metrics; called on rank 0 when it ends."""
         return TestReport()
 
     def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
-        """The :attr:`answer_columns` of each picture of a batch: what it is, and what the model said.
-
-        Args:
-            outputs: What ``test_step`` returned.
-            labels: Those of the batch.
-        """
+        """The :attr:`answer_columns` of each picture of a batch, from what ``test_step`` returned and its labels."""
         raise NotImplementedError(f"{type(self).__name__} has answer_columns; it has to say what they hold")
 
     def exportable(self) -> Any:
@@ -131,7 +126,7 @@ class SwinModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse a batch that the memory of this machine cannot train: Linux would kill the process without a word."""
-        data, device = getattr(self.trainer, "datamodule", None), self.trainer.strategy.root_device
+        data, device = self.datamodule, self.trainer.strategy.root_device
         recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
         if device.type != "cpu" or data is None or recomputes:
             return
@@ -166,7 +161,7 @@ class SwinModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
-        seed_rank(self.trainer, self.run_seed)
+        seed_rank(self.trainer, int(getattr(self.datamodule, "seed", 0) or 0))
         if self.interrupted_loss is not None:
             # Where no batch of the epoch is left, nothing else would log it.
             self.train_loss.update(0.0, weight=0.0)
@@ -195,9 +190,9 @@ class SwinModule(LightningModule):
             checkpoint["train_loss"] = self.trainer.strategy.reduce(state.clone(), reduce_op="sum").tolist()
 
     @property
-    def run_seed(self) -> int:
-        """The seed of the data module, 0 without one."""
-        return int(getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0)
+    def datamodule(self) -> Any:
+        """The data module of the run, ``None`` without one."""
+        return getattr(self.trainer, "datamodule", None)
 
     def planned_steps(self) -> tuple[int, int]:
         """Optimiser steps of one epoch and of the whole training, from lengths alone.
@@ -206,15 +201,12 @@ class SwinModule(LightningModule):
         in the epoch would be lost.
         """
         trainer = self.trainer
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if hasattr(datamodule, "steps_per_epoch"):
-            steps = datamodule.steps_per_epoch(trainer.world_size, trainer.accumulate_grad_batches)
+        if hasattr(self.datamodule, "steps_per_epoch"):
+            steps = self.datamodule.steps_per_epoch(trainer.world_size, trainer.accumulate_grad_batches)
         elif isinstance(trainer.limit_train_batches, int):
             steps = -(-trainer.limit_train_batches // trainer.accumulate_grad_batches)
         else:
-            raise ValueError(
-                "the length of an epoch is unknown without an ImageDataModule; set trainer.limit_train_batches"
-            )
+            raise ValueError("an epoch has no length without an ImageDataModule; set trainer.limit_train_batches")
         steps = max(1, steps)
         totals = [total for total in (steps * (trainer.max_epochs or 0), trainer.max_steps) if total > 0]
         if not totals:
@@ -225,11 +217,10 @@ class SwinModule(LightningModule):
         """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``."""
         if not self.optimization.lr_scaling:
             return 1.0
-        batch = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        batch = getattr(self.datamodule, "batch_size", None)
         if batch is None:
             raise ValueError(
-                "the batch size is unknown without an ImageDataModule; set optimization.lr_scaling to False and "
-                "give the learning rate of your batch"
+                "the batch size is unknown without an ImageDataModule; set optimization.lr_scaling to False"
             )
         return scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
@@ -281,16 +272,8 @@ class SwinModule(LightningModule):
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:
             different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-            first = [
-                f"{name}: {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in different[:3]
-            ]
+            some = [f"{n}: {theirs.get(n, 'absent')} there, {ours.get(n, 'absent')} here" for n in different[:3]]
             raise ValueError(
                 f"the checkpoint belongs to another model, {len(different)} of {len(ours)} tensors differ "
-                f"({'; '.join(first)}); use the configuration of its run (config.yaml in its folder)"
+                f"({'; '.join(some)}); use the configuration of its run (config.yaml in its folder)"
             )
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Number of parameters, all and trainable."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)

@@ -1,14 +1,13 @@
 """The network that a task trains: a new one of a preset, or one that starts from any Swin checkpoint."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig
 
 from swin_hf.families import TASKS, config_of_preset, family_of
 from swin_hf.hub import HubError
@@ -56,13 +55,9 @@ class Network:
 
 
 def new_network(task: str, preset: str, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
-    """A network with random weights, of the family that has the preset.
+    """A network with random weights for a task of ``swin_hf.families.TASKS``, of the family that has the preset.
 
-    Args:
-        task: One of ``swin_hf.families.TASKS``.
-        preset: One of ``swin_hf.list_presets()``.
-        fields: Fields of the configuration to set.
-        backend: See :attr:`Network.backend`.
+    ``fields`` of its configuration are set; ``backend`` is :attr:`Network.backend`.
     """
     config = config_of_preset(preset, **fields)
     return family_of(config).model_class(task)._from_config(config, **backend)
@@ -70,7 +65,7 @@ def new_network(task: str, preset: str, fields: dict[str, Any], backend: dict[st
 
 @contextmanager
 def starting_folder(path: str) -> Iterator[Path]:
-    """The folder of a model of this package that a path is, or that a foreign checkpoint is written to for a while.
+    """The folder of a model of this package: the path, or a temporary one that a foreign checkpoint is written to.
 
     Raises:
         ValueError: If the files of the folder do not fit each other, or the checkpoint cannot be read.
@@ -86,87 +81,26 @@ def starting_folder(path: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def stored_config(folder: Path) -> Any:
-    """The configuration in the folder of a model of one of our families."""
-    return family_of(PreTrainedConfig.get_config_dict(folder)[0]["model_type"]).config_class.from_pretrained(folder)
-
-
 def load_network(task: str, folder: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
-    """The network of a folder, with a new head where the folder has none of this size.
+    """The network for a task from the folder of a model of ours, of any task; its head is new where none fits.
 
-    Args:
-        task: One of ``swin_hf.families.TASKS``.
-        folder: Folder of a model of one of our families, built for any task.
-        fields: Fields of the configuration to set.
-        backend: See :attr:`Network.backend`.
+    ``fields`` of its configuration are set; ``backend`` is :attr:`Network.backend`.
 
     Raises:
         ValueError: If more than the head is missing or of another size.
     """
-    network, report = (
-        family_of(stored_config(folder))
-        .model_class(task)
-        .from_pretrained(
-            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
-        )
+    model_class = family_of(AutoConfig.from_pretrained(folder)).model_class(task)
+    network, report = model_class.from_pretrained(
+        folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
     )
     unfit = [str(name[0] if isinstance(name, tuple) else name) for name in report["mismatched_keys"]]
     missing = [name for name in [*report["missing_keys"], *unfit] if not name.startswith(TASKS[task].head)]
     if missing:
         raise ValueError(
-            f"the checkpoint does not fit the model: {len(missing)} tensors besides the head are missing or of another "
+            f"the checkpoint does not fit the model: {len(missing)} tensors outside the head are missing or of another "
             f"size ({', '.join(sorted(missing)[:5])}); change only image_size and window_size, or start anew"
         )
     return network
-
-
-def freeze_stages(base: Any, stages: int) -> list[nn.Module]:
-    """Freeze the patch embedding and the first stages of a Swin.
-
-    Args:
-        base: The base model.
-        stages: Number of leading stages to freeze with the embedding; 0 freezes nothing.
-
-    Returns:
-        The frozen parts, to be kept in evaluation mode.
-
-    Raises:
-        ValueError: If there are fewer stages.
-    """
-    if not 0 <= stages <= len(base.stages):
-        raise ValueError(f"freezing.stages is {stages} but the model has {len(base.stages)} stages")
-    frozen: list[nn.Module] = [base.embeddings, *list(base.stages)[:stages]] if stages else []
-    for part in frozen:
-        part.requires_grad_(False)
-    return frozen
-
-
-def add_lora(network: Any, rank: int, alpha: int | None, targets: list[str] | None, head: Sequence[str]) -> nn.Module:
-    """Wrap a network so that only low-rank adapters and its head are trained.
-
-    Args:
-        network: The network.
-        rank: Rank of the adapters.
-        alpha: Their scale; twice the rank if not given.
-        targets: Names of the linear layers that get one; those of the attention if not given.
-        head: Names of the modules that are trained as they are.
-
-    Raises:
-        ImportError: If peft is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError("lora.rank needs peft: pip install peft") from error
-    return get_peft_model(
-        network,
-        LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,
-            target_modules=targets or ["qkv", "proj"],
-            modules_to_save=list(head),
-        ),
-    )
 
 
 def recompute_activations(network: Any) -> None:

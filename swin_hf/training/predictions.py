@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swin_hf.files import replacing
 
+from .callbacks import gathered
 from .run_folder import new_run_folder
 
 NAME = "predictions.csv"
@@ -35,13 +35,7 @@ class Predictions(Callback):
         self.rows = []
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the answers."""
         module: Any = pl_module
@@ -52,10 +46,7 @@ class Predictions(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the answers of all processes."""
-        if trainer.world_size > 1:
-            everyone: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, self.rows)
-            self.rows = [row for rows in everyone for row in rows]
+        self.rows = gathered(self.rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
@@ -78,16 +69,9 @@ class Predictions(Callback):
 
 
 def folder_of_test(runs: Path, name: str, *starts: str | None) -> Path:
-    """The folder of the run that is tested, a new one where it is of none.
-
-    Args:
-        runs: Folder of all runs.
-        name: Name of a new one.
-        *starts: The checkpoint that is tested, or the folder of its weights.
-    """
-    for start in starts:
-        parents = [] if start is None else [Path(start), *Path(start).parents[:2]]
-        for folder in parents:
+    """The folder of the run whose checkpoint or weights (``starts``) are tested, else of a new run of this name."""
+    for start in map(Path, filter(None, starts)):
+        for folder in (start, *start.parents[:2]):
             if (folder / "config.yaml").is_file():
                 return folder
     return new_run_folder(runs, name)

@@ -1,9 +1,9 @@
 """The tasks that can be trained, one file each: module, metrics, figures and facts."""
 
 from ..module import SwinModule
-from .classification import Mixing, SwinClassifier
+from .classification import SwinClassifier
 from .distillation import Distillation
-from .heads import Freezing, Lora
+from .heads import Freezing, Lora, Mixing
 from .masked_image_modeling import Masking, SwinMaskedImageModeler
 from .multi_label import SwinMultiLabelClassifier
 from .regression import SwinRegressor

@@ -41,8 +41,7 @@ class ClassModule(SwinModule):
         Raises:
             ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        theirs = class_table(getattr(data, "id2label", None))
+        theirs = class_table(getattr(self.datamodule, "id2label", None))
         ours = class_table(self.model.config.id2label)
         if not theirs or theirs == ours:
             return
@@ -54,7 +53,7 @@ class ClassModule(SwinModule):
                 f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
                 " the data"
             )
-        data.renumber(match_classes(theirs, ours), ours)
+        self.datamodule.renumber(match_classes(theirs, ours), ours)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of other classes, or of another model, before anything is loaded.

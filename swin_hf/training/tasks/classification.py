@@ -1,110 +1,53 @@
 """Image classification: cross-entropy on hard or soft targets, everything else is regularisation."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
     MulticlassConfusionMatrix,
 )
-from torchvision.transforms import v2
 
 from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
-from swin_hf.ranges import check_fields, ranged
 from swin_hf.text import one_line
 
-from ..callbacks import keep_figure, to_pictures
+from ..callbacks import gathered, to_pictures
 from ..figures import LONGEST_NAME, draw_confusion, draw_pictures
 from ..module import TestReport
 from ..network import Network
 from ..optim import Optimization
 from .distillation import Distillation, Teacher, imitation_loss, load_teacher
-from .heads import ClassWeights, Freezing, HeadModule, Lora, check_weights
+from .heads import Freezing, HeadModule, Lora, Mixing
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """What the loss compares: label smoothing, Mixup and CutMix make soft targets, and classes may weigh more or less.
-
-    Args:
-        label_smoothing: Probability spread over all classes, in [0, 1].
-        mixup_alpha: Beta parameter of Mixup; 0 is off.
-        cutmix_alpha: Beta parameter of CutMix; 0 is off. With both, each batch takes one of them.
-        mix_probability: Share of the batches that are mixed.
-        class_weights: Weight of each class in the training loss: a list in the order of the classes, or by name, or
-            balanced, which is pictures / (classes x pictures of the class); with several labels an image, the weight
-            of its presence, which balanced makes absences / presences.
-    """
-
-    label_smoothing: float = ranged(0.1, "[0, 1]")
-    mixup_alpha: float = ranged(0.0, "[0, inf)")
-    cutmix_alpha: float = ranged(0.0, "[0, inf)")
-    mix_probability: float = ranged(1.0, "[0, 1]")
-    class_weights: ClassWeights = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_weights(self.class_weights)
-
-    def transform(self, classes: int) -> v2.Transform | None:
-        """Mixup, CutMix or a choice of both, for a batch and its labels; ``None`` when both are off.
-
-        Targets of a mixed batch become ``(B, classes)``.
-        """
-        choices: list[nn.Module] = []
-        if self.mixup_alpha:
-            choices.append(v2.MixUp(alpha=self.mixup_alpha, num_classes=classes))
-        if self.cutmix_alpha:
-            choices.append(v2.CutMix(alpha=self.cutmix_alpha, num_classes=classes))
-        if not choices:
-            return None
-        mix = choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
-        return mix if self.mix_probability == 1 else v2.RandomApply([mix], p=self.mix_probability)
+WORST_PICTURES = 16  # on the sheet that a test draws
 
 
 class SwinClassifier(HeadModule):
     """Train a Swin Transformer to classify images.
 
     The defaults are Microsoft's fine-tuning of a pre-trained model without Mixup; the full recipe is the configuration
-    ``imagenet1k_swin_tiny``. Learning rates are given for 512 images a step and scaled to the real global batch.
+    ``imagenet1k_swin_tiny``. Learning rates are given for 512 images a step and scaled to the real global batch. The
+    other arguments and the errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
-        weights: Weights to start from: a ``save_pretrained`` folder (SimMIM too), a Hub id, or a checkpoint of
-            Microsoft, timm, torchvision, transformers or OpenMMLab. The head is replaced when the classes differ.
-        num_labels: Number of classes; from the data when run by the command line.
-        id2label: Class number to name; from the data when run by the command line.
-        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; from the data when run by the command line.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
-        mixing: Label smoothing, Mixup and CutMix.
-        freezing: What is not trained.
-        lora: Low-rank adapters.
+        mixing: Label smoothing, Mixup, CutMix and class weights.
         distillation: A teacher that is imitated.
-
-    Raises:
-        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
     """
 
     monitor = "val_accuracy"
     mode = "max"
-    finetuning_config = "finetune_imagefolder"
     answer_columns = ("label", "prediction", "probability")
 
     def __init__(
@@ -122,47 +65,44 @@ class SwinClassifier(HeadModule):
         lora: Lora = Lora(),
         distillation: Distillation = Distillation(),
     ) -> None:
-        super().__init__(optimization, network.compile)
-        # Not to the loggers: the command logs the whole configuration once, without clashes with the data's.
-        self.save_hyperparameters(logger=False)
-        classes = self.build(preset, weights, num_labels, id2label, image_size, num_channels, network, freezing, lora)
+        super().__init__(
+            preset, weights, num_labels, id2label, image_size, num_channels, network, optimization, freezing, lora
+        )
         self.mixing = mixing
-        self.mix = mixing.transform(classes)
+        self.mix = mixing.transform(self.model.config.num_labels)
         self.distillation = distillation
         self.teacher: list[Teacher] = []  # in a list: neither saved, nor averaged, nor trained
-        self.configure_metrics(classes)
 
-    def configure_metrics(self, classes: int) -> None:
-        """Create the metrics: objects that hold counts, hence exact over any number of processes."""
+    def configure_metrics(self, labels: int) -> None:
+        """Accuracies and, in a test, the calibration error and the confusion matrix."""
         accuracies: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)
+            "accuracy": MulticlassAccuracy(labels, average="micro", validate_args=False)
         }
-        if classes > 5:
-            accuracies["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
+        if labels > 5:
+            accuracies["accuracy_top5"] = MulticlassAccuracy(labels, top_k=5, average="micro", validate_args=False)
         metrics = MetricCollection(accuracies, compute_groups=False)
         self.val_metrics = metrics.clone(prefix="val_")
         self.test_metrics = metrics.clone(prefix="test_")
-        self.test_metrics.add_metrics({"ece": MulticlassCalibrationError(classes, n_bins=15, validate_args=False)})
+        self.test_metrics.add_metrics({"ece": MulticlassCalibrationError(labels, n_bins=15, validate_args=False)})
         self.confusion: MulticlassConfusionMatrix | None = None
-        if classes <= MAX_CONFUSION_CLASSES:
-            self.confusion = MulticlassConfusionMatrix(classes, validate_args=False)
-        self.confusion_counts: Tensor | None = None  # (classes, classes), after a test: rows are the truth
+        if labels <= MAX_CONFUSION_CLASSES:
+            self.confusion = MulticlassConfusionMatrix(labels, validate_args=False)
+        self.worst: list[dict[str, Tensor]] = []  # in a test: its worst pictures, of the highest loss first
+        self.confusion_counts: Tensor | None = None  # (num_labels, num_labels), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, weigh the classes and load the teacher.
 
         Raises:
-            ValueError: If the data has another number of classes, or the weights or the teacher do not fit.
+            ValueError: If the data has other classes, or the class weights or the teacher do not fit.
         """
         super().setup(stage)
-        if stage == "fit":
-            self.weigh_classes(self.mixing.class_weights)
         if stage == "fit" and self.distillation.teacher is not None and not self.teacher:
-            data: Any = getattr(self.trainer, "datamodule", None)
-            config = self.model.config
+            data, config = self.datamodule, self.model.config
             normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
-            teacher = load_teacher(self.distillation.teacher, config.id2label, config.num_channels, normalization)
-            self.teacher = [teacher]
+            self.teacher = [
+                load_teacher(self.distillation.teacher, config.id2label, config.num_channels, normalization)
+            ]
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device, and say what is trained."""
@@ -195,7 +135,7 @@ class SwinClassifier(HeadModule):
         """Add a batch to the loss and accuracies of a split, in a test also to the confusion counts.
 
         Returns:
-            ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``; nothing for an empty batch.
+            ``logits`` ``(B, num_labels)``; nothing for an empty batch.
         """
         loss, metrics, outputs = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics"), {}
         if batch:
@@ -204,15 +144,35 @@ class SwinClassifier(HeadModule):
             losses = F.cross_entropy(logits.float(), labels, reduction="none")
             loss.update(losses)
             metrics.update(logits, labels)
-            if split == "test" and self.confusion is not None:
-                self.confusion.update(logits, labels)
-            outputs = {"logits": logits, "losses": losses}
+            if split == "test":
+                self.keep_answers(batch, logits, losses)
+            outputs = {"logits": logits}
         self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         return outputs
 
+    def on_test_start(self) -> None:
+        """Forget the pictures of an earlier test."""
+        self.worst = []
+
+    def keep_answers(self, batch: dict[str, Tensor], logits: Tensor, losses: Tensor) -> None:
+        """Add a batch of a test to the confusion counts, and keep the pictures with the highest losses so far."""
+        labels = batch["labels"]
+        if self.confusion is not None:
+            self.confusion.update(logits, labels)
+        found = {
+            "losses": losses,
+            "pixel_values": batch["pixel_values"],
+            "labels": labels,
+            "predictions": logits.argmax(-1),
+            "rows": batch.get("rows", torch.full_like(labels, -1)),  # of a stream they are unknown
+        }
+        self.worst = [keep_worst([*self.worst, found], WORST_PICTURES)]
+
     def on_test_epoch_end(self) -> None:
-        """Keep the confusion counts of all processes."""
+        """Gather the confusion counts and the worst pictures of all processes."""
+        found = gathered([{name: value.cpu() for name, value in part.items()} for part in self.worst])
+        self.worst = [keep_worst(found, WORST_PICTURES)] if found else []
         if self.confusion is not None:
             self.confusion_counts = self.confusion.compute().cpu()
             self.confusion.reset()
@@ -228,94 +188,32 @@ class SwinClassifier(HeadModule):
         rows = zip(labels.tolist(), predictions.tolist(), shares.tolist(), strict=True)
         return [(names[label], names[prediction], share) for label, prediction, share in rows]
 
-    def run_callbacks(self, folder: Path | None) -> list[Callback]:
-        """The sheet of the worst predicted pictures."""
-        return [WorstPictures(folder)]
-
     def test_report(self) -> TestReport:
-        """Scores of each class, and the confusion matrix."""
+        """Scores of each class, the confusion matrix, and the sheet of the worst pictures."""
+        labels = class_table(self.model.config.id2label)
+        figures: dict[str, Callable[[], Figure]] = {}
+        if self.worst:
+            figures["worst_pictures"] = partial(self.draw_worst, labels)
         if self.confusion_counts is None:
-            return TestReport()
-        counts, labels = self.confusion_counts.numpy(), class_table(self.model.config.id2label)
+            return TestReport(figures=figures)
+        counts = self.confusion_counts.numpy()
         scores = class_scores(counts, labels)
         return TestReport(
             table=score_table(scores),
             metrics={"f1_macro": macro_f1(counts)},
             facts={"per_class": scores, "confusion_matrix": ConfusionMatrix(labels, counts.tolist(), "test")},
-            figures={"confusion_matrix": partial(draw_confusion, counts, labels)},
+            figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | figures,
         )
 
-
-class WorstPictures(Callback):
-    """Draws the test pictures with the highest losses into the run folder.
-
-    Args:
-        folder: The run folder; without one, or where it has no model yet, nothing is drawn.
-        pictures: Number of pictures.
-    """
-
-    def __init__(self, folder: Path | None, pictures: int = 16) -> None:
-        self.folder = folder
-        self.pictures = pictures
-        self.worst: list[dict[str, Tensor]] = []
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the pictures of an earlier test."""
-        self.worst = []
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the pictures with the highest losses."""
-        if not outputs:
-            return
-        found = {
-            "losses": outputs["losses"],
-            "pixel_values": batch["pixel_values"],
-            "labels": batch["labels"],
-            "predictions": outputs["logits"].argmax(-1),
-            "rows": batch.get("rows", torch.full_like(batch["labels"], -1)),  # of a stream they are unknown
-        }
-        self.worst = [keep_worst([*self.worst, found], self.pictures)]
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the pictures of all processes."""
-        if trainer.world_size == 1:
-            return
-        mine = [{name: value.cpu() for name, value in part.items()} for part in self.worst]
-        everyone: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-        found = [part for parts in everyone for part in parts]
-        self.worst = [keep_worst(found, self.pictures)] if found else []
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
-        if self.worst and self.folder is not None and trainer.is_global_zero and (self.folder / "model").is_dir():
-            network: Any = pl_module.model
-            labels = class_table(network.config.id2label)
-            keep_figure(trainer, self.folder, "worst_pictures", lambda: self.draw(trainer, labels))
-
-    def draw(self, trainer: Trainer, labels: list[str]) -> Figure:
-        """The sheet."""
-        worst = {name: value.cpu() for name, value in self.worst[0].items()}
-        pictures = list(to_pictures(worst["pixel_values"], trainer.datamodule))
+    def draw_worst(self, labels: list[str]) -> Figure:
+        """The test pictures with the highest losses."""
+        (worst,) = self.worst
         names = [one_line(label, LONGEST_NAME) for label in labels]
-        captions = [
-            f"{names[label]},\nseen as {names[prediction]}\nloss {loss:.2f}"
-            for label, prediction, loss in zip(
-                worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
-            )
-        ]
-        loader: Any = trainer.test_dataloaders
-        files = [
-            "" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()
-        ]
+        facts = zip(*(worst[name].tolist() for name in ("labels", "predictions", "losses")), strict=True)
+        captions = [f"{names[label]},\nseen as {names[guess]}\nloss {loss:.2f}" for label, guess, loss in facts]
+        dataset: Any = self.trainer.test_dataloaders.dataset
+        files = ["" if row < 0 else one_line(dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()]
+        pictures = list(to_pictures(worst["pixel_values"], self.datamodule))
         return draw_pictures(pictures, captions, files=files)
 
 
@@ -327,19 +225,20 @@ def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
 
 
 def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1 and support of each class from its confusion counts.
+    """Precision, recall, F1 and support of each class from its confusion counts."""
+    hits, truths, guesses = (sizes.tolist() for sizes in (np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)))
+    return [class_score(*values) for values in zip(labels, hits, truths, guesses, strict=True)]
+
+
+def class_score(label: str, hits: int, truths: int, guesses: int) -> ClassScore:
+    """Scores of a class with ``truths`` pictures that was predicted for ``guesses``, rightly for ``hits``.
 
     What would divide by zero is None: the precision of a class that was never predicted, the recall and the F1 of a
     class without pictures.
     """
-    scores = []
-    for label, hits, truths, guesses in zip(
-        labels, np.diag(counts).tolist(), counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist(), strict=True
-    ):
-        precision = hits / guesses if guesses else None
-        recall, f1 = (hits / truths, 2 * hits / (truths + guesses)) if truths else (None, None)
-        scores.append(ClassScore(label, precision, recall, f1, truths))
-    return scores
+    precision = hits / guesses if guesses else None
+    recall, f1 = (hits / truths, 2 * hits / (truths + guesses)) if truths else (None, None)
+    return ClassScore(label, precision, recall, f1, truths)
 
 
 def macro_f1(counts: np.ndarray[Any, Any]) -> float:

@@ -1,30 +1,30 @@
 """What the tasks share whose answer is one row of numbers for an image: the network and what of it is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torchvision.transforms import v2
+from transformers import AutoConfig
 
 from swin_hf.classes import ClassMismatchError, class_table, match_classes
 from swin_hf.families import TASKS, architectures
 from swin_hf.ranges import check_fields, check_range, ranged
 
 from ..data.sources import shorten
-from ..module import count_parameters
 from ..network import (
     Network,
-    add_lora,
-    freeze_stages,
     load_network,
     new_network,
     recompute_activations,
     resolve,
     starting_folder,
-    stored_config,
 )
+from ..optim import Optimization
 from .classes import ClassModule, class_fields, name_classes
 
 ClassWeights = Literal["balanced"] | list[float] | dict[str, float] | None
@@ -64,65 +64,132 @@ class Lora:
         check_fields(self)
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """What the loss compares: label smoothing, Mixup and CutMix make soft targets, and classes may weigh more or less.
+
+    Args:
+        label_smoothing: Probability spread over all classes, in [0, 1].
+        mixup_alpha: Beta parameter of Mixup; 0 is off.
+        cutmix_alpha: Beta parameter of CutMix; 0 is off. With both, each batch takes one of them.
+        mix_probability: Share of the batches that are mixed.
+        class_weights: Weight of each class in the training loss: a list in the order of the classes, or by name, or
+            balanced, which is pictures / (classes x pictures of the class); with several labels an image, the weight
+            of its presence, which balanced makes absences / presences.
+    """
+
+    label_smoothing: float = ranged(0.1, "[0, 1]")
+    mixup_alpha: float = ranged(0.0, "[0, inf)")
+    cutmix_alpha: float = ranged(0.0, "[0, inf)")
+    mix_probability: float = ranged(1.0, "[0, 1]")
+    class_weights: ClassWeights = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        weights = self.class_weights
+        if isinstance(weights, str):
+            if weights != "balanced":
+                raise ValueError(f"mixing.class_weights is {weights!r}; it must be 'balanced', a list, or by name")
+        elif weights is not None:
+            numbers = list(weights.values() if isinstance(weights, dict) else weights)
+            check_range("mixing.class_weights", numbers, "[0, inf)")
+
+    def transform(self, classes: int) -> v2.Transform | None:
+        """Mixup, CutMix or a choice of both, for a batch and its labels; ``None`` when both are off.
+
+        Targets of a mixed batch become ``(B, classes)``.
+        """
+        choices: list[nn.Module] = []
+        if self.mixup_alpha:
+            choices.append(v2.MixUp(alpha=self.mixup_alpha, num_classes=classes))
+        if self.cutmix_alpha:
+            choices.append(v2.CutMix(alpha=self.cutmix_alpha, num_classes=classes))
+        if not choices:
+            return None
+        mix = choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
+        return mix if self.mix_probability == 1 else v2.RandomApply([mix], p=self.mix_probability)
+
+
 class HeadModule(ClassModule):
-    """Trains an ``...ForImageClassification``; what its answers mean is the ``problem_type`` of its configuration.
+    """Trains an ``...ForImageClassification``; the ``problem_type`` of its configuration says what its answers mean.
 
-    A subclass calls :meth:`build` in its constructor, and :meth:`weigh_classes` where it has class weights.
+    A subclass makes its metrics in :meth:`configure_metrics`, and may set :attr:`mixing`.
 
-    Attributes:
-        class_weights: Weight of each class in the loss, ``(num_labels,)``, where there are some.
+    Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        weights: Weights to start from: a ``save_pretrained`` folder (SimMIM too), a Hub id, or a checkpoint of
+            Microsoft, timm, torchvision, transformers or OpenMMLab. The head is replaced when the classes differ.
+        num_labels: Number of classes, or of numbers in a regression; from the data when run by the command line.
+        id2label: Class number to name; from the data when run by the command line.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
+        optimization: AdamW, its learning rate and the schedule.
+        freezing: What is not trained.
+        lora: Low-rank adapters.
+
+    Raises:
+        ValueError: If a value is out of range, options contradict each other, or a checkpoint does not fit.
     """
 
     task = "image-classification"
+    finetuning_config = "finetune_imagefolder"
     problem_type: ClassVar[str | None] = None
+    default_labels: ClassVar[int | None] = None  # num_labels where nothing says how many there are
 
-    class_weights: Tensor | None
+    mixing: Mixing | None = None
+    class_weights: Tensor | None  # in the loss, (num_labels,), where there are some
 
-    def build(
+    def __init__(
         self,
-        preset: str,
-        weights: str | None,
-        num_labels: int | None,
-        id2label: dict[int, str] | None,
-        image_size: int | tuple[int, int] | None,
-        num_channels: int | None,
-        network: Network,
-        freezing: Freezing,
-        lora: Lora,
-    ) -> int:
-        """Make :attr:`model`, out of arguments of the task.
-
-        Returns:
-            The length of its answers.
-
-        Raises:
-            ValueError: If the options contradict each other, or a checkpoint does not fit.
-        """
+        preset: str = "swin_tiny_patch4_window7_224",
+        weights: str | None = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        network: Network = Network(),
+        optimization: Optimization = Optimization(),
+        freezing: Freezing = Freezing(),
+        lora: Lora = Lora(),
+    ) -> None:
+        super().__init__(optimization, network.compile)
+        # Not to the loggers: the command logs the whole configuration once, without clashes with the data's.
+        self.save_hyperparameters(logger=False)
         if lora.rank and (freezing.linear_probe or freezing.stages):
             other = "linear_probe" if freezing.linear_probe else f"freezing.stages {freezing.stages}"
             raise ValueError(
                 f"lora.rank {lora.rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
             )
-        fields = network.fields(image_size=image_size, num_channels=num_channels, **class_fields(num_labels, id2label))
+        classes = class_fields(num_labels or self.default_labels, id2label)
+        fields = network.fields(image_size=image_size, num_channels=num_channels, **classes)
         self.starting_point = weights
         if weights is not None:
             self.origin = resolve(weights)
             weights = str(self.origin.path)
         self.model = build_classifier(preset, weights, fields, network.backend)
         self.model.config.problem_type = self.problem_type
-        answers = int(self.model.config.num_labels or 0)
         if network.gradient_checkpointing:
             recompute_activations(self.model)
-        if freezing.linear_probe:
-            self.model.base_model.requires_grad_(False)
-            self.frozen_parts = [self.model.base_model]
-        elif freezing.stages:
-            self.frozen_parts = freeze_stages(self.model.base_model, freezing.stages)
+        self.frozen_parts = freeze(self.model.base_model, freezing)
         if lora.rank:
-            head = [name.rstrip(".") for name in TASKS[self.task].head]
-            self.model = add_lora(self.model, lora.rank, lora.alpha, lora.targets, head)
+            self.model = add_lora(self.model, lora, [name.rstrip(".") for name in TASKS[self.task].head])
         self.register_buffer("class_weights", None, persistent=False)
-        return answers
+        self.configure_metrics(int(self.model.config.num_labels or 0))
+
+    def configure_metrics(self, labels: int) -> None:
+        """Make the metrics for answers of this length: objects that hold counts, exact over any number of processes."""
+        raise NotImplementedError(f"{type(self).__name__} has to make its metrics")
+
+    def setup(self, stage: str) -> None:
+        """Check the model against the data, and weigh the classes.
+
+        Raises:
+            ValueError: If the data has other classes, or the class weights do not fit.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.mixing is not None:
+            self.weigh_classes(self.mixing.class_weights)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
@@ -132,11 +199,12 @@ class HeadModule(ClassModule):
     def on_fit_start(self) -> None:
         """Say what is trained."""
         super().on_fit_start()
-        total, trainable = count_parameters(self.model)
-        rank_zero_info(f"{trainable:,} of {total:,} parameters are trained")
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
+        trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+        rank_zero_info(f"{trained:,} of {total:,} parameters are trained")
 
     def weigh_classes(self, wanted: ClassWeights) -> None:
-        """Set :attr:`class_weights`, ``(num_labels,)``; the data number their classes as the model does by now.
+        """Set :attr:`class_weights`; the data number their classes as the model does by now.
 
         Raises:
             ValueError: If the weights are not those of the classes, or would have to be counted in a stream.
@@ -145,22 +213,12 @@ class HeadModule(ClassModule):
             return
         names = class_table(self.model.config.id2label)
         if wanted == "balanced":
-            data: Any = getattr(self.trainer, "datamodule", None)
-            counts = list(getattr(data, "class_counts", {}).values())
-            if not counts:
-                raise ValueError(
-                    "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
-                    "or without an ImageDataModule; give the weights"
-                )
-            found = torch.tensor(counts, dtype=torch.float64)
-            values = self.balanced_weights(found, data.split_sizes["train"])
-            values = torch.where(found > 0, values, 1.0)  # no picture shows what the others are worth
+            values = self.balance()
         elif isinstance(wanted, Mapping):
-            if sorted(wanted) != sorted(names):
-                different = sorted(set(wanted) ^ set(names))
+            if different := set(wanted) ^ set(names):
                 raise ValueError(
-                    f"mixing.class_weights differs from the classes in {shorten(different)}; give the weight of each of"
-                    f" {shorten(names)}"
+                    f"mixing.class_weights differs from the classes in {shorten(sorted(different))}; give the weight "
+                    f"of each of {shorten(names)}"
                 )
             values = torch.tensor([wanted[name] for name in names])
         else:
@@ -174,28 +232,47 @@ class HeadModule(ClassModule):
         shown = [f"{name} {value:.4g}" for name, value in zip(names, values.tolist(), strict=True)]
         rank_zero_info(f"class weights: {shorten(shown)}")
 
-    def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
-        """The weights that ``balanced`` means.
+    def balance(self) -> Tensor:
+        """The weights that ``balanced`` means for the training pictures of each class, ``(num_labels,)``."""
+        counts = torch.tensor(list(getattr(self.datamodule, "class_counts", {}).values()), dtype=torch.float64)
+        if not len(counts):
+            raise ValueError(
+                "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
+                "or without an ImageDataModule; give the weights"
+            )
+        # A weight of 1 for classes without pictures: nothing shows what they are worth.
+        return torch.where(counts > 0, self.balanced_weights(counts, self.datamodule.split_sizes["train"]), 1.0)
 
-        Args:
-            counts: Training pictures of each class, ``(num_labels,)``.
-            pictures: Training pictures.
-        """
+    def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
+        """The weights for these training pictures of each class, out of so many; where a count is 0, any value."""
         return pictures / (counts * (counts > 0).sum())
 
 
-def check_weights(weights: ClassWeights) -> None:
-    """Refuse weights that no loss can have.
+def freeze(base: Any, freezing: Freezing) -> list[nn.Module]:
+    """Freeze parts of a base model, and return them: they stay in evaluation mode."""
+    if freezing.stages > len(base.stages):
+        raise ValueError(f"freezing.stages is {freezing.stages} but the model has {len(base.stages)} stages")
+    parts: list[nn.Module] = [base.embeddings, *list(base.stages)[: freezing.stages]] if freezing.stages else []
+    parts = [base] if freezing.linear_probe else parts
+    for part in parts:
+        part.requires_grad_(False)
+    return parts
+
+
+def add_lora(network: Any, lora: Lora, head: list[str]) -> nn.Module:
+    """Wrap a network so that only low-rank adapters and the modules of its head are trained.
 
     Raises:
-        ValueError: If one is negative or not finite, or the word is another.
+        ImportError: If peft is not installed.
     """
-    if isinstance(weights, str) and weights != "balanced":
-        raise ValueError(f"mixing.class_weights is {weights!r}; it must be 'balanced', a list, or names with weights")
-    if weights is not None and not isinstance(weights, str):
-        check_range(
-            "mixing.class_weights", list(weights.values() if isinstance(weights, dict) else weights), "[0, inf)"
-        )
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("lora.rank needs peft: pip install peft") from error
+    alpha, targets = lora.alpha or 2 * lora.rank, lora.targets or ["qkv", "proj"]
+    return get_peft_model(
+        network, LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, modules_to_save=head)
+    )
 
 
 def build_classifier(preset: str, path: str | None, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
@@ -216,29 +293,21 @@ def build_classifier(preset: str, path: str | None, fields: dict[str, Any], back
     if path is None:
         return new_network(task, preset, fields, backend)
     with starting_folder(path) as folder:
-        stored = stored_config(folder)
+        stored = AutoConfig.from_pretrained(folder)
         built = architectures().get(next(iter(stored.architectures or ()), ""))
         known = class_table(stored.id2label) if built is not None and built.task == task else []
         wanted = class_table(fields.get("id2label"))
-        rows = rows_of_head(wanted, known)
+        rows = None  # of the stored head, for each class that is wanted, where it knows them all
+        with suppress(ClassMismatchError):
+            rows = match_classes(wanted, known, model="the starting point") if wanted and known else None
         if rows is not None:
             fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
         network = load_network(task, folder, fields, backend)
-    if rows is not None:
-        network.select_labels(rows)
+    if wanted and known:
+        if rows is None:
+            rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
+            network.reset_classifier(len(wanted))
+        else:
+            network.select_labels(rows)
         name_classes(network.config, wanted)
-    elif wanted and known:
-        rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
-        head: Any = network.classifier
-        head = nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
-        network._init_weights(head)
-        network.classifier = head
     return network
-
-
-def rows_of_head(wanted: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    """Number of each class in a stored head; ``None`` where it does not know them all."""
-    try:
-        return match_classes(wanted, known, model="the starting point") if wanted and known else None
-    except ClassMismatchError:
-        return None

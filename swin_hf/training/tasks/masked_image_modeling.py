@@ -145,18 +145,10 @@ class Reconstructions(Callback):
         self.pictures = pictures
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Draw the first batch."""
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:
-            return
-        if not outputs:  # all unreadable
+        """Draw the first batch, unless all of it was unreadable."""
+        if batch_idx or not outputs or trainer.sanity_checking or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         images = batch["pixel_values"][: self.pictures]
         mask = outputs["mask"][: self.pictures, None]  # B, 1, H, W in pixels, 1 where hidden

@@ -9,14 +9,13 @@ from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
 
 from swin_hf.classes import class_table
-from swin_hf.hub.facts import ClassScore
 
 from ..data.targets import MultiLabelDataModule
 from ..module import TestReport
 from ..network import Network
 from ..optim import Optimization
-from .classification import Mixing, score_table
-from .heads import Freezing, HeadModule, Lora
+from .classification import class_score, score_table
+from .heads import Freezing, HeadModule, Lora, Mixing
 
 THRESHOLD = 0.5  # probability from which a class counts as found
 
@@ -27,21 +26,10 @@ class SwinMultiLabelClassifier(HeadModule):
     The loss is transformers' for ``problem_type="multi_label_classification"``. The best checkpoint is the one with the
     highest mean average precision (mAP) over the classes that occur in the validation split.
 
-    Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
-        weights: Weights to start from, see :class:`SwinClassifier`.
-        num_labels: Number of classes; from the data when run by the command line.
-        id2label: Class number to name; from the data when run by the command line.
-        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; from the data when run by the command line.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
-        mixing: Label smoothing (towards 0.5), Mixup, CutMix and class weights.
-        freezing: What is not trained.
-        lora: Low-rank adapters.
+    The other arguments and the errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`.
 
-    Raises:
-        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
+    Args:
+        mixing: Label smoothing (towards 0.5), Mixup, CutMix and class weights.
     """
 
     monitor = "val_map"
@@ -49,7 +37,6 @@ class SwinMultiLabelClassifier(HeadModule):
     problem_type = "multi_label_classification"
     data_class = MultiLabelDataModule
     default_config = "multi_label"
-    finetuning_config = "finetune_imagefolder"
     answer_columns = ("label", "prediction", "probability")
 
     def __init__(
@@ -66,25 +53,19 @@ class SwinMultiLabelClassifier(HeadModule):
         freezing: Freezing = Freezing(),
         lora: Lora = Lora(),
     ) -> None:
-        super().__init__(optimization, network.compile)
-        self.save_hyperparameters(logger=False)
-        classes = self.build(preset, weights, num_labels, id2label, image_size, num_channels, network, freezing, lora)
-        self.mixing, self.mix = mixing, mixing.transform(classes)
-        precision = MultilabelAveragePrecision(classes, average="none", validate_args=False)
-        counts = MultilabelStatScores(classes, threshold=THRESHOLD, average="none", validate_args=False)
+        super().__init__(
+            preset, weights, num_labels, id2label, image_size, num_channels, network, optimization, freezing, lora
+        )
+        self.mixing = mixing
+        self.mix = mixing.transform(self.model.config.num_labels)
+
+    def configure_metrics(self, labels: int) -> None:
+        """Average precisions and counts of each class."""
+        precision = MultilabelAveragePrecision(labels, average="none", validate_args=False)
+        counts = MultilabelStatScores(labels, threshold=THRESHOLD, average="none", validate_args=False)
         self.val_precision, self.test_precision = precision, precision.clone()
         self.val_counts, self.test_counts = counts, counts.clone()
-        self.tested_counts: Tensor | None = None  # after a test, (classes, 5): see MultilabelStatScores
-
-    def setup(self, stage: str) -> None:
-        """Check the model against the data and weigh the classes.
-
-        Raises:
-            ValueError: If the data has another number of classes, or the weights do not fit.
-        """
-        super().setup(stage)
-        if stage == "fit":
-            self.weigh_classes(self.mixing.class_weights)
+        self.tested_counts: Tensor | None = None  # after a test, (num_labels, 5): see MultilabelStatScores
 
     def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
         """Pictures without each class for one with it."""
@@ -165,9 +146,9 @@ class SwinMultiLabelClassifier(HeadModule):
         """Scores of each class."""
         if self.tested_counts is None:
             return TestReport()
-        names, scores = class_table(self.model.config.id2label), []
-        for name, (hits, wrong, _, missed, support) in zip(names, self.tested_counts.tolist(), strict=True):
-            precision = hits / (hits + wrong) if hits + wrong else None
-            recall, f1 = (hits / support, 2 * hits / (2 * hits + wrong + missed)) if support else (None, None)
-            scores.append(ClassScore(name, precision, recall, f1, support))
+        names = class_table(self.model.config.id2label)
+        scores = [
+            class_score(name, hits, support, hits + wrong)
+            for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
+        ]
         return TestReport(table=score_table(scores), facts={"per_class": scores})

@@ -14,9 +14,7 @@ from swin_hf.text import one_line
 from ..data.targets import RegressionDataModule
 from ..figures import LONGEST_NAME
 from ..module import TestReport
-from ..network import Network
-from ..optim import Optimization
-from .heads import Freezing, HeadModule, Lora
+from .heads import HeadModule
 
 
 class SwinRegressor(HeadModule):
@@ -26,49 +24,20 @@ class SwinRegressor(HeadModule):
     their mean. Bring them to a standard deviation about 1 where they are far from it. Metrics are the mean absolute
     error, the root of the mean squared error, and R2; of several numbers, over all of them (R2: the mean of theirs).
 
-    Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
-        weights: Weights to start from, see :class:`SwinClassifier`.
-        num_labels: How many numbers a picture has; from the data when run by the command line.
-        id2label: Their names, by their place; from the data when run by the command line.
-        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; from the data when run by the command line.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
-        freezing: What is not trained.
-        lora: Low-rank adapters.
-
-    Raises:
-        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
+    The arguments and errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`; ``num_labels`` is how many
+    numbers a picture has, and ``id2label`` has their names, by their place.
     """
 
     monitor = "val_mae"
-    mode = "min"
     problem_type = "regression"
+    default_labels = 1
     data_class = RegressionDataModule
     default_config = "regression"
-    finetuning_config = "finetune_imagefolder"
 
     centre: Tensor
 
-    def __init__(
-        self,
-        preset: str = "swin_tiny_patch4_window7_224",
-        weights: str | None = None,
-        num_labels: int | None = None,
-        id2label: dict[int, str] | None = None,
-        image_size: int | tuple[int, int] | None = None,
-        num_channels: int | None = None,
-        network: Network = Network(),
-        optimization: Optimization = Optimization(),
-        freezing: Freezing = Freezing(),
-        lora: Lora = Lora(),
-    ) -> None:
-        super().__init__(optimization, network.compile)
-        self.save_hyperparameters(logger=False)
-        numbers = self.build(
-            preset, weights, num_labels or 1, id2label, image_size, num_channels, network, freezing, lora
-        )
+    def configure_metrics(self, labels: int) -> None:
+        """Errors over all numbers and, in a test, of each."""
         errors: dict[str, Metric | MetricCollection] = {
             "mae": MeanAbsoluteError(),
             "rmse": MeanSquaredError(squared=False),
@@ -77,18 +46,17 @@ class SwinRegressor(HeadModule):
         metrics = MetricCollection(errors, compute_groups=False)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val_"), metrics.clone(prefix="test_")
         each: dict[str, Metric | MetricCollection] = {
-            "mae": MeanAbsoluteError(numbers),
-            "rmse": MeanSquaredError(squared=False, num_outputs=numbers),
+            "mae": MeanAbsoluteError(labels),
+            "rmse": MeanSquaredError(squared=False, num_outputs=labels),
         }
         self.test_each = MetricCollection(each, compute_groups=False)
-        self.tested_each: dict[str, Tensor] = {}  # after a test: (numbers,) each
-        self.register_buffer("centre", torch.zeros(numbers), persistent=False)
+        self.tested_each: dict[str, Tensor] = {}  # after a test: (num_labels,) each
+        self.register_buffer("centre", torch.zeros(labels), persistent=False)
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, and find the middle of its numbers, where a new head starts."""
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        self.centre = torch.tensor(getattr(data, "label_means", None) or self.centre.tolist())
+        self.centre = torch.tensor(getattr(self.datamodule, "label_means", None) or self.centre.tolist())
         if stage == "fit":
             for name, parameter in self.model.named_parameters():
                 if "classifier." in name and name.endswith("bias") and not parameter.any():
