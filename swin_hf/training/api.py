@@ -32,11 +32,8 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The network with the best weights, in evaluation mode."""
-        return (
-            getattr(transformers, TASKS[MODULES[self.task].task].auto_class)
-            .from_pretrained(self.folder / "model")
-            .eval()
-        )
+        auto_class = getattr(transformers, TASKS[MODULES[self.task].task].auto_class)
+        return auto_class.from_pretrained(self.folder / "model").eval()
 
 
 def train(
@@ -79,8 +76,7 @@ def train(
     if run.run_folder is None or not (run.run_folder / "model").is_dir():
         raise ValueError("nothing was trained, so there is no model; leave fast_dev_run out")
     facts = TrainingFacts.load(run.run_folder / "model")
-    names = {"validation": "val"}
-    metrics = {f"{names.get(metric.split, metric.split)}_{metric.name}": metric.value for metric in facts.metrics}
+    metrics = {f"{metric.split.replace('validation', 'val')}_{metric.name}": metric.value for metric in facts.metrics}
     return Run(task, run.run_folder, metrics)
 
 
@@ -99,7 +95,7 @@ def words_of(module_class: type[SwinModule], data: Any, options: Mapping[str, An
         raise ValueError(f"data is a {type(data).__name__}; give a folder, a Hub id or a {wanted}")
     for name, value in options.items():
         section = next((f"{section}." for section, names in sections.items() if name in names), "")
-        value, is_group = plain(value), isinstance(value, dict) or hasattr(value, "__dataclass_fields__")
-        group = {f"{name}.{inner}": item for inner, item in value.items()} if is_group else {name: value}
+        value = plain(value)
+        group = {f"{name}.{i}": item for i, item in value.items()} if isinstance(value, dict) else {name: value}
         for inner, item in group.items():
             yield section + inner, item if isinstance(item, str) else json.dumps(item)

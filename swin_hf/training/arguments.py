@@ -33,18 +33,17 @@ _LONGEST_ERROR = 400  # characters
 
 
 class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one line, not a page of usage; an unknown option is told with its nearest names."""
+    """A parser whose errors are one line, not a page of usage; that of an unknown option names the nearest."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and leave with exit code 2."""
         message = " ".join(message.split())
         if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", message):
             message = f"there is no option {unknown[1]}{_nearest(unknown[1], self)}; --help lists them"
-        wrong = re.fullmatch(r'Parser key "([\w.]+)": (.*Expected .*(?:Got|Given) value: (.*))', message)
-        kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing.Literal(\[.*?\]))", wrong[2]) if wrong else []
-        if wrong and kinds:
+        if wrong := re.fullmatch(r'Parser key "([\w.]+)": (.*Expected .*(?:Got|Given) value: (.*))', message):
+            kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing.Literal(\[.*?\]))", wrong[2])
             wanted = " or ".join(dict.fromkeys(_KINDS.get(kind, kind) or choices for kind, choices in kinds))
-            message = f"--{wrong[1]} is {wrong[3]}; it must be {wanted}"
+            message = f"--{wrong[1]} is {wrong[3]}; it must be {wanted}" if kinds else message
         message = message[:_LONGEST_ERROR]
         print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the message
         raise SystemExit(2) from ValueError(message)
@@ -128,20 +127,19 @@ def refuse_names(words: Sequence[str], linked: Sequence[str]) -> None:
         ValueError: Gives the new name of each.
         SystemExit: Names the file and the options.
     """
-    files: dict[str, dict[str, Any]] = {}
-    for path in (word.removeprefix("--config=") for word in words if word.startswith("--config=")):
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            values = values if isinstance(values, dict) else {}
-            files[path] = {name: value for name, value in values.items() if isinstance(value, dict)}
     given = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
     found = [f"--{old} is now --{new}" for old, new in renamed(given).items()]
-    for path, sections in files.items():
-        for section, values in sections.items():
-            found += [f"{path}: {section}.{old} is now {new}" for old, new in renamed(values, section).items()]
+    decided = []
+    for path in (word.removeprefix("--config=") for word in words if word.startswith("--config=")):
+        values: Any = None
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for section, options in values.items() if isinstance(values, dict) else ():
+            if isinstance(options, dict):
+                found += [f"{path}: {section}.{old} is now {new}" for old, new in renamed(options, section).items()]
+                told = sorted(set(linked) & options.keys()) if section == "model" else []
+                decided += [f"{path} sets {', '.join(f'model.{name}' for name in told)}"] if told else []
     if found:
         raise ValueError("; ".join(found))
-    for path, sections in files.items():
-        if told := sorted(set(linked) & sections.get("model", {}).keys()):
-            names = ", ".join(f"model.{name}" for name in told)
-            sys.exit(f"error: {path} sets {names}; the data decide this: remove it")
+    if decided:
+        sys.exit(f"error: {decided[0]}; the data decide this: remove it")

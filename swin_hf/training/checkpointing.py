@@ -211,7 +211,7 @@ class BestCheckpoint(AtomicCheckpoint):
         self.unwritten = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Finish what the interruption cut off: the validation is not repeated by a run that goes on."""
+        """Compare the weights that were validated last: a run that resumes does not validate them again."""
         if not self.pending or trainer.world_size > 1 or isinstance(exception, WriteError | NonFiniteLossError):
             return
         if self.unwritten is None:

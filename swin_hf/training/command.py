@@ -91,9 +91,25 @@ class RecipeCLI(LightningCLI):
         self.is_new = False  # whether the run folder was made for this run
         self.new_parents: list[Path] = []  # folders above it that were made with it, the deepest first
         self.saved: dict[str, Any] = {}  # the hyper-parameters of the checkpoint, where there is one
-        self.record: RunRecord | None = None
+        self.record = RunRecord()
         try:
-            self._start()
+            super().__init__(  # parses, builds and runs
+                module_class,
+                module_class.data_class,
+                args=with_verb(self.words),
+                seed_everything_default=0,
+                auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
+                save_config_callback=WholeConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                parser_class=OneLineParser,
+                parser_kwargs={"prog": " ".join(self.program)},
+                trainer_defaults={
+                    "max_epochs": 30,
+                    "gradient_clip_val": 5.0,
+                    "use_distributed_sampler": False,  # the data module shards exactly; Lightning's sampler pads
+                    "enable_model_summary": False,
+                },
+            )
         except BaseException as error:
             self.leave_in_order(error)
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into the exit code 1
@@ -102,29 +118,9 @@ class RecipeCLI(LightningCLI):
                 raise full from error
             raise
 
-    def _start(self) -> None:
-        """Parse, build and run, which LightningCLI does while it is constructed."""
-        super().__init__(
-            self.module_class,
-            self.module_class.data_class,
-            args=with_verb(self.words),
-            seed_everything_default=0,
-            auto_configure_optimizers=False,  # it would decay biases and norms, and step the schedule per epoch
-            save_config_callback=WholeConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            parser_class=OneLineParser,
-            parser_kwargs={"prog": " ".join(self.program)},
-            trainer_defaults={
-                "max_epochs": 30,
-                "gradient_clip_val": 5.0,
-                "use_distributed_sampler": False,  # the data module shards exactly; Lightning's sampler pads
-                "enable_model_summary": False,
-            },
-        )
-
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """What can be run; prediction is the business of ``swin-hf predict``."""
+        """LightningCLI's verbs without ``predict``, which is ``swin-hf predict``."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -189,7 +185,7 @@ class RecipeCLI(LightningCLI):
         return None if path is None else str(path)
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; what is wrong with the input is said in one line."""
+        """Build data, model and trainer; an error of the input becomes one line."""
         try:
             super().instantiate_classes()
             check_launch(self.trainer)
@@ -200,34 +196,31 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the logs of the run folder and the callbacks that no configuration can drop."""
-        trainer = self.options.trainer
-        fitting = self.subcommand == "fit" and not trainer.fast_dev_run
-        given = self._get(self.config_init, "trainer").logger
-        extra = [] if given in (None, True, False) else (given if isinstance(given, list) else [given])
-        folder = self.run_folder if fitting else None
+        trainer, given = self.options.trainer, self._get(self.config_init, "trainer")
+        folder = None if trainer.fast_dev_run else self.run_folder
+        loggers = [] if isinstance(given.logger, bool) else listed(given.logger)
         if folder is not None:
             kwargs["default_root_dir"] = str(folder)
             table = AppendingCSVLogger(str(folder), name="", version="")
             board = WholeTensorBoardLogger(str(folder), name="tensorboard", version="", default_hp_metric=False)
-            kwargs["logger"] = False if given is False else [table, board, *extra]
+            kwargs["logger"] = False if given.logger is False else [table, board, *loggers]
         else:
-            kwargs["logger"] = extra or False
+            kwargs["logger"] = loggers or False
             self.save_config_callback = None  # without a run folder it would write into the working directory
-        chosen = self._get(self.config_init, "trainer").callbacks or []
-        chosen = chosen if isinstance(chosen, list) else [chosen]
+        chosen = listed(given.callbacks)
         if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-            chosen = [*chosen, *([TrainingBar()] if sys.stdout.isatty() else [])]
+            chosen += [TrainingBar()] if sys.stdout.isatty() else []
         kwargs["callbacks"] = [*self.own_callbacks(folder), *chosen]  # checkpoints: the Trainer puts them last
         return super().instantiate_trainer(**kwargs)
 
     def own_callbacks(self, folder: Path | None) -> list[Any]:
         """The callbacks of every run; in the order in which they have to work."""
         self.record = RunRecord(folder, command=command_line([*self.program, *self.words]))
-        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
         starts = (self.options.ckpt_path, self.options.model.get("weights"))
-        new = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
-        callbacks.append(Predictions(folder or new))
+        tested = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
+        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
+        callbacks.append(Predictions(folder or tested))
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())
             callbacks.append(BestCheckpoint(checkpoints, self.model.monitor, self.model.mode))
@@ -245,7 +238,8 @@ class RecipeCLI(LightningCLI):
         """Test the best weights, and publish them if asked."""
         if self.trainer.fast_dev_run:
             return
-        if self.is_new and self.drop_untrained():
+        if self.is_new and not self.record.trained:
+            self.drop_untrained()
             print(  # noqa: T201 - what happened
                 f"nothing was trained: {self.options.ckpt_path} has reached the end of its training already; "
                 "give a higher --trainer.max_epochs to go on"
@@ -262,24 +256,25 @@ class RecipeCLI(LightningCLI):
         if self.options.push is not None:
             self.push()
 
-    def drop_untrained(self) -> bool:
-        """Whether no step was taken; the folders that were made for the run go then."""
-        trained = self.record is not None and self.record.trained
-        if self.is_new and not trained and self.run_folder is not None and starts_first():
+    def drop_untrained(self) -> None:
+        """Remove the folders that were made for a run in which no step was taken."""
+        if self.is_new and self.run_folder is not None and starts_first():
             shutil.rmtree(self.run_folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another run has begun in it
                 for folder in self.new_parents:
                     folder.rmdir()
-        return not trained
 
     def leave_in_order(self, error: BaseException) -> None:
-        """Leave the best weights so far and the command that resumes; or nothing new, where no step was taken."""
-        if self.run_folder is None or not starts_first() or self.drop_untrained():
+        """Write the best weights so far and print the command that resumes; remove a run without a step."""
+        if self.run_folder is None or not starts_first():
             return
-        assert self.record is not None
+        if not self.record.trained:
+            self.drop_untrained()
+            return
         try:
-            if self.record.started is not None:  # the training was interrupted, not the test after it
-                self.record.write_best(self.trainer, self.model)
+            best = best_checkpoint(self.trainer)
+            if self.record.started is not None and best is not None and best.best_model_path:
+                self.record.write_model(self.trainer, self.model)  # of the training, not of the test after it
         except OSError as failure:
             warnings.warn(f"the best weights so far are in checkpoints/best.ckpt only: {failure}", stacklevel=2)
         if (self.run_folder / LAST).is_file() and not isinstance(error, NonFiniteLossError):
@@ -293,9 +288,8 @@ class RecipeCLI(LightningCLI):
         """Publish the run; a failure says how to try again and loses nothing."""
         from swin_hf import push
 
-        assert self.run_folder is not None
         try:
-            result = push(self.run_folder, self.options.push)
+            result = push(str(self.run_folder), self.options.push)
         except Exception as error:
             sys.exit(
                 f"error: the training is complete but it could not be published: {error}\n"
@@ -305,11 +299,16 @@ class RecipeCLI(LightningCLI):
 
 
 def _reason(error: Exception) -> str:
-    """What a class said that the parser could not build, without what the parser says around it."""
+    """The error of a class that the parser could not build, without the parser's words around it."""
     if computed := re.match(r"Call to compute_fn .*?\) failed: (.*)", str(error), re.DOTALL):
         return computed[1]
     built = re.search(r"Problem with given class_path '([\w.]+)':\s*(.+)", str(error))
     return f"{built[1]}: {built[2]}" if built else str(error)
+
+
+def listed(value: Any) -> list[Any]:
+    """An option that is a value, a list of them, or nothing."""
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -394,8 +393,8 @@ def run_recipe(
 
 
 def _sentence(error: Exception) -> str | None:
-    """The message of an error that says all by itself; None for one that needs its traceback."""
-    if type(error) is ValueError or isinstance(error, ImportError):  # a library's needs its traceback
+    """The message of an error that a user understands without its traceback; None for others."""
+    if type(error) is ValueError or isinstance(error, ImportError):  # of this package, not of a library
         innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
         is_ours = Path(innermost.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
         return str(error) if is_ours else None

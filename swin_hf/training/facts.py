@@ -24,7 +24,9 @@ LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "t
 def data_facts(datamodule: Any) -> DataFacts:
     """What the card says about the data, from the data module's own account."""
     facts = datamodule.facts()
-    source, files = facts["dataset"], facts["data_dir"] or first(facts["data_files"])
+    source, files = facts["dataset"], facts["data_dir"] or facts["data_files"]
+    while isinstance(files, dict | list | tuple):  # of patterns, however they are nested, the first
+        files = next(iter(files.values() if isinstance(files, dict) else files), None)
     is_hub_id = files is None and source.count("/") == 1 and not Path(source).exists()
     if files is not None:  # a format, such as parquet: name it after its folder
         path = Path(files)
@@ -43,13 +45,6 @@ def data_facts(datamodule: Any) -> DataFacts:
     )
 
 
-def first(value: Any) -> str | None:
-    """The first of the file patterns, however they are nested."""
-    while isinstance(value, dict | list | tuple):
-        value = next(iter(value.values() if isinstance(value, dict) else value), None)
-    return None if value is None else str(value)
-
-
 def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Flat names and JSON values of what the result depends on."""
     data = trainer.datamodule.facts()
@@ -57,20 +52,12 @@ def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
     values = {name: value for name, value in flat(plain(options)).items() if not name.startswith("_")}
     values |= {name: data[name] for name in ("batch_size", "image_size", "interpolation", "mean", "std")}
     values |= data["augmentation"]
-    values |= {
-        "max_epochs": trainer.max_epochs,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "precision": trainer.precision,
-    }
-    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-    if average is not None:
-        values["ema_decay"] = average.decay
-    return {
-        name: redact(value)
-        for name, value in sorted(values.items())
-        if value is not None and value != {} and value != []
-    }
+    of_trainer = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision")
+    values |= {name: getattr(trainer, name) for name in of_trainer}
+    for callback in trainer.callbacks:
+        if isinstance(callback, EMA):
+            values["ema_decay"] = callback.decay
+    return {name: redact(value) for name, value in sorted(values.items()) if value not in (None, {}, [])}
 
 
 def default_settings(trainer: Trainer, pl_module: LightningModule) -> list[str]:
@@ -84,12 +71,7 @@ def default_settings(trainer: Trainer, pl_module: LightningModule) -> list[str]:
 
 
 def with_known_base(facts: TrainingFacts, start: str | None) -> TrainingFacts:
-    """Name the repository of the Hub behind weights that were started from on this disk, where that is recorded.
-
-    Args:
-        facts: What the run recorded.
-        start: What its weights started from.
-    """
+    """Add the repository of the Hub behind weights on this disk (``start``), where that is recorded."""
     if not start or facts.base_model_revision or not Path(start).exists():
         return facts
     path = Path(start).resolve()
@@ -118,10 +100,8 @@ def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     import swin_hf
 
-    found = {"swin_hf": swin_hf.__version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        found[name] = importlib.metadata.version(name)
-    return found
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"swin_hf": swin_hf.__version__, "python": platform.python_version()} | libraries
 
 
 def hardware(trainer: Trainer) -> dict[str, Any]:

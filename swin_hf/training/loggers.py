@@ -39,9 +39,9 @@ class AppendingCSVLogger(CSVLogger):
         lost: dict[tuple[str, int], dict[str, Any]] = {}  # train_ and val_ have rows of their own
         for name, points in curves.items():
             kind = name.split("_")[0]
-            for at, value in points:
+            for at, value in points if kind in ("train", "val") else ():
                 here = int(at) - 1  # Lightning counts the step that has just been taken from 0
-                if kind in ("train", "val") and (name, here) not in known:
+                if (name, here) not in known:
                     lost.setdefault((kind, here), {"epoch": epochs.get(here, ""), "step": here})[name] = value
         self.experiment.rows = sorted([*rows, *lost.values()], key=lambda row: int(row["step"]))
 

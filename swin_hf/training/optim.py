@@ -59,7 +59,7 @@ REFERENCE_BATCH = 512  # images; the batch that the learning rates of the recipe
 
 
 def is_decayed(name: str, parameter: nn.Parameter, undecayed: Sequence[str] = ()) -> bool:
-    """Whether weight decay applies to a parameter: to matrices and kernels, but those of ``undecayed`` of a family."""
+    """Whether weight decay applies to a parameter: to matrices and kernels, except the ``undecayed`` ones."""
     return parameter.ndim > 1 and not name.endswith(".bias") and not any(part in name for part in undecayed)
 
 
@@ -83,17 +83,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and, below a ``layer_decay`` of 1, by depth.
 
-    Args:
-        model: The network, of any family.
-        learning_rate: Rate of the deepest group.
-        weight_decay: Decay of the matrices; everything else gets 0.
-        layer_decay: Factor on the rate for each layer further from the head, in ``(0, 1]``.
+    The deepest group has the ``learning_rate``; matrices have the ``weight_decay``, everything else 0.
 
     Returns:
         Groups in order of depth, as ``torch.optim`` takes them, each with a ``name``.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is {layer_decay}; it is a factor in (0, 1], 1 for the same rate everywhere")
     depths, undecayed = model.config.depths, family_of(model.config).undecayed
     last = sum(depths) + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -157,9 +151,4 @@ def lr_factor(
 
 def build_schedule(optimizer: Optimizer, *, total: int, warmup: int, **shape: Any) -> LambdaLR:
     """Attach :func:`lr_factor` with these options to an optimiser; to be stepped once per optimiser step."""
-    if not 0 <= warmup < total:
-        raise ValueError(
-            f"a warm-up of {warmup} steps does not fit into a training of {total} steps; "
-            "lower warmup_epochs / warmup_steps or train longer (trainer.max_epochs)"
-        )
     return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, **shape))

@@ -49,23 +49,23 @@ class RunRecord(Callback):
         """Go on where the checkpoint was written."""
         self.curves, self.seconds = state_dict["curves"], state_dict["seconds"]
 
-    def shown_curves(self) -> dict[str, list[list[float]]]:
-        """The curves without the number of images behind them."""
-        return {name: points for name, points in self.curves.items() if name != "val_images"}
+    def shown_curves(self, *others: str) -> dict[str, list[list[float]]]:
+        """The curves without the number of images behind them, and without others."""
+        return {name: points for name, points in self.curves.items() if name not in ("val_images", *others)}
 
     def elapsed(self) -> float:
         """Seconds spent in fit."""
         return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; the log goes on where the checkpoint was written."""
+        """Start the clock, and continue the log where the checkpoint was written."""
         self.started = time.monotonic()
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
                 logger.rewind(trainer.global_step, self.shown_curves())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What is logged by now comes to the disk before the checkpoint, which goes on after it."""
+        """Write the log to the disk before the checkpoint: a run that resumes there continues the log."""
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
                 logger.save()
@@ -100,11 +100,6 @@ class RunRecord(Callback):
         best_step = self.write_model(trainer, pl_module)
         if self.curves:
             keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves(), best_step))
-
-    def write_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``model/`` of a training that was interrupted, if an epoch of it is complete."""
-        if (best := best_checkpoint(trainer)) is not None and best.best_model_path:
-            self.write_model(trainer, pl_module)
 
     def write_model(self, trainer: Trainer, pl_module: LightningModule) -> int:
         """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none.
@@ -172,7 +167,7 @@ class RunRecord(Callback):
             data=data_facts(trainer.datamodule),
             hyper_parameters=hyper_parameters(trainer, pl_module),
             default_settings=default_settings(trainer, pl_module),
-            curves={name: points for name, points in self.shown_curves().items() if name != "train_images_per_s"},
+            curves=self.shown_curves("train_images_per_s"),
             versions=versions(),
             hardware=hardware(trainer),
             speed={"train_images_per_s": round(float(np.median(speeds)), 1)} if speeds else {},
