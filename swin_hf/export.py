@@ -268,7 +268,7 @@ class _Logits(nn.Module):
         self.model.set_attn_implementation("eager")
 
     def fold(self, images: Tensor) -> "_Logits":
-        """Make a constant of what the coordinate network of Swin V2 gives for windows on images of this size."""
+        """Compute the bias tables of Swin V2, which a network makes, once, so that they are constants in the graph."""
         layers: list[Any] = [layer for layer in self.modules() if hasattr(layer, "bias_table")]
         for layer in layers:
             layer.bias_table = cache(layer.bias_table)
@@ -407,7 +407,7 @@ def _require(extra: str, *packages: str) -> None:
 
 @contextmanager
 def _destination(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary file; it and what is written next to it get into the folder of ``path`` when the block ends."""
+    """Give a temporary file; it and the files next to it are moved to the folder of ``path`` when the block ends."""
     path = Path(path)
     if path.suffix != suffix:
         raise ValueError(f"{path}: the name must end in {suffix}")

@@ -105,7 +105,7 @@ class Family:
 
     @property
     def processor_map(self) -> list[str]:
-        """The same for the image processors, in the order in which transformers reads a pair: PIL's first."""
+        """The classes of the image processors, in the order in which transformers reads a pair: PIL's first."""
         return [self.processors["pil"], self.processors["torchvision"]]
 
     def travelling_files(self, task: str) -> list[Path]:

@@ -37,7 +37,7 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary file; what is written there replaces ``path``, whose folder is made, when the block ends.
+    """Give the name of a temporary file, which replaces ``path`` when the block ends; the folder of ``path`` is made.
 
     Raises:
         WriteError: If the disk is full or the folder cannot be written to; the old file is as it was.
@@ -114,7 +114,7 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Remove what killed processes left half written of a file or folder; its folder may hold anything else."""
+    """Remove what killed processes left of a file or folder that they wrote; nothing else in its folder is touched."""
     name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
     for partial in path.parent.iterdir() if os.name == "posix" else ():  # elsewhere, os.kill ends a process
         if match := name.fullmatch(partial.name):
@@ -143,7 +143,7 @@ def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
 def full_disk(
     error: BaseException | None, *folders: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
 ) -> "WriteError | None":
-    """The message for a full disk, whatever error a library made of it; None for other errors.
+    """The message for a full disk, whatever error a library raised for it; None for other errors.
 
     Args:
         error: What was raised.

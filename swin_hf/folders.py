@@ -164,7 +164,7 @@ def _holds_class_folders(folder: str, files: Iterable[str]) -> bool:
 
 
 def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: int) -> list[str]:
-    """Name the folders next to those of the splits; they are not read.
+    """A note on the folders next to those of the splits, which are not read.
 
     Raises:
         ValueError: If they hold more files than the splits, so that the splits may be classes.

@@ -23,7 +23,7 @@ def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int])
 def check_training(
     batch_size: int, image_size: tuple[int, int], config: Any, stages: Sequence[bool], bytes_per_number: int = 4
 ) -> None:
-    """Refuse a batch whose training on the CPU needs more memory than is free, however well it is done.
+    """Refuse a batch whose training on the CPU certainly needs more memory than is free.
 
     Every block keeps for the backward pass, of each token: the inputs of its two norms, queries, keys and values, what
     was attended, and both sides of the activation in the MLP.

@@ -192,7 +192,7 @@ def load_classifier(
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Hide transformers' bar over the weights, which are loaded in a moment."""
+    """Hide transformers' progress bar of loading weights."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -245,7 +245,7 @@ def classify(
     *,
     top_k: int = 5,
 ) -> list[list[Guess]]:
-    """Name what pictures show.
+    """Classify pictures.
 
     Args:
         model: A classifier.
@@ -264,7 +264,7 @@ def classify(
 
 
 def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
-    """Name what pictures show that are tensors already, see :func:`prepare`."""
+    """As :func:`classify`, for pictures that :func:`prepare` made tensors of."""
     import torch
 
     pixels = [tensor.to(model.device, model.dtype) for tensor in pixels]

@@ -66,7 +66,7 @@ class Number:
         self.interval = interval
 
     def __call__(self, text: str) -> int | float:
-        """The number; ArgumentTypeError, to which argparse adds the option, for another text or number."""
+        """The number; ArgumentTypeError if the text is not one in the interval (argparse adds the option)."""
         try:
             number = self.kind(text)
         except ValueError:

@@ -1,4 +1,4 @@
-"""The words of a training command: the configurations they name or imply, and what is wrong with them in one line."""
+"""The arguments of a training command: the configurations that they name or imply, and errors of one line."""
 
 import argparse
 import contextlib
@@ -50,7 +50,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 def _nearest(unknown: str, parser: argparse.ArgumentParser) -> str:
-    """The options with the most similar names, as the end of a sentence."""
+    """The options with the most similar names, to append to a message."""
     inner = [part for action in parser._actions for part in (getattr(action, "_name_parser_map", None) or {}).values()]
     options = [option for part in (parser, *inner) for action in part._actions for option in action.option_strings]
     words = {f"--{option.rpartition('.')[2]}": option for option in options if "." in option}
@@ -67,7 +67,7 @@ def add_run_options(parser: ArgumentParser) -> None:
 
 
 def check_numbers(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for numbers that Lightning would refuse late, or in words of its own."""
+    """Raise ValueError for numbers that Lightning would refuse later or less clearly."""
     if not isinstance(options.get("seed_everything"), bool):
         check_range("seed_everything", options.get("seed_everything"), "[0, 4294967295]")
     trainer = options.get("trainer") or {}

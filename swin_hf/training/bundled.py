@@ -1,4 +1,4 @@
-"""What the package brings along to train with: the configurations, and the handwritten digits."""
+"""The configurations and the data set (handwritten digits) that the package contains."""
 
 import os
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ def find_config(name: str | os.PathLike[str]) -> Path:
 
 
 def find_data_set(dataset: str) -> str:
-    """The folder of a data set of the package, ValueError if it has none of this name; any other name as it is."""
+    """The folder of a data set of the package, ``swin_hf:NAME``, ValueError if there is none; other names unchanged."""
     if not dataset.startswith("swin_hf:"):
         return dataset
     if dataset not in DATA_SETS:

@@ -25,7 +25,7 @@ REFRESH_SECONDS = 0.25
 
 
 class TrainingBar(TQDMProgressBar):
-    """Lightning's bar with the time that is left of the whole training.
+    """Lightning's bar with the time left until the end of the training.
 
     It is drawn a few times a second: a number that is shown has to be fetched from the device.
     """
@@ -106,7 +106,7 @@ def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
 
 
 def gathered(mine: list[Any]) -> list[Any]:
-    """The entries of all processes, in the order of their ranks; every process has to ask."""
+    """The entries of all processes in the order of their ranks; collective: every process has to call it."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return mine
     everyone: list[list[Any]] = [[]] * torch.distributed.get_world_size()
@@ -115,7 +115,7 @@ def gathered(mine: list[Any]) -> list[Any]:
 
 
 def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:
-    """Draw a figure for the run folder and TensorBoard; a figure that fails is a warning, the results are safe."""
+    """Draw a figure for the run folder and TensorBoard; an error is a warning, because the results are saved."""
     try:
         figure = draw()
         if folder is not None:

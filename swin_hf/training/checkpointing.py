@@ -49,7 +49,7 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make room for the average; of weights of 16 bits, it is refused."""
+        """Create the average; refuse to average weights of 16 bits."""
         if stage == "fit" and trainer.precision in ("16-true", "bf16-true"):
             raise ValueError(
                 f"EMA of 16-bit weights (trainer.precision {trainer.precision}) never moves: a step of it is smaller "
@@ -58,7 +58,7 @@ class EMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore both sets of weights to go on training; what is tested is the average, which is loaded already."""
+        """Restore both sets of weights to continue a training; a test needs the average, which is loaded already."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
@@ -138,7 +138,7 @@ class LastCheckpoint(AtomicCheckpoint):
         self.validated = False  # whether the weights at hand have been validated
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is a state to save."""
+        """From now on, the module and the trainer hold a state of the training."""
         super().on_train_start(trainer, pl_module)
         self.training = True
 
@@ -148,7 +148,7 @@ class LastCheckpoint(AtomicCheckpoint):
         self.training = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the state; end the other ranks, which Lightning's launcher started and nobody else would end."""
+        """Save the state; end the other ranks, which only this process, whose launcher started them, can end."""
         alone = trainer.world_size > 1 and not isinstance(exception, SIGTERMException)
         if self.training and not alone and not isinstance(exception, NonFiniteLossError | WriteError):
             try:
@@ -160,12 +160,12 @@ class LastCheckpoint(AtomicCheckpoint):
             trainer.strategy.launcher.kill(signal.SIGKILL)  # a rank in a collective hears no other signal
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in this folder; in another, there is nothing to go on with."""
+        """Continue in the folder that the state names; in another folder, start anew."""
         if str(self.dirpath) == str(state_dict["dirpath"]):
             super().load_state_dict(state_dict)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """What is validated next are other weights."""
+        """The weights change, so they have not been validated."""
         self.validated = False
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,7 +173,7 @@ class LastCheckpoint(AtomicCheckpoint):
         self.validated = not trainer.sanity_checking
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Have a validation that is interrupted done again from its start; Lightning takes it for complete."""
+        """Make a resumed run repeat an interrupted validation from its start; Lightning would take it for complete."""
         if trainer.validating and not self.validated:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["is_last_batch"] = False
@@ -196,11 +196,11 @@ class BestCheckpoint(AtomicCheckpoint):
         self.unwritten: str | None = None  # the file, while it is being written
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there are weights to compare."""
+        """The validated weights have not been compared with the best yet."""
         self.pending = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare them, unless they were compared before an interruption."""
+        """Compare the weights with the best, unless that was done before an interruption."""
         if self.pending:
             super().on_train_epoch_end(trainer, pl_module)
         self.pending = False
@@ -220,7 +220,7 @@ class BestCheckpoint(AtomicCheckpoint):
             self._save_checkpoint(trainer, self.unwritten)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best so far, also in another folder: that of another run, or this one after it was moved."""
+        """Continue with the best so far, also in another folder: of another run, or of this one after it was moved."""
         score, there = state_dict["best_model_score"], Path(state_dict["best_model_path"] or "nothing")
         if score is not None and self.dirpath is not None and str(self.dirpath) != str(state_dict["dirpath"]):
             here = Path(self.dirpath) / "best.ckpt"
@@ -254,7 +254,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the first step with a bad loss; look at the note now and then."""
+        """Record the first step with a bad loss; check the record every ``every_n_steps`` batches."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is None or self.first_bad is None:
             return
@@ -264,7 +264,7 @@ class NonFiniteGuard(Callback):
             self.look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any = None) -> None:
-        """Look before any checkpoint is written, and before the metrics can choose these weights."""
+        """Check before a checkpoint is written, and before the metrics can choose these weights."""
         self.look(trainer, pl_module)
 
     on_validation_start = on_train_epoch_end = on_save_checkpoint

@@ -124,7 +124,7 @@ class RecipeCLI(LightningCLI):
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name of the run and publication; what the data decides about the model."""
+        """Declare the options of a run, and link the model options that the data decide."""
         add_run_options(parser)
         for name in self.module_class.data_options:
             parser.link_arguments("data", f"model.{name}", partial(self.option_of_data, name), apply_on="instantiate")
@@ -135,7 +135,7 @@ class RecipeCLI(LightningCLI):
         return self.module_class.option_of_data(name, data, measured)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; without a configuration, the one of the checkpoint's run or the default is taken."""
+        """Parse; without a configuration, take that of the checkpoint's run, or the default."""
         parser.add_argument("--print_schema", action="store_true", help="Print the JSON schema of YAML files.")
         if "--print_schema" in args:
             print(json.dumps(recipe_schema(self.module_class), indent=1))  # noqa: T201 - the result
@@ -166,7 +166,7 @@ class RecipeCLI(LightningCLI):
         refuse_conflicts(given, self.saved, str(path))
 
     def choose_run_folder(self) -> str | None:
-        """Make the folder of a new run, or take that of the run to resume; return the checkpoint to go on from."""
+        """Make the folder of a new run, or take that of the run to resume; return the checkpoint to continue from."""
         runs, name, path = Path(self.options.runs), self.options.name, self.options.ckpt_path
         if self.options.push is not None and starts_first():
             check_access(self.options.push)
@@ -215,7 +215,7 @@ class RecipeCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def own_callbacks(self, folder: Path | None) -> list[Any]:
-        """The callbacks of every run; in the order in which they have to work."""
+        """The callbacks of every run, in the order in which they have to be called."""
         self.record = RunRecord(folder, command=command_line([*self.program, *self.words]))
         starts = (self.options.ckpt_path, self.options.model.get("weights"))
         tested = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
@@ -228,7 +228,7 @@ class RecipeCLI(LightningCLI):
         return callbacks
 
     def before_fit(self) -> None:
-        """Hand the configuration to the loggers that show one; the CSV log has ``config.yaml`` in its folder."""
+        """Give the configuration to the loggers, except the CSV log, which has ``config.yaml`` in its folder."""
         values = yaml.safe_load(self.parser.dump(self.config, skip_none=True))[self.subcommand]
         for logger in self.trainer.loggers:
             if not isinstance(logger, CSVLogger):
@@ -285,7 +285,7 @@ class RecipeCLI(LightningCLI):
 
     @rank_zero_only
     def push(self) -> None:
-        """Publish the run; a failure says how to try again and loses nothing."""
+        """Publish the run; the message of a failure has the command that tries again."""
         from swin_hf import push
 
         try:
@@ -307,12 +307,12 @@ def _reason(error: Exception) -> str:
 
 
 def listed(value: Any) -> list[Any]:
-    """An option that is a value, a list of them, or nothing."""
+    """An option as a list: it may be a list, one value or None."""
     return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a training run; leave the program if the file is something else, or not whole."""
+    """Read a checkpoint of a training run; exit with an error if the file is something else or incomplete."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -327,7 +327,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) -> None:
-    """Leave the program if model options of this command differ from those of a checkpoint."""
+    """Exit with an error if model options of this command differ from those of a checkpoint."""
     remedy = "start a new run from its weights: --model.weights runs/<name>/model"
     if "optimization" in given and "optimization" not in saved and saved:
         sys.exit(f"error: {path} was written by an earlier release, whose options had other names; {remedy}")
@@ -345,7 +345,7 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
 
 
 def quieten() -> None:
-    """Keep advertisements and the progress bar of saving one small file out of the output."""
+    """Keep Lightning's advertisements, known warnings and the progress bar of saving out of the output."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
     )

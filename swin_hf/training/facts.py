@@ -1,4 +1,4 @@
-"""What a run knows about itself, for the record: data, options, versions, hardware; nothing secret in it."""
+"""The facts of a run for its record: data, options, versions, hardware; without secrets."""
 
 import importlib.metadata
 import inspect
@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "t
 
 
 def data_facts(datamodule: Any) -> DataFacts:
-    """What the card says about the data, from the data module's own account."""
+    """What the card says about the data, from the facts of the data module."""
     facts = datamodule.facts()
     source, files = facts["dataset"], facts["data_dir"] or facts["data_files"]
     while isinstance(files, dict | list | tuple):  # of patterns, however they are nested, the first

@@ -1,4 +1,4 @@
-"""Figures of a training run; drawn without pyplot, so that no state and no display is touched."""
+"""Figures of a training run; drawn without pyplot, which has global state and may need a display."""
 
 from collections.abc import Sequence
 from typing import Any

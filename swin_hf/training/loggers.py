@@ -15,7 +15,7 @@ from swin_hf.files import redact, replacing
 
 
 class AppendingCSVLogger(CSVLogger):
-    """Lightning's ``metrics.csv``, which goes on where an interrupted run stopped instead of being deleted."""
+    """Lightning's ``metrics.csv``; a resumed run continues it instead of deleting it."""
 
     @property
     @rank_zero_experiment
@@ -27,7 +27,7 @@ class AppendingCSVLogger(CSVLogger):
 
     @rank_zero_only
     def rewind(self, step: int, curves: dict[str, list[list[float]]]) -> None:
-        """Make the log what it was when a checkpoint was written.
+        """Restore the log of the moment when a checkpoint was written.
 
         Args:
             step: Global step of the checkpoint; rows of later steps go, they come again.
@@ -47,11 +47,11 @@ class AppendingCSVLogger(CSVLogger):
 
 
 class WholeTensorBoardLogger(TensorBoardLogger):
-    """Lightning's TensorBoard log, whose ``hparams.yaml`` is written whole: half of one would never be replaced."""
+    """Lightning's TensorBoard log; ``hparams.yaml`` is written whole: Lightning never replaces a partial one."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring the events to the disk, and the configuration once."""
+        """Write the events to the disk, and the configuration once."""
         self.experiment.flush()
         path = Path(self.log_dir, self.NAME_HPARAMS_FILE)
         if not path.is_file():
@@ -60,7 +60,7 @@ class WholeTensorBoardLogger(TensorBoardLogger):
 
 
 class WholeWriter(ExperimentWriter):
-    """Writes the whole table at once, so that no kill and no full disk leaves half a row or takes earlier ones."""
+    """Writes the whole table at once, so that a kill or a full disk loses no earlier row and leaves no partial one."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
