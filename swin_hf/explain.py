@@ -76,7 +76,7 @@ class BlockAttention:
         """
         height, width = self.geometry.grid
         if not (0 <= row < height and 0 <= column < width):
-            raise ValueError(f"token ({row}, {column}) is not on the {height}x{width} map of stage {self.stage}")
+            raise ValueError(f"token ({row}, {column}) is outside the {height}x{width} map of stage {self.stage}")
         ((window, position),) = (self._places() == row * width + column).nonzero().tolist()
         looks = torch.zeros_like(self.weights[..., 0, :])  # B, nW, h, N
         looks[:, window] = self.weights[:, window, :, position]

@@ -235,7 +235,7 @@ def load_engine(path: str | os.PathLike[str]) -> Engine:
         raise FileNotFoundError(f"{path}: no such file; write it with swin-hf export")
     engines = {".onnx": _onnx_engine, ".xml": _openvino_engine, ".pt2": _torch_engine}
     if path.suffix not in engines:
-        raise ValueError(f"{path}: the name must end in {', '.join(engines)}")
+        raise ValueError(f"{path}: the name must end in .onnx, .xml or .pt2")
     return engines[path.suffix](path)
 
 
@@ -305,7 +305,7 @@ def _prepare(
         images = sample_images(size, model.config.num_channels)
     wanted = (model.config.num_channels, *size)
     if images.ndim != 4 or tuple(images.shape[1:]) != wanted or images.shape[0] < BATCHES[-1]:
-        raise ValueError(f"images have shape {tuple(images.shape)}; give {BATCHES[-1]} or more, each {wanted}")
+        raise ValueError(f"images have shape {tuple(images.shape)}; give at least {BATCHES[-1]}, each {wanted}")
     with torch.no_grad():
         require_finite(_Logits(model)(images[: BATCHES[-1]].float()))
     return size, images.float()
