@@ -386,7 +386,7 @@ def _cell_of_map(model: nn.Module, image: Pair, maps: Tensor) -> Pair:
 
 def _attention_norm(stage: SwinHFStage, block: int) -> nn.Module:
     """The norm whose output the attention of a block reads: of that map, Grad-CAM is taken."""
-    layer: nn.Module = stage.blocks[block].norm1
+    layer: nn.Module = stage.get_submodule(f"blocks.{block % len(stage.blocks)}.norm1")
     return layer
 
 

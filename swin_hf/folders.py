@@ -268,7 +268,8 @@ def is_picture(path: str) -> bool:
 
 def _pictures_and_others(files: Iterable[str]) -> tuple[list[str], list[str]]:
     """The pictures among files, and the others."""
-    pictures, others = [], []
+    pictures: list[str] = []
+    others: list[str] = []
     for path in files:
         (pictures if is_picture(path) else others).append(path)
     return pictures, others

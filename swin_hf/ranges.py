@@ -90,7 +90,8 @@ def one_or_two(option: str, sides: Sequence[int] | None) -> int | tuple[int, int
 
 
 def _is_inside(number: Any, interval: str) -> bool:
-    if not (isinstance(number, Real) and -math.inf < number < math.inf):  # NaN is on neither side
+    is_real = isinstance(number, Real)
+    if not (is_real and -math.inf < number < math.inf):  # NaN is on neither side
         return False
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = number >= low if interval[0] == "[" else number > low

@@ -50,6 +50,8 @@ class SwinClassifier(HeadModule):
     mode = "max"
     answer_columns = ("label", "prediction", "probability")
 
+    mixing: Mixing
+
     def __init__(
         self,
         preset: str = "swin_tiny_patch4_window7_224",
@@ -211,8 +213,10 @@ class SwinClassifier(HeadModule):
         names = [one_line(label, LONGEST_NAME) for label in labels]
         facts = zip(*(worst[name].tolist() for name in ("labels", "predictions", "losses")), strict=True)
         captions = [f"{names[label]},\nseen as {names[guess]}\nloss {loss:.2f}" for label, guess, loss in facts]
-        dataset: Any = self.trainer.test_dataloaders.dataset
-        files = ["" if row < 0 else one_line(dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()]
+        loader: Any = self.trainer.test_dataloaders
+        files = [
+            "" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()
+        ]
         pictures = list(to_pictures(worst["pixel_values"], self.datamodule))
         return draw_pictures(pictures, captions, files=files)
 

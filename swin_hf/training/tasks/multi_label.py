@@ -39,6 +39,8 @@ class SwinMultiLabelClassifier(HeadModule):
     default_config = "multi_label"
     answer_columns = ("label", "prediction", "probability")
 
+    mixing: Mixing
+
     def __init__(
         self,
         preset: str = "swin_tiny_patch4_window7_224",
