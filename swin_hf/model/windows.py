@@ -136,8 +136,9 @@ def window_partition(x: Tensor, window: Pair) -> Tensor:
 def window_reverse(windows: Tensor, window: Pair, padded: Pair) -> Tensor:
     """Put windows ``(B * nW, N, C)`` or ``(B * nW, N, h, d)`` back in their places in a map ``(B, *padded, C)``."""
     grid = padded[0] // window[0], padded[1] // window[1]
-    x = windows.unflatten(1, window).unflatten(0, (-1, *grid))  # B, nH, nW, Mh, Mw, ...
-    return x.transpose(2, 3).reshape(-1, *padded, windows.shape[2:].numel())
+    x: Tensor = windows.unflatten(1, window).unflatten(0, (-1, *grid))  # B, nH, nW, Mh, Mw, ...
+    x = x.transpose(2, 3).reshape(-1, *padded, windows.shape[2:].numel())
+    return x
 
 
 def region_map(padded: Pair, window: Pair, shift: Pair, device: torch.device | str | None = None) -> Tensor:
