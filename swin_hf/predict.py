@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from swin_hf.classes import require_finite
 from swin_hf.loading import local_path
+from swin_hf.model.pixels import PixelsError
 from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ def _is_address(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor | None = None) -> Image:
+def read_picture(source: str, mode: str | int = "RGB", processor: BaseImageProcessor | None = None) -> Any:
     """Read one picture as training does, see :func:`swin_hf.processing.decode_picture`.
 
     Args:
         source: A path, an http(s) address, or ``-`` for standard input.
-        mode: PIL mode that the model wants, ``"RGB"`` or ``"L"``.
+        mode: PIL mode that the model wants, ``"RGB"`` or ``"L"``, or its number of channels.
         processor: Image processor of the model, which knows the colour behind transparent pixels and the white of
             grey pictures of 16 bits; if not given, white and 65535.
 
@@ -115,7 +116,7 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
     """
     cell = _stream(source)
     try:
-        return decode_picture(cell, num_channels=len(mode), **decoding(processor))
+        return decode_picture(cell, mode if isinstance(mode, int) else len(mode), **decoding(processor))
     except UnreadablePictureError as error:
         cause = error.__cause__
         reason = str(cause) if _is_telling(cause) else "it is not a picture, or a damaged one"
@@ -124,10 +125,8 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
 
 def _is_telling(cause: BaseException | None) -> bool:
     """Whether the system or a rule of ours raised an error; a decoder's error on a damaged file says nothing."""
-    return (
-        isinstance(cause, TooManyPixelsError)
-        or (isinstance(cause, OSError) and cause.errno is not None)
-        or "grey values" in str(cause)
+    return isinstance(cause, TooManyPixelsError | PixelsError) or (
+        isinstance(cause, OSError) and cause.errno is not None
     )
 
 
@@ -235,13 +234,13 @@ def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
 
 
 def prepare(
-    model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image]
+    model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image | Tensor]
 ) -> list[Tensor]:
     """Turn pictures into what the model takes, ``(channels, height, width)`` each, on its device and in its dtype."""
     return [_pixels_of(processor, picture).to(model.device, model.dtype) for picture in pictures]
 
 
-def _pixels_of(processor: BaseImageProcessor, picture: Image) -> Tensor:
+def _pixels_of(processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
     pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
     return pixels
 
@@ -249,7 +248,7 @@ def _pixels_of(processor: BaseImageProcessor, picture: Image) -> Tensor:
 def classify(
     model: SwinHFForImageClassification,
     processor: BaseImageProcessor,
-    pictures: Sequence[Image],
+    pictures: Sequence[Image | Tensor],
     *,
     top_k: int = 5,
 ) -> list[list[Guess]]:
@@ -258,7 +257,8 @@ def classify(
     Args:
         model: A classifier.
         processor: Its image processor.
-        pictures: PIL images in the mode of the model, see :func:`picture_mode`; any sizes.
+        pictures: PIL images in the mode of the model, see :func:`picture_mode`, or what :func:`read_picture` returns
+            for another number of channels; any sizes.
         top_k: How many classes for each picture.
 
     Returns:
@@ -306,7 +306,9 @@ def picture_mode(model: SwinHFForImageClassification) -> str:
     modes = {1: "L", 3: "RGB"}
     channels = model.config.num_channels
     if channels not in modes:
-        raise ValueError(f"the model takes {channels} channels; pictures have 1 or 3, so call it from Python instead")
+        raise ValueError(
+            f"the model takes {channels} channels, and this draws on pictures of 1 or 3; call it from Python instead"
+        )
     return modes[channels]
 
 
@@ -334,7 +336,7 @@ def predict(
         Each source in order, with its classes or with the reason why it cannot be read. Of a model of several labels an
         image, the classes that are more probable than not, which may be none; of a regression, all its numbers.
     """
-    mode, problem = picture_mode(model), model.config.problem_type
+    mode, problem = model.config.num_channels, model.config.problem_type
     if problem in ("multi_label_classification", "regression"):
         top_k = len(class_names(model))
 

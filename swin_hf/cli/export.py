@@ -18,7 +18,7 @@ from swin_hf.classes import class_table, match_classes
 from swin_hf.export import ExportReport, export_onnx, export_openvino, export_torch, load_engine
 from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
-from swin_hf.predict import PictureError, find_pictures, load_classifier, picture_mode, prepare, read_picture
+from swin_hf.predict import PictureError, find_pictures, load_classifier, prepare, read_picture
 from swin_hf.processing import decode_picture, decoding
 from swin_hf.ranges import SIDES, Number, one_or_two
 from swin_hf.segment import is_segmenter
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "overwrite": args.overwrite,
     }
     if args.images:
-        mode = picture_mode(model)
+        mode = model.config.num_channels
         sources, problems = find_pictures(args.images)
         if problems:
             raise PictureError(f"--images: {problems[0]}")

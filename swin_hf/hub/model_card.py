@@ -218,7 +218,7 @@ def _metadata(source: CardSource) -> str:
 
 
 def confidence_interval(metric: Metric) -> tuple[float, float] | None:
-    """The 95 % interval: the one that was recorded, or Wilson's of a proportion of ``n`` images; None without either."""
+    """The 95 % interval that was recorded, or Wilson's of a proportion of ``n`` images; None for other metrics."""
     if metric.interval is not None and len(metric.interval) == 2:
         return metric.interval[0], metric.interval[1]
     if metric.name not in PROPORTIONS or not metric.n or not 0 <= metric.value <= 1:

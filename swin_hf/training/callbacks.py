@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swin_hf.files import replacing
+from swin_hf.processing import as_rgb
 
 from .figures import to_pixels
 
@@ -99,7 +100,9 @@ class EpochReport(Callback):
 
 
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
-    """Undo the normalisation: ``(B, C, H, W)`` to ``(B, H, W, 3)`` in [0, 1]."""
+    """Undo the normalisation: ``(B, C, H, W)`` to ``(B, H, W, 3)`` in [0, 1]; of many channels, the first three."""
+    if pixel_values.shape[1] not in (1, 3):
+        return np.stack([np.asarray(as_rgb(picture)) / 255 for picture in pixel_values.detach().float().cpu()])
     processor = datamodule.image_processor()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (processor.image_mean, processor.image_std))
     pictures = (pixel_values.detach().float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()

@@ -75,6 +75,8 @@ class SwinModule(LightningModule):
 
         ``measured`` are the options of the model that ``validate`` or ``test`` measures; ``None`` in training.
         """
+        if getattr(data, name) is None:  # it is found in the data
+            data.load()
         return getattr(data, name)
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:

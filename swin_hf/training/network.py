@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -103,8 +104,14 @@ def load_network(task: str, folder: Path, fields: dict[str, Any], backend: dict[
     Raises:
         ValueError: If more than the head is missing or of another size.
     """
+    stored, wanted = stored_config(folder), fields.get("num_channels")
+    if wanted not in (None, stored.num_channels):
+        rank_zero_info(
+            f"the starting point takes {stored.num_channels} channels: their weights are taken in turn for {wanted}, "
+            "scaled so that a picture of equal channels keeps its answer"
+        )
     network, report = (
-        family_of(stored_config(folder))
+        family_of(stored)
         .model_class(task)
         .from_pretrained(
             folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend

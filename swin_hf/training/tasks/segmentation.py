@@ -232,7 +232,8 @@ class SwinSegmenter(ClassModule):
         table, intervals = region_table(scores, counts), {}
         if interval is not None:
             intervals["miou"] = interval
-            table += "\n95 % interval of the mean IoU, by a bootstrap over the pictures: {:.4f} to {:.4f}".format(*interval)
+            ends = "{:.4f} to {:.4f}".format(*interval)
+            table += f"\n95 % interval of the mean IoU, by a bootstrap over the pictures: {ends}"
         return TestReport(table=table, facts={"per_class": scores}, intervals=intervals)
 
 
