@@ -32,21 +32,11 @@ from swin_hf.ranges import SIDES, check_range
 
 from ..options import plain
 from . import sampling, sources
-from .pictures import (
-    STATISTICS_SAMPLE,
-    Batch,
-    PictureDataset,
-    PictureReader,
-    PictureStream,
-    channel_statistics,
-    collate,
-    find_channels,
-    find_white,
-    look_at_pictures,
-)
+from .pictures import Batch, PictureDataset, PictureReader, PictureStream, collate
 from .reading import FORMATS, Reading
 from .splits import Splits, announce_classes, divide
 from .transforms import Augmentation, Pixels, TrainTransform, normalize
+from .values import channel_statistics, find_channels, find_white, look_at_pictures
 
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
 
@@ -184,8 +174,6 @@ class ImageDataModule(LightningDataModule):
         mean, std = channel_statistics(data, self.num_channels)
         self.mean = mean if self.mean == "dataset" else self.mean
         self.std = std if self.std == "dataset" else self.std
-        number = min(len(data), STATISTICS_SAMPLE)
-        rank_zero_info(f"of {number:,} training pictures: mean {self.mean}, standard deviation {self.std}")
 
     @property
     def num_classes(self) -> int:

@@ -183,7 +183,8 @@ class SwinSegmenter(ClassModule):
     def count_regions(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
         """Counts of each picture of a batch of a test, which are added to the bootstrap."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        rows = [] if data is None or data.reading.streaming else [(row,) for row, _ in data.batch_sources]
+        streaming = getattr(getattr(data, "reading", None), "streaming", True)
+        rows = [] if streaming else [(row,) for row, _ in data.batch_sources]
         found = []
         for number, (guess, truth) in enumerate(zip(predictions, labels, strict=True)):
             counts = region_counts(guess, truth, int(self.model.config.num_labels), self.ignore_index)
