@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import pickle
 import struct
 
@@ -17,9 +18,8 @@ from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.cli import main
 from swin_hf.predict import PictureError, classify, load_classifier, predict, read_picture
 from swin_hf.processing import Preprocessing, UnreadablePictureError, as_rgb, decode_picture
-from swin_hf.segment import predict_masks
+from swin_hf.segment import LEGEND_WIDTH, predict_masks
 from swin_hf.training import (
-    Augmentation,
     ImageDataModule,
     Masks,
     Pixels,
@@ -236,7 +236,6 @@ def test_mean_and_deviation_are_measured_and_saved(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"augmentation": Augmentation(auto_augment="randaugment")}, "auto_augment randaugment changes the colours"),
         ({"num_channels": 4}, r"0\.npy has 5, and num_channels is 4"),
         ({"pixels": Pixels(mean=[0.5] * 3, std=[0.5] * 3)}, "3 values .* in mean or std for 5 channels"),
         ({"reading": Reading(streaming=True)}, 'mean="dataset" needs the pictures at hand'),
@@ -272,7 +271,7 @@ def test_a_tiff_that_is_read_in_part_is_told(tmp_path):
     def write(path, label, seed):
         tiff_of_bands(path.with_suffix(".tif"), 5)
 
-    with pytest.warns(UserWarning, match=r"0\.tif holds 5 channels .*, and 2 of them are not read; .* num_channels 5"):
+    with pytest.warns(UserWarning, match=r"0\.tif holds 5 channels .*, and 2 of them are not read; .*num_channels 5"):
         module(write_folder(tmp_path, write)).load()
 
 
@@ -359,6 +358,9 @@ def test_a_starting_point_of_three_channels_is_widened_and_told(tmp_path, caplog
     options = {name: OPTIONS[name] for name in OPTIONS if name not in ("preset", "network")}
     with caplog.at_level("INFO"):
         run = train(str(folder), weights=str(tmp_path / "rgb"), runs=str(tmp_path / "runs"), **options)
+    assert "auto_augment trivialaugment is left out: it changes colours, and these pictures have 5" in caplog.text
+    facts = json.loads((run.folder / "model" / "training_facts.json").read_text())
+    assert "auto_augment" not in facts["hyper_parameters"]
     assert "the starting point takes 3 channels: their weights are taken in turn for 5" in caplog.text
     assert run.model.config.num_channels == 5
 
@@ -391,14 +393,15 @@ def test_a_segmenter_learns_from_arrays_and_masks_of_arrays(tmp_path, caplog):
             str(tmp_path / "data"), "semantic-segmentation", runs=str(tmp_path / "runs"), batch_size=4,
             masks={"class_names": 2}, head=head, **options,
         )  # fmt: skip
-    assert "augmentation.distort is left out: it changes colours" in caplog.text
+    assert "augmentation.distort 0.5 is left out: it changes colours" in caplog.text
     assert AutoModelForSemanticSegmentation.from_pretrained(run.folder / "model").config.num_channels == 5
     model, processor = load_classifier(str(run.folder), segments=True)
     path = str(tmp_path / "data" / "test" / "images" / "0.npy")
     ((source, shares),) = predict_masks(model, processor, [path], tmp_path / "masks")
     assert source == path and sum(share.score for share in shares) == pytest.approx(1)
-    assert Pictures.open(tmp_path / "masks" / "0_mask.png").size == SHAPE[::-1]
-    assert Pictures.open(tmp_path / "masks" / "0_overlay.png").height >= SHAPE[0]
+    for name, width in (("0_mask.png", SHAPE[1]), ("0_overlay.png", SHAPE[1] + LEGEND_WIDTH)):
+        with Pictures.open(tmp_path / "masks" / name) as written:
+            assert written.width == width
     data = SegmentationDataModule(str(tmp_path / "data"), image_size=16, masks=Masks(class_names=2))
     np.save(tmp_path / "data" / "test" / "masks" / "0.npy", np.full(SHAPE, 0.5))
     with pytest.raises(UnreadablePictureError, match=r"0\.npy is an array of shape \(20, 24\) and type float64"):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ class ImageDataModule(LightningDataModule):
 
     collate = staticmethod(collate)
     augmentation: Any  # an Augmentation, or that of a task
+    colour_options: ClassVar[dict[str, Any]] = {"auto_augment": None}  # what of it changes colours, and its "off"
     num_channels: Any  # None until the data are loaded, if not given
 
     def __init__(
@@ -159,7 +161,7 @@ class ImageDataModule(LightningDataModule):
             check_batch(max(self.batch_size, self.eval_batch_size), self.num_channels, self.image_size)
         if self.num_channels not in (1, 3):
             self.grey_maximum = self.grey_maximum or GREY_MAXIMUM
-            self.check_augmentation()
+            self._leave_colours()
         elif self.grey_maximum is None:
             self.grey_maximum = find_white(looks)
         if "dataset" not in (self.mean, self.std):
@@ -174,6 +176,16 @@ class ImageDataModule(LightningDataModule):
         mean, std = channel_statistics(data, self.num_channels)
         self.mean = mean if self.mean == "dataset" else self.mean
         self.std = std if self.std == "dataset" else self.std
+
+    def _leave_colours(self) -> None:
+        """Switch off what changes colours, of pictures of other than 1 or 3 channels, and say so."""
+        for name, off in self.colour_options.items():
+            if getattr(self.augmentation, name) != off:
+                rank_zero_info(
+                    f"augmentation.{name} {getattr(self.augmentation, name)} is left out: it changes colours, and these"
+                    f" pictures have {self.num_channels} channels"
+                )
+                self.augmentation = replace(self.augmentation, **{name: off})
 
     @property
     def num_classes(self) -> int:
@@ -349,14 +361,6 @@ class ImageDataModule(LightningDataModule):
             partial.write_text(json.dumps(record) + "\n")
 
     # What a task replaces.
-
-    def check_augmentation(self) -> None:
-        """Refuse what changes colours, of pictures of other than 1 or 3 channels."""
-        if self.augmentation.auto_augment is not None:
-            raise ValueError(
-                f"augmentation.auto_augment {self.augmentation.auto_augment} changes the colours of pictures of 1 or 3 "
-                f"channels, and these have {self.num_channels}; leave it out"
-            )
 
     def announce(self) -> None:
         """Say what was found."""

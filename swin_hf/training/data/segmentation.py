@@ -124,6 +124,8 @@ class SegmentationDataModule(ImageDataModule):
         pixels: What the values of a picture mean.
     """
 
+    colour_options: ClassVar[dict[str, Any]] = {"distort": 0.0}
+
     def __init__(
         self,
         dataset: str = "parquet",
@@ -198,11 +200,6 @@ class SegmentationDataModule(ImageDataModule):
             self.load(), split, transform, self.num_channels, self.pixels.background, self.reading.on_error,
             self.grey_maximum or GREY_MAXIMUM, column=self.mask_column, masks=self.masks, order=self.order,
         )  # fmt: skip
-
-    def check_augmentation(self) -> None:
-        """Say that colours are not changed, of pictures of other than 1 or 3 channels."""
-        if self.augmentation.distort:
-            rank_zero_info(f"augmentation.distort is left out: it changes colours, and there are {self.num_channels}")
 
     def train_transform(self) -> Callable[..., Any]:
         """Resize, crop, flip and distort both at random."""
