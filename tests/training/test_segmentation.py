@@ -170,8 +170,8 @@ def test_a_data_set_of_columns_gives_the_batches_of_the_folder(folder, tmp_path)
     columns = {
         split: Dataset.from_dict(
             {
-                "image": [str(folder / place / "images" / f"{n}.png") for n in range(count)],
-                "label": [str(folder / place / "masks" / f"{n}.png") for n in range(count)],
+                "image": [str(folder / place / "images" / f"{n}.png") for n in sorted(range(count), key=str)],
+                "label": [str(folder / place / "masks" / f"{n}.png") for n in sorted(range(count), key=str)],
             },
             Features({"image": Image(), "label": Image()}),
         )
@@ -436,7 +436,7 @@ def test_a_run_leaves_a_model_whose_figures_can_be_measured_again(run, folder):
     assert run.metrics["test_miou"] == pytest.approx(float(metric.compute()), abs=2e-3)
 
 
-def tested_interval(run) -> list[float]:
+def interval_of(run) -> list[float]:
     """Ends of the interval that a run has recorded."""
     (metric,) = (m for m in TrainingFacts.load(run.folder / "model").metrics if (m.name, m.split) == ("miou", "test"))
     assert metric.n == TESTED and metric.interval[0] <= metric.value <= metric.interval[1]
@@ -478,7 +478,7 @@ def test_a_push_takes_the_code_of_the_segmenter_and_the_card_its_figures(run, hu
     assert auto_map["AutoModelForSemanticSegmentation"] == "segmentation_swin_hf.SwinHFForSemanticSegmentation"
     card = files["README.md"].decode()
     assert "pipeline_tag: image-segmentation" in card and "| Label | IoU |" in card
-    low, high = (f"{100 * end:.1f}" for end in tested_interval(run))
+    low, high = (f"{100 * end:.1f}" for end in interval_of(run))
     assert f"{low}–{high} % | test | {TESTED} |" in re.search(r"\| Mean IoU \|.*test.*", card)[0]
     assert f"95 % confidence interval {low}–{high} %, n = {TESTED}" in card
     assert "- The interval, a bootstrap over the images, covers the random choice of the 11 images" in card
