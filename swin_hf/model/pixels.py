@@ -153,9 +153,11 @@ def to_channels(
     Raises:
         PixelsError: If there are other channels, or a value is not finite.
     """
-    values = stack_channels(picture)
-    if values.shape[2] != num_channels:
-        raise PixelsError(f"it has {values.shape[2]} channels, and {num_channels} are wanted (num_channels)")
+    if (count := count_channels(picture)) == num_channels:  # else nothing need be decoded
+        values = stack_channels(picture)
+        count = values.shape[2]
+    if count != num_channels:
+        raise PixelsError(f"it has {count} channels, and {num_channels} are wanted (num_channels)")
     factor = {np.dtype(np.uint8): 1.0, np.dtype(np.uint16): 255 / maximum}.get(values.dtype.newbyteorder("="), 255.0)
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused
         scaled = np.multiply(values.transpose(2, 0, 1), factor, dtype=np.float32, casting="unsafe")

@@ -182,9 +182,7 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
 
     def file_name(self, row: int) -> str:
         """Name of the picture file of a row of the data, without its folder; the number of the row if it has none."""
-        cell = self.data[row][self.reader.image_column]
-        path = cell.get("path") if isinstance(cell, Mapping) else cell if isinstance(cell, str) else None
-        return os.path.basename(path) if path else f"row {row}"
+        return os.path.basename(picture_name(self.data[row][self.reader.image_column], None, f"row {row}"))
 
 
 class PictureStream(torch.utils.data.IterableDataset[Any]):
