@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from swin_hf.classes import require_finite
 from swin_hf.loading import local_path
+from swin_hf.model.pixels import PixelsError
 from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ def _is_address(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor | None = None) -> Image:
+def read_picture(source: str, mode: str | int = "RGB", processor: BaseImageProcessor | None = None) -> Any:
     """Read one picture as training does, see :func:`swin_hf.processing.decode_picture`.
 
     Args:
         source: A path, an http(s) address, or ``-`` for standard input.
-        mode: PIL mode that the model wants, ``"RGB"`` or ``"L"``.
+        mode: PIL mode that the model wants, ``"RGB"`` or ``"L"``, or its number of channels.
         processor: Image processor of the model, which knows the colour behind transparent pixels and the white of
             grey pictures of 16 bits; if not given, white and 65535.
 
@@ -115,11 +116,11 @@ def read_picture(source: str, mode: str = "RGB", processor: BaseImageProcessor |
     """
     cell = _stream(source)
     try:
-        return decode_picture(cell, num_channels=len(mode), **decoding(processor))
+        return decode_picture(cell, mode if isinstance(mode, int) else len(mode), **decoding(processor))
     except UnreadablePictureError as error:
         cause, reason = error.__cause__, "it is not a picture, or a damaged one"  # a decoder's own errors say no more
         is_of_system = isinstance(cause, OSError) and cause.errno is not None
-        if is_of_system or isinstance(cause, TooManyPixelsError) or "grey values" in str(cause):
+        if is_of_system or isinstance(cause, TooManyPixelsError | PixelsError):
             reason = str(cause)
         raise PictureError(f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out") from error
 
@@ -227,13 +228,13 @@ def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
 
 
 def prepare(
-    model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image]
+    model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image | Tensor]
 ) -> list[Tensor]:
     """Turn pictures into what the model takes, ``(channels, height, width)`` each, on its device and in its dtype."""
     return [_pixels_of(processor, picture).to(model.device, model.dtype) for picture in pictures]
 
 
-def _pixels_of(processor: BaseImageProcessor, picture: Image) -> Tensor:
+def _pixels_of(processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
     pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
     return pixels
 
@@ -241,7 +242,7 @@ def _pixels_of(processor: BaseImageProcessor, picture: Image) -> Tensor:
 def classify(
     model: SwinHFForImageClassification,
     processor: BaseImageProcessor,
-    pictures: Sequence[Image],
+    pictures: Sequence[Image | Tensor],
     *,
     top_k: int = 5,
 ) -> list[list[Guess]]:
@@ -250,7 +251,8 @@ def classify(
     Args:
         model: A classifier.
         processor: Its image processor.
-        pictures: PIL images in the mode of the model, see :func:`picture_mode`; any sizes.
+        pictures: PIL images in the mode of the model, see :func:`picture_mode`, or what :func:`read_picture` returns
+            for another number of channels; any sizes.
         top_k: How many classes for each picture.
 
     Returns:
@@ -295,7 +297,9 @@ def picture_mode(model: SwinHFForImageClassification) -> str:
     """
     channels = model.config.num_channels
     if channels not in (1, 3):
-        raise ValueError(f"the model takes {channels} channels; pictures have 1 or 3, so call it from Python instead")
+        raise ValueError(
+            f"the model takes {channels} channels, and this draws on pictures of 1 or 3; call it from Python instead"
+        )
     return "L" if channels == 1 else "RGB"
 
 
@@ -323,7 +327,7 @@ def predict(
         Each source in order, with its classes or with the reason why it cannot be read. Of a model of several labels an
         image, the classes that are more probable than not, which may be none; of a regression, all its numbers.
     """
-    mode, problem = picture_mode(model), model.config.problem_type
+    mode, problem = model.config.num_channels, model.config.problem_type
     if problem in ("multi_label_classification", "regression"):
         top_k = len(class_names(model))
 

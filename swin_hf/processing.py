@@ -10,24 +10,34 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec  # type: ignore[import-untyped]
 from PIL import Image
 
-from swin_hf.model.pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, to_8_bits
+from swin_hf.model.pixels import (
+    ARRAY_MAGIC,
+    GREY_MAXIMUM,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    WHITE,
+    read_array,
+    to_8_bits,
+    to_channels,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from torchvision.transforms.v2 import InterpolationMode
     from transformers import BaseImageProcessor
 
 # Suffixes that make a file of a folder a picture, wherever folders are searched. A file that is named may have any.
 PICTURE_SUFFIXES = (
-    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tga",
-    ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -53,18 +63,20 @@ def decode_picture(
     background: Sequence[int] = WHITE,
     root: str | None = None,
     grey_maximum: int = GREY_MAXIMUM,
-) -> Image.Image:
+) -> Image.Image | Tensor:
     """Decode a cell of an image column into an upright 8-bit picture; see :func:`swin_hf.model.pixels.to_8_bits`.
+
+    A picture of another number of channels than 1 or 3 becomes a tensor; see :func:`swin_hf.model.pixels.to_channels`.
 
     Args:
         cell: ``{"bytes", "path"}`` as ``datasets.Image(decode=False)`` gives it, a path or URL, bytes, or a PIL image.
-        num_channels: 3 for ``RGB``, 1 for ``L``.
+        num_channels: 3 for ``RGB``, 1 for ``L``, or how many a picture has.
         background: Red, green and blue (0..255) behind transparent pixels.
         root: Folder that relative paths start from.
         grey_maximum: Value that is white in grey pictures of 16 bits.
 
     Returns:
-        A loaded PIL image in mode ``RGB`` or ``L``.
+        A loaded PIL image in mode ``RGB`` or ``L``; for any other number of channels, ``(C, H, W)`` float32.
 
     Raises:
         UnreadablePictureError: If the picture cannot be decoded; the cause is chained.
@@ -72,7 +84,11 @@ def decode_picture(
     try:
         # A picture that was given stays open; one that is opened here is closed.
         with nullcontext(cell) if isinstance(cell, Image.Image) else open_picture(cell, root) as picture:
-            return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
+            if num_channels in (1, 3):
+                return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
+            import torch
+
+            return torch.from_numpy(to_channels(picture, num_channels, grey_maximum))
     except MemoryError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -92,18 +108,48 @@ def decoding(processor: object) -> dict[str, Any]:
     }
 
 
-def open_picture(cell: Any, root: str | None = None) -> Image.Image:
-    """Open a stored cell of an image column without decoding it; arguments as of :func:`decode_picture`."""
+def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Image.Image | np.ndarray[Any, Any]]:
+    """Open a stored cell of an image column without decoding it, for ``with``; a ``.npy`` file is an array.
+
+    Arguments are those of :func:`decode_picture`.
+    """
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    if isinstance(cell, bytes):
-        return Image.open(io.BytesIO(cell))
     if not cell:
         raise ValueError("the cell is empty")
-    if "://" in cell:
+    if isinstance(cell, str) and "://" in cell:
         with fsspec.open(cell, "rb") as stream:
-            return Image.open(io.BytesIO(stream.read()))
-    return Image.open(os.path.join(root or "", cell))
+            cell = stream.read()
+    if isinstance(cell, bytes):
+        is_array = cell.startswith(ARRAY_MAGIC)
+        return nullcontext(read_array(io.BytesIO(cell))) if is_array else Image.open(io.BytesIO(cell))
+    path = os.path.join(root or "", cell)
+    if not path.lower().endswith(".npy"):
+        return Image.open(path)
+    with open(path, "rb") as file:
+        return nullcontext(read_array(file))
+
+
+def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
+    """A decoded picture for the eye: of other than 1 or 3 channels the first three, each from its least to most value.
+
+    Args:
+        picture: What :func:`decode_picture` returns; of two channels, the first is shown as grey.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    shown = picture[:3] if len(picture) > 2 else picture[:1].expand(3, -1, -1)
+    low, high = (bound(-1).values[:, None, None] for bound in (shown.flatten(1).min, shown.flatten(1).max))
+    stretched = (shown - low) / (high - low).clamp(min=1e-12) * 255
+    return Image.fromarray(stretched.byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def to_tensor(picture: Image.Image | Tensor) -> Tensor:
+    """A decoded picture as ``(C, H, W)``: ``uint8`` of 1 or 3 channels, float32 of any other number."""
+    from torchvision.transforms.v2 import functional as tvf
+
+    tensor: Tensor = tvf.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
+    return tensor
 
 
 def _describe(cell: Any) -> str:
@@ -187,7 +233,7 @@ class Preprocessing:
 
     @property
     def num_channels(self) -> int:
-        """Number of channels, 3 or 1 for pictures."""
+        """Number of channels."""
         return len(self.mean)
 
     @property
@@ -232,13 +278,13 @@ class Preprocessing:
         processor: BaseImageProcessor = kind(**self.values())
         return processor
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """Resize (and crop) a decoded picture to ``uint8``, ``(C, H, W)``: the processor before it normalises."""
+    def pixels(self, picture: Image.Image | Tensor) -> Tensor:
+        """Resize (and crop) a decoded picture, ``(C, H, W)`` of its type: the processor before it normalises."""
         from torchvision.transforms.v2 import functional as tvf
 
         (height, width), resampling = self.size, resampling_of(self.interpolation)
         size = [height, width] if self.short_side is None else [self.short_side]
-        pixels: Tensor = tvf.resize(tvf.pil_to_tensor(picture), size, interpolation=resampling, antialias=True)
+        pixels: Tensor = tvf.resize(to_tensor(picture), size, interpolation=resampling, antialias=True)
         if self.short_side is not None and self.crop:
             top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
             pixels = tvf.crop(pixels, top, left, height, width)

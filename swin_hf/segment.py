@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swin_hf.files import replacing
-from swin_hf.predict import Guess, PictureError, class_names, picture_mode, prepare, read_picture
+from swin_hf.predict import Guess, PictureError, class_names, prepare, read_picture
+from swin_hf.processing import as_rgb
 from swin_hf.text import one_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def is_segmenter(model: Any) -> bool:
     return type(model).__name__.endswith("ForSemanticSegmentation")
 
 
-def segment(model: Any, processor: BaseImageProcessor, picture: Image) -> Tensor:
+def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
     """The class number of each pixel of a picture, ``(height, width)`` int64.
 
     The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
@@ -37,20 +38,21 @@ def segment(model: Any, processor: BaseImageProcessor, picture: Image) -> Tensor
     Args:
         model: A segmenter.
         processor: Its image processor.
-        picture: PIL image in the mode of the model, see :func:`~swin_hf.predict.picture_mode`.
+        picture: What :func:`~swin_hf.predict.read_picture` returns for its number of channels.
 
     Raises:
         ValueError: If a logit is NaN or infinite.
     """
     import torch
     import torch.nn.functional as F
+    from torchvision.transforms.v2 import functional as tvf
 
     from swin_hf.classes import require_finite
 
     (pixels,) = prepare(model, processor, [picture])
     with torch.inference_mode():
         logits = require_finite(model(pixels[None]).logits.float())
-        for size in (pixels.shape[-2:], (picture.height, picture.width)):
+        for size in (pixels.shape[-2:], tvf.get_size(picture)):
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return logits[0].argmax(0).cpu()
 
@@ -103,7 +105,7 @@ def predict_masks(
     Yields:
         Each source in order, with its classes or with the reason why it cannot be read.
     """
-    mode, names, taken = picture_mode(model), class_names(model), set()
+    mode, names, taken = model.config.num_channels, class_names(model), set()
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         try:
@@ -144,14 +146,14 @@ def draw_mask(classes: Tensor, num_classes: int) -> Image:
     return mask
 
 
-def draw_overlay(picture: Image, classes: Tensor, names: dict[int, str]) -> Image:
+def draw_overlay(picture: Image | Tensor, classes: Tensor, names: dict[int, str]) -> Image:
     """The picture under the colours of its classes, with a legend of those that occur."""
     import numpy as np
     from PIL import Image as Pictures
     from PIL import ImageDraw
 
-    colours = np.array([colour(number) for number in range(max(names) + 1)], dtype=np.uint8)
-    blended = Pictures.blend(picture.convert("RGB"), Pictures.fromarray(colours[classes.numpy()]), 0.5)
+    colours, picture = np.array([colour(number) for number in range(max(names) + 1)], dtype=np.uint8), as_rgb(picture)
+    blended = Pictures.blend(picture, Pictures.fromarray(colours[classes.numpy()]), 0.5)
     shares = class_shares(classes, names, len(names))
     sheet = Pictures.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")
     sheet.paste(blended)

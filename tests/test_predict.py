@@ -419,12 +419,15 @@ def test_wrong_options_are_refused(model_folder, pictures, option, capsys):
     assert "swin-hf predict: argument" in capsys.readouterr().err
 
 
-def test_model_of_five_channels_is_for_python_only(run, pictures, tmp_path):
+def test_model_of_five_channels_reads_no_photographs_and_draws_on_none(run, pictures, tmp_path):
     config = SwinHFConfig(image_size=24, embed_dim=16, depths=(1,), num_heads=(2,), window_size=4, num_channels=5)
     SwinHFForImageClassification(config).save_pretrained(tmp_path / "five")
-    code, _, err = run("predict", tmp_path / "five", pictures / "0.png")
-    assert code == 2
-    assert "the model takes 5 channels; pictures have 1 or 3" in err
+    np.save(tmp_path / "bands.npy", np.zeros((30, 24, 5)))
+    code, out, err = run("predict", tmp_path / "five", pictures / "0.png", tmp_path / "bands.npy", "--csv")
+    assert code == 1 and f"{tmp_path / 'bands.npy'},1," in out
+    assert "0.png: cannot be read: it has 3 channels, and 5 are wanted (num_channels)" in err
+    code, _, err = run("explain", tmp_path / "five", tmp_path / "bands.npy")
+    assert code == 2 and "the model takes 5 channels, and this draws on pictures of 1 or 3" in err
 
 
 @pytest.mark.parametrize("verb", ["predict", "explain"])

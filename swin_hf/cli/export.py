@@ -19,7 +19,7 @@ from swin_hf.cli import pictures_of
 from swin_hf.export import ExportReport, export_onnx, export_openvino, export_torch, load_engine
 from swin_hf.folders import read_folder
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
-from swin_hf.predict import load_classifier, picture_mode, prepare, read_picture
+from swin_hf.predict import load_classifier, prepare, read_picture
 from swin_hf.processing import decode_picture, decoding
 from swin_hf.ranges import SIDES, Number, one_or_two
 from swin_hf.segment import is_segmenter
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "overwrite": args.overwrite,
     }
     if args.images:
-        mode, sources = picture_mode(model), pictures_of(args.images, "--images")
+        mode, sources = model.config.num_channels, pictures_of(args.images, "--images")
         pictures = [read_picture(source, mode, processor) for source in sources]
         options["images"] = torch.stack(prepare(model, processor, pictures))
     test = _read_test(args.test, model) if args.test else None  # before anything is written

@@ -218,7 +218,9 @@ def _metadata(source: CardSource) -> str:
 
 
 def confidence_interval(metric: Metric) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a proportion of ``n`` images; None for other metrics."""
+    """The 95 % interval that was recorded, or Wilson's of a proportion of ``n`` images; None for other metrics."""
+    if metric.interval is not None and len(metric.interval) == 2:
+        return metric.interval[0], metric.interval[1]
     if metric.name not in PROPORTIONS or not metric.n or not 0 <= metric.value <= 1:
         return None
     z, n, p = 1.959964, metric.n, metric.value

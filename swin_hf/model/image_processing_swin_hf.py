@@ -16,7 +16,7 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from .pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, to_8_bits
+from .pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, read_array, to_8_bits, to_channels
 
 _DOWNLOAD_SECONDS = 30
 
@@ -56,8 +56,9 @@ class _Decoding:
         saturates 16-bit grey; it takes what this returns as it is: ``pipe(pipe.image_processor.fetch_images(path))``.
 
         Args:
-            images: A path, an http(s) address, or a PIL image: upright 8-bit PIL images are returned for these. Arrays
-                and tensors are returned as they are. A list is treated one by one.
+            images: A path, an http(s) address, or a PIL image: upright 8-bit PIL images are returned for these, or, of
+                other than 1 or 3 channels, arrays ``(channels, height, width)`` on the scale of 0..255. Arrays and
+                tensors are returned as they are. A list is treated one by one.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
@@ -65,6 +66,9 @@ class _Decoding:
             if images.startswith(("http://", "https://")):
                 with urllib.request.urlopen(images, timeout=_DOWNLOAD_SECONDS) as answer:
                     images = Image.open(io.BytesIO(answer.read()))
+            elif os.path.isfile(images) and images.lower().endswith(".npy"):
+                with open(images, "rb") as file:
+                    return self._decode(read_array(file))
             elif os.path.isfile(images):
                 with Image.open(images) as picture:
                     return self._decode(picture)
@@ -75,9 +79,20 @@ class _Decoding:
     # Class numbers of each pixel at the size of the pictures, from the logits of a segmentation model.
     post_process_semantic_segmentation = SegformerImageProcessor.post_process_semantic_segmentation
 
-    def _decode(self, picture: Image.Image) -> Image.Image:
-        mode = "L" if len(self.image_mean) == 1 else "RGB"
-        return to_8_bits(picture, mode, self.background, self.grey_maximum)
+    def _decode(self, picture: Any) -> Any:
+        channels = len(self.image_mean)
+        if channels not in (1, 3):
+            return to_channels(picture, channels, self.grey_maximum)
+        return to_8_bits(picture, "L" if channels == 1 else "RGB", self.background, self.grey_maximum)
+
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+        """Channels come first where there are other than 1 or 3: transformers would have to guess."""
+        channels = len(self.image_mean)
+        if channels not in (1, 3):
+            kwargs["input_data_format"] = kwargs.get("input_data_format") or "channels_first"
+            if isinstance(self, PilBackend):
+                raise ValueError(f"PIL resizes no pictures of {channels} channels; use the torchvision backend")
+        return super().process_image(image, *args, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """Values to save. They name no class: AutoImageProcessor then finds it by the configuration of the model.

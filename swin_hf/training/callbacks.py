@@ -18,6 +18,7 @@ from torch import Tensor
 
 from swin_hf.explain import as_seen
 from swin_hf.files import replacing
+from swin_hf.processing import as_rgb
 
 from .figures import to_pixels
 
@@ -100,7 +101,9 @@ class EpochReport(Callback):
 
 
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
-    """Undo the normalisation: ``(B, C, H, W)`` to ``(B, H, W, 3)`` in [0, 1]."""
+    """Undo the normalisation: ``(B, C, H, W)`` to ``(B, H, W, 3)`` in [0, 1]; of many channels, the first three."""
+    if pixel_values.shape[1] not in (1, 3):
+        return np.stack([np.asarray(as_rgb(picture)) / 255 for picture in pixel_values.detach().float().cpu()])
     pictures = as_seen(pixel_values.detach(), datamodule.image_processor()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
 

@@ -30,6 +30,7 @@ class TestReport:
     table: str = ""  # text that is printed above the metrics
     metrics: dict[str, float] = field(default_factory=dict)  # more of them, for the facts
     facts: dict[str, Any] = field(default_factory=dict)  # fields of swin_hf.hub.facts.TrainingFacts
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of metrics, by the task's own rule
     figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)  # of the run folder: how each is drawn
 
 
@@ -74,6 +75,8 @@ class SwinModule(LightningModule):
 
         ``measured`` are the options of the model that ``validate`` or ``test`` measures; ``None`` in training.
         """
+        if getattr(data, name) is None:  # it is found in the data
+            data.load()
         return getattr(data, name)
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import AutoConfig
 
 from swin_hf.families import TASKS, config_of_preset, family_of
@@ -89,9 +90,18 @@ def load_network(task: str, folder: Path, fields: dict[str, Any], backend: dict[
     Raises:
         ValueError: If more than the head is missing or of another size.
     """
-    model_class = family_of(AutoConfig.from_pretrained(folder)).model_class(task)
-    network, report = model_class.from_pretrained(
-        folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
+    stored, wanted = AutoConfig.from_pretrained(folder), fields.get("num_channels")
+    if wanted not in (None, stored.num_channels):
+        rank_zero_info(
+            f"the starting point takes {stored.num_channels} channels: their weights are taken in turn for {wanted}, "
+            "scaled so that a picture of equal channels keeps its answer"
+        )
+    network, report = (
+        family_of(stored)
+        .model_class(task)
+        .from_pretrained(
+            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
+        )
     )
     unfit = [str(name[0] if isinstance(name, tuple) else name) for name in report["mismatched_keys"]]
     missing = [name for name in [*report["missing_keys"], *unfit] if not name.startswith(TASKS[task].head)]

@@ -154,7 +154,8 @@ class RunRecord(Callback):
             facts.data.unreadable = trainer.datamodule.facts()["unreadable"]
         measured = {name.removeprefix("test_"): value for name, value in metrics.items()} | found.metrics
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
-        facts.metrics += [Metric(name, value, "test", n) for name, value in measured.items()]
+        bounds = {name: list(pair) for name, pair in found.intervals.items()}
+        facts.metrics += [Metric(name, value, "test", n, bounds.get(name)) for name, value in measured.items()]
         replace(facts, **found.facts).save(self.folder / "model")  # the results, before anything is drawn
         for name, draw in found.figures.items():
             keep_figure(trainer, self.folder, name, draw)

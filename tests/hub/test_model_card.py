@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import PUSHES
@@ -141,6 +142,7 @@ def test_snippet_fits_the_channels_of_the_model(tiny_config, tmp_path, monkeypat
     processor = Preprocessing.of_release(tiny_config.image_hw, channels).processor()
     processor.save_pretrained(tmp_path / "user" / "x")
     Image.effect_noise((60, 50), 90).convert("RGB").save(tmp_path / "image.png")
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).integers(0, 256, (50, 60, channels), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     card = render_card(CardSource(tiny_config, "SwinHFForImageClassification", processor.to_dict(), repo_id="user/x"))
     blocks = [block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "import swin_hf" not in block]

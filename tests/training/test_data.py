@@ -805,7 +805,7 @@ def test_the_seed_is_that_of_seed_everything(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_channels": 4}, "num_channels 4 is neither"),
+        ({"num_channels": 0}, "num_channels is 0; it must be in"),
         ({"batch_size": 0}, "batch_size is 0; it must be in"),
         ({"eval_batch_size": -1}, "eval_batch_size is -1; it must be in"),
         ({"image_size": (0, 8)}, r"image_size is \(0, 8\); it must be in"),

@@ -1,7 +1,9 @@
 """Segmentation: pairs of pictures and masks, their joint augmentation, metrics at the stored size, and a whole run."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,7 +20,9 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from swin_hf import push
+from swin_hf.hub import TrainingFacts
 from swin_hf.processing import UnreadablePictureError
+from swin_hf.segment import segment
 from swin_hf.training import (
     Head,
     JointAugmentation,
@@ -30,7 +34,8 @@ from swin_hf.training import (
     train,
 )
 from swin_hf.training.data.segmentation import JointTransform, find_columns, read_mask, read_pairs
-from swin_hf.training.tasks.segmentation import class_iou, slide
+from swin_hf.training.tasks.regions import PictureBootstrap, class_iou, picture_scores, region_counts
+from swin_hf.training.tasks.segmentation import slide
 
 pytestmark = [
     *TRAINING_WARNINGS,
@@ -39,6 +44,7 @@ pytestmark = [
 
 COLOURS = np.array([[40, 40, 40], [220, 50, 50], [50, 220, 50]])
 NAMES = ["ground", "red", "green"]
+TESTED = 11  # pictures of the test split: an odd number, and enough for an interval
 
 
 def scene(number: int, noise: float = 12.0) -> tuple[Pictures.Image, np.ndarray]:
@@ -58,7 +64,7 @@ def scene(number: int, noise: float = 12.0) -> tuple[Pictures.Image, np.ndarray]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
-    for split, count in (("train", 8), ("val", 3), ("test", 5)):
+    for split, count in (("train", 8), ("val", 3), ("test", TESTED)):
         for kind in ("images", "masks"):
             (root / split / kind).mkdir(parents=True)
         for number in range(count):
@@ -164,12 +170,12 @@ def test_a_data_set_of_columns_gives_the_batches_of_the_folder(folder, tmp_path)
     columns = {
         split: Dataset.from_dict(
             {
-                "image": [str(folder / place / "images" / f"{n}.png") for n in range(count)],
-                "label": [str(folder / place / "masks" / f"{n}.png") for n in range(count)],
+                "image": [str(folder / place / "images" / f"{n}.png") for n in sorted(range(count), key=str)],
+                "label": [str(folder / place / "masks" / f"{n}.png") for n in sorted(range(count), key=str)],
             },
             Features({"image": Image(), "label": Image()}),
         )
-        for split, place, count in (("train", "train", 8), ("test", "test", 5))
+        for split, place, count in (("train", "train", 8), ("test", "test", TESTED))
     }
     DatasetDict(columns).save_to_disk(tmp_path / "saved")
     stored = SegmentationDataModule(str(tmp_path / "saved"), image_size=32, masks=Masks(class_names=NAMES))
@@ -277,6 +283,77 @@ def test_iou_is_that_of_torchmetrics_over_the_whole_set():
     assert np.isnan(iou[3])
 
 
+def random_counts(pictures: int, classes: int, seed: int = 0) -> list[torch.Tensor]:
+    """Counts of pictures in which some classes occur; those of one picture are alike."""
+    random, found = np.random.default_rng(seed), []
+    for _ in range(pictures):
+        present = random.random(classes) < 0.4
+        truth = random.integers(50, 400, classes) * present
+        hits = (truth * random.beta(6, 2)).astype(int)
+        found.append(torch.from_numpy(np.stack([hits, truth, np.maximum(hits, truth - 20)], axis=1)))
+    return found
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    union = counts[:, 1] + counts[:, 2] - counts[:, 0]
+    return float((counts[union > 0, 0] / union[union > 0]).mean())
+
+
+def test_the_interval_is_that_of_the_classical_bootstrap():
+    """It draws as many pictures as there are, with replacement; the ends agree to a fraction of their distance."""
+    counts = random_counts(60, 7)
+    bootstrap = PictureBootstrap(7)
+    for row, count in enumerate(counts):
+        bootstrap.add(count, row)
+    low, high = bootstrap.interval()
+    stacked, random = torch.stack(counts).numpy(), np.random.default_rng(1)
+    means = [mean_iou(stacked[random.integers(0, 60, 60)].sum(0)) for _ in range(2000)]
+    expected = np.quantile(means, [0.025, 0.975])
+    np.testing.assert_allclose([low, high], expected, atol=0.15 * (expected[1] - expected[0]))
+    assert low < mean_iou(stacked.sum(0)) < high
+
+
+def test_the_interval_covers_the_mean_iou_of_all_pictures():
+    """19 of 20 samples of a population, or nearly: the bootstrap of 25 pictures is a little too narrow."""
+    population = torch.stack(random_counts(4000, 4, seed=5))
+    truth, covered, random = mean_iou(population.sum(0).numpy()), 0, np.random.default_rng(2)
+    for trial in range(100):
+        bootstrap = PictureBootstrap(4)
+        for place, row in enumerate(random.integers(0, len(population), 25)):
+            bootstrap.add(population[row], trial, place)
+        low, high = bootstrap.interval()
+        covered += low <= truth <= high
+    assert 85 <= covered <= 100
+
+
+def test_the_interval_does_not_depend_on_order_or_ranks_and_its_memory_not_on_the_pictures():
+    counts = random_counts(24, 5)
+    whole, parts = PictureBootstrap(5), [PictureBootstrap(5), PictureBootstrap(5)]
+    for row, count in enumerate(counts):
+        whole.add(count, row)
+    for row in reversed(range(24)):
+        parts[row % 3 == 0].add(counts[row], row)
+    assert torch.equal(whole.totals, parts[0].totals + parts[1].totals)
+    assert whole.totals.nbytes == 16_000 * 5
+    assert PictureBootstrap(5).interval() is None
+    few = PictureBootstrap(5)
+    for row in range(9):
+        few.add(counts[row], row)
+    assert few.interval() is None
+
+
+def test_the_line_of_a_picture_is_counted_by_hand():
+    guess = torch.tensor([[0, 0, 1], [2, 2, 2]])
+    truth = torch.tensor([[0, 1, 1], [0, 255, 255]])
+    counts = region_counts(guess, truth, 4, 255)
+    assert counts.tolist() == [[1, 2, 2], [1, 2, 1], [0, 0, 1], [0, 0, 0]]
+    accuracy, miou, worst, worst_iou, ignored = picture_scores(counts, 6, ["a", "b", "c", "d"])
+    assert (accuracy, worst, worst_iou) == (0.5, "c", 0.0)
+    assert miou == pytest.approx((1 / 3 + 1 / 2 + 0) / 3) and ignored == pytest.approx(1 / 3)
+    nothing = region_counts(guess, torch.full_like(truth, 255), 4, 255)
+    assert picture_scores(nothing, 6, ["a", "b", "c", "d"]) == (None, None, None, None, 1.0)
+
+
 @pytest.mark.parametrize(("window", "stride"), [(8, 5), (8, 8), (6, None), (40, None)])
 def test_sliding_windows_cover_every_pixel(window, stride):
     torch.manual_seed(0)
@@ -347,7 +424,7 @@ def test_a_run_leaves_a_model_whose_figures_can_be_measured_again(run, folder):
     processor = AutoImageProcessor.from_pretrained(run.folder / "model")
     assert model.config.id2label == dict(enumerate(NAMES))
     metric = MulticlassJaccardIndex(3, ignore_index=255)
-    for number in range(5):
+    for number in range(TESTED):
         picture = Pictures.open(folder / "test" / "images" / f"{number}.png")
         with torch.no_grad():
             outputs = model(**processor(picture, return_tensors="pt"))
@@ -359,10 +436,38 @@ def test_a_run_leaves_a_model_whose_figures_can_be_measured_again(run, folder):
     assert run.metrics["test_miou"] == pytest.approx(float(metric.compute()), abs=2e-3)
 
 
+def interval_of(run) -> list[float]:
+    """Ends of the interval that a run has recorded."""
+    (metric,) = (m for m in TrainingFacts.load(run.folder / "model").metrics if (m.name, m.split) == ("miou", "test"))
+    assert metric.n == TESTED and metric.interval[0] <= metric.value <= metric.interval[1]
+    return metric.interval
+
+
+def read_predictions(folder) -> list[dict[str, str]]:
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_test_leaves_a_line_for_each_picture(run, folder):
+    rows = read_predictions(run.folder)
+    assert [row["path"] for row in rows] == sorted(str(path) for path in (folder / "test" / "images").iterdir())
+    assert list(rows[0])[1:] == ["pixel_accuracy", "miou", "worst_class", "worst_iou", "ignored"]
+    model = AutoModelForSemanticSegmentation.from_pretrained(run.folder / "model").eval()
+    processor = AutoImageProcessor.from_pretrained(run.folder / "model")
+    classes = segment(model, processor, Pictures.open(rows[3]["path"]).convert("RGB"))
+    truth = torch.from_numpy(np.array(Pictures.open(rows[3]["path"].replace("images", "masks"))).astype(np.int64))
+    known = truth != 255
+    accuracy = float((classes == truth)[known].double().mean())
+    assert float(rows[3]["pixel_accuracy"]) == pytest.approx(accuracy, abs=2e-3)
+    assert float(rows[3]["ignored"]) == pytest.approx(1 - float(known.double().mean()), abs=1e-5)
+    metric = MulticlassJaccardIndex(3, ignore_index=255)
+    assert float(rows[3]["miou"]) == pytest.approx(float(metric(classes[None], truth[None])), abs=5e-3)
+
+
 def test_a_pipeline_of_transformers_segments(run, folder):
     segment = pipeline("image-segmentation", model=str(run.folder / "model"))
     found = segment(str(folder / "test" / "images" / "0.png"))
-    assert {part["label"] for part in found} <= set(NAMES) and found[0]["mask"].size == (52 - 50 % 7, 36 + 50 % 5)
+    assert {part["label"] for part in found} <= set(NAMES) and found[0]["mask"].size == (52 - 110 % 7, 36 + 110 % 5)
 
 
 def test_a_push_takes_the_code_of_the_segmenter_and_the_card_its_figures(run, hub):
@@ -372,7 +477,11 @@ def test_a_push_takes_the_code_of_the_segmenter_and_the_card_its_figures(run, hu
     auto_map = json.loads(files["config.json"])["auto_map"]
     assert auto_map["AutoModelForSemanticSegmentation"] == "segmentation_swin_hf.SwinHFForSemanticSegmentation"
     card = files["README.md"].decode()
-    assert "pipeline_tag: image-segmentation" in card and "| Mean IoU |" in card and "| Label | IoU |" in card
+    assert "pipeline_tag: image-segmentation" in card and "| Label | IoU |" in card
+    low, high = (f"{100 * end:.1f}" for end in interval_of(run))
+    assert f"{low}–{high} % | test | {TESTED} |" in re.search(r"\| Mean IoU \|.*test.*", card)[0]
+    assert f"95 % confidence interval {low}–{high} %, n = {TESTED}" in card
+    assert "- The interval, a bootstrap over the images, covers the random choice of the 11 images" in card
 
 
 def test_a_single_picture_a_device_is_refused_before_the_first_step(folder, tmp_path):
@@ -431,8 +540,10 @@ def test_two_ranks_measure_an_odd_number_of_pictures_as_one_does(run):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-        return sorted(line for line in done.stdout.splitlines() if line.startswith(("test_", *NAMES)))
+        shown = sorted(line for line in done.stdout.splitlines() if line.startswith(("test_", "95 %", *NAMES)))
+        return shown, read_predictions(run.folder)
 
     one = measured()
-    assert len(one) == 3 + len(NAMES)
+    assert len(one[0]) == 4 + len(NAMES) and len(one[1]) == TESTED
+    (run.folder / "predictions.csv").unlink()
     assert measured("--trainer.devices", "2", "--trainer.strategy", "ddp") == one

@@ -1,8 +1,8 @@
 """Any image dataset, as batches that a Swin can learn from: :class:`ImageDataModule`.
 
-Pictures travel as ``uint8`` and are normalised on the device. How the order and the random numbers are made
-reproducible is told in :mod:`swin_hf.training.data.sampling`; how columns and classes are found, in
-:mod:`swin_hf.training.data.sources`.
+Pictures of 1 and 3 channels travel as ``uint8``, others as float32; they are normalised on the device. How the order
+and the random numbers are made reproducible is told in :mod:`swin_hf.training.data.sampling`; how columns and classes
+are found, in :mod:`swin_hf.training.data.sources`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,18 +33,11 @@ from swin_hf.ranges import SIDES, check_range
 
 from ..options import plain
 from . import sampling, sources
-from .pictures import (
-    Batch,
-    PictureDataset,
-    PictureReader,
-    PictureStream,
-    channel_statistics,
-    collate,
-    measure_grey_maximum,
-)
+from .pictures import Batch, PictureDataset, PictureReader, PictureStream, collate
 from .reading import FORMATS, Reading
 from .splits import Splits, announce_classes, divide
 from .transforms import Augmentation, Pixels, TrainTransform, normalize
+from .values import channel_statistics, find_channels, find_white, look_at_pictures
 
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
 
@@ -65,7 +59,7 @@ class ImageDataModule(LightningDataModule):
             Relative paths of pictures start from the folder of the split's files.
         data_dir: Folder of the format; data_files and the paths of pictures are relative to it.
         image_size: Height and width in pixels, or one number for both.
-        num_channels: 3 (RGB) or 1 (grey).
+        num_channels: 3 (RGB), 1 (grey), or all that the files have; that of .npy files, and 3 of others, if not given.
         batch_size: Training pictures per step on each device.
         eval_batch_size: Pictures per evaluation step on each device; batch_size if not given.
         num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
@@ -77,6 +71,8 @@ class ImageDataModule(LightningDataModule):
 
     collate = staticmethod(collate)
     augmentation: Any  # an Augmentation, or that of a task
+    colour_options: ClassVar[dict[str, Any]] = {"auto_augment": None}  # what of it changes colours, and its "off"
+    num_channels: Any  # None until the data are loaded, if not given
 
     def __init__(
         self,
@@ -84,7 +80,7 @@ class ImageDataModule(LightningDataModule):
         data_files: str | list[str] | dict[str, str | list[str]] | None = None,
         data_dir: str | None = None,
         image_size: int | tuple[int, int] = 32,
-        num_channels: int = 3,
+        num_channels: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -97,13 +93,12 @@ class ImageDataModule(LightningDataModule):
         # What a number may be; where a machine has a limit of its own, it is met later and told then.
         for name, number, interval in (
             ("image_size", image_size, SIDES),
+            ("num_channels", num_channels, "[1, 65536]"),
             ("batch_size", batch_size, "[1, 1e6]"),
             ("eval_batch_size", eval_batch_size, "[1, 1e6]"),
             ("num_workers", num_workers, "[0, 1024]"),
         ):
             check_range(name, number, interval)
-        if num_channels not in (1, 3):
-            raise ValueError(f"num_channels {num_channels} is neither 3 (RGB) nor 1 (grey)")
         if dataset in FORMATS and data_files is None and data_dir is None:
             raise ValueError(f"dataset {dataset!r} is a format; say where the files are: data_files or data_dir")
         self.dataset, self.data_files, self.data_dir = dataset, data_files, data_dir
@@ -114,9 +109,9 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.reading, self.splits, self.augmentation, self.pixels = reading, splits, augmentation, pixels
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if reading.seed is None else reading.seed
-        self.mean, self.std = pixels.channel_values(num_channels)
+        self.mean, self.std = pixels.channel_values(num_channels or 3)
         self.grey_maximum = pixels.grey_maximum
-        check_batch(max(self.batch_size, self.eval_batch_size), num_channels, self.image_size)
+        check_batch(max(self.batch_size, self.eval_batch_size), num_channels or 3, self.image_size)
         self._source: sources.Source | None = None
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
         self._labels: dict[str, np.ndarray[Any, Any]] = {}
@@ -152,9 +147,23 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
 
     def _measure(self) -> None:
-        """Find the white of 16-bit pictures; replace mean="dataset" and std="dataset" by statistics. From samples."""
-        if self.grey_maximum is None:
-            self.grey_maximum = measure_grey_maximum(self.load())
+        """Find the channels and the white of 16-bit pictures; replace mean="dataset" and std="dataset" by statistics.
+
+        All of it from samples.
+        """
+        source, wanted = self.load(), self.num_channels
+        unusual = wanted not in (1, 3)
+        looks = look_at_pictures(source) if unusual or self.grey_maximum is None else []
+        self.num_channels = find_channels(looks, wanted)
+        if wanted is None and self.num_channels != 3:
+            rank_zero_info(f"num_channels {self.num_channels}, as in {looks[0].name}")
+            self.mean, self.std = self.pixels.channel_values(self.num_channels)
+            check_batch(max(self.batch_size, self.eval_batch_size), self.num_channels, self.image_size)
+        if self.num_channels not in (1, 3):
+            self.grey_maximum = self.grey_maximum or GREY_MAXIMUM
+            self._leave_colours()
+        elif self.grey_maximum is None:
+            self.grey_maximum = find_white(looks)
         if "dataset" not in (self.mean, self.std):
             return
         if self.reading.streaming:
@@ -163,10 +172,20 @@ class ImageDataModule(LightningDataModule):
             raise ValueError('mean="dataset" is measured on a training split, and there is none; give its numbers')
         squash = Preprocessing(self.image_size, None, interpolation=self.pixels.interpolation).pixels
         reader = ImageDataModule.reader(self, "train", squash)  # whatever the targets of the task are
-        data = PictureDataset(self.load().splits["train"], self._rows["train"], None, reader, self.seed, False)
+        data = PictureDataset(source.splits["train"], self._rows["train"], None, reader, self.seed, False)
         mean, std = channel_statistics(data, self.num_channels)
         self.mean = mean if self.mean == "dataset" else self.mean
         self.std = std if self.std == "dataset" else self.std
+
+    def _leave_colours(self) -> None:
+        """Switch off what changes colours, of pictures of other than 1 or 3 channels, and say so."""
+        for name, off in self.colour_options.items():
+            if getattr(self.augmentation, name) != off:
+                rank_zero_info(
+                    f"augmentation.{name} {getattr(self.augmentation, name)} is left out: it changes colours, and these"
+                    f" pictures have {self.num_channels} channels"
+                )
+                self.augmentation = replace(self.augmentation, **{name: off})
 
     @property
     def num_classes(self) -> int:
@@ -353,12 +372,13 @@ class ImageDataModule(LightningDataModule):
         return sources.load_source(self.dataset, self.data_files, self.data_dir, self.reading)
 
     def train_transform(self) -> Callable[..., Any]:
-        """From a decoded training picture to ``(C, H, W)`` of ``uint8``, at random."""
+        """From a decoded training picture to ``(C, H, W)`` of its type, at random."""
+        self.load()  # for mean="dataset"
         fill = [round(255 * value) for value in self.mean if isinstance(value, float)]
         return TrainTransform(self.image_size, self.augmentation, self.pixels.interpolation, fill)
 
     def eval_transform(self) -> Callable[..., Any]:
-        """From a decoded picture of validation, test or prediction to ``(C, H, W)`` of ``uint8``."""
+        """From a decoded picture of validation, test or prediction to ``(C, H, W)`` of its type."""
         return self.preprocessing.pixels
 
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
@@ -496,7 +516,7 @@ class ImageDataModule(LightningDataModule):
         if trainer is not None and training:
             sampling.seed_batch(trainer, self.seed, "pixels")
         pixels = batch.get("pixel_values")
-        if pixels is not None and pixels.dtype == torch.uint8:
+        if pixels is not None and (pixels.dtype == torch.uint8 or self.num_channels not in (None, 1, 3)):
             pixels = normalize(pixels, self.mean, self.std)  # type: ignore[arg-type]
             if training and self.augmentation.erasing > 0:
                 erase = v2.RandomErasing(self.augmentation.erasing, value="random", inplace=True)

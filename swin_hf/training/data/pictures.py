@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data
 from datasets import Dataset, IterableDataset
-from lightning.pytorch.utilities import rank_zero_warn
 
-from swin_hf.model.pixels import GREY_MAXIMUM, least_white
-from swin_hf.processing import UnreadablePictureError, decode_picture, open_picture
+from swin_hf.model.pixels import GREY_MAXIMUM
+from swin_hf.processing import UnreadablePictureError, decode_picture
 
 from . import sampling, sources
 from .reading import OnError
 
 Batch = dict[str, Any]
 
-STATISTICS_SAMPLE = 1024  # training pictures behind mean="dataset"
-GREY_SAMPLE, FAR_SAMPLE = 128, 8  # pictures behind grey_maximum: at hand; in a stream or behind addresses
-DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners store in 16
 REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving up
 
 
@@ -36,8 +31,8 @@ class PictureReader:
     Args:
         source: Where pictures and labels are.
         split: Name of the stored split.
-        transform: From a decoded PIL image to ``(C, H, W)`` of ``uint8``.
-        num_channels: 3 or 1.
+        transform: From a decoded picture to ``(C, H, W)`` of ``uint8``, or float32 of other than 1 or 3 channels.
+        num_channels: How many a picture has.
         background: Colour behind transparent pixels.
         on_error: What to do with a picture that cannot be decoded.
         grey_maximum: Value that is white in grey pictures of 16 bits.
@@ -60,11 +55,7 @@ class PictureReader:
 
     def name(self, cells: Mapping[str, Any], row: Any) -> str:
         """What a picture is called: its path, or its row where it has none."""
-        path = (cells[self.image_column] or {}).get("path")
-        if not path:
-            return f"{self.split} row {row}"
-        is_file = cells[self.image_column].get("bytes") is None and "://" not in path
-        return os.path.join(self.root or "", path) if is_file else str(path)
+        return picture_name(cells[self.image_column], self.root, f"{self.split} row {row}")
 
     @property
     def columns(self) -> list[str]:
@@ -72,10 +63,10 @@ class PictureReader:
         return [self.image_column]
 
     def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
-        """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)`` of ``uint8``.
+        """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)``.
 
         Args:
-            picture: PIL image.
+            picture: What :func:`~swin_hf.processing.decode_picture` returns.
             cells: The stored cells of its row.
         """
         return {"pixel_values": self.transform(picture)}
@@ -191,9 +182,7 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
 
     def file_name(self, row: int) -> str:
         """Name of the picture file of a row of the data, without its folder; the number of the row if it has none."""
-        cell = self.data[row][self.reader.image_column]
-        path = cell.get("path") if isinstance(cell, Mapping) else cell if isinstance(cell, str) else None
-        return os.path.basename(path) if path else f"row {row}"
+        return os.path.basename(picture_name(self.data[row][self.reader.image_column], None, f"row {row}"))
 
 
 class PictureStream(torch.utils.data.IterableDataset[Any]):
@@ -250,7 +239,7 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into ``{"pixel_values": (B, C, H, W) uint8, "labels": (B, ...)}``.
+    """Stack samples into ``{"pixel_values": (B, C, H, W), "labels": (B, ...)}``.
 
     Evaluation has the numbers of the rows too, ``rows`` ``(B,)``.
 
@@ -273,57 +262,10 @@ def collate(samples: Sequence[Batch]) -> Batch:
     return batch
 
 
-def channel_statistics(data: PictureDataset, num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, for values in 0..1, of evenly spaced pictures.
-
-    Raises:
-        ValueError: If the pictures are of one colour.
-    """
-    places = np.linspace(0, len(data) - 1, num=min(STATISTICS_SAMPLE, len(data)), dtype=int)
-    total, squares = torch.zeros(2, num_channels, dtype=torch.float64)
-    count = 0
-    for place in places:
-        pixels = data[int(place)].get("pixel_values")
-        if pixels is not None:
-            values = pixels.flatten(1).double() / 255
-            total, squares, count = total + values.sum(1), squares + (values**2).sum(1), count + values.shape[1]
-    mean = total / max(1, count)
-    std = (squares / max(1, count) - mean**2).clamp(min=0).sqrt()
-    if not bool((std > 1e-3).all()):
-        raise ValueError(f"the training pictures are of one colour (standard deviation {std.tolist()})")
-    return [round(float(value), 4) for value in mean], [round(float(value), 4) for value in std]
-
-
-def measure_grey_maximum(source: sources.Source) -> int:
-    """White of the grey pictures of 16 bits: a camera of 12 bits fills no more than 0..4095 of 0..65535.
-
-    Of a sample of the training pictures (of another split where there is none), the largest value decides how many bits
-    are used; all pictures are then scaled alike.
-
-    Returns:
-        255, 1023, 4095, 16383 or 65535; the last also where there are no such pictures.
-    """
-    split = "train" if "train" in source.splits else next(iter(source.splits))
-    data = source.splits[split].select_columns([source.image_column])
-    if isinstance(data, Dataset):
-        far = "://" in str((data[0][source.image_column] or {}).get("path")) if len(data) else False
-        number = min(len(data), FAR_SAMPLE if far else GREY_SAMPLE)
-        rows: Iterable[Any] = (data[int(row)] for row in np.linspace(0, len(data) - 1, num=number, dtype=int))
-    else:
-        rows = itertools.islice(data, FAR_SAMPLE)
-    whites = []
-    for row in rows:
-        try:
-            with open_picture(row[source.image_column], source.roots.get(split)) as picture:
-                whites.append(least_white(picture))
-        except Exception:
-            continue
-    largest = max((white for white in whites if white is not None), default=0)
-    bits = next((depth for depth in DEPTHS if 0 < largest < 2**depth), 16)
-    if bits < 16:
-        rank_zero_warn(
-            f"the 16-bit grey pictures among {len(whites)} of {split!r} reach {largest} of {GREY_MAXIMUM}: they seem "
-            f"to hold {bits} bits, so {2**bits - 1} is taken as white in all; if they are only dark, give "
-            f"pixels.grey_maximum {GREY_MAXIMUM}"
-        )
-    return int(2**bits - 1)
+def picture_name(cell: Any, root: str | None, otherwise: str) -> str:
+    """What a picture is called: its path, or something else where it has none."""
+    path = (cell or {}).get("path")
+    if not path:
+        return otherwise
+    is_file = cell.get("bytes") is None and "://" not in path
+    return os.path.join(root or "", path) if is_file else str(path)

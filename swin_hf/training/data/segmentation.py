@@ -1,7 +1,7 @@
 """Pictures with a class for each pixel: where masks are found, how they are read, and how both are augmented.
 
-A mask is a picture of class numbers: 8 or 16 bits of grey, or a palette whose indices are the classes. It is never
-resampled with anything but nearest.
+A mask is a picture of class numbers: 8 or 16 bits of grey, a palette whose indices are the classes, or an array. It is
+never resampled with anything but nearest.
 """
 
 import json
@@ -23,7 +23,14 @@ from torchvision.transforms.v2 import functional as tvf
 
 from swin_hf.folders import SPLIT_NAMES, is_picture_folder, list_pictures, split_of
 from swin_hf.model.pixels import GREY_MAXIMUM
-from swin_hf.processing import Interpolation, Preprocessing, UnreadablePictureError, open_picture, resampling_of
+from swin_hf.processing import (
+    Interpolation,
+    Preprocessing,
+    UnreadablePictureError,
+    open_picture,
+    resampling_of,
+    to_tensor,
+)
 from swin_hf.ranges import check_fields, check_range, ranged
 
 from ..options import plain
@@ -75,7 +82,7 @@ class JointAugmentation:
         scale: Least and greatest factor on the short side before the crop; the short side is that of the crop.
         largest_class: A crop is drawn again, up to ten times, while one class fills more of it.
         hflip: Probability of a horizontal flip.
-        distort: Probability of each change of brightness, contrast, saturation and hue.
+        distort: Probability of each change of brightness, contrast, saturation and hue, of pictures of 3 channels.
     """
 
     scale: tuple[float, float] = ranged((0.5, 2.0), "(0, 16]")
@@ -107,7 +114,7 @@ class SegmentationDataModule(ImageDataModule):
         data_files: See there.
         data_dir: See there.
         image_size: Height and width of the training crops in pixels, or one number for both.
-        num_channels: 3 (RGB) or 1 (grey).
+        num_channels: 3 (RGB), 1 (grey), or all that the files have; that of .npy files, and 3 of others, if not given.
         batch_size: Training pictures per step on each device.
         num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
         reading: How the data set is read.
@@ -117,13 +124,15 @@ class SegmentationDataModule(ImageDataModule):
         pixels: What the values of a picture mean.
     """
 
+    colour_options: ClassVar[dict[str, Any]] = {"distort": 0.0}
+
     def __init__(
         self,
         dataset: str = "parquet",
         data_files: str | list[str] | dict[str, str | list[str]] | None = None,
         data_dir: str | None = None,
         image_size: int | tuple[int, int] = 512,
-        num_channels: int = 3,
+        num_channels: int | None = None,
         batch_size: int = 8,
         num_workers: int | None = None,
         reading: Reading = Reading(),
@@ -194,6 +203,7 @@ class SegmentationDataModule(ImageDataModule):
 
     def train_transform(self) -> Callable[..., Any]:
         """Resize, crop, flip and distort both at random."""
+        self.load()  # for mean="dataset"
         fill = [255 * float(value) for value in self.mean]
         return JointTransform(
             self.image_size, self.augmentation, self.pixels.interpolation, fill, self.masks.ignore_index
@@ -243,13 +253,14 @@ class PairReader(PictureReader):
             return UnreadablePictureError(str(error))
 
     def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
-        """``pixel_values`` ``(C, H, W)`` of ``uint8`` and ``labels`` ``(H, W)`` of ``int64``."""
+        """``pixel_values`` ``(C, H, W)`` and ``labels`` ``(H, W)`` of ``int64``."""
         labels = read_mask(cells[self.column], self.masks, self.num_classes, self.root)
         name = (cells[self.column] or {}).get("path") or "a mask"
-        if labels.shape != (picture.height, picture.width):
+        height, width = tvf.get_size(picture)
+        if labels.shape != (height, width):
             raise UnreadablePictureError(
-                f"{name} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture {picture.width}x"
-                f"{picture.height}; a mask has the size of its picture"
+                f"{name} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}; a mask has "
+                "the size of its picture"
             )
         if self.order is not None:
             table = torch.arange(max(self.masks.ignore_index, self.num_classes) + 1)
@@ -264,13 +275,14 @@ def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None
     name = (cell.get("path") if isinstance(cell, dict) else None) or "a mask"
     try:
         with open_picture(cell, root) as picture:
-            mode, values = picture.mode, np.array(picture)
+            kind, values = getattr(picture, "mode", ""), np.array(picture)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise UnreadablePictureError(f"{name}: {type(error).__name__}: {error}") from error
-    if values.ndim != 2:
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        what = f"a picture of mode {kind}" if kind else f"an array of shape {values.shape} and type {values.dtype}"
         raise UnreadablePictureError(
-            f"{name} is a picture of mode {mode}; a mask holds one class number for each pixel: grey of 8 or 16 bits, "
-            "or a palette"
+            f"{name} is {what}; a mask holds one class number for each pixel: grey of 8 or 16 bits, a palette, or a "
+            ".npy file of whole numbers"
         )
     labels = torch.from_numpy(values.astype(np.int64))
     if masks.reduce_labels:
@@ -313,8 +325,8 @@ class JointTransform:
         self.distort = changes if options.distort and len(fill) == 3 else None
 
     def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``(C, H, W)`` of ``uint8`` and ``(H, W)`` of ``int64``, both of the size of the crop."""
-        pixels, mask = tv_tensors.Image(tvf.pil_to_tensor(picture)), tv_tensors.Mask(labels)
+        """``(C, H, W)`` of its type and ``(H, W)`` of ``int64``, both of the size of the crop."""
+        pixels, mask = tv_tensors.Image(to_tensor(picture)), tv_tensors.Mask(labels)
         low, high = self.options.scale
         factor = low + (high - low) * float(torch.rand(()))
         shape = _scaled((pixels.shape[-2], pixels.shape[-1]), factor * min(self.size))
@@ -347,7 +359,7 @@ class JointTransform:
 
 
 def whole_picture(preprocessing: Preprocessing, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The picture as evaluation sees it, ``(C, h, w)`` of ``uint8``, and its labels as they are stored."""
+    """The picture as evaluation sees it, ``(C, h, w)``, and its labels as they are stored."""
     return preprocessing.pixels(picture), labels
 
 

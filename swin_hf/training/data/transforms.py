@@ -1,4 +1,4 @@
-"""From a decoded picture to a ``uint8`` tensor: the training pipeline of a classifier, and the options of pixels.
+"""From a decoded picture to a tensor: the training pipeline of a classifier, and the options of pixels.
 
 The pipeline of evaluation is :meth:`swin_hf.processing.Preprocessing.pixels`. Loader workers, whatever their start
 method, get nothing but these objects, so all of them can be pickled. Random numbers come from torch's global generator,
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from swin_hf.model.pixels import IMAGENET_MEAN, IMAGENET_STD
-from swin_hf.processing import Interpolation, resampling_of
+from swin_hf.processing import Interpolation, resampling_of, to_tensor
 from swin_hf.ranges import check_fields, check_range, choice, ranged
 
 from ..options import plain
@@ -66,7 +66,8 @@ class Pixels:
     """What the values of a picture mean, in training and evaluation, and what evaluation sees of it.
 
     Args:
-        mean: Mean of each channel for values in 0..1; ImageNet's if not given, "dataset" to measure it.
+        mean: Mean of each channel for values in 0..1; ImageNet's if not given, "dataset" to measure it, as it is
+            without being asked for where there are other than 1 or 3 channels.
         std: Standard deviation of each channel; likewise.
         interpolation: nearest, bilinear or bicubic.
         resize_mode: Evaluation: crop (shorter side, then centre crop) or squash (all of the picture).
@@ -97,7 +98,8 @@ class Pixels:
         found: list[ChannelValues] = []
         for values, imagenet in ((self.mean, IMAGENET_MEAN), (self.std, IMAGENET_STD)):
             if values is None:  # the grey of ImageNet is the mean of its colours
-                values = list(imagenet) if num_channels == 3 else [sum(imagenet) / 3]
+                known: dict[int, ChannelValues] = {3: list(imagenet), 1: [sum(imagenet) / 3]}
+                values = known.get(num_channels, "dataset")
             if values != "dataset" and len(values) != num_channels:
                 raise ValueError(f"{len(values)} values {list(values)} in mean or std for {num_channels} channels")
             found.append(values if values == "dataset" else [float(value) for value in values])
@@ -105,7 +107,7 @@ class Pixels:
 
 
 class TrainTransform:
-    """Random crop, flip and automatic augmentation, to a ``uint8`` tensor.
+    """Random crop, flip and automatic augmentation, to a tensor of the type of the picture.
 
     Each step runs where it is faster: the resized crop on tensors, three times as fast as on PIL images; RandAugment
     and TrivialAugment on PIL images, three times as fast as on tensors. Normalisation, random erasing, Mixup and CutMix
@@ -143,16 +145,16 @@ class TrainTransform:
             steps.append(v2.TrivialAugmentWide(interpolation=bilinear, fill=colour))
         self.steps = steps
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Return the augmented picture, ``(C, H, W)`` of ``uint8``."""
+    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
+        """Return the augmented picture, ``(C, H, W)``."""
         pixels: Any = picture
         for step in self.steps:
             pixels = step(pixels)
-        return pixels if isinstance(pixels, Tensor) else tvf.pil_to_tensor(pixels)
+        return to_tensor(pixels)
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise ``uint8`` pixels ``(..., C, H, W)`` to ``float32``, bit for bit as transformers' image processors do.
+    """Normalise pixels in 0..255, ``(..., C, H, W)``, to ``float32``, bit for bit as transformers' image processors do.
 
     Mean and standard deviation of each channel are those of values in 0..1.
     """

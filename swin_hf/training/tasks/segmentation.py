@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for each pixel, as section 4.3 of the paper has it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -12,19 +12,14 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from swin_hf.classes import class_table
-from swin_hf.hub.facts import ClassScore
 from swin_hf.ranges import check_fields, ranged
-from swin_hf.text import one_line
 
 from ..data.segmentation import SegmentationDataModule
-from ..figures import LONGEST_NAME
 from ..module import TestReport
 from ..network import Network, load_network, new_network, recompute_activations, resolve, starting_folder
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
-from .classification import class_scores
-
-SHOWN_CLASSES = 100
+from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores, region_table
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,7 @@ class SwinSegmenter(ClassModule):
     mode = "max"
     data_class = SegmentationDataModule
     default_config = "segment_stamps"
+    answer_columns = ("pixel_accuracy", "miou", "worst_class", "worst_iou", "ignored")
     data_options = (*ClassModule.data_options, "ignore_index")
 
     def __init__(
@@ -119,6 +115,7 @@ class SwinSegmenter(ClassModule):
         counts = MulticlassConfusionMatrix(int(self.model.config.num_labels), ignore_index, validate_args=False)
         self.val_confusion, self.test_confusion = counts, counts.clone()
         self.confusion_counts: np.ndarray[Any, Any] | None = None  # after a test: rows are the truth
+        self.bootstrap = PictureBootstrap(0)  # of the pictures of a test
 
     def setup(self, stage: str) -> None:
         """Prepare training; batch normalisation is synchronised over the devices, and a single picture is refused."""
@@ -157,13 +154,14 @@ class SwinSegmenter(ClassModule):
         self.log_training(loss, len(batch["labels"]))
         return loss
 
-    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Any]:
         """Add a batch to the metrics of a split; an unreadable picture leaves an empty one.
 
         Returns:
-            ``predictions`` ``(B, height, width)`` at the size of the labels; nothing for an empty batch.
+            ``predictions`` ``(B, height, width)`` at the size of the labels, of a test also the ``regions`` of each
+            picture, see :func:`~swin_hf.training.tasks.regions.region_counts`; nothing for an empty batch.
         """
-        loss, outputs = getattr(self, f"{split}_loss"), {}
+        loss, outputs = getattr(self, f"{split}_loss"), dict[str, Any]()
         if batch:
             labels = batch["labels"]
             logits = self(batch["pixel_values"])
@@ -173,8 +171,33 @@ class SwinSegmenter(ClassModule):
             loss.update(total / max(pixels, 1), weight=pixels)
             outputs = {"predictions": logits.argmax(1)}
             getattr(self, f"{split}_confusion").update(outputs["predictions"], labels)
+            if split == "test":
+                outputs["regions"] = self.count_regions(outputs["predictions"], labels)
         self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return outputs
+
+    def on_test_start(self) -> None:
+        """Forget the pictures of an earlier test."""
+        self.bootstrap = PictureBootstrap(int(self.model.config.num_labels))
+
+    def count_regions(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
+        """Counts of each picture of a batch of a test, which are added to the bootstrap."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        streaming = getattr(getattr(data, "reading", None), "streaming", True)
+        rows = [] if streaming else [(row,) for row, _ in data.batch_sources]
+        found = []
+        for number, (guess, truth) in enumerate(zip(predictions, labels, strict=True)):
+            counts = region_counts(guess, truth, int(self.model.config.num_labels), self.ignore_index)
+            # A row is the same picture on any number of processes; a stream has no rows.
+            place = rows[number] if rows else (self.global_rank, int(self.bootstrap.pictures))
+            self.bootstrap.add(counts, *place)
+            found.append(counts)
+        return found
+
+    def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
+        """What a user sorts the pictures by, see :func:`~swin_hf.training.tasks.regions.picture_scores`."""
+        names = class_table(self.model.config.id2label)
+        return [picture_scores(counts, labels[0].numel(), names) for counts in outputs["regions"]]
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU and the accuracy of the pixels."""
@@ -183,6 +206,9 @@ class SwinSegmenter(ClassModule):
     def on_test_epoch_end(self) -> None:
         """Likewise, and keep the counts of all processes."""
         self.confusion_counts = self.log_counts("test", self.test_confusion)
+        for name in ("totals", "pictures"):
+            mine = getattr(self.bootstrap, name).to(self.device)
+            setattr(self.bootstrap, name, self.trainer.strategy.reduce(mine, reduce_op="sum").cpu())
 
     def log_counts(self, split: str, confusion: Metric) -> np.ndarray[Any, Any]:
         """Log what follows from the confusion counts of all processes, which are returned."""
@@ -199,12 +225,17 @@ class SwinSegmenter(ClassModule):
         return self.forward(batch["pixel_values"]).argmax(1)
 
     def test_report(self) -> TestReport:
-        """IoU and share of the pixels of each class."""
+        """IoU and share of the pixels of each class, and the interval of the mean IoU."""
         if self.confusion_counts is None:
             return TestReport()
         counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
-        scores = region_scores(counts, labels)
-        return TestReport(table=region_table(scores, counts), facts={"per_class": scores})
+        scores, interval = region_scores(counts, labels), self.bootstrap.interval()
+        table, intervals = region_table(scores, counts), {}
+        if interval is not None:
+            intervals["miou"] = interval
+            ends = "{:.4f} to {:.4f}".format(*interval)
+            table += f"\n95 % interval of the mean IoU, by a bootstrap over the pictures: {ends}"
+        return TestReport(table=table, facts={"per_class": scores}, intervals=intervals)
 
 
 def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int | None) -> Tensor:
@@ -236,32 +267,3 @@ def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stri
         seen[area] += 1
     mean: Tensor = total / seen
     return mean
-
-
-def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Intersection over union of each class from its counts (rows are the truth); NaN for one that occurs nowhere."""
-    hits, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
-    iou: np.ndarray[Any, Any] = np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)
-    return iou
-
-
-def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1, IoU and number of pixels of each class; None where one would divide by zero."""
-    return [
-        replace(score, iou=None if np.isnan(iou) else float(iou))
-        for score, iou in zip(class_scores(counts, labels), class_iou(counts), strict=True)
-    ]
-
-
-def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
-    """The table of a test, as text."""
-    width = max(5, *(len(one_line(score.label, LONGEST_NAME)) for score in scores))
-    lines = [f"{'class':<{width}}     IoU  recall  precision  pixels"]
-    for score in scores[:SHOWN_CLASSES]:
-        values = (score.iou, score.recall, score.precision)
-        iou, recall, precision = ("-" if value is None else f"{value:.4f}" for value in values)
-        name, share = one_line(score.label, LONGEST_NAME), score.support / max(int(counts.sum()), 1)
-        lines.append(f"{name:<{width}}  {iou:>6}  {recall:>6}  {precision:>9}  {share:6.2%}")
-    if len(scores) > SHOWN_CLASSES:
-        lines.append(f"... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json")
-    return "\n".join(lines)
