@@ -35,11 +35,13 @@ class Card:
         text: A card written by hand, its text or its path, instead of the rendered one.
         facts: What the rendered card says of the training, for a model or a folder without facts.
         replace: Whether a card that was edited by hand on the Hub may be overwritten.
+        samples: Whether the card shows pictures of the run's test split with their predictions, which are then sent.
     """
 
     text: str | os.PathLike[str] | None = None
     facts: TrainingFacts | None = None
     replace: bool = False
+    samples: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def push(
                 processor=processor,
                 facts=card.facts,
                 license=license,
+                samples=card.samples,
             )
         except Exception as error:
             if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system

@@ -22,7 +22,7 @@ from swin_hf.processing import Preprocessing
 
 from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
-from .pictures import CURVES, MATRIX, draw_pictures
+from .pictures import CURVES, MATRIX, SAMPLES, draw_pictures
 from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, read_object, weight_files
 
@@ -30,7 +30,7 @@ from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, re
 CODE = tuple(
     sorted({path.name for built in architectures().values() for path in built.family.travelling_files(built.task)})
 )
-PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
+PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}", f"assets/{SAMPLES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 # Keys that say where a model was loaded from on this machine, or which code loads it; they are not published.
 PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_implementation_internal")
@@ -103,6 +103,7 @@ def stage(
     facts: TrainingFacts | None = None,
     license: str | None = None,
     keep_card: bool = True,
+    samples: bool = False,
 ) -> Stage:
     """Put together what a push sends.
 
@@ -117,10 +118,11 @@ def stage(
         facts: Facts of a run, if the folder has none.
         license: Identifier of the licence of the weights, for the card.
         keep_card: Whether a card of the folder that was written or edited by hand is sent instead of a rendered one.
+        samples: Whether the card shows test pictures with predictions, :data:`~.pictures.SAMPLES` of the run.
 
     Raises:
-        ValueError: When the source is not a whole model of this family, the card's metadata is invalid, or a text
-            file holds an access token.
+        ValueError: When the source is not a whole model of this family, the card's metadata is invalid, a text file
+            holds an access token, or the run has no sample pictures and they are asked for.
     """
     saved = _saved(source, folder)
     values, config = read_config(saved / CONFIG)
@@ -144,6 +146,8 @@ def stage(
         paths[FACTS_NAME] = folder / FACTS_NAME
         facts = TrainingFacts.load(folder / FACTS_NAME)
     paths |= _pictures(saved, folder, facts)
+    if samples:
+        paths[f"assets/{SAMPLES}"] = _find_samples(saved)
 
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
     if card is None and keep_card and (saved / CARD_NAME).is_file():
@@ -190,10 +194,13 @@ def _pictures(saved: Path, folder: Path, facts: TrainingFacts | None) -> dict[st
     return {name: path for name, path in names.items() if ASSET.fullmatch(name)} | drawn
 
 
-def render_folder_card(source: Path, repo_id: str, tag: str | None = None, license: str | None = None) -> str:
+def render_folder_card(
+    source: Path, repo_id: str, tag: str | None = None, license: str | None = None, samples: bool = False
+) -> str:
     """The card that a push of a folder would render; see :func:`stage`."""
     with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
-        return stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False).card
+        sent = stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False, samples=samples)
+        return sent.card
 
 
 def _write_config(path: Path, values: dict[str, Any], auto_map: dict[str, str] | None) -> Path:
@@ -246,6 +253,16 @@ def _find_facts(saved: Path) -> TrainingFacts | None:
         if (folder / FACTS_NAME).is_file() and (folder == saved or saved.name == "model"):
             return TrainingFacts.load(folder)
     return None
+
+
+def _find_samples(saved: Path) -> Path:
+    path = saved.parent / SAMPLES
+    if saved.name != "model" or not path.is_file():
+        raise ValueError(
+            f"there is no {SAMPLES} of a run with the model {saved}; the test of a classifier draws it, or leave "
+            "--samples (Card(samples=True)) out"
+        )
+    return path
 
 
 def _refuse_tokens(staged: Mapping[str, StagedFile]) -> None:

@@ -26,7 +26,7 @@ from swin_hf.training.data.pictures import collate
 from swin_hf.training.data.sources import count_classes, load_source, natural_order
 from swin_hf.training.data.splits import stratified_split
 from swin_hf.training.record import RunRecord
-from swin_hf.training.tasks.classification import WorstPictures
+from swin_hf.training.tasks.classification import PictureSheets
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 
@@ -657,12 +657,13 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         names = dict(enumerate(sorted(COLOURS)))
         model = short(SwinClassifier, "swin_digits_patch4_window4_32", image_size=16, id2label=names)
         model.load_state_dict(found[0][1].state_dict() if found else model.state_dict())
-        worst = WorstPictures(None)
-        found.append((trainer(tmp_path, RunRecord(), worst).test(model, data, verbose=False)[0], model))
-        assert len(worst.worst[0]["losses"]) == 5
+        sheets = PictureSheets(None)
+        found.append((trainer(tmp_path, RunRecord(), sheets).test(model, data, verbose=False)[0], model))
+        (worst,) = sheets.kept["worst_pictures"]
+        assert len(worst["losses"]) == len(sheets.kept["sample_pictures"][0]["losses"]) == 5
         # Each picture has the name of its file, although others could not be read.
-        names = [data.test_dataloader().dataset.file_name(row) for row in worst.worst[0]["rows"].tolist()]
-        assert [int(name.split(".")[0]) % 3 for name in names] == worst.worst[0]["labels"].tolist()
+        names = [data.test_dataloader().dataset.file_name(row) for row in worst["rows"].tolist()]
+        assert [int(name.split(".")[0]) % 3 for name in names] == worst["labels"].tolist()
         simmim = short(SwinMaskedImageModeler, "swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
         trainer(tmp_path).test(simmim, data, verbose=False)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)

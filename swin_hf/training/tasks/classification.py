@@ -35,6 +35,8 @@ from .heads import ClassWeights, Freezing, HeadModule, Lora, check_weights
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
+# Sheets of test pictures: what their pictures have the highest values of, and how many there are.
+SHEETS = {"worst_pictures": ("losses", 16), "sample_pictures": ("lots", 8)}
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,8 @@ class SwinClassifier(HeadModule):
         return [(names[label], names[prediction], share) for label, prediction, share in rows]
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
-        """The sheet of the worst predicted pictures."""
-        return [WorstPictures(folder)]
+        """The sheets of test pictures."""
+        return [PictureSheets(folder)]
 
     def test_report(self) -> TestReport:
         """Scores of each class, and the confusion matrix."""
@@ -246,22 +248,20 @@ class SwinClassifier(HeadModule):
         )
 
 
-class WorstPictures(Callback):
-    """Draws the test pictures with the highest losses into the run folder.
+class PictureSheets(Callback):
+    """Draws test pictures into the run folder: those with the highest losses, and some drawn by lot for the card.
 
     Args:
         folder: The run folder; without one, or where it has no model yet, nothing is drawn.
-        pictures: Number of pictures.
     """
 
-    def __init__(self, folder: Path | None, pictures: int = 16) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.pictures = pictures
-        self.worst: list[dict[str, Tensor]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the pictures of an earlier test."""
-        self.worst = []
+        self.kept: dict[str, list[dict[str, Tensor]]] = {sheet: [] for sheet in SHEETS}
+        self.lots = torch.Generator().manual_seed(trainer.global_rank)
 
     def on_test_batch_end(
         self,
@@ -272,57 +272,60 @@ class WorstPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the pictures with the highest losses."""
+        """Keep the pictures with the highest losses, and with the highest numbers drawn."""
         if not outputs:
             return
+        labels = batch["labels"]
+        probabilities, predictions = outputs["logits"].float().softmax(-1).max(-1)
         found = {
             "losses": outputs["losses"],
+            "lots": torch.rand(len(labels), generator=self.lots).to(labels.device),
             "pixel_values": batch["pixel_values"],
-            "labels": batch["labels"],
-            "predictions": outputs["logits"].argmax(-1),
-            "rows": batch.get("rows", torch.full_like(batch["labels"], -1)),  # of a stream they are unknown
+            "labels": labels,
+            "predictions": predictions,
+            "probabilities": probabilities,
+            "rows": batch.get("rows", torch.full_like(labels, -1)),  # of a stream they are unknown
         }
-        self.worst = [keep_worst([*self.worst, found], self.pictures)]
+        self.kept = {sheet: [keep_highest([*parts, found], *SHEETS[sheet])] for sheet, parts in self.kept.items()}
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the pictures of all processes."""
         if trainer.world_size == 1:
             return
-        mine = [{name: value.cpu() for name, value in part.items()} for part in self.worst]
-        everyone: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(everyone, mine)
-        found = [part for parts in everyone for part in parts]
-        self.worst = [keep_worst(found, self.pictures)] if found else []
+        for sheet, parts in self.kept.items():
+            mine = [{name: value.cpu() for name, value in part.items()} for part in parts]
+            everyone: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)
+            found = [part for parts in everyone for part in parts]
+            self.kept[sheet] = [keep_highest(found, *SHEETS[sheet])] if found else []
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
-        if self.worst and self.folder is not None and trainer.is_global_zero and (self.folder / "model").is_dir():
+        if self.folder is not None and trainer.is_global_zero and (self.folder / "model").is_dir():
             network: Any = pl_module.model
             labels = class_table(network.config.id2label)
-            keep_figure(trainer, self.folder, "worst_pictures", lambda: self.draw(trainer, labels))
+            for sheet in (sheet for sheet, parts in self.kept.items() if parts):
+                keep_figure(trainer, self.folder, sheet, partial(self.draw, trainer, labels, sheet))
 
-    def draw(self, trainer: Trainer, labels: list[str]) -> Figure:
-        """The sheet."""
-        worst = {name: value.cpu() for name, value in self.worst[0].items()}
-        pictures = list(to_pictures(worst["pixel_values"], trainer.datamodule))
+    def draw(self, trainer: Trainer, labels: list[str], sheet: str) -> Figure:
+        """A sheet; that of the card has no names of files."""
+        kept = {name: value.cpu() for name, value in self.kept[sheet][0].items()}
         names = [one_line(label, LONGEST_NAME) for label in labels]
+        columns = (kept[name].tolist() for name in ("labels", "predictions", "probabilities", "losses"))
         captions = [
-            f"{names[label]},\nseen as {names[prediction]}\nloss {loss:.2f}"
-            for label, prediction, loss in zip(
-                worst["labels"].tolist(), worst["predictions"].tolist(), worst["losses"].tolist(), strict=True
-            )
+            f"{names[label]},\nseen as {names[prediction]}\nprobability {probability:.2f}, loss {loss:.2f}"
+            for label, prediction, probability, loss in zip(*columns, strict=True)
         ]
         loader: Any = trainer.test_dataloaders
-        files = [
-            "" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()
-        ]
-        return draw_pictures(pictures, captions, files=files)
+        rows = kept["rows"].tolist() if sheet == "worst_pictures" else []
+        files = ["" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in rows]
+        return draw_pictures(list(to_pictures(kept["pixel_values"], trainer.datamodule)), captions, files=files)
 
 
-def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The ``count`` entries with the highest ``losses``, highest first."""
+def keep_highest(parts: list[dict[str, Tensor]], key: str, count: int) -> dict[str, Tensor]:
+    """The ``count`` entries with the highest values of ``key``, highest first."""
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined["losses"].argsort(descending=True)[:count]
+    order = joined[key].argsort(descending=True)[:count]
     return {name: value[order] for name, value in joined.items()}
 
 
