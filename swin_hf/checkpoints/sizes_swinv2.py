@@ -72,6 +72,12 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
     return {"window_size": hint.window_size, "pretrained_window_sizes": hint.pretrained_window_sizes}
 
 
+def extra_norms(translation: Translation) -> dict[str, int]:
+    """After how many blocks there is an extra norm, 0 if there are none."""
+    blocks = [int(found[1]) for key in translation.state if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
+    return {"extra_norm_every_n_blocks": min(blocks, default=-1) + 1}
+
+
 def _buffer(translation: Translation, wanted: Buffer, stage: int) -> Tensor | None:
     found = (tensor for (buffer, i, _), tensor in translation.buffers.items() if buffer is wanted and i == stage)
     return next(found, None)
