@@ -340,7 +340,8 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
         private: dict[str, Any] = {"api_visibility": "private"}
         asked = {"inputs": [picture, *choices], "outputs": [*views, zoom]}
         again = {"fn": look, **asked, **queue, **private}
-        gr.on([picture.change, blocks.load], lambda: (None, None, ""), None, [*place, target], **private).then(
+        stale = [*place, target, *answers, *views]  # nothing of the last picture stays next to one that cannot be read
+        gr.on([picture.change, blocks.load], lambda: [None] * len(stale), None, stale, **private).then(
             answer, picture, answers, api_name="answer", **queue
         ).then(look, **asked, api_name="look", **queue)
         gr.on([block.input, *(choice.submit for choice in (*place, target))], **again)
