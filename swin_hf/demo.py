@@ -381,14 +381,16 @@ def _place_answers(samples: Sequence[Any], has_mask: bool) -> tuple[Any, list[An
     """Put the picture and the fields of :class:`Answer` on the page that is being made; they are returned."""
     import gradio as gr
 
+    def path_of(data: Any) -> str | None:
+        return None if data is None else str(data.path)
+
     with gr.Row():
         with gr.Column():
             picture = gr.Image(
                 samples[0], type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture",
                 height=320, elem_classes="picture",
             )  # fmt: skip
-            # The picture stays a path: read_picture() opens it.
-            picture.preprocess = lambda data: data and str(data.path)  # type: ignore[method-assign, assignment]
+            picture.preprocess = path_of  # type: ignore[method-assign, assignment]  # read_picture() opens it
             gr.Examples([[sample] for sample in samples], picture, label="samples")
         with gr.Column():
             scores = gr.Label(num_top_classes=TOP, label="classes; click one for its Grad-CAM")
