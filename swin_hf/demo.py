@@ -58,6 +58,7 @@ CSS = """
 img {image-rendering: pixelated}
 .picture img {width: 100%; height: 100%; object-fit: contain}
 .fixed-height {min-height: 0 !important}
+footer .divider {display: none}
 """
 VIEWS = {
     "attention": "**Attention from the pixel; click to choose it.** Brighter is more (mean of the heads). Lines are "
@@ -240,9 +241,11 @@ def draw_regions(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -
     areas = enlarge(areas_of(geometry)[0, ..., 0], cell, padded, smooth=False)
     picture = _draw(canvas, areas, ((pixel[0] - moves[0]) % padded[0], (pixel[1] - moves[1]) % padded[1]), zoom)
     for number in regions.unique().tolist() if geometry.is_shifted else []:
-        row, column = ((regions == number).nonzero().float().mean(dim=0) + 0.5).tolist()
-        place = (column * cell[1] * zoom, row * cell[0] * zoom)
-        style: dict[str, Any] = {"anchor": "mm", "font_size": 24, "stroke_width": 3, "stroke_fill": "black"}
+        row, column = (
+            (regions == number).nonzero()[0].tolist()
+        )  # its corner: the page begins with the pixel in the middle
+        place = (column * cell[1] * zoom + 8, row * cell[0] * zoom + 8)
+        style: dict[str, Any] = {"anchor": "lt", "font_size": 24, "stroke_width": 3, "stroke_fill": "black"}
         ImageDraw.Draw(picture).text(place, str(number), WHITE, **style)
     return picture
 
@@ -315,6 +318,43 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
     """
     import gradio as gr
 
+    answer, look = _questions(explorer)
+
+    def clicked_pixel(zoom: int, event: gr.SelectData) -> list[int]:
+        return [at // zoom for at in reversed(event.index)]
+
+    def clicked_class(event: gr.SelectData) -> str:
+        return str(event.value)
+
+    def clicked_block(event: gr.SelectData) -> str:
+        return str(explorer.blocks[event.index])
+
+    with gr.Blocks(title=f"{title} - swin_hf", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(f"# {html.escape(title)}")
+        picture, answers = _place_answers(samples, is_segmenter(explorer.model))
+        choices, views = _place_views(explorer.blocks)
+        (block, *place), target = choices[:3], choices[3]
+        zoom = gr.State(1)
+
+        queue: dict[str, Any] = {"concurrency_id": "model"}  # one question at a time: visitors wait for each other
+        private: dict[str, Any] = {"api_visibility": "private"}
+        asked = {"inputs": [picture, *choices], "outputs": [*views, zoom]}
+        again = {"fn": look, **asked, **queue, **private}
+        stale = [*place, target, *answers, *views]  # nothing of the last picture stays next to one that cannot be read
+        gr.on([picture.change, blocks.load], lambda: [None] * len(stale), None, stale, **private).then(
+            answer, picture, answers, api_name="answer", **queue
+        ).then(look, **asked, api_name="look", **queue)
+        gr.on([block.input, *(choice.submit for choice in (*place, target))], **again)
+        views[0].select(clicked_pixel, zoom, place, **private).then(**again)
+        answers[0].select(clicked_class, None, target, **private).then(**again)
+        views[3].select(clicked_block, None, block, **private).then(**again)
+    return blocks
+
+
+def _questions(explorer: Explorer) -> tuple[Callable[..., Answer], Callable[..., Look]]:
+    """The two functions of the page and of its API; what fails is shown as a sentence."""
+    import gradio as gr
+
     def told(question: Callable[[str], Result], picture: str | None) -> Result:
         try:
             if picture is None:
@@ -334,61 +374,51 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
         """What a block attends to from a pixel: row and column of the picture that the model sees, or its middle."""
         return told(lambda path: explorer.look(path, (row, column), block, target or ""), picture)
 
-    def clicked_pixel(zoom: int, event: gr.SelectData) -> list[int]:
-        return [at // zoom for at in reversed(event.index)]
+    return answer, look
+
+
+def _place_answers(samples: Sequence[Any], has_mask: bool) -> tuple[Any, list[Any]]:
+    """Put the picture and the fields of :class:`Answer` on the page that is being made; they are returned."""
+    import gradio as gr
 
     def path_of(data: Any) -> str | None:
         return None if data is None else str(data.path)
 
-    def clicked_class(event: gr.SelectData) -> str:
-        return str(event.value)
+    with gr.Row():
+        with gr.Column():
+            picture = gr.Image(
+                samples[0], type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture",
+                height=320, elem_classes="picture",
+            )  # fmt: skip
+            picture.preprocess = path_of  # type: ignore[method-assign, assignment]  # read_picture() opens it
+            gr.Examples([[sample] for sample in samples], picture, label="samples")
+        with gr.Column():
+            scores = gr.Label(num_top_classes=TOP, label="classes; click one for its Grad-CAM")
+            speed = gr.Markdown(label="speed")
+    return picture, [scores, speed, gr.Image(label="classes of the pixels", visible=has_mask, format="png", buttons=[])]
 
-    def clicked_block(event: gr.SelectData) -> str:
-        return str(explorer.blocks[event.index])
 
-    with gr.Blocks(title=f"{title} - swin_hf", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(f"# {html.escape(title)}")
-        with gr.Row():
-            with gr.Column():
-                picture = gr.Image(
-                    samples[0], type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture",
-                    height=320, elem_classes="picture",
-                )  # fmt: skip
-                picture.preprocess = path_of  # type: ignore[method-assign, assignment]  # read_picture() opens it
-                gr.Examples([[sample] for sample in samples], picture, label="samples")
-            with gr.Column():
-                scores = gr.Label(num_top_classes=TOP, label="classes; click one for its Grad-CAM")
-                speed = gr.Markdown(label="speed")
-        mask = gr.Image(label="classes of the pixels", visible=is_segmenter(explorer.model), format="png", buttons=[])
-        with gr.Row():
-            first = explorer.blocks[min(1, len(explorer.blocks) - 1)]
-            block = gr.Dropdown(explorer.blocks, value=first, type="index", label="block")
-            row, column = (gr.Number(label=f"{name} of the pixel", precision=0) for name in ("row", "column"))
-            target = gr.Textbox(label="class of Grad-CAM", placeholder="the most probable one")
-        words = gr.Markdown(label="words")
-        views = []
-        with gr.Row():
-            for name, caption in VIEWS.items():
-                with gr.Column(min_width=240):
-                    shown: dict[str, Any] = {"label": name, "show_label": False, "format": "png", "buttons": []}
-                    views.append(gr.Image(**shown, interactive=False, elem_classes="view"))
-                    gr.Markdown(caption)
-        gr.Markdown("Attention from the pixel in every block, stage.block; click one.")
-        every = gr.Gallery(**shown | {"label": "blocks"}, columns=6, object_fit="contain", allow_preview=False)
-        zoom = gr.State(1)
+def _place_views(blocks: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """Put the choices (block, row, column, class) and the fields of :class:`Look` on the page; they are returned."""
+    import gradio as gr
 
-        queue: dict[str, Any] = {"concurrency_id": "model"}  # one question at a time: visitors wait for each other
-        private: dict[str, Any] = {"api_visibility": "private"}
-        asked = {"inputs": [picture, block, row, column, target], "outputs": [*views, every, words, zoom]}
-        again = {"fn": look, **asked, **queue, **private}
-        gr.on([picture.change, blocks.load], lambda: (None, None, ""), None, [row, column, target], **private).then(
-            answer, picture, [scores, speed, mask], api_name="answer", **queue
-        ).then(look, **asked, api_name="look", **queue)
-        gr.on([block.input, row.submit, column.submit, target.submit], **again)
-        views[0].select(clicked_pixel, zoom, [row, column], **private).then(**again)
-        scores.select(clicked_class, None, target, **private).then(**again)
-        every.select(clicked_block, None, block, **private).then(**again)
-    return blocks
+    views: list[Any] = []
+    shown: dict[str, Any] = {"format": "png", "buttons": []}
+    with gr.Row():
+        block = gr.Dropdown(blocks, value=blocks[min(1, len(blocks) - 1)], type="index", label="block", min_width=240)
+        place = [
+            gr.Number(label=f"{name} of the pixel", precision=0, placeholder="the middle") for name in ("row", "column")
+        ]
+        target = gr.Textbox(label="class of Grad-CAM", placeholder="the most probable one")
+    words = gr.Markdown(label="words")
+    with gr.Row():
+        for name, caption in VIEWS.items():
+            with gr.Column(min_width=240):
+                views.append(gr.Image(label=name, show_label=False, interactive=False, elem_classes="view", **shown))
+                gr.Markdown(caption)
+    gr.Markdown("Attention from the pixel in every block, stage.block; click one.")
+    every = gr.Gallery(label="blocks", show_label=False, columns=6, object_fit="contain", allow_preview=False, **shown)
+    return [block, *place, target], [*views, every, words]
 
 
 def serve(

@@ -56,6 +56,10 @@ _W16_256 = {"image_size": 256, "window_size": 16, "num_labels": 1000}
 _W24_384 = {"image_size": 384, "window_size": 24, "num_labels": 1000}
 _W12_192 = {"image_size": 192, "window_size": 12}
 _FROM_W12 = {"pretrained_window_sizes": (12, 12, 12, 6), "drop_path_rate": 0.2}
+# From "Model configurations" in the paper of V2. No weights were released, and the paper gives no heads: those are
+# OpenMMLab's.
+_HUGE = {"embed_dim": 352, "depths": (2, 2, 18, 2), "num_heads": (8, 16, 32, 64), "extra_norm_every_n_blocks": 6}
+_GIANT = {"embed_dim": 512, "depths": (2, 2, 42, 4), "num_heads": (16, 32, 64, 128), "extra_norm_every_n_blocks": 6}
 
 SWINV2: dict[str, dict[str, Any]] = {
     "swinv2_tiny_patch4_window8_256": {**_TINY, **_W8_256, "drop_path_rate": 0.2},
@@ -70,6 +74,8 @@ SWINV2: dict[str, dict[str, Any]] = {
     "swinv2_large_patch4_window12_192_22k": {**_LARGE, **_W12_192, **_22K, "drop_path_rate": 0.2},
     "swinv2_large_patch4_window12to16_192to256_22kto1k_ft": {**_LARGE, **_W16_256, **_FROM_W12},
     "swinv2_large_patch4_window12to24_192to384_22kto1k_ft": {**_LARGE, **_W24_384, **_FROM_W12},
+    "swinv2_huge_patch4_window12_192": {**_HUGE, **_W12_192, "num_labels": 1000, "drop_path_rate": 0.2},
+    "swinv2_giant_patch4_window12_192": {**_GIANT, **_W12_192, "num_labels": 1000, "drop_path_rate": 0.2},
     "swinv2_digits_patch4_window4_32": _DIGITS,
     "swinv2_fashion_patch2_window7_28": _FASHION,
 }

@@ -34,10 +34,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def built() -> SwinV2HFForImageClassification:
-    """A classifier whose branches matter: their norms start at zero."""
+    """A classifier with all that V2 has; its branches matter, whose norms start at zero."""
     torch.manual_seed(0)
     names = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
-    model = SwinV2HFForImageClassification(SwinV2HFConfig(**TINY, **names, pretrained_window_sizes=(3, 3, 3))).eval()
+    own = {"pretrained_window_sizes": (3, 3, 3), "extra_norm_every_n_blocks": 2}
+    model = SwinV2HFForImageClassification(SwinV2HFConfig(**TINY, **names, **own)).eval()
+    assert "swin.stages.1.blocks.1.norm3.weight" in model.state_dict()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -128,6 +130,7 @@ def test_weight_decay_leaves_the_coordinate_network_and_the_scales_alone(model):
         assert is_decayed(f"model.{name}", parameter, undecayed) == expected, name
     assert layer_id("swin.stages.1.blocks.1.attention.cpb_mlp.0.weight", model.config.depths) == 3
     assert layer_id("swin.stages.1.blocks.1.attention.logit_scale", model.config.depths) == 3
+    assert layer_id("swin.stages.1.blocks.1.norm3.weight", model.config.depths) == 3
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def fields_from_shapes(
         "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
     }
     if is_v2(translation.state):
-        fields |= sizes_swinv2.windows_of(translation, depths, hint)
+        fields |= sizes_swinv2.windows_of(translation, depths, hint) | sizes_swinv2.extra_norms(translation)
     else:
         fields["window_size"] = _windows_of_tables(translation, depths, hint)
     grid = _grid(translation, stage_windows(fields), hint)

@@ -64,6 +64,12 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
     return {"window_size": hint.window_size, "pretrained_window_sizes": hint.pretrained_window_sizes}
 
 
+def extra_norms(translation: Translation) -> dict[str, int]:
+    """After how many blocks there is an extra norm, 0 if there are none."""
+    blocks = [int(found[1]) for key in translation.state if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
+    return {"extra_norm_every_n_blocks": min(blocks, default=-1) + 1}
+
+
 def _unit(table: Tensor, axis: int, side: int) -> int:
     """What offsets were divided by, from the largest coordinate ``log2(1 + 8 (side - 1) / (unit - 1)) / 3``."""
     if side == 1:

@@ -66,19 +66,20 @@ _QKV: dict[str, Target] = {
     _TV + "qkv.weight": _ATTENTION + "qkv.weight",
     _TV + "qkv.bias": QueryValue(_ATTENTION + "q_bias", _ATTENTION + "v_bias"),
 }
+_EXTRA: dict[str, Target] = {"{trunk}stages.{i}.blocks.{j}.norm3.*": _BLOCK + "norm3.*"}  # Microsoft released none
 _EARLY = ((r"\.rpe_mlp\.", ".cpb_mlp."),)  # the first files of SimMIM
 
 
 def _swin_hf() -> dict[str, Target]:
     """Our own names, in which nothing that follows from the windows is stored."""
     prefix = "{trunk}stages.{i}.blocks.{j}.attention."
-    table = _table("swin_hf", {**_rows(prefix), **_biases(prefix)})
+    table = _table("swin_hf", {**_rows(prefix), **_biases(prefix), **_EXTRA})
     return {key: target for key, target in table.items() if not isinstance(target, Buffer)}
 
 
 def _openmmlab() -> dict[str, Target]:
     """Its merging opens the next stage, and its norm comes after the channels have lost their order."""
-    table = _table("openmmlab", {**_rows(_MM), **_biases(_MM)})
+    table = _table("openmmlab", {**_rows(_MM), **_biases(_MM), **_EXTRA})
     for name in ("norm.*", "reduction.weight"):
         del table["{trunk}stages.{i}.downsample." + name]
     ours = "swin.stages.{i}.downsample."

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo-id", help="where the model will be published, for the usage snippets")
     parser.add_argument("--tag", help="the tag that the snippets pin")
     parser.add_argument("--license", help="licence of the weights, such as apache-2.0")
+    parser.add_argument("--samples", action="store_true", help="as push --samples: with test pictures of the run")
     parser.add_argument("--write", action="store_true", help="write README.md into the folder instead of printing it")
     parser.add_argument("--replace-card", action="store_true", help="overwrite a README.md that was edited by hand")
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         checked_ref(args.tag, "tag")
     folder = model_folder(Path(args.folder).expanduser())
     name = folder.parent.name if folder.name == "model" else folder.name
-    card = render_folder_card(folder, args.repo_id or f"user/{name}", args.tag, args.license)
+    card = render_folder_card(folder, args.repo_id or f"user/{name}", args.tag, args.license, args.samples)
     if not args.write:
         print(card, end="")
         return 0

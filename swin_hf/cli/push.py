@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", help="licence of the weights, such as apache-2.0, for the card")
     parser.add_argument("--card", help="a Markdown file to use instead of the rendered card")
     parser.add_argument("--replace-card", action="store_true", help="overwrite a card that was edited on the Hub")
+    parser.add_argument("--samples", action="store_true", help="send test pictures of the run too, with predictions")
     parser.add_argument("--no-code", action="store_true", help="leave the model's code out; it then needs swin_hf")
     parser.add_argument("--space", metavar="USER/NAME", help="make a Space too: the page of swin-hf demo for the model")
     parser.add_argument("--message", help="title of the commit")
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         dry_run=args.dry_run,
         include_code=not args.no_code,
-        card=Card(args.card, replace=args.replace_card),
+        card=Card(args.card, replace=args.replace_card, samples=args.samples),
         license=args.license,
         message=args.message,
     )

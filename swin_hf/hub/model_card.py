@@ -25,7 +25,7 @@ from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.text import one_line
 
 from .facts import Metric, TrainingFacts
-from .pictures import picture_names
+from .pictures import SAMPLES, picture_names
 from .remote import redact
 
 CARD_NAME = "README.md"
@@ -113,6 +113,7 @@ def render_card(source: CardSource) -> str:
         confusions=_worst_confusions(facts),
         log=_log_table(facts),
         pictures=picture_names(facts),
+        samples=f"assets/{SAMPLES}" in [name for name, *_ in source.files],
         parameters=count_parameters(config, built.model_class),
         macs=count_macs(config, built.model_class),
         long_table=LONG_TABLE,

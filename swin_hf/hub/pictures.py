@@ -1,4 +1,4 @@
-"""The two pictures of a card, drawn from facts: the confusion matrix and the learning curves."""
+"""The pictures of a card that are drawn from facts: the confusion matrix and the learning curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MATRIX, CURVES = "confusion_matrix.png", "learning_curves.png"
+SAMPLES = "sample_pictures.png"  # that the test of a classifier draws into the run folder
 NAMED_CLASSES = 40  # with more, the labels cannot be read and only the colours are drawn
 COUNTED_CLASSES = 30  # with more, the counts cannot be read
 LONGEST_NAME = 24  # characters

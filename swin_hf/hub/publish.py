@@ -35,6 +35,7 @@ class Card:
     text: str | os.PathLike[str] | None = None  # written by hand, or its path, instead of the rendered one
     facts: TrainingFacts | None = None  # of the training, for a model or a folder without facts
     replace: bool = False  # whether a card that was edited by hand on the Hub may be overwritten
+    samples: bool = False  # whether pictures of the run's test split, with predictions, are shown, and so sent
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def push(
                 processor=processor,
                 facts=card.facts,
                 license=license,
+                samples=card.samples,
             )
         job = _Push(client(endpoint), repo_id, branch, tag, private)
         return job.result(staged) if dry_run else job.run(staged, card.replace, message)

@@ -23,7 +23,7 @@ from swin_hf.processing import Preprocessing
 
 from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
-from .pictures import CURVES, MATRIX, draw_pictures
+from .pictures import CURVES, MATRIX, SAMPLES, draw_pictures
 from .remote import TOKEN, redact
 from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, read_values, weight_files
 
@@ -31,7 +31,7 @@ from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, re
 CODE = tuple(
     sorted({path.name for built in architectures().values() for path in built.family.travelling_files(built.task)})
 )
-PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}")
+PICTURES = (f"assets/{MATRIX}", f"assets/{CURVES}", f"assets/{SAMPLES}")
 ASSET = re.compile(r"assets/[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 # Keys that say where a model was loaded from on this machine, or which code loads it; they are not published.
 PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_implementation_internal")
@@ -110,14 +110,17 @@ def stage(
     facts: TrainingFacts | None = None,
     license: str | None = None,
     keep_card: bool = True,
+    samples: bool = False,
 ) -> Stage:
     """Put together what a push sends; see :func:`swin_hf.push` for the arguments that it has too.
 
     What has to be written is written into ``folder``, which is empty; weights of a ``source`` folder stay where they
-    are. With ``keep_card``, a card in it that was written or edited by hand is sent instead of a rendered one.
+    are. With ``keep_card``, a card in it that was written or edited by hand is sent instead of a rendered one. With
+    ``samples``, the card shows the test pictures of the run.
 
     Raises:
-        ValueError: When the source is not a whole model of this family, or a text is not fit to be sent.
+        ValueError: When the source is not a whole model of this family, a text is not fit to be sent, or a run has no
+            sample pictures and they are asked for.
     """
     saved = _saved(source, folder)
     values, config = read_config(saved / CONFIG)
@@ -133,6 +136,8 @@ def stage(
         paths |= {path.name: Path(shutil.copy(path, folder)) for path in built.family.travelling_files(built.task)}
     facts, recorded = _recorded(saved, folder, facts)
     paths |= recorded
+    if samples:
+        paths[f"assets/{SAMPLES}"] = _find_samples(saved)
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
     if card is None and keep_card and (saved / CARD_NAME).is_file():
         written = read_card(saved / CARD_NAME)
@@ -171,10 +176,13 @@ def _saved(source: PreTrainedModel | Path, folder: Path) -> Path:
     return folder / "saved"
 
 
-def render_folder_card(source: Path, repo_id: str, tag: str | None = None, license: str | None = None) -> str:
+def render_folder_card(
+    source: Path, repo_id: str, tag: str | None = None, license: str | None = None, samples: bool = False
+) -> str:
     """The card that a push of a folder would render; see :func:`stage`."""
     with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
-        return stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False).card
+        sent = stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False, samples=samples)
+        return sent.card
 
 
 def _write_config(path: Path, values: dict[str, Any], auto_map: dict[str, str] | None) -> Path:
@@ -228,6 +236,16 @@ def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[T
         drawn = draw_pictures(facts, folder / "assets")
         paths |= {FACTS_NAME: folder / FACTS_NAME, **{f"assets/{path.name}": path for path in drawn}}
     return facts, paths
+
+
+def _find_samples(saved: Path) -> Path:
+    path = saved.parent / SAMPLES
+    if saved.name != "model" or not path.is_file():
+        raise ValueError(
+            f"there is no {SAMPLES} of a run with the model {saved}; the test of a classifier draws it, or leave "
+            "--samples (Card(samples=True)) out"
+        )
+    return path
 
 
 def _refuse_tokens(staged: Iterable[StagedFile]) -> None:

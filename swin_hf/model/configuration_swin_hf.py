@@ -433,7 +433,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
         fields = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
         fields += ["out_features", "out_indices", "num_labels"]
-        if foreign := sorted({"pretrained_window_sizes", "norm_features"} & kwargs.keys()):
+        if foreign := sorted({"extra_norm_every_n_blocks", "norm_features", "pretrained_window_sizes"} & kwargs.keys()):
             raise TypeError(f"{foreign[0]!r} is a field of Swin Transformer V2, not of V1; use SwinV2HFConfig")
         for name in (name for name in kwargs if name not in _OTHER_FAMILIES):
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)

@@ -19,6 +19,8 @@ class SwinV2HFConfig(SwinHFConfig):
             ``(height, width)`` in tokens; 0 where they still have it. It is part of the weights, like a scale: the
             coordinates of the bias are divided by it. ``set_input_size`` fills it in when windows change. Left out,
             zeros.
+        extra_norm_every_n_blocks: After how many blocks of a stage the main branch has a LayerNorm, 6 in the two
+            largest models of the paper (section 3.2); 0 for never. The name is OpenMMLab's.
         qkv_bias: Whether queries and values have a bias; keys have none.
         norm_targets: As in V1; the 47 pixels of V2's SimMIM unless it is given, ``None`` for raw pixels.
         norm_features: Whether a backbone has a LayerNorm for each of its maps, as OpenMMLab's have. transformers' own
@@ -33,6 +35,7 @@ class SwinV2HFConfig(SwinHFConfig):
     _strangers: ClassVar[dict[str, str]] = {"swin": "SwinHF", "swin_hf": "SwinHF", "maskformer-swin": "SwinHF"}
 
     pretrained_window_sizes: Sequence[int | Sequence[int]] = ()
+    extra_norm_every_n_blocks: int = 0
     norm_targets: int | None = 47
     norm_features: bool = True
 
@@ -56,8 +59,18 @@ class SwinV2HFConfig(SwinHFConfig):
             grid = -(-grid[0] // 2), -(-grid[1] // 2)
         return tuple(units)
 
+    @property
+    def parameters(self) -> int:
+        """As in V1, and the extra norms."""
+        period = self.extra_norm_every_n_blocks
+        stages = zip(self.stage_dims, self.depths, strict=True)
+        return super().parameters + sum(2 * dim * (depth // period) for dim, depth in stages if period)
+
     def _check_windows(self) -> None:
         super()._check_windows()
+        period: Any = self.extra_norm_every_n_blocks
+        if not isinstance(period, int) or isinstance(period, bool) or period < 0:
+            raise ValueError(f"extra_norm_every_n_blocks is {period!r}; give a number of blocks, or 0 for no such norm")
         window, grid = self.stage_windows[0], self.grid_hw
         if window[0] > grid[0] and window[1] > grid[1]:  # of later stages it may be, as of all released models
             raise ValueError(

@@ -111,6 +111,8 @@ class SwinV2HFBlock(SwinHFBlock):
         self.attention.unit = config.bias_units[stage]
         dim, eps = config.stage_dims[stage], config.layer_norm_eps
         self.norm1, self.norm2 = SwinV2HFBranchNorm(dim, eps=eps), SwinV2HFBranchNorm(dim, eps=eps)
+        period = config.extra_norm_every_n_blocks
+        self.norm3 = nn.LayerNorm(dim, eps=eps) if period and (block + 1) % period == 0 else nn.Identity()
 
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         """Map ``(B, H, W, C)`` to the same shape, and attention probabilities ``(B * nW, h, N, N)`` or None."""
@@ -120,6 +122,7 @@ class SwinV2HFBlock(SwinHFBlock):
         y, probabilities = self.attention(y, geometry, output_attentions)  # B, Hp, Wp, C
         x = x + self.drop_path(self.norm1(self.dropout(y[:, :height, :width])))  # B, H, W, C
         x = x + self.drop_path(self.norm2(self.mlp(x)))  # B, H, W, C
+        x = self.norm3(x)  # of the main branch, in the largest models
         return x, probabilities
 
 

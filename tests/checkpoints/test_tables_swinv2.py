@@ -393,6 +393,22 @@ def test_a_layout_that_cannot_hold_pretrained_windows_refuses():
         export_checkpoint(backbone, "maskformer-swin")
 
 
+def test_extra_norms_go_where_a_layout_has_them():
+    """OpenMMLab is the only other one; neither Microsoft nor timm has weights of the models that have these norms."""
+    config = SwinV2HFConfig(**{**FIELDS, "extra_norm_every_n_blocks": 2}, num_labels=5)
+    model = SwinV2HFForImageClassification(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    for to, key in (("openmmlab", "backbone.stages.1.blocks.1.norm3.bias"), ("swin_hf", None)):
+        exported = export_checkpoint(model, to)
+        assert key is None or torch.equal(exported[key], model.swin.stages[1].blocks[1].norm3.bias)
+        again = load_checkpoint(exported, config=config)
+        assert again.config.extra_norm_every_n_blocks == 2
+        assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"the timm layout has no name for our .*\.norm3\.bias"):
+        export_checkpoint(model, "timm")
+
+
 # ------------------------------------------------------------------------------------------------------ mistaken models
 
 

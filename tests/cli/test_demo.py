@@ -384,6 +384,8 @@ def test_a_person_uploads_a_picture_and_clicks_into_it(server, folder, tmp_path)
         (tmp_path / "notes.png").write_text("not a picture")
         page.locator("input[type=file]").first.set_input_files(tmp_path / "notes.png")
         page.get_by_text("notes.png: cannot be read: it is not a picture").first.wait_for()
+        page.get_by_text("answered in").wait_for(state="hidden")
+        page.get_by_text("is in token").wait_for(state="hidden")  # nothing of the last picture stays
         browser.close()
     assert not foreign, f"the page asks other machines: {foreign}"
 

@@ -163,6 +163,24 @@ def test_run_folder_is_pushed_as_it_is_and_nothing_else_of_it_is_sent(hub, tiny_
     assert b"finetune.py fit" in hub.files(REPO)["README.md"]
 
 
+def test_test_pictures_of_a_run_are_sent_only_when_they_are_asked_for(hub, tiny_model, tmp_path, capsys):
+    run, name = tmp_path / "run", "assets/sample_pictures.png"
+    tiny_model.save_pretrained(run / "model")
+    (run / "worst_pictures.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"there is no sample_pictures\.png of a run with the model .*; the test of a"):
+        push(run, REPO, card=Card(samples=True), endpoint=hub.url)
+    (run / "sample_pictures.png").write_bytes(b"\x89PNG drawn")
+    push(run, REPO, endpoint=hub.url)
+    assert set(hub.files(REPO)) == BASE and name.encode() not in hub.files(REPO)["README.md"]
+    push(run, REPO, card=Card(samples=True), endpoint=hub.url)
+    assert set(hub.files(REPO)) == BASE | {name} and hub.files(REPO)[name] == b"\x89PNG drawn"
+    assert f"![Test pictures with predictions]({name})".encode() in hub.files(REPO)["README.md"]
+    for words in (["card", str(run)], ["push", str(run), REPO, "--dry-run"]):
+        assert cli.main([*words, "--samples"]) == 0 and f"predictions]({name})" in capsys.readouterr().out
+    push(run, REPO, endpoint=hub.url)
+    assert set(hub.files(REPO)) == BASE, "the pictures are taken back with the card that shows them"
+
+
 def test_shards_replace_a_single_file_and_the_stale_one_goes_in_the_same_commit(hub, tiny_model, folder, tmp_path):
     push(folder, REPO, endpoint=hub.url)
     tiny_model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")

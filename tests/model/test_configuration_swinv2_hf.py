@@ -18,7 +18,11 @@ PARAMETERS = {
     "base": {1000: 87_918_816, 21841: 109_280_841},
     "large": {1000: 196_739_932, 21841: 228_772_549},
 }
-RELEASED = [name for name in list_presets("swinv2_hf") if "digits" not in name and "fashion" not in name]
+RELEASED = [
+    name
+    for name in list_presets("swinv2_hf")
+    if not any(word in name for word in ("digits", "fashion", "huge", "giant"))
+]
 
 
 def test_defaults_are_those_of_transformers():
@@ -80,6 +84,8 @@ def test_units_of_a_rectangle_are_counted_for_each_axis():
         ({"pretrained_window_sizes": (12, -1, 12, 6)}, "pretrained_window_sizes of stage 2 is -1; it must be"),
         ({"pretrained_window_sizes": (12, 12, 1.5, 6)}, "pretrained_window_sizes of stage 3 is 1.5; it must be"),
         ({"pretrained_window_sizes": (False, 0, 0, 0)}, "pretrained_window_sizes of stage 1 is False; it must be"),
+        ({"extra_norm_every_n_blocks": -6}, "extra_norm_every_n_blocks is -6; give a number of blocks, or 0 for no"),
+        ({"extra_norm_every_n_blocks": True}, "extra_norm_every_n_blocks is True; give a number of blocks, or 0"),
         ({"norm_features": "yes"}, "norm_features is 'yes'; it must be of type bool"),
         (
             {"image_size": 32, "window_size": 16},
@@ -97,7 +103,7 @@ def test_a_near_miss_names_the_field():
         SwinV2HFConfig(pretrained_window_size=[12, 12, 12, 6])
 
 
-@pytest.mark.parametrize("field", ["pretrained_window_sizes", "norm_features"])
+@pytest.mark.parametrize("field", ["pretrained_window_sizes", "norm_features", "extra_norm_every_n_blocks"])
 def test_a_field_of_v2_in_a_configuration_of_v1_is_refused(field):
     with pytest.raises(TypeError, match=f"'{field}' is a field of Swin Transformer V2, not of V1; use SwinV2HFConfig"):
         SwinHFConfig(**{field: True})
@@ -145,8 +151,28 @@ def test_presets_have_exactly_the_published_parameters(name):
     assert config.pretrained_window_sizes == pretrained
 
 
-def test_parameters_are_counted_without_building():
-    config = SwinV2HFConfig(embed_dim=16, depths=[1, 2, 1], num_heads=[2, 2, 4], window_size=3, encoder_stride=8)
+@pytest.mark.parametrize(
+    ("name", "norms", "published"),
+    [("huge", {2: [5, 11, 17]}, 658e6), ("giant", {2: [5, 11, 17, 23, 29, 35, 41]}, 3.0e9)],
+)
+def test_the_largest_presets_have_the_extra_norms_and_nearly_the_parameters_of_the_paper(name, norms, published):
+    """658 M and 3.0 B, as the paper rounds them; it gives no heads."""
+    config = SwinV2HFConfig.from_preset(f"swinv2_{name}_patch4_window12_192")
+    with torch.device("meta"):
+        model = SwinV2HFForImageClassification(config)
+    assert model.num_parameters() == pytest.approx(published, rel=0.005)
+    found = {
+        stage: extra
+        for stage, layers in enumerate(model.swin.stages)
+        if (extra := [number for number, block in enumerate(layers.blocks) if hasattr(block.norm3, "weight")])
+    }
+    assert found == norms
+
+
+@pytest.mark.parametrize("extra", [0, 2], ids=["no-extra-norm", "extra-norms"])
+def test_parameters_are_counted_without_building(extra):
+    sizes = {"embed_dim": 16, "depths": [1, 5, 2], "num_heads": [2, 2, 4], "window_size": 3, "encoder_stride": 8}
+    config = SwinV2HFConfig(**sizes, extra_norm_every_n_blocks=extra)
     with torch.device("meta"):
         model = SwinV2HFForMaskedImageModeling(config)
     assert config.parameters == model.num_parameters() + (config.hidden_size + 1) * config.num_labels

@@ -467,7 +467,7 @@ def test_auto_says_why_the_kernel_does_not_run():
 
 
 def test_a_new_model_starts_as_microsofts():
-    model = SwinV2HFForImageClassification(SwinV2HFConfig(**TINY))
+    model = SwinV2HFForImageClassification(SwinV2HFConfig(**TINY, extra_norm_every_n_blocks=2))
     for name, parameter in model.named_parameters():
         if "logit_scale" in name:
             torch.testing.assert_close(parameter, torch.full_like(parameter, math.log(10)))
@@ -482,8 +482,29 @@ def test_a_new_model_starts_as_microsofts():
         assert torch.equal(block(x)[0], x)  # each block is the identity
 
 
+def test_extra_norms_equal_their_definition():
+    """After every second block of a stage, each token of the main branch is normalised over its channels."""
+    model = tiny(depths=(1, 5, 2), extra_norm_every_n_blocks=2)
+    plain = tiny(depths=(1, 5, 2))
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if ".norm3." not in name})
+    with torch.no_grad():
+        x = plain.swin.embeddings(pixels(32, 48))
+        for plain_stage, stage in zip(plain.swin.stages, model.swin.stages, strict=True):
+            for number, block in enumerate(plain_stage.blocks, start=1):
+                x = block(x)[0]
+                if number % 2 == 0:
+                    norm = stage.blocks[number - 1].norm3
+                    centred = x - x.mean(-1, keepdim=True)
+                    x = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+            if plain_stage.downsample is not None:
+                x = plain_stage.downsample(x)
+        expected = plain.classifier(plain.swin.norm(x).mean((1, 2)))
+        torch.testing.assert_close(model(pixels(32, 48)).logits, expected, **PARITY)
+        assert not torch.allclose(plain(pixels(32, 48)).logits, expected, atol=1e-2)
+
+
 def test_every_parameter_learns_after_the_first_step():
-    model = SwinV2HFForImageClassification(SwinV2HFConfig(**AWKWARD)).train()
+    model = SwinV2HFForImageClassification(SwinV2HFConfig(**AWKWARD, extra_norm_every_n_blocks=2)).train()
     x, labels = torch.randn(4, 3, 30, 46), torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
@@ -649,7 +670,7 @@ def test_targets_of_masked_pixels_are_normalised_over_47_pixels():
 
 @pytest.mark.slow
 def test_compiles_to_one_graph():
-    model = tiny()
+    model = tiny(extra_norm_every_n_blocks=2)
     x = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
         expected = model(x).logits

@@ -91,7 +91,7 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     run = finished / "tiny"
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "checkpoints", "metrics.csv", "tensorboard", "model", "split.json"} <= names
-    assert {"curves.png", "confusion_matrix.png", "worst_pictures.png"} <= names
+    assert {"curves.png", "confusion_matrix.png", "worst_pictures.png", "sample_pictures.png"} <= names
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert {path.name for path in (run / "model").iterdir()} == {
         "config.json",
@@ -100,7 +100,7 @@ def test_a_run_leaves_everything_that_it_promises(finished):
         "training_facts.json",
     }
     assert not [path for path in run.rglob(".*")]  # nothing half-written
-    for name in ("curves", "confusion_matrix", "worst_pictures"):
+    for name in ("curves", "confusion_matrix", "worst_pictures", "sample_pictures"):
         with Image.open(run / f"{name}.png") as picture:
             assert picture.width > 100
     with (run / "metrics.csv").open() as file:

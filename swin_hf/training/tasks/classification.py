@@ -31,7 +31,8 @@ from .heads import Freezing, HeadModule, Lora, Mixing
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
-WORST_PICTURES = 16  # on the sheet that a test draws
+# Sheets of test pictures: what their pictures have the highest values of, and how many there are.
+SHEETS = {"worst_pictures": ("losses", 16), "sample_pictures": ("lots", 8)}
 
 
 class SwinClassifier(HeadModule):
@@ -89,7 +90,7 @@ class SwinClassifier(HeadModule):
         self.confusion: MulticlassConfusionMatrix | None = None
         if labels <= MAX_CONFUSION_CLASSES:
             self.confusion = MulticlassConfusionMatrix(labels, validate_args=False)
-        self.worst: list[dict[str, Tensor]] = []  # in a test: its worst pictures, of the highest loss first
+        self.kept: dict[str, dict[str, Tensor]] = {}  # in a test: the pictures of each sheet, the highest first
         self.confusion_counts: Tensor | None = None  # (num_labels, num_labels), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
@@ -155,26 +156,34 @@ class SwinClassifier(HeadModule):
 
     def on_test_start(self) -> None:
         """Forget the pictures of an earlier test."""
-        self.worst = []
+        self.kept, self.lots = {}, torch.Generator().manual_seed(self.global_rank)
 
     def keep_answers(self, batch: dict[str, Tensor], logits: Tensor, losses: Tensor) -> None:
-        """Add a batch of a test to the confusion counts, and keep the pictures with the highest losses so far."""
+        """Add a batch of a test to the confusion counts, and keep the pictures with the highest losses and lots."""
         labels = batch["labels"]
         if self.confusion is not None:
             self.confusion.update(logits, labels)
+        probabilities, predictions = logits.float().softmax(-1).max(-1)
         found = {
             "losses": losses,
+            "lots": torch.rand(len(labels), generator=self.lots).to(labels.device),
             "pixel_values": batch["pixel_values"],
             "labels": labels,
-            "predictions": logits.argmax(-1),
+            "predictions": predictions,
+            "probabilities": probabilities,
             "rows": batch.get("rows", torch.full_like(labels, -1)),  # of a stream they are unknown
         }
-        self.worst = [keep_worst([*self.worst, found], WORST_PICTURES)]
+        for sheet, rule in SHEETS.items():
+            self.kept[sheet] = keep_highest([*([self.kept[sheet]] if sheet in self.kept else []), found], *rule)
 
     def on_test_epoch_end(self) -> None:
-        """Gather the confusion counts and the worst pictures of all processes."""
-        found = gathered([{name: value.cpu() for name, value in part.items()} for part in self.worst])
-        self.worst = [keep_worst(found, WORST_PICTURES)] if found else []
+        """Gather the confusion counts and the pictures of all processes."""
+        found = gathered(
+            [(sheet, {key: value.cpu() for key, value in part.items()}) for sheet, part in self.kept.items()]
+        )
+        for sheet, rule in SHEETS.items():
+            if parts := [part for name, part in found if name == sheet]:
+                self.kept[sheet] = keep_highest(parts, *rule)
         if self.confusion is not None:
             self.confusion_counts = self.confusion.compute().cpu()
             self.confusion.reset()
@@ -191,11 +200,9 @@ class SwinClassifier(HeadModule):
         return [(names[label], names[prediction], share) for label, prediction, share in rows]
 
     def test_report(self) -> TestReport:
-        """Scores of each class, the confusion matrix, and the sheet of the worst pictures."""
+        """Scores of each class, the confusion matrix, and the sheets of test pictures."""
         labels = class_table(self.model.config.id2label)
-        figures: dict[str, Callable[[], Figure]] = {}
-        if self.worst:
-            figures["worst_pictures"] = partial(self.draw_worst, labels)
+        figures: dict[str, Callable[[], Figure]] = {sheet: partial(self.draw, sheet, labels) for sheet in self.kept}
         if self.confusion_counts is None:
             return TestReport(figures=figures)
         counts = self.confusion_counts.numpy()
@@ -207,24 +214,25 @@ class SwinClassifier(HeadModule):
             figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | figures,
         )
 
-    def draw_worst(self, labels: list[str]) -> Figure:
-        """The test pictures with the highest losses."""
-        (worst,) = self.worst
+    def draw(self, sheet: str, labels: list[str]) -> Figure:
+        """A sheet of test pictures; that of the card has no names of files."""
+        kept = self.kept[sheet]
         names = [one_line(label, LONGEST_NAME) for label in labels]
-        facts = zip(*(worst[name].tolist() for name in ("labels", "predictions", "losses")), strict=True)
-        captions = [f"{names[label]},\nseen as {names[guess]}\nloss {loss:.2f}" for label, guess, loss in facts]
-        loader: Any = self.trainer.test_dataloaders
-        files = [
-            "" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in worst["rows"].tolist()
+        columns = (kept[name].tolist() for name in ("labels", "predictions", "probabilities", "losses"))
+        captions = [
+            f"{names[label]},\nseen as {names[guess]}\nprobability {share:.2f}, loss {loss:.2f}"
+            for label, guess, share, loss in zip(*columns, strict=True)
         ]
-        pictures = list(to_pictures(worst["pixel_values"], self.datamodule))
-        return draw_pictures(pictures, captions, files=files)
+        loader: Any = self.trainer.test_dataloaders
+        rows = kept["rows"].tolist() if sheet == "worst_pictures" else []
+        files = ["" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in rows]
+        return draw_pictures(list(to_pictures(kept["pixel_values"], self.datamodule)), captions, files=files)
 
 
-def keep_worst(parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The ``count`` entries with the highest ``losses``, highest first."""
+def keep_highest(parts: list[dict[str, Tensor]], key: str, count: int) -> dict[str, Tensor]:
+    """The ``count`` entries with the highest values of ``key``, highest first."""
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined["losses"].argsort(descending=True)[:count]
+    order = joined[key].argsort(descending=True)[:count]
     return {name: value[order] for name, value in joined.items()}
 
 
