@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 VERBS = {
+    "prepare": "make the pictures of a data set smaller, once, so that training reads less",
     "train": "train a classifier, from scratch or from any Swin checkpoint",
     "pretrain": "pre-train without labels (SimMIM)",
     "predict": "classify images with a folder, a Hub id or a foreign checkpoint",

@@ -4,6 +4,7 @@
     python -m benchmarks --sections models --modes inference --batch-sizes 1 8 --limit 120
     python -m benchmarks --sections models --presets swinv2_tiny_patch4_window8_256 --dtypes fp32 bf16
     python -m benchmarks --sections trainer --recipes fashion_mnist --limit 3600   # against transformers' Trainer
+    python -m benchmarks --sections pipeline epoch --limit 7200    # files to batches; epochs against Trainer and timm
     python -m benchmarks --render-only --readme README.md   # no measurement: the table from docs/speed.json
 
 A setting is a preset, a device, a dtype, a mode, an execution and a batch size. In each, the outputs of all peers, in

@@ -20,6 +20,7 @@ from .peers import PEERS
 from .report import BEGIN, END, merge, render, summary, title, write_between
 from .sections import DTYPES, MEASURE, SECTIONS, said, settings_of
 
+EPOCH_DATA = ("fashion_mnist", "jpeg_folder")
 TINY, BASE_384 = "swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384"
 
 
@@ -47,10 +48,18 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     add("--seconds", type=float, default=15.0, help="time for the rounds of one setting")
     add("--limit", type=float, default=900.0, help="seconds after which the run ends and keeps what it has")
-    add("--workers", type=int, default=0, help="loader processes of the pipeline")
+    add("--workers", type=int, default=0, help="loader processes of the pipeline and epoch sections")
     add("--recipes", nargs="+", choices=("digits", "fashion_mnist"), default=["digits"], help="of the trainer section")
     add("--trainer-epochs", type=int, default=10, help="epochs of each round of the trainer section")
     add("--trainer-rounds", type=int, default=2, help="how often either side trains")
+    add("--epoch-data", nargs="+", choices=EPOCH_DATA, default=list(EPOCH_DATA), help="of the epoch section")
+    add("--epoch-pictures", type=int, help="default: 60000 of fashion_mnist, 2000 of jpeg_folder")
+    add(
+        "--epochs",
+        type=int,
+        default=1,
+        help="epochs of each round of the epoch section; of several, the first warms up",
+    )
     add("--pictures", type=int, default=320, help="JPEG files that the pipeline reads")
     add("--json", type=Path, default=Path("docs/speed.json"), help="results, merged into those that are there")
     add("--markdown", type=Path, default=Path("docs/speed.md"), help="the same as tables")

@@ -102,7 +102,7 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    for name in ("timm", "torchvision", "triton"):
+    for name in ("timm", "torchvision", "torchcodec", "triton"):
         with contextlib.suppress(ImportError):
             versions[name] = __import__(name).__version__
     if device == "cuda":

@@ -20,6 +20,8 @@ def title(setting: dict[str, Any]) -> str:
         return named[setting["section"]]
     if setting["section"] == "trainer":
         return "An epoch against transformers' Trainer: {recipe}, {epochs} epochs, {rounds} rounds".format(**setting)
+    if setting["section"] == "epoch":
+        return "An epoch of {pictures} pictures, {data}, {workers} workers, {rounds} rounds".format(**setting)
     place = f"{setting['preset']}, {setting['device']}, {setting['dtype']}, batch {setting['batch_size']}"
     if setting["section"] == "attention":
         return f"Attention alone: {place}"

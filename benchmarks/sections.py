@@ -4,13 +4,11 @@ import argparse
 import contextlib
 import copy
 import dataclasses
-import io
 import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,10 @@ from swin_hf.counting import count_macs
 from .clock import ceilings, peak_memory, take_turns
 from .foreign import measure_loading, measure_replace
 from .peers import build_ours, build_peer, disagreement, gradients_of, logits_of, true_gradients
+from .pipeline import measure_epoch, measure_pipeline
 from .shortcuts import measure_shortcuts
 
-SECTIONS = ("models", "shortcuts", "attention", "pipeline", "start", "loading", "replace", "trainer")
+SECTIONS = ("models", "shortcuts", "attention", "pipeline", "start", "loading", "replace", "trainer", "epoch")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "amp": torch.float32}
 # Two libraries sum in different orders: 1e-6 in fp32 was seen. In bf16, 0.01 to 0.02 was seen, and with the weights of
 # `build_ours` 0.25 and more without bias, without mask, without scale or with equal attention to all.
@@ -213,59 +212,6 @@ def attending(
     return infer, differentiate
 
 
-def measure_pipeline(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Images per second from JPEG files to training batches, and the time to the first batch."""
-    import torchvision
-    from torch.utils.data import DataLoader
-    from torchvision.transforms import v2
-
-    from swin_hf.training import ImageDataModule, Reading
-
-    workers = options.workers
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.pictures):
-            path = Path(folder) / "train" / f"class{number % 4}" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture = F.interpolate(torch.rand(1, 3, 47, 63) * 255, (375, 500), mode="bicubic")[0]
-            v2.functional.to_pil_image(picture.clamp(0, 255).byte()).save(path, quality=90)
-
-        def ours() -> Any:
-            data = ImageDataModule(
-                "imagefolder", data_dir=folder, image_size=224, batch_size=32, num_workers=workers,
-                reading=Reading(seed=0),
-            )  # fmt: skip
-            data.prepare_data()
-            data.setup("fit")
-            return data.train_dataloader()
-
-        def torchvision_alone() -> Any:
-            steps = [v2.PILToTensor(), v2.RandomResizedCrop(224, (0.08, 1.0), antialias=True, interpolation=3)]
-            steps += [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
-            steps += [v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-            pictures = torchvision.datasets.ImageFolder(Path(folder) / "train", v2.Compose(steps))
-            return DataLoader(pictures, batch_size=32, shuffle=True, num_workers=workers, drop_last=True)
-
-        rows = []
-        for name, make in (("swin_hf", ours), ("torchvision", torchvision_alone)):
-            best: dict[str, float] = {}
-            for _ in range(3):
-                with contextlib.redirect_stdout(io.StringIO()):  # the data module prints its classes
-                    start = time.perf_counter()
-                    batches = iter(make())
-                    next(batches)
-                    first = time.perf_counter() - start
-                    start, count = time.perf_counter(), 0
-                    for batch in batches:
-                        count += len(batch["pixel_values"] if isinstance(batch, dict) else batch[0])
-                rate = count / (time.perf_counter() - start)
-                best = {
-                    "images_per_s": round(max(rate, best.get("images_per_s", 0)), 1),
-                    "first_batch_s": round(min(first, best.get("first_batch_s", first)), 3),
-                }
-            rows.append({"name": name, **best})
-    return {"rows": rows, "left_out": {}, "pictures": "JPEG, 500x375, quality 90", "workers": workers}
-
-
 def measure_start(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of ``import swin_hf`` in a new process, and of ``from_pretrained`` of swin_base."""
 
@@ -315,6 +261,7 @@ MEASURE = {
     "loading": measure_loading,
     "replace": measure_replace,
     "trainer": measure_trainer,
+    "epoch": measure_epoch,
 }
 
 
@@ -327,6 +274,14 @@ def settings_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if section == "trainer":
             how = {"epochs": options.trainer_epochs, "rounds": options.trainer_rounds}
             yield from ({"section": section, "device": "cpu", "recipe": recipe, **how} for recipe in options.recipes)
+            continue
+        if section == "epoch":
+            sizes = {"fashion_mnist": 60_000, "jpeg_folder": 2_000}
+            for data in options.epoch_data:
+                count = min(options.epoch_pictures or sizes[data], sizes[data])
+                how = {"pictures": count, "epochs": options.epochs, "rounds": options.trainer_rounds}
+                how["workers"] = options.workers
+                yield {"section": section, "device": "cpu", "data": data, **how}
             continue
         for device, preset, dtype in itertools.product(options.devices, options.presets, options.dtypes):
             batches = options.batch_sizes or ([128, 256] if device == "cuda" else [1, 8, 32])

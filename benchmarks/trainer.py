@@ -1,4 +1,4 @@
-"""Compare this project's training with transformers' Trainer: same data, batch, epochs, model size and precision.
+"""Compare this project's training with transformers' Trainer and timm's loop: same data, batch, model size, precision.
 
     python -m benchmarks.trainer                                            # digits, offline
     python -m benchmarks.trainer --recipe fashion_mnist --limit 12800 --epochs 3      # time only
@@ -7,17 +7,15 @@
 Ours is ``SwinHFForImageClassification`` under Lightning with ``ImageDataModule``; theirs is transformers' own Swin
 under its Trainer with torchvision transforms in ``with_transform``, as in its image classification example. Both train
 the same sizes from the same random weights on the same pictures with AdamW, the same schedule, augmentation, precision
-and clipping, without logging or saving, on the CPU. ``python -m benchmarks --sections trainer`` keeps the result.
+and clipping, without logging or saving, on the CPU. The third side, ``timm``, is its Swin with the same weights in the
+loop of its ``train.py``, on ``timm.data.create_loader``. ``python -m benchmarks --sections trainer`` keeps the result.
 """
 
 import argparse
-import contextlib
-import logging
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from torchvision.transforms import v2
 from transformers import SwinConfig, SwinForImageClassification, TrainerCallback, TrainingArguments
 from transformers import Trainer as TheirTrainer
 
+from swin_hf import SwinHFForImageClassification
 from swin_hf.training import (
     Augmentation,
     ImageDataModule,
@@ -41,14 +40,17 @@ from swin_hf.training import (
     SwinClassifier,
 )
 
+from .peers import build_peer
+from .pipeline import quiet
+
 ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both sides train: the values of ``swin_hf/training/configs``, where transformers can run them."""
+    """What all sides train: the values of ``swin_hf/training/configs``, where transformers can run them."""
 
-    folder: Path  # with train.parquet and test.parquet
+    folder: Path  # with train.parquet and test.parquet, or train/CLASS/*.jpg and test/CLASS/*.jpg
     sizes: dict[str, Any]  # fields that SwinConfig and SwinHFConfig share
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -56,10 +58,11 @@ class Recipe:
     epochs: int
     rate: float
     smoothing: float
-    crop_padding: int
+    crop_padding: int | None  # None for a random resized crop
     hflip: float
     precision: str = "32-true"
     limit: int | None = None
+    workers: int = 0  # loader processes of each side
 
 
 RECIPES = {
@@ -83,6 +86,11 @@ RECIPES = {
         },
         (0.286,), (0.353,), batch=64, epochs=26, rate=1.5e-3, smoothing=0.05, crop_padding=1, hflip=0.5,
         precision="bf16-mixed",
+    ),
+    "jpeg_folder": Recipe(
+        ROOT, {"image_size": 224},  # the sizes of swin_tiny are SwinConfig's own
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), batch=32, epochs=1, rate=1e-4, smoothing=0.1,
+        crop_padding=None, hflip=0.5,
     ),
 }  # fmt: skip
 
@@ -117,12 +125,22 @@ class TheirClock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def files(recipe: Recipe) -> dict[str, str]:
-    """The parquet files of both splits."""
+def place(recipe: Recipe) -> dict[str, Any]:
+    """Where the pictures are, for ``load_dataset`` and :class:`ImageDataModule`."""
     found = {split: recipe.folder / f"{split}.parquet" for split in ("train", "test")}
-    if missing := [str(path) for path in found.values() if not path.is_file()]:
-        raise SystemExit(f"error: {missing[0]} does not exist; run the script in its folder, which makes it")
-    return {split: str(path) for split, path in found.items()}
+    if all(path.is_file() for path in found.values()):
+        return {"data_files": {split: str(path) for split, path in found.items()}}
+    if not (recipe.folder / "train").is_dir():
+        raise SystemExit(f"error: {found['train']} does not exist; run the script in its folder, which makes it")
+    return {"data_dir": str(recipe.folder)}
+
+
+def read(recipe: Recipe, seed: int) -> tuple[Any, Any]:
+    """Training and test rows, for the other sides."""
+    where = place(recipe)
+    data = load_dataset("imagefolder" if "data_dir" in where else "parquet", **where)
+    rows = data["train"]
+    return rows.shuffle(seed=seed).select(range(recipe.limit)) if recipe.limit else rows, data["test"]
 
 
 def new_model(recipe: Recipe, seed: int) -> SwinForImageClassification:
@@ -133,17 +151,20 @@ def new_model(recipe: Recipe, seed: int) -> SwinForImageClassification:
 
 def train_ours(recipe: Recipe, seed: int) -> tuple[list[float], float]:
     """Seconds per epoch and test accuracy of this project."""
+    where = place(recipe)
+    crop = {} if recipe.crop_padding is None else {"crop_padding": recipe.crop_padding}
     data = ImageDataModule(
-        "parquet", files(recipe), batch_size=recipe.batch, eval_batch_size=256,
-        image_size=recipe.sizes["image_size"], num_channels=recipe.sizes["num_channels"], reading=Reading(seed=seed),
+        "imagefolder" if "data_dir" in where else "parquet", **where, batch_size=recipe.batch, eval_batch_size=256,
+        image_size=recipe.sizes["image_size"], num_channels=len(recipe.mean), reading=Reading(seed=seed),
+        num_workers=recipe.workers,
         splits=Splits(validation_fraction=0.0, limit_train=recipe.limit),
-        augmentation=Augmentation(crop_padding=recipe.crop_padding, hflip=recipe.hflip),
+        augmentation=Augmentation(**crop, hflip=recipe.hflip),
         pixels=Pixels(mean=list(recipe.mean), std=list(recipe.std), resize_mode="squash"),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         new_model(recipe, seed).save_pretrained(folder)
         module = SwinClassifier(
-            weights=folder, num_labels=10, network=Network(drop_path_rate=recipe.sizes["drop_path_rate"]),
+            weights=folder, num_labels=10, network=Network(drop_path_rate=recipe.sizes.get("drop_path_rate", 0.1)),
             optimization=Optimization(recipe.rate, lr_scaling=False, warmup_epochs=1, warmup_lr=0.0, min_lr=0.0),
             mixing=Mixing(label_smoothing=recipe.smoothing),
         )  # fmt: skip
@@ -157,23 +178,30 @@ def train_ours(recipe: Recipe, seed: int) -> tuple[list[float], float]:
     return clock.seconds, trainer.test(module, data, verbose=False)[0]["test_accuracy"]
 
 
+def transforms(recipe: Recipe) -> tuple[v2.Compose, v2.Compose]:
+    """Transforms of training and test, from a PIL image to normalised pixels, with torchvision."""
+    side, bicubic = recipe.sizes["image_size"], v2.InterpolationMode.BICUBIC
+    colour = v2.RGB() if len(recipe.mean) == 3 else v2.Grayscale()
+    resize = v2.Resize((side, side), interpolation=bicubic)
+    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(recipe.mean, recipe.std)]
+    flip = [v2.RandomHorizontalFlip(recipe.hflip)] if recipe.hflip else []
+    if recipe.crop_padding is None:
+        crop = [v2.RandomResizedCrop(side, interpolation=bicubic)]
+    else:
+        crop = [resize, v2.RandomCrop(side, padding=recipe.crop_padding)]
+    return v2.Compose([colour, *crop, *flip, *tail]), v2.Compose([colour, resize, *tail])
+
+
 def train_theirs(recipe: Recipe, seed: int) -> tuple[list[float], float]:
     """Seconds per epoch and test accuracy of transformers' Swin under its Trainer."""
     model = new_model(recipe, seed)
-    side = recipe.sizes["image_size"]
-    colour = v2.RGB() if recipe.sizes["num_channels"] == 3 else v2.Grayscale()
-    head = [colour, v2.Resize((side, side), interpolation=v2.InterpolationMode.BICUBIC)]
-    tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(recipe.mean, recipe.std)]
-    flip = [v2.RandomHorizontalFlip(recipe.hflip)] if recipe.hflip else []
-    augment = v2.Compose([*head, v2.RandomCrop(side, padding=recipe.crop_padding), *flip, *tail])
-    plain = v2.Compose([*head, *tail])
+    augment, plain = transforms(recipe)
 
     def to_batch(transform: v2.Compose):
         return lambda rows: {"pixel_values": [transform(image) for image in rows["image"]], "labels": rows["label"]}
 
-    data = load_dataset("parquet", data_files=files(recipe))
-    chosen = data["train"].shuffle(seed=seed).select(range(recipe.limit)) if recipe.limit else data["train"]
-    train, test = chosen.with_transform(to_batch(augment)), data["test"].with_transform(to_batch(plain))
+    train, test = read(recipe, seed)
+    train, test = train.with_transform(to_batch(augment)), test.with_transform(to_batch(plain))
     clock = TheirClock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -182,7 +210,7 @@ def train_theirs(recipe: Recipe, seed: int) -> tuple[list[float], float]:
             warmup_steps=len(train) // recipe.batch, max_grad_norm=5.0, label_smoothing_factor=recipe.smoothing,
             remove_unused_columns=False, use_cpu=True, bf16=recipe.precision == "bf16-mixed", seed=seed,
             logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True, dataloader_drop_last=True,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=False, dataloader_num_workers=recipe.workers,
         )  # fmt: skip
         trainer = TheirTrainer(
             model, arguments, train_dataset=train, callbacks=[clock],
@@ -196,24 +224,82 @@ def train_theirs(recipe: Recipe, seed: int) -> tuple[list[float], float]:
     return clock.seconds, float((output.predictions.argmax(-1) == output.label_ids).mean())
 
 
-SIDES = {"swin_hf": train_ours, "transformers": train_theirs}
+class Rows(torch.utils.data.Dataset):
+    """Rows of ``datasets`` as timm's loader wants them: pairs, after a transform that it sets."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.transform = rows, None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        row = self.rows[index]
+        picture = row["image"]
+        return self.transform(picture) if self.transform is not None else picture, row["label"]
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings and notices of either trainer."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def timm_loader(recipe: Recipe, rows: Any, training: bool) -> Any:
+    """The loader of timm with its own transforms; of a padded crop, which it has not, with torchvision's."""
+    from timm.data import create_loader
+
+    side, augment = recipe.sizes["image_size"], transforms(recipe)[0 if training else 1]
+    loader = create_loader(
+        Rows(rows), (len(recipe.mean), side, side), recipe.batch if training else 256, is_training=training,
+        scale=(0.08, 1.0), hflip=recipe.hflip, color_jitter=0.0, interpolation="bicubic", mean=recipe.mean,
+        std=recipe.std, num_workers=recipe.workers, use_prefetcher=False, persistent_workers=False,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    if recipe.crop_padding is not None or not training:
+        loader.dataset.transform = augment
+    return loader
 
 
-def compare(recipe: Recipe, rounds: int, names: Sequence[str] = tuple(SIDES)) -> list[dict[str, Any]]:
+def train_timm(recipe: Recipe, seed: int) -> tuple[list[float], float]:
+    """Seconds per epoch and test accuracy of timm's Swin in the steps of its ``train.py``."""
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import CosineLRScheduler
+    from timm.utils import AverageMeter, accuracy, dispatch_clip_grad
+
+    with tempfile.TemporaryDirectory() as folder:
+        new_model(recipe, seed).save_pretrained(folder)
+        model = build_peer("timm", SwinHFForImageClassification.from_pretrained(folder)).train()
+    train, test = (timm_loader(recipe, rows, number == 0) for number, rows in enumerate(read(recipe, seed)))
+    optimizer = create_optimizer_v2(model, "adamw", lr=recipe.rate, weight_decay=0.05)
+    steps = len(train)
+    schedule = CosineLRScheduler(
+        optimizer, recipe.epochs * steps, warmup_t=steps if recipe.epochs > 1 else 0, t_in_epochs=False
+    )
+    lossy = LabelSmoothingCrossEntropy(recipe.smoothing)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16-mixed")
+    seconds, updates = [], 0
+    for _ in range(recipe.epochs):
+        start, losses = time.perf_counter(), AverageMeter()
+        for images, labels in train:
+            with autocast:
+                loss = lossy(model(images), labels)
+            loss.backward()
+            dispatch_clip_grad(model.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.update(loss.item(), len(images))
+            updates += 1
+            schedule.step_update(updates, metric=losses.avg)
+        seconds.append(time.perf_counter() - start)
+    right = AverageMeter()
+    model.eval()
+    with torch.inference_mode(), autocast:
+        for images, labels in test:
+            right.update(float(accuracy(model(images), labels)[0]) / 100, len(images))
+    return seconds, right.avg
+
+
+SIDES = {"swin_hf": train_ours, "transformers": train_theirs, "timm": train_timm}
+PAIR = ("swin_hf", "transformers")
+
+
+def compare(recipe: Recipe, rounds: int, names: Sequence[str] = PAIR) -> list[dict[str, Any]]:
     """Alternate the sides, one seed a round, and summarise each; the first epoch of a round warms up.
 
     Args:
@@ -258,7 +344,7 @@ def main() -> None:
     options = parser.parse_args()
     changes = {"folder": options.folder, "epochs": options.epochs, "limit": options.limit}
     recipe = replace(RECIPES[options.recipe], **{name: value for name, value in changes.items() if value is not None})
-    for row in compare(recipe, options.rounds, [options.only] if options.only else tuple(SIDES)):
+    for row in compare(recipe, options.rounds, [options.only] if options.only else PAIR):
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 

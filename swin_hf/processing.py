@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec  # type: ignore[import-untyped]
@@ -100,6 +103,57 @@ def decode_picture(
         raise UnreadablePictureError(f"{_describe(cell)}: {type(error).__name__}: {error}") from error
 
 
+def decode_pixels(
+    cell: Any,
+    num_channels: int = 3,
+    background: Sequence[int] = WHITE,
+    root: str | None = None,
+    grey_maximum: int = GREY_MAXIMUM,
+) -> Image.Image | Tensor:
+    """Decode as :func:`decode_picture` does, faster where torchcodec is installed (``pip install 'swin-hf[decode]'``).
+
+    torchcodec decodes JPEG files, to the same pixels as Pillow (a test compares them) and by the same EXIF orientation.
+    Pillow decodes all others, and the JPEG files that torchcodec refuses or would read otherwise: those in CMYK, colour
+    that becomes grey, several pictures in a file, and an orientation in XMP.
+
+    Args:
+        cell: As of :func:`decode_picture`; so are the others.
+        num_channels: See there.
+        background: See there.
+        root: See there.
+        grey_maximum: See there.
+
+    Returns:
+        ``uint8`` of ``(C, H, W)`` from torchcodec; else what :func:`decode_picture` returns.
+
+    Raises:
+        UnreadablePictureError: If Pillow cannot decode the picture either.
+    """
+    decode = None if isinstance(cell, Image.Image) or num_channels not in (1, 3) else jpeg_decoder()
+    if decode is not None:
+        with suppress(Exception):  # whatever it is, Pillow says it
+            file = _file(cell, root)
+            if isinstance(file, bytes):  # what was fetched is not fetched again
+                cell = {"bytes": file, "path": cell.get("path") if isinstance(cell, dict) else cell}
+            data = file if isinstance(file, bytes) else Path(file).read_bytes()
+            with Image.open(io.BytesIO(data)) as header:
+                modes = ("L", "RGB")[:num_channels]
+                is_same = header.format == "JPEG" and header.mode in modes and "xmp" not in header.info
+            if is_same:
+                return decode(data, mode="RGB" if num_channels == 3 else "GRAY")
+    return decode_picture(cell, num_channels, background, root, grey_maximum)
+
+
+@cache
+def jpeg_decoder() -> Callable[..., Tensor] | None:
+    """``decode_jpeg`` of torchcodec; None where it is not installed, before 0.16, or for another torch than this."""
+    try:
+        decoder: Callable[..., Tensor] = import_module("torchcodec.decoders").decode_jpeg
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        return None
+    return decoder
+
+
 def decoding(processor: object) -> dict[str, Any]:
     """Keywords of :func:`decode_picture` that an image processor of this package knows; the defaults for another."""
     return {
@@ -113,21 +167,34 @@ def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[I
 
     Arguments are those of :func:`decode_picture`.
     """
+    file = _file(cell, root)
+    if isinstance(file, bytes):
+        is_array = file.startswith(ARRAY_MAGIC)
+        return nullcontext(read_array(io.BytesIO(file))) if is_array else Image.open(io.BytesIO(file))
+    if not file.lower().endswith(".npy"):
+        return Image.open(file)
+    with open(file, "rb") as stream:
+        return nullcontext(read_array(stream))
+
+
+def picture_bytes(cell: Any, root: str | None = None) -> bytes:
+    """The file of a stored cell of an image column; arguments as of :func:`decode_picture`."""
+    file = _file(cell, root)
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
+
+
+def _file(cell: Any, root: str | None) -> bytes | str:
+    """The bytes of a stored cell, or the path of its file."""
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
     if not cell:
         raise ValueError("the cell is empty")
     if isinstance(cell, str) and "://" in cell:
         with fsspec.open(cell, "rb") as stream:
-            cell = stream.read()
-    if isinstance(cell, bytes):
-        is_array = cell.startswith(ARRAY_MAGIC)
-        return nullcontext(read_array(io.BytesIO(cell))) if is_array else Image.open(io.BytesIO(cell))
-    path = os.path.join(root or "", cell)
-    if not path.lower().endswith(".npy"):
-        return Image.open(path)
-    with open(path, "rb") as file:
-        return nullcontext(read_array(file))
+            return bytes(stream.read())
+    return os.path.join(root or "", cell)
 
 
 def as_rgb(picture: Image.Image | Tensor) -> Image.Image:

@@ -11,7 +11,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import benchmarks.__main__ as command
-from benchmarks import clock, peers, report, sections, trainer
+from benchmarks import clock, peers, pipeline, report, sections, trainer
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.model import attention
 from swin_hf.model.attention import eager_attention
@@ -263,6 +263,34 @@ def test_the_trainer_section_trains_both_sides(monkeypatch):
     assert f"An epoch of fashion_mnist takes {ours['min_epoch_s']} s" in report.summary([fashion])
 
 
+def test_the_epoch_section_trains_three_sides_on_the_same_pictures(monkeypatch, tmp_path):
+    recipe = dataclasses.replace(trainer.RECIPES["fashion_mnist"], folder=tmp_path)  # without the real ones
+    monkeypatch.setitem(trainer.RECIPES, "fashion_mnist", recipe)
+    args = ["--sections", "epoch", "--epoch-data", "fashion_mnist", "--epoch-pictures", "128", "--trainer-rounds", "1"]
+    options = command.parse(args)
+    (setting,) = sections.settings_of(options)
+    measured = sections.measure_epoch(setting, options)
+    names = ["swin_hf", "transformers", "timm"]
+    assert [row["name"] for row in measured["rows"]] == [f"{name} (random pictures of its shape)" for name in names]
+    for row in measured["rows"]:
+        assert row["images_per_s"] == pytest.approx(128 / row["min_epoch_s"], rel=0.05) and row["test_accuracy"] < 0.5
+    text = report.render([{"setting": setting, "environment": ENVIRONMENT, **measured}])
+    assert "## An epoch of 128 pictures, fashion_mnist, 0 workers, 1 rounds" in text
+
+
+def test_the_pipeline_has_a_row_for_each_decoder_and_for_prepared_pictures(monkeypatch):
+    options = command.parse(["--pictures", "80"])
+    monkeypatch.setattr(pipeline, "ROUNDS", 1)
+    names = ["swin_hf, Pillow", "swin_hf, Pillow, prepared", "swin_hf, torchcodec", "swin_hf, torchcodec, prepared"]
+    rows = sections.measure_pipeline({}, options)["rows"]
+    assert [row["name"] for row in rows] == [*names, "torchvision"]
+    assert all(row["images_per_s"] > 0 for row in rows) and rows[-1]["times_torchvision"] == 1
+    monkeypatch.setattr(pipeline.processing, "jpeg_decoder", lambda: None)
+    measured = sections.measure_pipeline({}, options)
+    assert [row["name"] for row in measured["rows"]] == [*names[:2], "torchvision"]
+    assert "pip install 'swin-hf[decode]'" in measured["left_out"]["swin_hf, torchcodec"]
+
+
 def test_a_section_whose_library_is_missing_is_named_and_the_rest_measured(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "benchmarks.trainer", None)  # importing it now raises ImportError
     args = ["--sections", "trainer", "models", "--modes", "inference", "--executions", "eager", "--batch-sizes", "1"]
@@ -315,7 +343,7 @@ def test_the_readme_has_the_table_of_the_stored_results():
 @pytest.mark.timeout(7200)
 def test_every_section_runs(tmp_path, capsys):
     args = ["--batch-sizes", "1", "--executions", "eager", "--seconds", "0", "--pictures", "80", "--limit", "7000"]
-    args += ["--trainer-epochs", "1", "--trainer-rounds", "1"]
+    args += ["--trainer-epochs", "1", "--trainer-rounds", "1", "--epoch-pictures", "64"]
     assert command.main([*args, "--json", str(tmp_path / "o.json"), "--markdown", str(tmp_path / "o.md")]) == 0
     results = json.loads((tmp_path / "o.json").read_text())
     assert {r["setting"]["section"] for r in results} == set(sections.SECTIONS)

@@ -236,7 +236,8 @@ def test_declared_is_what_is_imported():
     imported.remove("triton")  # comes with the torch that has GPUs; without it, its backend says so
     imported |= {"tensorboard", "onnxscript"}  # Lightning and torch import them, for a logger and for torch.onnx
     extras = project["optional-dependencies"]
-    optional = declared([text for name in ("onnx", "openvino", "lora", "trackio", "demo") for text in extras[name]])
+    names = ("onnx", "openvino", "decode", "lora", "trackio", "demo")
+    optional = declared([text for name in names for text in extras[name]])
     core = declared(project["dependencies"])
     assert imported - {"timm"} == core | optional  # timm checks a conversion where it is installed
     assert "timm" in declared(extras["bench"])

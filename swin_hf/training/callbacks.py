@@ -20,9 +20,17 @@ from swin_hf.explain import as_seen
 from swin_hf.files import replacing
 from swin_hf.processing import as_rgb
 
+from .data.sampling import ResumableLoader
 from .figures import to_pixels
 
 REFRESH_SECONDS = 0.25
+WARM_UP, FEWEST = 2, 10  # batches: not measured, for workers start and kernels are compiled; measured at least
+
+
+def loader_seconds(trainer: Trainer) -> tuple[float, float]:
+    """Seconds that the training batches so far were read (by all workers of this rank) and waited for."""
+    loader: Any = trainer.train_dataloader
+    return getattr(loader, "read_seconds", 0.0), getattr(loader, "waited_seconds", 0.0)
 
 
 class TrainingBar(TQDMProgressBar):
@@ -60,24 +68,35 @@ class TrainingBar(TQDMProgressBar):
 
 
 class EpochReport(Callback):
-    """Prints one line for each epoch and logs the training speed."""
+    """Prints one line for each epoch and logs the training speed; after the first epoch, also who waits for whom."""
 
     def __init__(self) -> None:
-        self.images = 0
+        self.images = self.batches = 0
         self.started = self.ended = 0.0
+        self.is_first = False
+        self.warm = (0, 0.0, 0.0, 0.0)  # images, clock, and the seconds of the loader after the first batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; an epoch that is resumed in its middle has no other start."""
-        self.images, self.started, self.ended = 0, time.perf_counter(), time.perf_counter()
+        self.is_first = True
+        self.on_train_epoch_start(trainer, pl_module)
 
-    on_train_epoch_start = on_train_start
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.images = self.batches = 0
+        self.started = self.ended = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images; the last batch stops the clock, before validation."""
+        if self.is_first and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()  # what is still computed while the loader is waited for is not waiting
         self.images += len(batch["pixel_values"])
+        self.batches += 1
         self.ended = time.perf_counter()
+        if self.batches == WARM_UP:
+            self.warm = (self.images, self.ended, *loader_seconds(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
@@ -86,10 +105,27 @@ class EpochReport(Callback):
         if self.images:  # none where the run was interrupted after them
             pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
         metrics = dict(trainer.callback_metrics)  # on every rank: reading them gathers the values of all
+        lines = [self.line(trainer, metrics, speed, seconds), *self.who_waits(trainer)]
         if trainer.is_global_zero:
-            bar = trainer.progress_bar_callback  # the line comes above it
+            bar = trainer.progress_bar_callback  # the lines come above it
             show = partial(print, flush=True) if bar is None else bar.print
-            show(self.line(trainer, metrics, speed, seconds))
+            for line in lines:
+                show(line)
+
+    def who_waits(self, trainer: Trainer) -> list[str]:
+        """The line of the first epoch on the loader and the model, of all ranks; none after too few batches."""
+        is_told, self.is_first = self.is_first and self.batches >= WARM_UP + FEWEST, False
+        if not is_told or not isinstance(trainer.train_dataloader, ResumableLoader):
+            return []
+        workers = trainer.train_dataloader.num_workers
+        before, now = self.warm, (self.images, self.ended, *loader_seconds(trainer))
+        images, seconds, read, waited = (after - start for start, after in zip(before, now, strict=True))
+        rates = [images * max(1, workers) / max(read, 1e-9), images / max(seconds - waited, 1e-9), waited / seconds]
+        sums = trainer.strategy.reduce(torch.tensor(rates, device=trainer.strategy.root_device), reduce_op="sum")
+        loader, model, share = (float(number) for number in sums)
+        share /= trainer.world_size
+        who = f"the model waits {share:.0%} of the time" if workers == 0 or loader < model else "the loader waits"
+        return [f"loader {loader:,.0f} images/s ({workers} workers), model {model:,.0f} images/s: {who}"]
 
     def line(self, trainer: Trainer, metrics: Mapping[str, Any], speed: float, seconds: float) -> str:
         """The line of an epoch."""

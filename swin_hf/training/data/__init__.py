@@ -1,6 +1,7 @@
 """From any image dataset to batches."""
 
 from .module import ImageDataModule
+from .prepare import Prepared, Shrinking, prepare
 from .reading import Reading
 from .segmentation import JointAugmentation, Masks, SegmentationDataModule
 from .splits import Splits
@@ -14,8 +15,11 @@ __all__ = [
     "Masks",
     "MultiLabelDataModule",
     "Pixels",
+    "Prepared",
     "Reading",
     "RegressionDataModule",
     "SegmentationDataModule",
+    "Shrinking",
     "Splits",
+    "prepare",
 ]

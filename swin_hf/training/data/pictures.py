@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.utils.data
 from datasets import Dataset, IterableDataset
 
 from swin_hf.model.pixels import GREY_MAXIMUM
-from swin_hf.processing import UnreadablePictureError, decode_picture
+from swin_hf.processing import UnreadablePictureError, decode_picture, decode_pixels
 
 from . import sampling, sources
 from .reading import OnError
@@ -37,6 +38,8 @@ class PictureReader:
         on_error: What to do with a picture that cannot be decoded.
         grey_maximum: Value that is white in grey pictures of 16 bits.
     """
+
+    takes_tensors = True  # whether :meth:`sample` takes pictures as ``uint8`` ``(C, H, W)``, too
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class PictureReader:
         """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)``.
 
         Args:
-            picture: What :func:`~swin_hf.processing.decode_picture` returns.
+            picture: What :func:`~swin_hf.processing.decode_pixels` returns.
             cells: The stored cells of its row.
         """
         return {"pixel_values": self.transform(picture)}
@@ -87,7 +90,8 @@ class PictureReader:
         """
         cell = cells[self.image_column]
         try:
-            picture = decode_picture(cell, self.num_channels, self.background, self.root, self.grey_maximum)
+            decode = decode_pixels if self.takes_tensors else decode_picture
+            picture = decode(cell, self.num_channels, self.background, self.root, self.grey_maximum)
         except UnreadablePictureError as error:
             message = f"{self.split} row {row}: {error}"
             if self.on_error == "raise":
@@ -140,6 +144,7 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
 
     def __getitems__(self, keys: Sequence[int | tuple[int, ...]]) -> list[Batch]:
         """Read a whole batch in one access; called by torch's fetcher."""
+        started = time.perf_counter()
         asked = [key if isinstance(key, tuple) else (0, key) for key in keys]
         table = self.data[[int(self.rows[index]) for _, index, *_ in asked]]
         samples = []
@@ -147,6 +152,8 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
             samples.append(self._sample(epoch, index, {name: cells[place] for name, cells in table.items()}, *draw))
         if self.training and all("pixel_values" not in sample for sample in samples):
             samples.append(self._replacement(*asked[0][:2]))  # a batch must not be empty: the other ranks wait for it
+        if self.training:
+            samples[0]["seconds"] = time.perf_counter() - started
         return samples
 
     def _sample(self, epoch: int, index: int, cells: Mapping[str, Any], draw: int = 0) -> Batch:
@@ -212,16 +219,18 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
         self.target = source.target if source.label_columns else None
         self.named = named
         self.epoch = self.done = 0
+        self.timed = False  # until it is trained on
 
     def set_position(self, epoch: int, done: int) -> None:
         """Choose the epoch's order, and how many batches are only counted because they have been trained on."""
         self.data.set_epoch(epoch)
-        self.epoch, self.done = epoch, done
+        self.epoch, self.done, self.timed = epoch, done, True
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         counted = self.batch_size * len(range(number, self.done, workers))
+        started = time.perf_counter()
         for place, cells in enumerate(self.data):
             if place < counted:
                 yield {}
@@ -235,7 +244,10 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
                 read["labels"] = self.target(cells)
             if self.named:
                 read["sources"] = (place, self.reader.name(cells, place))
+            if self.timed:
+                read["seconds"] = time.perf_counter() - started
             yield read
+            started = time.perf_counter()
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
@@ -245,7 +257,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
     Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
     read, that is all there is in the batch. Row and name of the others are listed under ``sources``, where they have
-    them.
+    them. ``seconds`` is what a training batch took to read; the loader takes it out.
     """
     unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
     readable = [sample for sample in samples if "pixel_values" in sample]
@@ -259,6 +271,8 @@ def collate(samples: Sequence[Batch]) -> Batch:
         batch["unreadable"] = unreadable
     if any("sources" in sample for sample in readable):
         batch["sources"] = [sample["sources"] for sample in readable]
+    if seconds := sum(sample.get("seconds", 0.0) for sample in samples):
+        batch["seconds"] = seconds
     return batch
 
 

@@ -50,6 +50,7 @@ DataFiles = str | list[str] | dict[str, str | list[str]]
 Split = Dataset | IterableDataset
 
 SPLIT_COLUMNS = ("split", "fold", "set")
+UNFINISHED = ".unfinished"  # folder of what swin-hf prepare has not finished
 FORMATS = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
 
 
@@ -315,6 +316,8 @@ def find_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None
         chosen = data_files is not None or reading.config_name is not None
         copy = None if chosen else copy_pictures(dataset, data_dir, reading.revision, reading.streaming)
         return copy or dataset
+    if os.path.isdir(os.path.join(dataset, UNFINISHED)):
+        raise ValueError(f"{dataset} is not finished; give the command again that began it: swin-hf prepare")
     folder = os.path.join(dataset, data_dir or "")
     _check_files(data_files, folder if data_dir is not None else None, folder)
     return dataset

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -179,6 +180,7 @@ class ResumableLoader(DataLoader[Any]):
         super().__init__(*args, **kwargs)
         self.position = position
         self.steps = steps
+        self.read_seconds = self.waited_seconds = 0.0  # of all batches so far: of the readers, and of who wanted them
 
     def __len__(self) -> int:
         return super().__len__() if self.steps is None else self.steps
@@ -189,14 +191,25 @@ class ResumableLoader(DataLoader[Any]):
             if isinstance(self.sampler, EpochSampler):
                 self.sampler.set_epoch(epoch)
                 self.sampler.start = done * (self.batch_size or 1)
-            yield from super().__iter__()
+            yield from self._timed(super().__iter__())
             return
         self.dataset.set_position(epoch, done)  # type: ignore[attr-defined]
-        for index, batch in enumerate(super().__iter__()):
+        for index, batch in enumerate(self._timed(super().__iter__())):
             if index >= done:
                 yield batch
             if index + 1 == self.steps:
                 return
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Pass batches on, and add up how long they were read and waited for."""
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            self.read_seconds += batch.pop("seconds", 0.0) if isinstance(batch, dict) else 0.0
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position is Lightning's. The method tells Lightning that this loader can resume."""

@@ -233,6 +233,8 @@ class PairReader(PictureReader):
         order: The model's number of each class; ``None`` where it is that of the data.
     """
 
+    takes_tensors = False
+
     def __init__(self, *args: Any, column: str, masks: Masks, order: Sequence[int] | None) -> None:
         super().__init__(*args)
         self.column, self.masks, self.order = column, masks, order

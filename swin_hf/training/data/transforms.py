@@ -134,7 +134,7 @@ class TrainTransform:
             steps: list[Any] = [v2.PILToTensor(), crop]
         else:
             crop = v2.RandomCrop(image_size, padding=options.crop_padding)
-            steps = [v2.Resize(image_size, interpolation=resampling), crop]
+            steps = [v2.ToPILImage(), v2.Resize(image_size, interpolation=resampling), crop]
         if options.hflip > 0:
             steps.append(v2.RandomHorizontalFlip(options.hflip))
         if options.auto_augment is not None and options.crop_padding is None:

@@ -1,0 +1,317 @@
+"""Pictures made smaller once, so that each epoch of each training decodes fewer pixels: ``swin-hf prepare``.
+
+The result is a folder of parquet files that ``train`` reads as it reads any data set: the same rows in the same order,
+with the same columns, classes and splits. Only the pictures differ: those whose shorter side is longer than asked for
+are resized, as evaluation does it, and stored upright as JPEG; all others are stored as they are, byte for byte.
+
+Files are written under a hidden folder, each under a temporary name until it is whole; the folder gets its name when
+all of them are there. So a training never sees a part of the data, and a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image as Pictures
+from torch import Tensor
+
+from swin_hf.files import replacing
+from swin_hf.model.pixels import WHITE
+from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, picture_bytes
+from swin_hf.ranges import SIDES, check_fields, choice, ranged
+
+from .module import ImageDataModule
+from .reading import UNFINISHED, DataFiles, OnError, Reading, find_folder
+from .sources import BOX_NAMES, Source, fingerprint, open_source
+from .values import find_channels, find_white, look_at_pictures
+
+RECORD, FILES = ".prepared.json", "data"
+EMPTY = ".empty"  # files without a row, which ``datasets`` cannot read; they say which pictures were left out
+UNREADABLE = b"swin_hf.unreadable"  # metadata of a file: a JSON list, a sentence for each picture left out
+CHUNK = 64  # pictures that are held in memory at a time as they are stored
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """How pictures are made smaller.
+
+    Args:
+        short_side: Length of the shorter side in pixels; a picture whose shorter side is not longer is kept as it is.
+        quality: Of the JPEG files, as Pillow counts it.
+        pictures_per_file: Rows of a parquet file; what a run that is killed has to do again, at most.
+        on_error: What to do with an unreadable picture: raise, or skip, which leaves out its row and names it.
+    """
+
+    short_side: int = ranged(292, SIDES)  # 256 / 0.875: what evaluation at 256 pixels resizes to
+    quality: int = ranged(95, "[1, 100]")
+    pictures_per_file: int = ranged(2000, "[1, inf)")
+    on_error: OnError = choice("raise", OnError)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.on_error == "replace":
+            raise ValueError("on_error is 'replace', which is for training; give 'raise' or 'skip'")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What :func:`prepare` left.
+
+    Attributes:
+        folder: The data set.
+        pictures: Number of pictures of each split.
+        size: Bytes of all files.
+        unreadable: A sentence for each picture that could not be read, of all runs that wrote the data set.
+    """
+
+    folder: Path
+    pictures: dict[str, int]
+    size: int
+    unreadable: list[str]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one parquet file."""
+
+    name: str
+    split: str
+    rows: range
+
+
+def prepare(
+    dataset: str,
+    destination: str | os.PathLike[str],
+    data_files: DataFiles | None = None,
+    data_dir: str | None = None,
+    reading: Reading = Reading(),
+    shrinking: Shrinking = Shrinking(),
+    watch: Any = None,
+) -> Prepared:
+    """Write a data set again with smaller pictures; called again after an interruption, it writes what is missing.
+
+    Args:
+        dataset: As of :class:`~swin_hf.training.ImageDataModule`; so are the next three.
+        destination: A new or an empty folder, or that of an interrupted run with the same options.
+        data_files: See there.
+        data_dir: See there.
+        reading: See there; only what names the data and the column of the pictures is used.
+        shrinking: What becomes of the pictures.
+        watch: Wraps the iterator over the pictures, given with their number: ``watch(pictures, total)``, for a bar.
+
+    Raises:
+        ValueError: If the destination holds something else.
+        UnreadablePictureError: If a picture cannot be read, and such pictures are not skipped.
+        WriteError: If the disk is full; what is written stays.
+    """
+    if reading.streaming:
+        raise ValueError("a stream cannot be prepared, for its length is not known; leave reading.streaming out")
+    ImageDataModule(dataset, data_files, data_dir, reading=reading)  # refuses what does not go together
+    dataset = find_folder(dataset, data_files, data_dir, reading)
+    source = open_source(dataset, data_files, data_dir, reading, Source)
+    base = os.path.abspath(os.path.join(dataset if os.path.isdir(dataset) else "", data_dir or ""))
+    features = {split: _kept_features(source, split) for split in source.splits}
+    parts = list(_parts(source, shrinking.pictures_per_file))
+    folder, unfinished = Path(destination), Path(destination, UNFINISHED)
+    _claim(folder, _plan(source, features, shrinking))
+    if not (folder / FILES).is_dir():
+        missing = [part for part in parts if _find(folder, part) is None]
+        writer = _Writer(source, features, shrinking, base)
+        pictures = itertools.chain.from_iterable(writer.write(part, folder) for part in missing)
+        for _ in pictures if watch is None else watch(pictures, sum(len(part.rows) for part in missing)):
+            pass
+        if not unfinished.is_dir():
+            raise ValueError(f"no picture of {dataset!r} can be read")
+        unfinished.rename(folder / FILES)
+    return _result(folder, parts)
+
+
+def _kept_features(source: Source, split: str) -> Features:
+    """The columns of the result: all but those that no longer fit a picture that is smaller.
+
+    Other pictures, masks among them, and bounding boxes are left out, and named.
+    """
+    features = source.splits[split].features
+    left_out = [name for name, feature in features.items() if name != source.image_column and not _fits(name, feature)]
+    if left_out:
+        rank_zero_info(f"{split}: not kept, for they would not fit smaller pictures: columns {', '.join(left_out)}")
+    kept = {name: feature for name, feature in features.items() if name not in left_out}
+    return Features(kept | {source.image_column: Image()})
+
+
+def _fits(name: str, feature: Any) -> bool:
+    inner = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
+    return not isinstance(feature, Image) and name not in BOX_NAMES and all(_fits("", f) for f in inner if f)
+
+
+def _parts(source: Source, length: int) -> Iterator[_Part]:
+    """The files of all splits, named as ``datasets`` names the shards of a split."""
+    for split, data in source.splits.items():
+        count = -(-len(data) // length)
+        for number in range(count):
+            rows = range(number * length, min((number + 1) * length, len(data)))
+            yield _Part(f"{split}-{number:05d}-of-{count:05d}.parquet", split, rows)
+
+
+def _plan(source: Source, features: dict[str, Features], shrinking: Shrinking) -> dict[str, Any]:
+    """What has to be the same in all runs that write one data set, as JSON; files that are whole skipped nothing."""
+    options = asdict(shrinking)
+    del options["on_error"]
+    return {
+        **options,
+        "source": fingerprint(source),
+        "pictures": {split: len(data) for split, data in source.splits.items()},
+        "columns": {split: {name: repr(kind) for name, kind in columns.items()} for split, columns in features.items()},
+    }
+
+
+def _claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Take a folder for a data set, or go on in it.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    record = folder / RECORD
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        for name, value in plan.items():
+            if known.get(name) != value:
+                raise ValueError(
+                    f"{folder} was begun with {name} {known.get(name)}, and this command has {value}; go on with the"
+                    " same source and options, or give another folder"
+                )
+        return
+    others = [path.name for path in folder.iterdir() if path.suffix != ".partial"] if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder} holds {min(others)}, and no earlier run began it; give a new or an empty folder")
+    with replacing(record) as partial:
+        partial.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+
+
+class _Writer:
+    """Writes parquet files, on all cores: decoding, resizing and encoding release the interpreter."""
+
+    def __init__(self, source: Source, features: dict[str, Features], shrinking: Shrinking, base: str) -> None:
+        self.source, self.features, self.shrinking, self.base = source, features, shrinking, base
+        looks = look_at_pictures(source)
+        channels, self.grey_maximum = find_channels(looks, None), find_white(looks)
+        if channels not in (1, 3):
+            raise ValueError(
+                f"{looks[0].name} has {channels} channels, and JPEG has 1 or 3; train on these pictures as they are"
+            )
+        side = shrinking.short_side
+        self.smaller = Preprocessing((side, side), side, crop=False)
+        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def write(self, part: _Part, folder: Path) -> Iterator[int]:
+        """Write one file whole, and yield each row that is done."""
+        data: Any = self.source.splits[part.split]
+        cells: list[dict[str, Any]] = []
+        kept: list[int] = []
+        unreadable: list[str] = []
+        pictures = data.select_columns([self.source.image_column])
+        with ThreadPoolExecutor(self.threads) as pool:
+            for start in range(part.rows.start, part.rows.stop, CHUNK):
+                rows = range(start, min(start + CHUNK, part.rows.stop))
+                stored = pictures[rows.start : rows.stop][self.source.image_column]
+                for row, cell in zip(
+                    rows, pool.map(self.cell, itertools.repeat(part.split), rows, stored), strict=True
+                ):
+                    if isinstance(cell, UnreadablePictureError):
+                        unreadable.append(str(cell))
+                    else:
+                        cells.append(cell)
+                        kept.append(row)
+                    yield row
+        with replacing(folder / (UNFINISHED if kept else EMPTY) / part.name) as partial:
+            pq.write_table(self.table(part.split, kept, cells, unreadable), partial)
+
+    def cell(self, split: str, row: int, cell: Any) -> dict[str, Any] | UnreadablePictureError:
+        """The picture of a row as it is stored; the error where it cannot be read and such pictures are skipped."""
+        root = self.source.roots.get(split)
+        try:
+            picture = decode_pixels(cell, 3, WHITE, root, self.grey_maximum)
+        except UnreadablePictureError as error:
+            message = f"{split} row {row}: {error}"
+            if self.shrinking.on_error == "raise":
+                raise UnreadablePictureError(
+                    f"{message}; repair or remove the file, or leave it out with --on-error skip"
+                ) from error
+            return UnreadablePictureError(message)
+        sides = picture.size if isinstance(picture, Pictures.Image) else picture.shape[1:]
+        is_large = min(sides) > self.shrinking.short_side
+        data = self.encode(picture) if is_large else picture_bytes(cell, root)
+        return {"bytes": data, "path": _name(cell, self.base)}
+
+    def encode(self, picture: Pictures.Image | Tensor) -> bytes:
+        """A smaller picture as JPEG, in grey where it has no colour."""
+        pixels = self.smaller.pixels(picture)
+        if bool((pixels[0] == pixels[1]).all()) and bool((pixels[0] == pixels[2]).all()):
+            pixels = pixels[:1]
+        array = pixels.permute(1, 2, 0).numpy()
+        stream = io.BytesIO()
+        Pictures.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(
+            stream, "JPEG", quality=self.shrinking.quality
+        )
+        return stream.getvalue()
+
+    def table(self, split: str, rows: list[int], cells: list[dict[str, Any]], unreadable: list[str]) -> pa.Table:
+        """The rows of a file, with their other columns as they are stored."""
+        data: Any = self.source.splits[split]
+        features, image = self.features[split], self.source.image_column
+        schema = features.arrow_schema
+        columns = {image: pa.array(cells, schema.field(image).type)}
+        others = [name for name in features if name != image]
+        if others:
+            stored = data.select_columns(others).with_format("arrow")[rows]
+            columns |= {name: stored[name] for name in others}
+        said = {UNREADABLE: json.dumps(unreadable)} if unreadable else {}
+        table = pa.table({name: columns[name] for name in features}).cast(schema)
+        return table.replace_schema_metadata({**schema.metadata, **said})
+
+
+def _name(cell: Any, base: str) -> str | None:
+    """What a picture is called: its path in the folder of the data, or the last part of a path from elsewhere."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    if not path:
+        return None
+    if "://" in path:
+        return PurePosixPath(urlsplit(path).path).name
+    if not os.path.isabs(path):
+        return str(path)
+    return Path(path).relative_to(base).as_posix() if Path(path).is_relative_to(base) else os.path.basename(path)
+
+
+def _find(folder: Path, part: _Part) -> Path | None:
+    """The file of some rows, if it is written."""
+    paths = (folder / place / part.name for place in (UNFINISHED, FILES, EMPTY))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _result(folder: Path, parts: Iterable[_Part]) -> Prepared:
+    """What the files of a finished data set say of themselves."""
+    pictures: dict[str, int] = {}
+    unreadable: list[str] = []
+    size = 0
+    for part in parts:
+        path = _find(folder, part)
+        if path is None:
+            raise FileNotFoundError(f"{folder / FILES / part.name} is missing; prepare the data set in a new folder")
+        header = pq.read_metadata(path)
+        pictures[part.split] = pictures.get(part.split, 0) + header.num_rows
+        unreadable += json.loads((header.metadata or {}).get(UNREADABLE, b"[]"))
+        size += path.stat().st_size
+    return Prepared(folder, pictures, size, unreadable)
