@@ -75,9 +75,10 @@ def render(results: list[dict[str, Any]]) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """The README's table: images per second, and how many times faster we are than each peer."""
+    """The README's table: images per second, and how many times faster we are than each peer, as last measured."""
     models = [result for result in results if result["setting"]["section"] == "models" and result["rows"]]
-    chosen = [result for result in models if not is_disturbed(result)]
+    latest = max((result["environment"]["date"] for result in models), default="")
+    chosen = [result for result in models if not is_disturbed(result) and result["environment"]["date"] == latest]
     lines = []
     for (hardware, date), group in itertools.groupby(
         sorted(chosen, key=lambda result: (result["environment"]["hardware"], result["environment"]["date"])),

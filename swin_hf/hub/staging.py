@@ -139,9 +139,8 @@ def stage(
     if samples:
         paths[f"assets/{SAMPLES}"] = _find_samples(saved)
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
-    if card is None and keep_card and (saved / CARD_NAME).is_file():
-        written = read_card(saved / CARD_NAME)
-        card = written if is_edited(written) else None
+    if card is None and keep_card:
+        card = _edited_card(saved)
     rendered_from = None
     if card is None:
         rendered_from = CardSource(
@@ -236,6 +235,12 @@ def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[T
         drawn = draw_pictures(facts, folder / "assets")
         paths |= {FACTS_NAME: folder / FACTS_NAME, **{f"assets/{path.name}": path for path in drawn}}
     return facts, paths
+
+
+def _edited_card(saved: Path) -> str | None:
+    """The card of a folder, where a person has written or edited it."""
+    written = read_card(saved / CARD_NAME) if (saved / CARD_NAME).is_file() else ""
+    return written if written and is_edited(written) else None
 
 
 def _find_samples(saved: Path) -> Path:
