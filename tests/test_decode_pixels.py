@@ -12,20 +12,17 @@ from swin_hf import processing
 from swin_hf.processing import UnreadablePictureError, decode_picture, decode_pixels
 
 
-def encoded(size=(61, 43), mode="RGB", form="JPEG", **options):
+def encoded(size=(61, 43), mode="RGB", form="JPEG", orientation=None, **options):
     """A picture with flat parts, edges and noise, as a file."""
     random, (width, height) = np.random.default_rng(0), size
     pixels = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
     pixels = np.clip(pixels + random.normal(0, 20, pixels.shape) * (np.arange(width)[:, None] % 16 < 8), 0, 255)
     stream = io.BytesIO()
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
     Image.fromarray(pixels.astype("uint8")).convert(mode).save(stream, form, **options)
     return stream.getvalue()
-
-
-def turned(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
 
 
 def xmp(orientation):
@@ -38,11 +35,11 @@ def xmp(orientation):
         *({"size": size} for size in ((500, 375), (1, 1), (17, 8), (8, 300))),
         *({"quality": quality} for quality in (5, 75, 100)),
         *({"subsampling": subsampling, "size": (51, 33)} for subsampling in (0, 1, 2)),
-        *({"exif": turned(orientation)} for orientation in range(1, 9)),
+        *({"orientation": orientation} for orientation in range(1, 9)),
         {"progressive": True},
         {"restart_marker_rows": 1},
         {"mode": "L"},
-        {"mode": "L", "exif": turned(6)},
+        {"mode": "L", "orientation": 6},
         {"keep_rgb": True},
     ],
     ids=str,
@@ -56,7 +53,8 @@ def test_torchcodec_decodes_jpeg_to_the_pixels_of_pillow(options, tmp_path):
             pixels = decode_pixels(cell, channels, root=root)
             assert isinstance(pixels, torch.Tensor), "Pillow decoded it"
             assert pixels.dtype == torch.uint8 and pixels.shape == wanted.shape
-            assert torch.equal(pixels, wanted)  # a difference of 0 of 255 at most, and 0 in the mean
+            difference = (pixels.int() - wanted.int()).abs()  # 0 was seen; other builds of libjpeg may round otherwise
+            assert difference.max() <= 2 and difference.float().mean() <= 0.1
 
 
 @pytest.mark.parametrize(
