@@ -67,7 +67,7 @@ def test_torchcodec_decodes_jpeg_to_the_pixels_of_pillow(options, tmp_path):
         ({"xmp": xmp(6)}, 3),
         ({"form": "MPO", "save_all": True, "append_images": [Image.new("RGB", (9, 9))]}, 3),
     ],
-    ids=str,
+    ids=["png", "webp", "cmyk", "colour as grey", "xmp", "mpo"],
 )
 def test_pillow_decodes_what_torchcodec_would_not_or_otherwise(options, channels):
     file = encoded(**options)
