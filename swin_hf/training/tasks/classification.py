@@ -91,6 +91,7 @@ class SwinClassifier(HeadModule):
         if labels <= MAX_CONFUSION_CLASSES:
             self.confusion = MulticlassConfusionMatrix(labels, validate_args=False)
         self.kept: dict[str, dict[str, Tensor]] = {}  # in a test: the pictures of each sheet, the highest first
+        self.lots = np.random.default_rng(0)
         self.confusion_counts: Tensor | None = None  # (num_labels, num_labels), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
@@ -156,7 +157,7 @@ class SwinClassifier(HeadModule):
 
     def on_test_start(self) -> None:
         """Forget the pictures of an earlier test."""
-        self.kept, self.lots = {}, torch.Generator().manual_seed(self.global_rank)
+        self.kept, self.lots = {}, np.random.default_rng(self.global_rank)
 
     def keep_answers(self, batch: dict[str, Tensor], logits: Tensor, losses: Tensor) -> None:
         """Add a batch of a test to the confusion counts, and keep the pictures with the highest losses and lots."""
@@ -166,7 +167,7 @@ class SwinClassifier(HeadModule):
         probabilities, predictions = logits.float().softmax(-1).max(-1)
         found = {
             "losses": losses,
-            "lots": torch.rand(len(labels), generator=self.lots).to(labels.device),
+            "lots": torch.from_numpy(self.lots.random(len(labels), dtype=np.float32)).to(labels.device),
             "pixel_values": batch["pixel_values"],
             "labels": labels,
             "predictions": predictions,
