@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 
 # One process may not look at the network or at the user's cache: everything a test needs, it makes.
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -56,6 +57,13 @@ TINY = {
     "encoder_stride": 8,
     "num_labels": 5,
 }
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Lightning ignores Ctrl-C from the first on; the next test of the process may send another."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

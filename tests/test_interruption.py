@@ -38,13 +38,6 @@ def config(tmp_path):
     return path
 
 
-@pytest.fixture(autouse=True)
-def _signals():
-    """Lightning ignores Ctrl-C after the first one, for the rest of the process."""
-    yield
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class Raise(Callback):
     """Raises an exception at a hook of a step."""
 

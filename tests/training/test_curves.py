@@ -183,7 +183,6 @@ def test_a_validation_that_was_interrupted_leaves_no_trace(whole_runs, tmp_path,
     expected = {signal.SIGTERM: SIGTERMException, signal.SIGINT: SystemExit}.get(how, RuntimeError)
     with pytest.raises(expected):
         keep(tmp_path, Interrupt(hook, how, batch), *average)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from now on
     keep(tmp_path, *average, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     (facts, rows, weights), (again, rows_again, weights_again) = kept(whole_runs[averaged]), kept(tmp_path)
     assert all(torch.equal(value, weights_again[name]) for name, value in weights.items())
