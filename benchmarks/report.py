@@ -75,8 +75,12 @@ def render(results: list[dict[str, Any]]) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """The README's table: images per second, and how many times faster we are than each peer, as last measured."""
+    """The README's table: images per second, and how many times faster we are than each peer, as last measured.
+
+    Only models of V1 are in it; docs/speed.md has all.
+    """
     models = [result for result in results if result["setting"]["section"] == "models" and result["rows"]]
+    models = [result for result in models if not result["setting"]["preset"].startswith("swinv2")]
     latest = max((result["environment"]["date"] for result in models), default="")
     chosen = [result for result in models if not is_disturbed(result) and result["environment"]["date"] == latest]
     lines = []
