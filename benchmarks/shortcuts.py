@@ -12,7 +12,7 @@ from swin_hf.model import attention, kernels_cpu
 from .clock import seconds_of
 from .peers import build_ours
 
-# What stands for "switched off": the name of the shortcut, where it is asked for, and what it is then.
+# How each shortcut is switched off: a module, a name in it, and the value that the name gets.
 SHORTCUTS = {
     "products by oneDNN, with GELU": (kernels_cpu, "_ONEDNN_TYPES", ()),
     "a few images at a time": (kernels_cpu, "CACHED_BYTES", 2**62),

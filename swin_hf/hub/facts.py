@@ -47,7 +47,7 @@ class Metric:
     value: float  # accuracies, F1, ECE and average precision in [0, 1]
     split: str  # that it was measured on
     n: int | None = None  # images behind it; the confidence interval of a proportion follows from it
-    interval: list[float] | None = None  # 95 % ends of one that is no proportion, by a bootstrap over the images
+    interval: list[float] | None = None  # 95 % ends where it is not a proportion, by a bootstrap over the images
 
 
 @dataclass

@@ -124,7 +124,7 @@ def stack_channels(picture: Image.Image | np.ndarray[Any, Any]) -> np.ndarray[An
             )
         pages.append(np.asarray(ImageOps.exif_transpose(picture)))
     if len({values.shape[:2] for values in pages}) > 1:
-        raise PixelsError(f"its {len(pages)} pages differ in size, so they are no channels of one picture")
+        raise PixelsError(f"its {len(pages)} pages differ in size, so they cannot be the channels of one picture")
     return np.concatenate([np.atleast_3d(values) for values in pages], axis=2)
 
 
