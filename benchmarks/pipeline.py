@@ -52,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_core(workers: int) -> Iterator[None]:
-    """One thread for tensors, as a worker has it, where there are no workers."""
+    """Without workers, compute with one thread, as a worker does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if workers else 1)
     try:
