@@ -50,12 +50,17 @@ def cosine_attention_inputs(qkv: Tensor, logit_scale: Tensor) -> Tensor:
     Returns:
         The same shape and dtype; values are as they were.
     """
-    wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    lengths = torch.linalg.vector_norm(wide[:, :, :2], dim=-1, keepdim=True)  # B * nW, N, 2, h, 1
-    factors = torch.where(lengths > 0, 1 / lengths.clamp(min=1e-12), 0.0)
-    scale = logit_scale.to(wide.dtype).clamp(max=LARGEST_SCALE).exp().view(-1, 1)  # h, 1
-    query, key = factors.unbind(2)  # B * nW, N, h, 1 each
-    return (wide * torch.stack([query * scale, key, torch.ones_like(key)], dim=2)).to(qkv.dtype)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    scale = logit_scale.to(wide).clamp(max=LARGEST_SCALE).exp().view(-1, 1)  # h, 1
+
+    def normalise(vectors: Tensor, scale: Tensor | float) -> Tensor:
+        x = vectors.to(wide)  # B * nW, N, h, d
+        lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        factors = torch.where(lengths > 0, 1 / lengths.clamp(min=1e-12), 0.0)
+        return (x * (factors * scale)).to(vectors.dtype)
+
+    query, key, value = qkv.unbind(2)  # slices of qkv would each need a gradient of its whole size
+    return torch.stack([normalise(query, scale), normalise(key, 1.0), value], dim=2)
 
 
 class SwinV2HFAttention(SwinHFAttention):
