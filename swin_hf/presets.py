@@ -16,7 +16,7 @@ _W7 = {"image_size": 224, "window_size": 7, "num_labels": 1000}
 _W12 = {"image_size": 384, "window_size": 12, "num_labels": 1000}
 _W8_256 = {"image_size": 256, "window_size": 8, "num_labels": 1000}
 _22K = {"num_labels": 21841}
-# Two of our own, small enough for a CPU: the offline recipes and the tests.
+# Three of our own, small enough for a CPU: the offline recipes and the tests.
 _DIGITS = {
     **{"embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6), "num_labels": 10, "drop_path_rate": 0.1},
     **{"image_size": 32, "patch_size": 4, "window_size": 4, "encoder_stride": 8},
@@ -24,6 +24,10 @@ _DIGITS = {
 _FASHION = {
     **{"embed_dim": 64, "depths": (2, 4), "num_heads": (2, 4), "num_labels": 10, "drop_path_rate": 0.1},
     **{"image_size": 28, "patch_size": 2, "window_size": 7, "encoder_stride": 4},
+}
+_MINI = {
+    **{"embed_dim": 64, "depths": (2, 2, 6), "num_heads": (2, 4, 8), "num_labels": 1000, "drop_path_rate": 0.1},
+    **{"image_size": 64, "patch_size": 4, "window_size": 8, "encoder_stride": 16, "initializer_range": 0.05},
 }
 
 SWIN: dict[str, dict[str, Any]] = {
@@ -48,6 +52,7 @@ SWIN: dict[str, dict[str, Any]] = {
     "swin_base_patch4_window6_192_simmim": {**_BASE, "image_size": 192, "window_size": 6, "drop_path_rate": 0.0},
     "swin_digits_patch4_window4_32": _DIGITS,
     "swin_fashion_patch2_window7_28": _FASHION,
+    "swin_mini_patch4_window8_64": _MINI,
 }
 
 # Table 1 and section 4 of the paper of V2 and Microsoft's model zoo; configs/swinv2/*.yaml there. Offsets of the models
