@@ -9,6 +9,7 @@ from .peers import PEERS
 # Median over minimum of a quiet machine; rounds of 60 ms and more were seen to stay below 1.25 on one.
 STEADY = 1.3
 UNITS = ("ms", "epoch_s")
+MAKES = ("Intel", "AMD")  # as the names of their processors begin
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 
 
@@ -71,7 +72,23 @@ def render(results: list[dict[str, Any]]) -> str:
         lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in result["rows"]]
         lines += [""] + [f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()]
         lines += [""] if result["left_out"] else []
+    lines += gains_by_make([result for result in results if result["setting"]["section"] == "shortcuts"])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def gains_by_make(results: list[dict[str, Any]]) -> list[str]:
+    """What each shortcut gains on the processors of each make, of the results of that section."""
+    names = dict.fromkeys(row["name"] for result in results for row in result["rows"] if row["name"] != "all")
+    lines = ["## Shortcuts on a CPU, by make", "", "| shortcut | make | gains |", "|---|---|---|"]
+    for name, make in itertools.product(names, MAKES):
+        gains = [
+            "{mode} {dtype} batch {batch_size}: {gain}".format(gain=row["the shortcut gains"], **result["setting"])
+            for result in results
+            for row in result["rows"]
+            if row["name"] == name and result["environment"]["hardware"].startswith(make)
+        ]
+        lines.append(f"| {name.removeprefix('without: ')} | {make} | {', '.join(gains) or 'not measured'} |")
+    return lines if names else []
 
 
 def summary(results: list[dict[str, Any]]) -> str:

@@ -226,6 +226,16 @@ def test_summary_has_a_column_for_every_peer():
     assert "| swin_tiny, inference, eager, fp32, batch 8 | 12.5 | 75% | 1.25x | 1.40x | - |" in text
 
 
+def test_a_shortcut_has_a_row_for_each_make_and_says_where_it_was_not_measured():
+    environment = {**ENVIRONMENT, "hardware": "AMD EPYC, 2 threads"}
+    rows = [{"name": "all", "the shortcut gains": 1.0}, {"name": "without: a cache", "the shortcut gains": 1.2}]
+    setting = {**SETTING, "section": "shortcuts"}
+    text = report.render([{"setting": setting, "environment": environment, "rows": rows, "left_out": {}}])
+    assert "| a cache | AMD | inference fp32 batch 8: 1.2 |\n" in text
+    assert "| a cache | Intel | not measured |\n" in text
+    assert "by make" not in report.render([])
+
+
 def test_the_table_goes_between_the_markers_and_nowhere_else():
     text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
     assert report.write_between(text, "new") == text.replace("old", "new")
