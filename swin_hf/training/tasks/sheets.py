@@ -35,11 +35,7 @@ class Shown:
 
 
 class Sheet:
-    """The pictures of a test with the highest values of something, of all processes, the highest first.
-
-    Args:
-        count: How many pictures are kept.
-    """
+    """The ``count`` pictures of a test with the highest values of something, the highest first."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -49,25 +45,16 @@ class Sheet:
         """Keep the pictures of a batch whose values are among the highest so far; ``show`` makes that at a place."""
         for place, value in enumerate(values):
             if len(self.kept) < self.count or value > self.kept[-1][0]:
-                self.keep_highest([*self.kept, (value, show(place))])
+                found = [*self.kept, (float(value), show(place))]
+                self.kept = sorted(found, key=lambda pair: -pair[0])[: self.count]
 
     def gather(self) -> None:
         """Keep the highest of all processes; collective."""
-        self.keep_highest(gathered(self.kept))
-
-    def keep_highest(self, found: list[tuple[float, Shown]]) -> None:
-        """Keep the highest of what was found."""
-        self.kept = sorted(found, key=lambda pair: -pair[0])[: self.count]
+        self.kept = sorted(gathered(self.kept), key=lambda pair: -pair[0])[: self.count]
 
 
 def draw_sheet(entries: Sequence[Shown], names: Sequence[str], files: Sequence[str] = ()) -> Figure:
-    """Draw a sheet, with a legend of the classes that have pixels, the most frequent first.
-
-    Args:
-        entries: What is shown.
-        names: Name of each class.
-        files: The line below each picture.
-    """
+    """Draw a sheet with ``files`` below its pictures and a legend of the classes on them, the most frequent first."""
     pictures = [picture for entry in entries for picture in entry.pictures]
     captions = [caption for entry in entries for caption in entry.captions]
     width = len(entries[0].pictures)
@@ -93,9 +80,9 @@ def class_colour(number: int) -> tuple[float, ...]:
 
 def overlay(picture: Picture, classes: Tensor) -> Picture:
     """A picture under the colours of its classes ``(H, W)``."""
-    numbers, places = np.unique(classes.numpy(), return_inverse=True)
-    colours = np.array([class_colour(int(number)) for number in numbers])
-    mixed: Picture = (1 - COVER) * picture + COVER * colours[places.reshape(classes.shape)]
+    numbers, places = classes.unique(return_inverse=True)
+    colours = np.array([class_colour(number) for number in numbers.tolist()])
+    mixed: Picture = (1 - COVER) * picture + COVER * colours[places.numpy()]
     return mixed
 
 
