@@ -4,7 +4,7 @@ The real client talks to it over HTTP; no function of the client is replaced. It
 branches, tags, commits, private and gated access, tokens that may write or only read, and the three ways in which
 large files travel: LFS in one piece (``basic``), LFS in parts (``multipart``) and ``xet``, whose storage is a local
 directory that ``hf_xet`` itself writes (``local://``). It lacks discussions, search, quotas, scanners and the
-vocabulary of huggingface.co's metadata rules, and runs no Space: what passes here has not been tested on
+vocabulary of huggingface.co's metadata rules, and runs no Space and no job: what passes here has not been tested on
 huggingface.co.
 
     hub = LoopbackHub().start()
@@ -240,6 +240,7 @@ class LoopbackHub:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int | None]] = []  # step, path, status (None: the answer never left)
+        self.jobs: list[dict[str, Any]] = []  # what was asked for; none is run
         self.bugs: list[str] = []  # tracebacks of this server itself; a test that leaves one fails
         self.seen_tokens: set[str] = set()
         self.users = {
@@ -421,6 +422,15 @@ class LoopbackHub:
         orgs = [{"name": org, "roleInOrg": "write"} for org in user.orgs]
         access = {"accessToken": {"role": user.role, "displayName": "loopback"}}
         return JSONResponse({"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": access})
+
+    @route("POST", "/api/jobs/(?P<namespace>[^/]+)", "run_job")
+    async def _run_job(self, request: Request, kind: str, namespace: str) -> Response:
+        """Note a job that is asked for; none is run."""
+        owner = self._may_write(request, namespace)
+        self.jobs.append(await request.json())
+        told = {"id": f"job{len(self.jobs)}", "status": {"stage": "SCHEDULING"}}
+        told["owner"] = {"id": owner.name, "name": owner.name, "type": "user"}
+        return JSONResponse({**self.jobs[-1], **told, "secrets": list(self.jobs[-1].get("secrets", {}))})
 
     @route("POST", "/api/repos/create", "create_repo")
     async def _create_repo(self, request: Request, kind: str) -> Response:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE
+from hub_server import WRITER
 
 DOCS = Path(__file__).parents[1] / "docs"
 PATHS = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
@@ -74,6 +76,24 @@ def test_two_sharded_processes_train_as_one(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         found.append(float(re.findall(r"'train_loss': ([\d.]+)", done.stdout)[-1]))
     assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] < 3
+
+
+def test_a_job_is_asked_for_as_the_guide_says(hub, tmp_path):
+    guide = (DOCS / "distributed.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^hf jobs run .*?(?=^```)", guide, re.DOTALL | re.MULTILINE)
+    words = shlex.split(text.replace("\\\n", " "))
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": WRITER}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hf"), *words[1:3], "--detach", *words[3:]],  # else it waits for the log
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (job,) = hub.jobs
+    assert (job["flavor"], job["timeoutSeconds"]) == ("a10g-large", 6 * 3600)
+    assert job["secrets"] == {"HF_TOKEN": WRITER} and WRITER not in done.stdout + done.stderr
+    assert job["command"] == ["bash", "-c", words[-1]] and words[-1].startswith("pip install swin-hf && swin-hf train")
 
 
 def test_notebook_has_the_blocks_of_its_guide():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MATRIX, CURVES = "confusion_matrix.png", "learning_curves.png"
-SAMPLES = "sample_pictures.png"  # that the test of a classifier draws into the run folder
+SAMPLES = "sample_pictures.png"  # that a test draws into the run folder
 NAMED_CLASSES = 40  # with more, the labels cannot be read and only the colours are drawn
 COUNTED_CLASSES = 30  # with more, the counts cannot be read
 LONGEST_NAME = 24  # characters

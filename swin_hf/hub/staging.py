@@ -247,7 +247,7 @@ def _find_samples(saved: Path) -> Path:
     path = saved.parent / SAMPLES
     if saved.name != "model" or not path.is_file():
         raise ValueError(
-            f"there is no {SAMPLES} of a run with the model {saved}; the test of a classifier draws it, or leave "
+            f"there is no {SAMPLES} of a run with the model {saved}; the test of a run draws it, or leave "
             "--samples (Card(samples=True)) out"
         )
     return path

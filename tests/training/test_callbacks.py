@@ -20,7 +20,7 @@ from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
 from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
 from swin_hf.training.facts import command_line
 from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
-from swin_hf.training.tasks.classification import class_scores, keep_highest, macro_f1, score_table
+from swin_hf.training.tasks.classification import class_scores, macro_f1, score_table
 
 pytestmark = [
     # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning
@@ -322,15 +322,6 @@ def test_macro_f1_is_over_the_classes_that_occur(truth, guess):
     assert (absent.recall, absent.f1, absent.support) == (None, None, 0)
     (line,) = [line for line in score_table(class_scores(counts, list("abcd"))).splitlines() if line.startswith("c ")]
     assert line.split()[-3:] == ["-", "-", "0"]
-
-
-def test_worst_pictures_are_the_highest_losses():
-    parts = [
-        {"losses": torch.tensor([1.0, 5.0]), "labels": torch.tensor([1, 5])},
-        {"losses": torch.tensor([3.0]), "labels": torch.tensor([3])},
-    ]
-    assert keep_highest(parts, "losses", 2)["labels"].tolist() == [5, 3]
-    assert keep_highest(parts, "losses", 9)["labels"].tolist() == [5, 3, 1]
 
 
 def test_facts_hold_no_absolute_path_and_no_secret(monkeypatch, tmp_path):

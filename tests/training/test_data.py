@@ -657,11 +657,11 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         model = short(SwinClassifier, "swin_digits_patch4_window4_32", image_size=16, id2label=names)
         model.load_state_dict(found[0][1].state_dict() if found else model.state_dict())
         found.append((trainer(tmp_path, RunRecord()).test(model, data, verbose=False)[0], model))
-        worst = model.kept["worst_pictures"]
-        assert len(worst["losses"]) == len(model.kept["sample_pictures"]["losses"]) == 5
-        # Each picture has the name of its file, although others could not be read.
-        names = [data.test_dataloader().dataset.file_name(row) for row in worst["rows"].tolist()]
-        assert [int(name.split(".")[0]) % 3 for name in names] == worst["labels"].tolist()
+        worst = [shown for _, shown in model.sheets["worst_pictures"].kept]
+        assert len(worst) == len(model.sheets["sample_pictures"].kept) == 5
+        for shown in worst:  # each picture has the name of its file, although others could not be read
+            name = data.test_dataloader().dataset.file_name(shown.row)
+            assert shown.captions[0].startswith(f"label {sorted(COLOURS)[int(name.split('.')[0]) % 3]}\n")
         simmim = short(SwinMaskedImageModeler, "swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
         trainer(tmp_path).test(simmim, data, verbose=False)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)

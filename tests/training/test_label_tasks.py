@@ -315,7 +315,8 @@ def test_the_run_is_predicted_published_and_described(name, request, hub, tmp_pa
         "measured": ("mean absolute error", "a number off a picture: regression", "enumerate(logits[0].tolist())"),
     }[name]
     assert all(words in card for words in said) and "argmax" not in card
-    assert "predictions.csv" not in hub.files(f"user/{name}")
+    assert not {"predictions.csv", "assets/sample_pictures.png"} & hub.files(f"user/{name}").keys()
+    assert (run.folder / "sample_pictures.png").is_file()
     (tmp_path / "again").mkdir()
     for file, content in hub.files(f"user/{name}").items():
         (tmp_path / "again" / file).parent.mkdir(exist_ok=True)

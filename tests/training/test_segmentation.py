@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from swin_hf import push
-from swin_hf.hub import TrainingFacts
+from swin_hf.hub import Card, TrainingFacts
 from swin_hf.processing import UnreadablePictureError
 from swin_hf.segment import segment
 from swin_hf.training import (
@@ -482,6 +482,11 @@ def test_a_push_takes_the_code_of_the_segmenter_and_the_card_its_figures(run, hu
     assert f"{low}–{high} % | test | {TESTED} |" in re.search(r"\| Mean IoU \|.*test.*", card)[0]
     assert f"95 % confidence interval {low}–{high} %, n = {TESTED}" in card
     assert "- The interval, a bootstrap over the images, covers the random choice of the 11 images" in card
+    sheet = "assets/sample_pictures.png"
+    assert {name for name in files if name.endswith(".png")} == {"assets/learning_curves.png"} and sheet not in card
+    push(run.folder, "user/scenes", card=Card(samples=True), endpoint=hub.url)
+    assert hub.files("user/scenes")[sheet] == (run.folder / "sample_pictures.png").read_bytes()
+    assert f"![Test pictures with predictions]({sheet})" in hub.files("user/scenes")["README.md"].decode()
 
 
 def test_a_single_picture_a_device_is_refused_before_the_first_step(folder, tmp_path):

@@ -1,18 +1,28 @@
-"""What the tasks share whose answers are classes: the names of the model's and of the data's are matched."""
+"""What the tasks share whose answers have names: those of the model and of the data are matched, and shown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
 
+from ..callbacks import to_pictures
 from ..data.sources import shorten
 from ..module import SwinModule
+from .sheets import Sheet, Shown, caption, draw_sheet
 
 
 class ClassModule(SwinModule):
     """Trains a network whose classes have names, those of its data."""
 
     data_options = (*SwinModule.data_options, "id2label", "num_labels")
+    sheet_sizes: ClassVar[dict[str, int]] = {"sample_pictures": 8}  # pictures of each sheet of a test
+
+    sheets: dict[str, Sheet]
 
     @classmethod
     def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
@@ -54,6 +64,43 @@ class ClassModule(SwinModule):
                 " the data"
             )
         self.datamodule.renumber(match_classes(theirs, ours), ours)
+
+    def on_test_start(self) -> None:
+        """Forget the pictures of an earlier test."""
+        self.sheets = {name: Sheet(size) for name, size in self.sheet_sizes.items()}
+        self.lots = np.random.default_rng(self.global_rank)
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the images, and keep some of them, where the data module knows how they look."""
+        super().on_test_batch_end(outputs, batch, batch_idx, dataloader_idx)
+        if outputs and hasattr(self.datamodule, "image_processor"):
+            self.fill_sheets(batch, outputs)
+
+    def fill_sheets(self, batch: dict[str, Tensor], outputs: dict[str, Any]) -> None:
+        """Keep pictures of a batch of a test, which are drawn by lot."""
+        lots = self.lots.random(len(batch["labels"]))
+        self.sheets["sample_pictures"].offer(lots, partial(self.shown, batch, outputs))
+
+    def shown(self, batch: dict[str, Tensor], outputs: dict[str, Any], place: int) -> Shown:
+        """What a sheet shows of the picture at a place of a batch: the picture and its answer."""
+        area = slice(place, place + 1)
+        (answer,) = self.answers({name: values[area] for name, values in outputs.items()}, batch["labels"][area])
+        pictures = to_pictures(batch["pixel_values"][area], self.datamodule)
+        row = int(batch["rows"][place]) if "rows" in batch else -1  # of a stream it is unknown
+        return Shown(list(pictures), [caption(self.answer_columns, answer)], row)
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the pictures of all processes."""
+        for sheet in self.sheets.values():
+            sheet.gather()
+
+    def draw(self, sheet: str) -> Figure:
+        """A sheet; without names of files, for a card may show it."""
+        return draw_sheet([shown for _, shown in self.sheets[sheet].kept], class_table(self.model.config.id2label))
+
+    def sheet_figures(self) -> dict[str, Callable[[], Figure]]:
+        """How the sheets are drawn that have pictures."""
+        return {name: partial(self.draw, name) for name, sheet in self.sheets.items() if sheet.kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of other classes, or of another model, before anything is loaded.

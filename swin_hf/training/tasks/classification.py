@@ -1,8 +1,9 @@
 """Image classification: cross-entropy on hard or soft targets, everything else is regularisation."""
 
-from collections.abc import Callable
+import math
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,18 +22,16 @@ from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
 from swin_hf.text import one_line
 
-from ..callbacks import gathered, to_pictures
-from ..figures import LONGEST_NAME, draw_confusion, draw_pictures
+from ..figures import LONGEST_NAME, draw_confusion
 from ..module import TestReport
 from ..network import Network
 from ..optim import Optimization
 from .distillation import Distillation, Teacher, imitation_loss, load_teacher
 from .heads import Freezing, HeadModule, Lora, Mixing
+from .sheets import draw_sheet
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
-# Sheets of test pictures: what their pictures have the highest values of, and how many there are.
-SHEETS = {"worst_pictures": ("losses", 16), "sample_pictures": ("lots", 8)}
 
 
 class SwinClassifier(HeadModule):
@@ -50,6 +49,7 @@ class SwinClassifier(HeadModule):
     monitor = "val_accuracy"
     mode = "max"
     answer_columns = ("label", "prediction", "probability")
+    sheet_sizes: ClassVar[dict[str, int]] = {"worst_pictures": 16, **HeadModule.sheet_sizes}
 
     mixing: Mixing
 
@@ -90,8 +90,6 @@ class SwinClassifier(HeadModule):
         self.confusion: MulticlassConfusionMatrix | None = None
         if labels <= MAX_CONFUSION_CLASSES:
             self.confusion = MulticlassConfusionMatrix(labels, validate_args=False)
-        self.kept: dict[str, dict[str, Tensor]] = {}  # in a test: the pictures of each sheet, the highest first
-        self.lots = np.random.default_rng(0)
         self.confusion_counts: Tensor | None = None  # (num_labels, num_labels), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
@@ -139,7 +137,7 @@ class SwinClassifier(HeadModule):
         """Add a batch to the loss and accuracies of a split, in a test also to the confusion counts.
 
         Returns:
-            ``logits`` ``(B, num_labels)``; nothing for an empty batch.
+            ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``; nothing for an empty batch.
         """
         loss, metrics, outputs = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics"), {}
         if batch:
@@ -148,43 +146,22 @@ class SwinClassifier(HeadModule):
             losses = F.cross_entropy(logits.float(), labels, reduction="none")
             loss.update(losses)
             metrics.update(logits, labels)
-            if split == "test":
-                self.keep_answers(batch, logits, losses)
-            outputs = {"logits": logits}
+            if split == "test" and self.confusion is not None:
+                self.confusion.update(logits, labels)
+            outputs = {"logits": logits, "losses": losses}
         self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         return outputs
 
-    def on_test_start(self) -> None:
-        """Forget the pictures of an earlier test."""
-        self.kept, self.lots = {}, np.random.default_rng(self.global_rank)
-
-    def keep_answers(self, batch: dict[str, Tensor], logits: Tensor, losses: Tensor) -> None:
-        """Add a batch of a test to the confusion counts, and keep the pictures with the highest losses and lots."""
-        labels = batch["labels"]
-        if self.confusion is not None:
-            self.confusion.update(logits, labels)
-        probabilities, predictions = logits.float().softmax(-1).max(-1)
-        found = {
-            "losses": losses,
-            "lots": torch.from_numpy(self.lots.random(len(labels), dtype=np.float32)).to(labels.device),
-            "pixel_values": batch["pixel_values"],
-            "labels": labels,
-            "predictions": predictions,
-            "probabilities": probabilities,
-            "rows": batch.get("rows", torch.full_like(labels, -1)),  # of a stream they are unknown
-        }
-        for sheet, rule in SHEETS.items():
-            self.kept[sheet] = keep_highest([*([self.kept[sheet]] if sheet in self.kept else []), found], *rule)
+    def fill_sheets(self, batch: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+        """Keep pictures by lot, and those with the highest losses."""
+        super().fill_sheets(batch, outputs)
+        losses = outputs["losses"].nan_to_num(math.inf).tolist()
+        self.sheets["worst_pictures"].offer(losses, partial(self.shown, batch, outputs))
 
     def on_test_epoch_end(self) -> None:
         """Gather the confusion counts and the pictures of all processes."""
-        found = gathered(
-            [(sheet, {key: value.cpu() for key, value in part.items()}) for sheet, part in self.kept.items()]
-        )
-        for sheet, rule in SHEETS.items():
-            if parts := [part for name, part in found if name == sheet]:
-                self.kept[sheet] = keep_highest(parts, *rule)
+        super().on_test_epoch_end()
         if self.confusion is not None:
             self.confusion_counts = self.confusion.compute().cpu()
             self.confusion.reset()
@@ -202,8 +179,7 @@ class SwinClassifier(HeadModule):
 
     def test_report(self) -> TestReport:
         """Scores of each class, the confusion matrix, and the sheets of test pictures."""
-        labels = class_table(self.model.config.id2label)
-        figures: dict[str, Callable[[], Figure]] = {sheet: partial(self.draw, sheet, labels) for sheet in self.kept}
+        labels, figures = class_table(self.model.config.id2label), self.sheet_figures()
         if self.confusion_counts is None:
             return TestReport(figures=figures)
         counts = self.confusion_counts.numpy()
@@ -215,26 +191,17 @@ class SwinClassifier(HeadModule):
             figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | figures,
         )
 
-    def draw(self, sheet: str, labels: list[str]) -> Figure:
-        """A sheet of test pictures; that of the card has no names of files."""
-        kept = self.kept[sheet]
-        names = [one_line(label, LONGEST_NAME) for label in labels]
-        columns = (kept[name].tolist() for name in ("labels", "predictions", "probabilities", "losses"))
-        captions = [
-            f"{names[label]},\nseen as {names[guess]}\nprobability {share:.2f}, loss {loss:.2f}"
-            for label, guess, share, loss in zip(*columns, strict=True)
-        ]
+    def draw(self, sheet: str) -> Figure:
+        """A sheet; that of the worst pictures has losses and names of files."""
+        if sheet != "worst_pictures":
+            return super().draw(sheet)
         loader: Any = self.trainer.test_dataloaders
-        rows = kept["rows"].tolist() if sheet == "worst_pictures" else []
-        files = ["" if row < 0 else one_line(loader.dataset.file_name(row), LONGEST_NAME) for row in rows]
-        return draw_pictures(list(to_pictures(kept["pixel_values"], self.datamodule)), captions, files=files)
-
-
-def keep_highest(parts: list[dict[str, Tensor]], key: str, count: int) -> dict[str, Tensor]:
-    """The ``count`` entries with the highest values of ``key``, highest first."""
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined[key].argsort(descending=True)[:count]
-    return {name: value[order] for name, value in joined.items()}
+        worst = [
+            replace(shown, captions=[f"{text}, loss {loss:.2f}" for text in shown.captions])
+            for loss, shown in self.sheets[sheet].kept
+        ]
+        files = ["" if it.row < 0 else one_line(loader.dataset.file_name(it.row), LONGEST_NAME) for it in worst]
+        return draw_sheet(worst, class_table(self.model.config.id2label), files)
 
 
 def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:

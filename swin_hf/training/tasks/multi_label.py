@@ -106,7 +106,8 @@ class SwinMultiLabelClassifier(HeadModule):
         self.log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Likewise, and keep the counts of all processes."""
+        """Likewise, and keep the counts and the pictures of all processes."""
+        super().on_test_epoch_end()
         self.tested_counts = self.log_scores("test")
 
     def log_scores(self, split: str) -> Tensor:
@@ -147,10 +148,10 @@ class SwinMultiLabelClassifier(HeadModule):
     def test_report(self) -> TestReport:
         """Scores of each class."""
         if self.tested_counts is None:
-            return TestReport()
+            return TestReport(figures=self.sheet_figures())
         names = class_table(self.model.config.id2label)
         scores = [
             class_score(name, hits, support, hits + wrong)
             for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
         ]
-        return TestReport(table=score_table(scores), facts={"per_class": scores})
+        return TestReport(table=score_table(scores), facts={"per_class": scores}, figures=self.sheet_figures())

@@ -92,7 +92,8 @@ class SwinRegressor(HeadModule):
         return outputs
 
     def on_test_epoch_end(self) -> None:
-        """Keep the errors of each number, of all processes."""
+        """Keep the errors of each number and the pictures of all processes."""
+        super().on_test_epoch_end()
         self.tested_each = {name: value.cpu().view(-1) for name, value in self.test_each.compute().items()}
         self.test_each.reset()
 
@@ -116,11 +117,11 @@ class SwinRegressor(HeadModule):
         """The errors of each number, where there are several."""
         names = [one_line(name, LONGEST_NAME) for name in class_table(self.model.config.id2label)]
         if len(names) == 1 or not self.tested_each:
-            return TestReport()
+            return TestReport(figures=self.sheet_figures())
         width = max(6, *map(len, names))
         lines = [f"{'number':<{width}}         MAE        RMSE"]
         for name, mae, rmse in zip(
             names, self.tested_each["mae"].tolist(), self.tested_each["rmse"].tolist(), strict=True
         ):
             lines.append(f"{name:<{width}}  {mae:>10.6g}  {rmse:>10.6g}")
-        return TestReport(table="\n".join(lines))
+        return TestReport(table="\n".join(lines), figures=self.sheet_figures())

@@ -1,25 +1,32 @@
 """Semantic segmentation: a class for each pixel, as section 4.3 of the paper has it."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.transforms.v2 import functional as tvf
 
 from swin_hf.classes import class_table
 from swin_hf.ranges import check_fields, ranged
 
+from ..callbacks import to_pictures
 from ..data.segmentation import SegmentationDataModule
 from ..module import TestReport
 from ..network import Network, load_network, new_network, recompute_activations, resolve, starting_folder
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
 from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores, region_table
+from .sheets import NO_CLASS, Shown, overlay
+
+SHOWN_SIDE = 320  # pixels of the longer side of a picture on a sheet
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class SwinSegmenter(ClassModule):
 
     def on_test_start(self) -> None:
         """Forget the pictures of an earlier test."""
+        super().on_test_start()
         self.bootstrap = PictureBootstrap(int(self.model.config.num_labels))
 
     def count_regions(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
@@ -199,12 +207,26 @@ class SwinSegmenter(ClassModule):
         names = class_table(self.model.config.id2label)
         return [picture_scores(counts, labels[0].numel(), names) for counts in outputs["regions"]]
 
+    def shown(self, batch: dict[str, Tensor], outputs: dict[str, Any], place: int) -> Shown:
+        """The picture, and overlays of its labels and its prediction, no larger than they are seen on the sheet."""
+        labels, guesses = batch["labels"][place], outputs["predictions"][place]
+        labels = labels.where(labels != self.ignore_index, NO_CLASS)
+        factor = min(1.0, SHOWN_SIDE / max(labels.shape))
+        size = [max(1, round(factor * side)) for side in labels.shape]
+        masks = tvf.resize(torch.stack([labels, guesses]), size, tvf.InterpolationMode.NEAREST_EXACT).cpu()
+        (picture,) = to_pictures(tvf.resize(batch["pixel_values"][[place]], size, antialias=True), self.datamodule)
+        ((_, iou, *_),) = self.answers({"regions": [outputs["regions"][place]]}, batch["labels"][[place]])
+        captions = ["picture", "truth", "prediction" if iou is None else f"prediction, mean IoU {iou:.2f}"]
+        overlays = [overlay(picture, mask) for mask in masks]
+        return Shown([picture, *overlays], captions, pixels=Counter(masks.flatten().tolist()))
+
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU and the accuracy of the pixels."""
         self.log_counts("val", self.val_confusion)
 
     def on_test_epoch_end(self) -> None:
-        """Likewise, and keep the counts of all processes."""
+        """Likewise, and keep the counts and the pictures of all processes."""
+        super().on_test_epoch_end()
         self.confusion_counts = self.log_counts("test", self.test_confusion)
         for name in ("totals", "pictures"):
             mine = getattr(self.bootstrap, name).to(self.device)
@@ -227,7 +249,7 @@ class SwinSegmenter(ClassModule):
     def test_report(self) -> TestReport:
         """IoU and share of the pixels of each class, and the interval of the mean IoU."""
         if self.confusion_counts is None:
-            return TestReport()
+            return TestReport(figures=self.sheet_figures())
         counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
         scores, interval = region_scores(counts, labels), self.bootstrap.interval()
         table, intervals = region_table(scores, counts), {}
@@ -235,7 +257,8 @@ class SwinSegmenter(ClassModule):
             intervals["miou"] = interval
             ends = "{:.4f} to {:.4f}".format(*interval)
             table += f"\n95 % interval of the mean IoU, by a bootstrap over the pictures: {ends}"
-        return TestReport(table=table, facts={"per_class": scores}, intervals=intervals)
+        facts = {"per_class": scores}
+        return TestReport(table=table, facts=facts, intervals=intervals, figures=self.sheet_figures())
 
 
 def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int | None) -> Tensor:
