@@ -214,6 +214,18 @@ def backend_report(model: nn.Module) -> BackendReport:
 class BackendMixin:
     """What ``SwinHFPreTrainedModel`` adds to transformers' choice of an attention function."""
 
+    config_class: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a configuration of this version of Swin Transformer; ValueError for one of the other version."""
+        if getattr(config, "cosine_attention", None) is not self.config_class.cosine_attention:
+            raise ValueError(
+                f"{type(self).__name__} is a Swin Transformer V{1 + self.config_class.cosine_attention} and was given "
+                f"a {type(config).__name__}; give a {self.config_class.__name__}, or use the class of that version"
+            )
+        parent: Any = super()
+        parent.__init__(config, *args, **kwargs)
+
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # transformers looks for its registry of functions in the modeling file, but it is used here

@@ -52,8 +52,9 @@ from .schema import recipe_schema
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 EXIT_SIGINT = 128 + 2
 
-# Model options that may differ on resume, because they do not change what is computed.
+# Model options that may differ from those of a checkpoint, because they do not change what is trained.
 FREE_ON_RESUME = {"network.compile", "network.gradient_checkpointing", "network.attn_implementation"}
+FREE_ON_RESUME |= {"head.window", "head.stride", "head.flip"}
 
 
 class WholeConfig(SaveConfigCallback):

@@ -10,6 +10,7 @@ from swin_hf import (
     SwinV2HFForMaskedImageModeling,
     list_presets,
 )
+from swin_hf.families import FAMILIES
 
 # Of a classifier: the table of the fact sheet, which Microsoft, timm and transformers agree on.
 PARAMETERS = {
@@ -129,6 +130,17 @@ def test_the_configuration_of_the_other_version_is_refused(config_class, model_t
     message = f"type '{model_type}' and {config_class.__name__} of '{config_class.model_type}'.* begin with {right}"
     with pytest.raises(ValueError, match=message):
         config_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["features", "image-classification", "backbone", "semantic-segmentation"])
+@pytest.mark.parametrize(
+    ("family", "other", "words"), [("swin_hf", SwinV2HFConfig, "V1"), ("swinv2_hf", SwinHFConfig, "V2")]
+)
+def test_a_model_is_not_built_from_the_configuration_of_the_other_version(family, other, words, task):
+    model_class = FAMILIES[family].model_class(task)
+    message = f"{model_class.__name__} is a Swin Transformer {words} and was given a {other.__name__}; give a"
+    with pytest.raises(ValueError, match=message):
+        model_class(other(depths=(1, 1), num_heads=(1, 1), embed_dim=8))
 
 
 def test_there_are_ten_fine_tuned_presets_and_two_of_22k():

@@ -88,10 +88,13 @@ class PictureReader:
         Raises:
             UnreadablePictureError: If the policy is ``raise``.
         """
-        cell = cells[self.image_column]
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
         try:
             decode = decode_pixels if self.takes_tensors else decode_picture
+            cell = cells[self.image_column]
             picture = decode(cell, self.num_channels, self.background, self.root, self.grey_maximum)
+            return self.sample(picture, cells)
         except UnreadablePictureError as error:
             message = f"{self.split} row {row}: {error}"
             if self.on_error == "raise":
@@ -99,10 +102,6 @@ class PictureReader:
                     f"{message}; repair or remove the file, or pass --data.reading.on_error skip (or replace)"
                 ) from error
             return UnreadablePictureError(message)
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
-        try:
-            return self.sample(picture, cells)
         finally:
             torch.set_rng_state(state)
 

@@ -38,7 +38,7 @@ from .module import ImageDataModule
 from .pictures import Batch, PictureReader
 from .reading import FORMATS, Reading, find_folder, read
 from .shards import shorten
-from .sources import IMAGE_NAMES, Source, describe
+from .sources import IMAGE_NAMES, Source, describe, find_roots, is_text
 from .splits import Splits
 from .transforms import Pixels
 
@@ -160,6 +160,8 @@ class SegmentationDataModule(ImageDataModule):
                 f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, "
                 "under the same names, in it or in a folder for each split (train/, val/, test/)"
             )
+        if pairs is not None and self.reading.streaming:
+            pairs = {name: pair.to_iterable_dataset() for name, pair in pairs.items()}
         splits = pairs or read(dataset, self.data_files, self.data_dir, self.reading).splits
         splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
         features = next(iter(splits.values())).features
@@ -168,12 +170,14 @@ class SegmentationDataModule(ImageDataModule):
             name: split.cast_column(image, Image(decode=False)).cast_column(self.mask_column, Image(decode=False))
             for name, split in splits.items()
         }
+        source = Source(splits, image, None, [])
+        if pairs is None:  # whose paths start from the working directory
+            find_roots(source, dataset, self.data_files, self.data_dir)
         names = self.masks.class_names
         if isinstance(names, int):
             names = [str(number) for number in range(names)]
-        if names is None:
-            names = read_class_names(folder or dataset)
-        return Source(splits, image, None, names)
+        source.class_names = names or read_class_names(folder or source.roots.get(source.reference) or dataset)
+        return source
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -244,15 +248,6 @@ class PairReader(PictureReader):
     def columns(self) -> list[str]:
         """The columns of pictures and masks."""
         return [self.image_column, self.column]
-
-    def read(self, cells: Mapping[str, Any], seed: int, row: Any) -> Batch | UnreadablePictureError:
-        """Read both; an unreadable mask is treated as an unreadable picture is."""
-        try:
-            return super().read(cells, seed, row)
-        except UnreadablePictureError as error:
-            if self.on_error == "raise":
-                raise
-            return UnreadablePictureError(str(error))
 
     def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
         """``pixel_values`` ``(C, H, W)`` and ``labels`` ``(H, W)`` of ``int64``."""
@@ -374,6 +369,7 @@ def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
 def find_columns(features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
     """Names of the columns of pictures and of masks: those that are asked for, else by type and name."""
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
+    pictures = pictures or [name for name, feature in features.items() if is_text(feature)]  # a table of paths
     for option, wanted in (("reading.image_column", image), ("masks.column", mask)):
         if wanted is not None and wanted not in features:
             raise ValueError(f"{option} {wanted!r} does not exist; the columns are {describe(features)}")
@@ -405,6 +401,11 @@ def read_pairs(folder: str) -> dict[str, Dataset] | None:
         return None
     roots = {split: _pair_of(path) for path in sorted(root.iterdir()) if (split := split_of(path.name))}
     found = {split: pair for split, pair in roots.items() if pair is not None}
+    if found and (others := sorted(roots.keys() - found.keys())):
+        rank_zero_warn(
+            f"{folder}: the folders of {', '.join(others)} are not used, for they do not hold both "
+            f"{IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/"
+        )
     if not found and (pair := _pair_of(root)) is not None:
         inner = {split: path for path in sorted(pair[0].iterdir()) if path.is_dir() and (split := split_of(path.name))}
         found = {split: (path, pair[1] / path.name) for split, path in inner.items()} or {"train": pair}
@@ -456,13 +457,16 @@ def read_class_names(folder: str) -> list[str]:
             f"the names of the classes are not in {folder}; write classes.txt, a name for each number from 0 on a line "
             "of its own, or give masks.class_names, the names or their number"
         )
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        table = {int(number): str(name) for number, name in json.loads(text).items()}
-        return [table[number] for number in range(len(table))]
+        text = path.read_text(encoding="utf-8-sig")
+        names = [line.strip() for line in text.rstrip().splitlines()]
+        if path.suffix == ".json":
+            table = {int(number): str(name) for number, name in json.loads(text).items()}
+            names = [table[number] for number in range(len(table))]
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a table of class numbers from 0 and their names ({type(error).__name__}: {error})"
         ) from error
+    if not names or "" in names or len(set(names)) < len(names):
+        raise ValueError(f"{path} has the names {shorten(names)}; give each class another name, none of them empty")
+    return names

@@ -218,16 +218,22 @@ def open_source(
     image = _find_image(features, reading.image_column)
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
     source = kind(splits, image, None, class_names=[], left_out=raw.left_out)
-    if reading.streaming:
-        source.num_shards = splits[reference].num_shards
-    else:
-        for name, split in splits.items():
-            if len(split) == 0:
-                raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {list(features)} and no row")
+    find_roots(source, dataset, data_files, data_dir)
+    return source
+
+
+def find_roots(source: Source, dataset: str, data_files: DataFiles | None, data_dir: str | None) -> None:
+    """Find the shards of a source that was read and the folders that its paths start from; refuse an empty split."""
+    train = source.splits[source.reference]
+    if isinstance(train, IterableDataset):
+        source.num_shards = train.num_shards
+    for name, split in source.splits.items():
+        if isinstance(split, Dataset) and len(split) == 0:
+            columns = list(split.features)
+            raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {columns} and no row")
     if data_dir is not None and os.path.isdir(dataset) and dataset not in FORMATS:
         data_dir = os.path.join(dataset, data_dir)
-    source.roots = {name: _root(source, name, data_files, data_dir) for name in splits}
-    return source
+    source.roots = {name: _root(source, name, data_files, data_dir) for name in source.splits}
 
 
 def check_columns(source: Source) -> None:
@@ -461,8 +467,8 @@ def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[
 def fingerprint(source: Source) -> str:
     """Hash what the training split (or the first that there is) holds, independently of paths, caches and machines.
 
-    Columns, class names, the number of rows, all labels and the bytes of up to 64 evenly spaced pictures enter; of a
-    stream, only what it declares.
+    Columns, class names, the number of rows, all labels and the bytes of up to 64 evenly spaced pictures enter, with
+    their masks; of a stream, only what it declares.
     """
     train = source.splits[source.reference]
     digest = hashlib.sha256(repr((sorted(train.features), source.class_names)).encode())
@@ -470,14 +476,16 @@ def fingerprint(source: Source) -> str:
         digest.update(str(len(train)).encode())
         if source.label_column is not None:
             digest.update(source.labels(source.reference).tobytes())
+        stored = [name for name, kind in train.features.items() if isinstance(kind, Image) and not kind.decode]
+        train = train.select_columns(stored)
         for row in np.linspace(0, len(train) - 1, num=min(64, len(train)), dtype=int):
-            cell = train[int(row)][source.image_column]
-            digest.update(_stored_bytes(cell, source.roots.get(source.reference)))
+            for cell in train[int(row)].values():
+                digest.update(_stored_bytes(cell, source.roots.get(source.reference)))
     return digest.hexdigest()[:16]
 
 
 def _stored_bytes(cell: Any, root: str | None) -> bytes:
     if isinstance(cell, Mapping) and cell["bytes"] is not None:
         return bytes(cell["bytes"])
-    path = Path(root or "") / cell["path"]
+    path = Path(root or "", (cell or {}).get("path") or "")
     return path.read_bytes() if path.is_file() else b""

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.transforms.v2 import functional as tvf
+from transformers import AutoConfig
 
 from swin_hf.classes import class_table
 from swin_hf.ranges import check_fields, ranged
@@ -34,8 +36,8 @@ class Head:
     """The UperNet head, and how it evaluates.
 
     Args:
-        hidden_size: Channels of the main head.
-        auxiliary_channels: Channels of the auxiliary head.
+        hidden_size: Channels of the main head; those of the weights if not given, or else 512.
+        auxiliary_channels: Channels of the auxiliary head; likewise, or else 256.
         auxiliary_weight: Share of the auxiliary head's loss; 0 leaves it out.
         dropout: Dropout of whole channels before each classifier.
         window: Side in pixels of the windows that evaluation slides over a picture; the whole picture at once if not
@@ -44,8 +46,8 @@ class Head:
         flip: Whether evaluation averages a picture and its mirror image.
     """
 
-    hidden_size: int = ranged(512, "[1, 16384]")
-    auxiliary_channels: int = ranged(256, "[1, 16384]")
+    hidden_size: int | None = ranged(None, "[1, 16384]")
+    auxiliary_channels: int | None = ranged(None, "[1, 16384]")
     auxiliary_weight: float = ranged(0.4, "[0, 1000]")
     dropout: float = ranged(0.1, "[0, 1)")
     window: int | None = ranged(None, "[1, 16384]")
@@ -108,6 +110,7 @@ class SwinSegmenter(ClassModule):
         classes = class_fields(num_labels, id2label)
         sizes = {name: getattr(head, name) for name in ("hidden_size", "auxiliary_channels", "dropout")}
         sizes |= {"auxiliary_loss_weight": head.auxiliary_weight, "ignore_index": ignore_index}
+        sizes = {name: size for name, size in sizes.items() if size is not None}
         fields = network.fields(image_size=image_size, num_channels=num_channels, upernet=sizes, **classes)
         self.starting_point = weights
         if weights is None:
@@ -115,6 +118,7 @@ class SwinSegmenter(ClassModule):
         else:
             self.origin = resolve(weights)
             with starting_folder(str(self.origin.path)) as folder:
+                fields["upernet"] = (AutoConfig.from_pretrained(folder).upernet or {}) | sizes
                 self.model = load_network(self.task, folder, fields, network.backend)
         if network.gradient_checkpointing:
             recompute_activations(self.model)
@@ -221,8 +225,15 @@ class SwinSegmenter(ClassModule):
         return Shown([picture, *overlays], captions, pixels=Counter(masks.flatten().tolist()))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean IoU and the accuracy of the pixels."""
-        self.log_counts("val", self.val_confusion)
+        """Log the mean IoU and the accuracy of the pixels; warn where a single class occurs, which says nothing."""
+        counts = self.log_counts("val", self.val_confusion)
+        table = class_table(self.model.config.id2label)
+        seen = [name for name, pixels in zip(table, counts.sum(axis=1), strict=True) if pixels]
+        if len(seen) < 2 and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"the validation masks have no pixel of another class than {', '.join(seen) or 'none'}; pixels of "
+                f"{self.ignore_index} have no class (masks.ignore_index): if they are a class, write its number there"
+            )
 
     def on_test_epoch_end(self) -> None:
         """Likewise, and keep the counts and the pictures of all processes."""
