@@ -30,10 +30,10 @@ from .weights import (
     PROCESSOR,
     WEIGHTS,
     OtherFamilyError,
+    check_folder,
     check_weights,
     read_config,
     shards_present,
-    weight_files,
 )
 
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -226,10 +226,9 @@ class _Pull:
             return {}, None
 
     def _check(self, folder: Path) -> None:
-        """Compare configuration and weights of a downloaded model of our families."""
-        values, config = self._config(folder) if (folder / CONFIG).is_file() else ({}, None)
-        if config is not None:
-            check_weights(weight_files(folder), values, config)
+        """Compare the files of a downloaded model of our families."""
+        if (folder / CONFIG).is_file() and self._config(folder)[1] is not None:
+            check_folder(folder)
 
     def _fetch(self, commit: str, names: list[str], again: bool = False) -> Path:
         """Download files of a commit and return their folder."""

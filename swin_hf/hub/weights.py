@@ -15,6 +15,7 @@ from swin_hf.model.resizing import refuse_types, shard_names
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SAVE_AGAIN = "save the model again with save_pretrained"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Keys with which transformers would load other weights than those that are checked here, or replace layers.
@@ -37,7 +38,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         OtherFamilyError: When it belongs to none of ours.
         ValueError: When it cannot be read, or holds a value out of range.
     """
-    values = read_values(path)
+    values = read_object(path, f"{path.name} cannot be read", SAVE_AGAIN)
     values.pop("auto_map", None)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -53,11 +54,6 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
     except ValueError as error:
         raise ValueError(f"{CONFIG} is not valid: {error}") from None
     return values, config
-
-
-def read_values(path: Path, remedy: str = "save the model again with save_pretrained") -> dict[str, Any]:
-    """The values of a JSON file, see :func:`~swin_hf.checkpoints.read.read_object`."""
-    return read_object(path, f"{path.name} cannot be read", remedy)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -121,8 +117,7 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
     known = {name: built for name, built in architectures().items() if built.family.model_type == config.model_type}
     if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
-            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(known)}: "
-            "save the model again with save_pretrained"
+            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(known)}: {SAVE_AGAIN}"
         )
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
@@ -159,6 +154,7 @@ def check_folder(folder: Path) -> str:
         ValueError: As :func:`read_config`, :func:`weight_files` and :func:`check_weights` do.
     """
     values, config = read_config(folder / CONFIG)
-    if (folder / PROCESSOR).is_file():
-        check_processor(read_values(folder / PROCESSOR), folder / PROCESSOR)
+    path = folder / PROCESSOR
+    if path.is_file():
+        check_processor(read_object(path, f"{path.name} cannot be read", SAVE_AGAIN), path)
     return check_weights(weight_files(folder), values, config)
