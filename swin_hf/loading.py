@@ -389,7 +389,7 @@ def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
     from swin_hf.hub.weights import CONFIG, read_config
 
     path, checkpoint = _open_foreign(source, **where)
-    return read_config(path / CONFIG)[1] if checkpoint is None else checkpoint.config
+    return read_config(path / CONFIG) if checkpoint is None else checkpoint.config
 
 
 def _open_foreign(

@@ -176,7 +176,7 @@ def load_classifier(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
-    named = read_config(path / CONFIG)[0].get("architectures") if is_ours(path) else None
+    named = read_config(path / CONFIG).architectures if is_ours(path) else None
     name = next(iter(named or ()), "")
     built = architectures().get(name)
     task = CLASSIFICATION if built is None else built.task

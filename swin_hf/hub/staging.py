@@ -26,7 +26,7 @@ from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
 from .pictures import CURVES, MATRIX, SAMPLES, draw_pictures
 from .remote import TOKEN, redact
-from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, weight_files
+from .weights import CONFIG, INDEX, PROCESSOR, SAVE_AGAIN, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
 # File names of the code that is sent with models of all families.
 CODE = tuple(
@@ -124,13 +124,13 @@ def stage(
             sample pictures and they are asked for.
     """
     saved = _saved(source, folder)
-    values, config = read_config(saved / CONFIG)
-    weights = weight_files(saved)
-    architecture = check_weights(weights, values, config)
+    config, weights = read_config(saved / CONFIG), weight_files(saved)
+    architecture = check_weights(weights, config)
     paths = {path.name: path for path in weights}
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
     built = architectures()[architecture]
+    values = read_object(saved / CONFIG, f"{CONFIG} cannot be read", SAVE_AGAIN)
     published = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
     if include_code:
         published["auto_map"] = built.family.auto_map(built.task)
