@@ -218,7 +218,7 @@ def _configuration(
     values |= {**told, **fields}
     # What was asked for outranks the files in the folder of the weights.
     values |= {name: value for name, value in given.items() if name in _FREE}
-    if "image_size" not in values:  # true of every released model
+    if "image_size" not in values:  # that of every released model of these windows
         sides = zip(derive.stage_windows(fields)[-1], derive.strides(fields), strict=True)
         values["image_size"] = derive.short([window * side for window, side in sides])
         notes.append(f"image size {values['image_size']} assumed, with which the last stage is one window")

@@ -63,13 +63,13 @@ def write_files(
         texts: JSON files, by name; None leaves one out.
         classes: Their names, for layouts that keep them with the weights.
     """
+    contents = {name: values for name, values in texts.items() if values is not None}
+    names = [*contents, weights.name]
     with temporary_folder(destination) as stage:
         _write_weights(stage / weights.name, state, layout, classes)
-        for name, values in texts.items():
-            if values is not None:
-                text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
-                (stage / name).write_text(text + "\n", encoding="utf-8")
-        names = sorted((path.name for path in stage.iterdir()), key=weights.name.__eq__)
+        for name, values in contents.items():
+            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+            (stage / name).write_text(text + "\n", encoding="utf-8")
         if destination == weights or destination.is_dir():
             for name in names:
                 (stage / name).replace(weights.with_name(name))
