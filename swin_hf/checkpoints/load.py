@@ -220,7 +220,7 @@ def _configuration(
     values |= {name: value for name, value in given.items() if name in _FREE}
     if "image_size" not in values:  # that of every released model of these windows
         sides = zip(derive.stage_windows(fields)[-1], derive.strides(fields), strict=True)
-        values["image_size"] = derive.short([window * side for window, side in sides])
+        values["image_size"] = sizes_swinv2.short([window * side for window, side in sides])
         notes.append(f"image size {values['image_size']} assumed, with which the last stage is one window")
     if place.layout.name != "swin_hf":
         values["shift_per_axis"] = place.layout.shift_per_axis

@@ -150,10 +150,11 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return value
     if get_origin(kind) is UnionType:  # X | None
         return None if value is None else _typed(get_args(kind)[0], value, where)
-    accepted, what = {
+    types: dict[Any, tuple[Any, str]] = {
         float: ((int, float), "a number"), int: (int, "an integer"), str: (str, "text"), bool: (bool, "true or false"),
         list: (list, "a list"),
-    }.get(get_origin(kind) or kind, (dict, "an object"))  # fmt: skip
+    }  # fmt: skip
+    accepted, what = types.get(get_origin(kind) or kind, (dict, "an object"))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where} is {str(value)[:60]!r}; it must be {what}")
     if is_dataclass(kind):
