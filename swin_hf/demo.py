@@ -178,9 +178,7 @@ class Explorer:
         except PictureError as error:
             raise PictureError(str(error).replace(path, Path(path).name)) from None  # visitors see no folder of ours
         narrow, long = sorted(picture.size)
-        short = (
-            narrow if self.resizes is None else self.resizes.short_side or 0
-        )  # 0: squashed, whatever its proportions
+        short = narrow if self.resizes is None else self.resizes.short_side or 0  # 0: squashed to the model's size
         if short * short * long > MOST_PIXELS * narrow:
             raise PictureError(
                 f"the picture has {picture.width}x{picture.height} pixels, and with a short side of {short}, as the "
@@ -199,10 +197,7 @@ class Explorer:
             if not found:
                 raise ValueError(f"the model has no class {name!r}; click a bar, or write the name as the bars do")
             return found[0]
-        if is_segmenter(self.model):
-            return class_at(self.model, pixels, pixel).index
-        with torch.inference_mode():
-            return int(self.model(pixels[None]).logits.argmax())
+        return class_at(self.model, pixels, pixel).index
 
 
 def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -> Image.Image:
@@ -241,9 +236,7 @@ def draw_regions(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -
     areas = enlarge(areas_of(geometry)[0, ..., 0], cell, padded, smooth=False)
     picture = _draw(canvas, areas, ((pixel[0] - moves[0]) % padded[0], (pixel[1] - moves[1]) % padded[1]), zoom)
     for number in regions.unique().tolist() if geometry.is_shifted else []:
-        row, column = (
-            (regions == number).nonzero()[0].tolist()
-        )  # its corner: the page begins with the pixel in the middle
+        row, column = (regions == number).nonzero()[0].tolist()  # a corner: the pixel is in the middle at first
         place = (column * cell[1] * zoom + 8, row * cell[0] * zoom + 8)
         style: dict[str, Any] = {"anchor": "lt", "font_size": 24, "stroke_width": 3, "stroke_fill": "black"}
         ImageDraw.Draw(picture).text(place, str(number), WHITE, **style)

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -360,9 +360,7 @@ def compare(
 def _correlation(answers: Tensor, expected: Tensor) -> float:
     """Correlation of logits ``(B, num_labels)`` from picture to picture; 1 if the model's are all alike."""
     answers, expected = answers - answers.mean(0), expected - expected.mean(0)
-    if expected.norm() < TOLERANCE:
-        return 1.0
-    return float((answers * expected).sum() / (answers.norm() * expected.norm()).clamp_min(1e-12))
+    return 1.0 if expected.norm() < TOLERANCE else float(F.cosine_similarity(answers.flatten(), expected.flatten(), 0))
 
 
 def _onnx_engine(path: Path) -> Engine:
@@ -389,12 +387,7 @@ def _torch_engine(path: Path) -> Engine:
 
 def _milliseconds(engine: Callable[[Tensor], Any], images: Tensor) -> float:
     engine(images)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        engine(images)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * min(seconds)
+    return 1000 * min(timeit.repeat(lambda: engine(images), repeat=5, number=1))
 
 
 def _require(extra: str, *packages: str) -> None:

@@ -26,33 +26,25 @@ class Task:
         auto_class: Auto class of transformers that finds its models.
         pipeline_tag: Task of the Hub, for the card.
         head: Prefixes of the keys that only its models have; new, or unused, if another task saved the weights.
-        answers: Name of its output, for messages.
     """
 
     auto_class: str
     pipeline_tag: str
     head: tuple[str, ...] = ()
-    answers: str = "features"
 
 
 TASKS = {
     "features": Task("AutoModel", "image-feature-extraction"),
-    "image-classification": Task(
-        "AutoModelForImageClassification", "image-classification", ("classifier.",), "classes"
-    ),
+    "image-classification": Task("AutoModelForImageClassification", "image-classification", ("classifier.",)),
     "masked-image-modeling": Task(
-        "AutoModelForMaskedImageModeling",
-        "image-feature-extraction",
-        ("decoder.", "swin.embeddings.mask_token"),
-        "pixels",
+        "AutoModelForMaskedImageModeling", "image-feature-extraction", ("decoder.", "swin.embeddings.mask_token")
     ),
     "semantic-segmentation": Task(
         "AutoModelForSemanticSegmentation",
         "image-segmentation",
         ("decode_head.", "auxiliary_head.", "hidden_states_norms."),
-        "a class for each pixel",
     ),
-    "backbone": Task("AutoBackbone", "image-feature-extraction", ("hidden_states_norms.",), "maps"),
+    "backbone": Task("AutoBackbone", "image-feature-extraction", ("hidden_states_norms.",)),
 }
 
 
@@ -103,11 +95,6 @@ class Family:
         found = {TASKS[other].auto_class: name for other, name in self.models.items() if name.split(".")[0] in modules}
         return {"AutoConfig": self.config} | found
 
-    @property
-    def processor_map(self) -> list[str]:
-        """The classes of the image processors, in the order in which transformers reads a pair: PIL's first."""
-        return [self.processors["pil"], self.processors["torchvision"]]
-
     def travelling_files(self, task: str) -> list[Path]:
         """The code that a pushed model of a task needs: the modules of its classes and the files that they import."""
         modules = {name.split(".")[0] for name in (self.config, self.models[task], *self.processors.values())}
@@ -117,9 +104,9 @@ class Family:
         return sorted(found)
 
 
-PROCESSORS = {
-    "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
+PROCESSORS = {  # in this order, because transformers reads a pair as PIL's first
     "pil": "image_processing_swin_hf.SwinHFImageProcessorPil",
+    "torchvision": "image_processing_swin_hf.SwinHFImageProcessor",
 }
 
 FAMILIES = {

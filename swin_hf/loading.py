@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from swin_hf.checkpoints import Checkpoint
     from swin_hf.checkpoints.load import Size
-    from swin_hf.checkpoints.read import Weights
+    from swin_hf.checkpoints.read import Source, Weights
     from swin_hf.model.configuration_swin_hf import SwinHFConfig
     from swin_hf.model.modeling_swin_hf import SwinHFBackbone
 
@@ -69,8 +69,11 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        has_weights = any(file.suffix in WEIGHT_SUFFIXES for file in path.iterdir())
-        return path if has_weights or (path / "config.json").is_file() else _run_model(path)
+        if (path / "config.json").is_file() or any(file.suffix in WEIGHT_SUFFIXES for file in path.iterdir()):
+            return path
+        from swin_hf.hub.staging import model_folder
+
+        return model_folder(path)
     if path.exists():
         return path
     if isinstance(source, str) and _HUB_ADDRESS.fullmatch(source):
@@ -84,12 +87,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def split_hub_id(source: str) -> tuple[str, str | None]:
-    """Repository and revision of ``user/name@revision``."""
-    return _split(source)[:2]
-
-
-def _split(source: str) -> tuple[str, str | None, str | None]:
+def split_hub_id(source: str) -> tuple[str, str | None, str | None]:
     """Repository, revision and file of an id or address."""
     match = _HUB_ADDRESS.fullmatch(source) or _HUB_ID.fullmatch(source)
     if match is None:
@@ -116,7 +114,7 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
         return Origin(path)
     from swin_hf.hub import HubError, pull  # and with it torch, which a path that does not exist need not wait for
 
-    repo_id, named, file = _split(str(source))
+    repo_id, named, file = split_hub_id(str(source))
     if named and revision not in (None, named):
         raise ValueError(f"{source} names the revision {named!r}, and {revision!r} was given too; give one of them")
     try:
@@ -126,14 +124,8 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
     return Origin(pulled.path, repo_id, pulled.commit, pulled.license)
 
 
-def _run_model(folder: Path) -> Path:
-    from swin_hf.hub.staging import model_folder
-
-    return model_folder(folder)
-
-
 def open_source(
-    source: "Anything | Checkpoint",
+    source: "Anything | Source | Checkpoint",
     layout: str | None = None,
     *,
     revision: str | None = None,
@@ -144,9 +136,9 @@ def open_source(
 
     if isinstance(source, Checkpoint):
         return source
-    if isinstance(source, Mapping):
-        return open_checkpoint(source, layout, **options)
-    return open_checkpoint(find_model(source, revision).path, layout, **options)
+    if isinstance(source, str | os.PathLike):
+        source = find_model(source, revision).path
+    return open_checkpoint(source, layout, **options)
 
 
 def load_checkpoint(
@@ -192,7 +184,7 @@ def load_checkpoint(
         OSError: If it may not be read.
         HubError: If the Hub refuses, or cannot be reached.
     """
-    from swin_hf.checkpoints.load import answering_class, build_model, logger
+    from swin_hf.checkpoints.load import build_model, logger
 
     checkpoint = open_source(
         source,
@@ -205,7 +197,7 @@ def load_checkpoint(
         window_size=window_size,
     )
     logger.info("%s", checkpoint)
-    return build_model(checkpoint, model_class or answering_class(checkpoint.place))
+    return build_model(checkpoint, model_class)
 
 
 def convert_checkpoint(
@@ -246,7 +238,8 @@ def convert_checkpoint(
         ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
         OSError: If it cannot be written.
     """
-    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+    from swin_hf.checkpoints.convert import write_checkpoint
+    from swin_hf.checkpoints.write import check_destination
 
     check_destination(Path(destination), to, overwrite)  # before anything is downloaded or read
     files = write_checkpoint(open_source(source, layout, **options), Path(destination), to, overwrite)
@@ -352,8 +345,8 @@ def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
     if values is None and is_ours(path) and (path / "preprocessor_config.json").is_file():
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
         return processor
-    preprocessing = None if values is None else Preprocessing.from_values(values) or values
-    return image_processor(preprocessing or Preprocessing.of_release(model.config.image_hw, model.config.num_channels))
+    released = Preprocessing.of_release(model.config.image_hw, model.config.num_channels)
+    return image_processor(released.values() if values is None else values)
 
 
 def read_foreign(
@@ -396,7 +389,7 @@ def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
     from swin_hf.hub.weights import CONFIG, read_config
 
     path, checkpoint = _open_foreign(source, **where)
-    return read_config(path / CONFIG)[1] if checkpoint is None else checkpoint.config
+    return read_config(path / CONFIG) if checkpoint is None else checkpoint.config
 
 
 def _open_foreign(

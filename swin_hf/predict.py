@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +167,7 @@ def load_classifier(
     local_path(source)  # what does not exist need not wait for torch
     import torch
 
+    from swin_hf.checkpoints.load import quiet
     from swin_hf.families import architectures
     from swin_hf.hub.weights import CONFIG, read_config
     from swin_hf.loading import find_model, is_ours, load_model, processor_of
@@ -176,33 +176,19 @@ def load_classifier(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
-    named = read_config(path / CONFIG)[0].get("architectures") if is_ours(path) else None
+    named = read_config(path / CONFIG).architectures if is_ours(path) else None
     name = next(iter(named or ()), "")
     built = architectures().get(name)
     task = CLASSIFICATION if built is None else built.task
     if task not in (CLASSIFICATION, *([SEGMENTATION] if segments else [])):
         raise ValueError(f"{source} is a {name}, which names no classes; fine-tune it first: swin-hf train")
-    with _no_progress_bar():
+    with quiet():
         (model, info), _ = load_model(path, task, strict=True, output_loading_info=True)
     if info["missing_keys"] or not model.config.num_labels:
         raise ValueError(f"{source} has no classifier; fine-tune it first: swin-hf train")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
     torch.nn.Module.to(model, on, wanted)
     return model.eval(), processor_of(model, path)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide transformers' progress bar of loading weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _device(name: str) -> str:
@@ -262,10 +248,10 @@ def classify(
     Raises:
         ValueError: If a score is NaN or infinite.
     """
-    return _classify_pixels(model, prepare(model, processor, pictures), top_k)
+    return classify_pixels(model, prepare(model, processor, pictures), top_k)
 
 
-def _classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
+def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
     """As :func:`classify`, for pictures that :func:`prepare` made tensors of."""
     import torch
 
@@ -350,6 +336,6 @@ def predict(
             following = batches[number + 1] if number + 1 < len(batches) else []
             ahead = [pool.submit(read, source) for source in following]
             readable = [pixels for pixels in results if not isinstance(pixels, PictureError)]
-            guesses = iter(_classify_pixels(model, readable, top_k) if readable else [])
+            guesses = iter(classify_pixels(model, readable, top_k) if readable else [])
             for source, result in zip(batch, results, strict=True):
                 yield source, result if isinstance(result, PictureError) else shown(next(guesses))

@@ -116,12 +116,7 @@ def decode_pixels(
     Pillow decodes all others, and the JPEG files that torchcodec refuses or would read otherwise: those in CMYK, colour
     that becomes grey, several pictures in a file, and an orientation in XMP.
 
-    Args:
-        cell: As of :func:`decode_picture`; so are the others.
-        num_channels: See there.
-        background: See there.
-        root: See there.
-        grey_maximum: See there.
+    Arguments are those of :func:`decode_picture`.
 
     Returns:
         ``uint8`` of ``(C, H, W)`` from torchcodec; else what :func:`decode_picture` returns.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swin_hf.files import replacing
-from swin_hf.predict import Guess, PictureError, class_names, prepare, read_picture
+from swin_hf.predict import Guess, PictureError, class_names, classify_pixels, prepare, read_picture
 from swin_hf.processing import as_rgb
 from swin_hf.text import one_line
 
@@ -66,19 +66,21 @@ def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list
 
 
 def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess:
-    """The most probable class of one pixel; of the whole picture, that with the largest share.
+    """The most probable class of a picture; of a segmenter, that of one pixel, or that with the largest share.
 
     Args:
-        model: A segmenter.
+        model: A classifier or a segmenter.
         pixels: What the model takes of a picture, ``(channels, height, width)``.
         pixel: Row and column in it.
 
     Raises:
-        ValueError: If the pixel is outside of the picture.
+        ValueError: If the pixel of a segmenter is outside of the picture.
     """
     import torch
     import torch.nn.functional as F
 
+    if not is_segmenter(model):
+        return classify_pixels(model, [pixels], 1)[0][0]
     height, width = pixels.shape[-2:]
     if pixel is not None and not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
         raise ValueError(f"pixel {pixel} is outside the {height}x{width} image; rows and columns are counted from 0")

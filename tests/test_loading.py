@@ -83,8 +83,8 @@ def test_every_verb_says_so(verb, run_folder, no_network, monkeypatch, tmp_path,
 def test_ids_of_the_hub_are_told_from_paths(run_folder, monkeypatch):
     monkeypatch.chdir(run_folder.parents[1])
     assert local_path("user/model") is None and local_path("user/model@v1.0") is None
-    assert split_hub_id("user/model@feature/x") == ("user/model", "feature/x")
-    assert split_hub_id("user/swin-tiny_1.5") == ("user/swin-tiny_1.5", None)
+    assert split_hub_id("user/model@feature/x") == ("user/model", "feature/x", None)
+    assert split_hub_id("user/swin-tiny_1.5") == ("user/swin-tiny_1.5", None, None)
 
 
 def test_run_folder_stands_for_its_model(run_folder):

@@ -82,7 +82,7 @@ def test_core_is_closed():
 
 
 def test_auto_map_names_classes_that_exist():
-    for target in (*FAMILY.auto_map("image-classification").values(), *FAMILY.processor_map):
+    for target in (*FAMILY.auto_map("image-classification").values(), *FAMILY.processors.values()):
         module, name = target.split(".")
         assert f"{module}.py" in CORE and hasattr(find_module(module), name)
 

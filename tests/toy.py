@@ -56,7 +56,7 @@ def add_family(folder: Path) -> None:
     (folder / "configuration_toy.py").write_text(CONFIGURATION)
     (folder / "modeling_toy.py").write_text(MODEL)
     swin_hf.model.__path__.append(str(folder))
-    TASKS["depth-estimation"] = Task("AutoModelForDepthEstimation", "depth-estimation", ("toy_head.",), "depths")
+    TASKS["depth-estimation"] = Task("AutoModelForDepthEstimation", "depth-estimation", ("toy_head.",))
     FAMILIES["toy"] = Family(
         model_type="toy",
         title="Toy",

@@ -1,8 +1,7 @@
 """Every Swin checkpoint in the world, both ways: key tables, detection, safe reading, conversion.
 
-``load_checkpoint`` reads any layout into one of our models, ``export_checkpoint`` writes a model in the names of any
-layout, ``open_checkpoint`` says what a file is without building a model. What takes a source of the Hub as well is in
-``swin_hf.loading``.
+``open_checkpoint`` reads any layout and says what it is without building a model, ``export_checkpoint`` writes a model
+in the names of any layout. What takes a source of the Hub as well is in ``swin_hf.loading``.
 """
 
 from swin_hf.checkpoints.convert import export_checkpoint

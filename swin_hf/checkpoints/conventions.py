@@ -19,13 +19,13 @@ def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
             found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
     grid = config.grid_hw
     for stage, window in enumerate(config.stage_windows):
+        name = f"the {grid[0]}x{grid[1]} map of stage {stage + 1}"
         by_rule = {rule: window_geometry(grid, window, True, shift_per_axis=rule) for rule in (False, True)}
         if config.shift_per_axis != layout.shift_per_axis and by_rule[False] != by_rule[True]:
             found.append(
-                f"the {grid[0]}x{grid[1]} map of stage {stage + 1} is covered by its window on one axis only, and "
-                f"shift_per_axis is {config.shift_per_axis} here but {layout.shift_per_axis} there"
+                f"{name} is covered by its window on one axis only, and shift_per_axis is {config.shift_per_axis} here "
+                f"but {layout.shift_per_axis} there"
             )
-        name = f"the {grid[0]}x{grid[1]} map of stage {stage + 1}"
         pairs = list(zip(grid, window, strict=True))
         # Where half a window is missing, the order only swaps two halves that do not see each other.
         is_shifted = config.depths[stage] > 1

@@ -4,18 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor
 
 from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model, class_for
-from swin_hf.checkpoints.preprocessing import preprocessing_of
+from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, to_theirs
-from swin_hf.checkpoints.write import Contents, refuse_existing, refuse_neighbours, write_folder, write_neighbours
+from swin_hf.checkpoints.write import check_destination, write_files
 from swin_hf.classes import class_table
-from swin_hf.files import WEIGHT_SUFFIXES as SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
@@ -63,7 +63,7 @@ def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
             f"the {layout} layout has no {kinds[0].value}, only: {held}; load the checkpoint as one of these first "
             "(load_checkpoint(..., model_class=...))"
         )
-    return Place(chosen, kinds[0], "", chosen.trunks[kinds[0]][0])
+    return Place(chosen, kinds[0], model.config.depths, "", chosen.trunks[kinds[0]][0])
 
 
 def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]:
@@ -72,11 +72,14 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     shapes = ", ".join(f"{height}x{width}" for height, width in windows)
     is_square = all(height == width for height, width in windows)
     is_one = len(set(windows)) == 1
+    # Microsoft's code has one window, and cuts it to the map where that is smaller.
+    largest, maps = max(windows)[0], [min(config.grid_hw) // 2**stage for stage in range(len(windows))]
+    is_cut = all(window[0] in (largest, min(largest, side)) for window, side in zip(windows, maps, strict=True))
     can_build = {
         Windows.ANY: True,
         Windows.ONE: is_one,
         Windows.ONE_SQUARE: is_one and is_square,
-        Windows.SQUARE: is_square and _is_clamped(config),
+        Windows.SQUARE: is_square and is_cut,
     }
     if not can_build[layout.windows]:
         objections.append(
@@ -96,85 +99,46 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     return objections
 
 
-def _is_clamped(config: SwinHFConfig) -> bool:
-    """Whether the windows are one size, smaller only where Microsoft's code cuts them to the map."""
-    largest = max(config.stage_windows)[0]
-    maps = [min(config.grid_hw) // 2**stage for stage in range(config.num_layers)]
-    return all(
-        window[0] in (largest, min(largest, side)) for window, side in zip(config.stage_windows, maps, strict=True)
-    )
-
-
-def check_destination(destination: Path, to: str, overwrite: bool) -> None:
-    """Refuse what :func:`write_checkpoint` could not write; nothing is read."""
-    if to not in LAYOUTS:
-        raise ValueError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
-    if destination.suffix == ".ckpt":
-        raise ValueError(f"{destination}: only Lightning writes .ckpt files; choose .safetensors, .pth, .pt or .bin")
-    is_file = destination.suffix in SUFFIXES
-    neighbours = (CONFIG_NAME, PREPROCESSOR_NAME)
-    refuse_existing([destination, *(destination.parent / name for name in neighbours if is_file)], overwrite)
-    refuse_neighbours(destination if is_file else destination / LAYOUTS[to].file_name, neighbours)
-
-
 def write_checkpoint(checkpoint: Checkpoint, destination: Path, to: str, overwrite: bool = False) -> list[Path]:
     """Write an opened checkpoint in a layout, see :func:`swin_hf.convert_checkpoint`; returns every file written."""
-    check_destination(destination, to, overwrite)
+    weights = check_destination(destination, to, overwrite)
     logger.info("%s", checkpoint)
     model = build_model(checkpoint, class_for(checkpoint.place))
-    contents = _contents(checkpoint, model, _place_of(model, to).layout)
-    is_file = destination.suffix in SUFFIXES
-    files = write_neighbours(destination, contents) if is_file else write_folder(destination, contents)
+    place, config = _place_of(model, to), model.config
+    layout = place.layout
+    values = processor_values(checkpoint, config)
+    if values is None:
+        logger.warning(
+            "no preprocessor_config.json is written: how images of %d channels were normalised is not known",
+            config.num_channels,
+        )
+    preprocessing = Preprocessing.from_values(values or {})
+    if preprocessing and layout.name.startswith(("transformers", "maskformer", "timm")):
+        values = preprocessing.stock_values()  # ours is for a configuration of ours
+    texts = {CONFIG_NAME: describe(model, place, preprocessing), PREPROCESSOR_NAME: values}
+    state = export_checkpoint(model, layout.name)
+    files = write_files(destination, weights, state, layout, texts, class_table(config.id2label))
     logger.info("written in the %s layout: %s", to, ", ".join(map(str, files)))
     return files
 
 
-def _contents(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, layout: Layout) -> Contents:
-    """Everything that is written for a model: weights, configuration, evaluation transform."""
-    preprocessing = preprocessing_of(checkpoint, model.config)
-    if preprocessing is None:
-        logger.warning(
-            "no preprocessor_config.json is written: how images of %d channels were normalised is not known",
-            model.config.num_channels,
-        )
-    values = preprocessing if isinstance(preprocessing, dict) else None
-    if isinstance(preprocessing, Preprocessing):  # ours for a configuration of ours, a stock one for a foreign one
-        is_foreign = layout.name.startswith(("transformers", "maskformer", "timm"))
-        values = preprocessing.stock_values() if is_foreign else preprocessing.values()
-    return Contents(
-        layout,
-        export_checkpoint(model, layout.name),
-        {
-            CONFIG_NAME: describe(model, layout, preprocessing),
-            PREPROCESSOR_NAME: values,
-        },
-        classes=class_table(model.config.id2label),
-    )
-
-
-def describe(
-    model: SwinHFPreTrainedModel, layout: Layout, preprocessing: Preprocessing | dict[str, Any] | None
-) -> dict[str, Any]:
+def describe(model: SwinHFPreTrainedModel, place: Place, preprocessing: Preprocessing | None) -> dict[str, Any]:
     """``config.json`` for a layout: transformers' for its own, timm's for timm, ours for all others."""
-    kind = _place_of(model, layout.name).kind
-    if layout.name.startswith("transformers"):
-        from transformers import SwinConfig, Swinv2Config
-
-        suffix = {Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling"}
-        names = {**suffix, Kind.BASE: "Model", Kind.BACKBONE: "Backbone"}
-        is_v2 = layout.family == "swinv2_hf"
-        return _described(model.config, Swinv2Config if is_v2 else SwinConfig, f"Swin{'v2' * is_v2}{names[kind]}")
-    if layout.name == "maskformer-swin":
-        from transformers.models.maskformer.configuration_maskformer_swin import MaskFormerSwinConfig
-
-        return _described(model.config, MaskFormerSwinConfig, "MaskFormerSwinBackbone")
+    layout, kind = place.layout, place.kind
     if layout.name == "timm":
         return _describe_for_timm(model.config, kind, preprocessing)
-    return {**model.config.to_dict(), "architectures": [type(model).__name__]}
-
-
-def _described(config: SwinHFConfig, config_class: Any, architecture: str) -> dict[str, Any]:
-    values = config_class(**transformers_fields(config, config_class)).to_dict()
+    if layout.name == "maskformer-swin":
+        config_class: Any = transformers.MaskFormerSwinConfig
+        architecture = "MaskFormerSwinBackbone"
+    elif layout.name.startswith("transformers"):
+        suffixes = {Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling"}
+        suffix = {**suffixes, Kind.BASE: "Model", Kind.BACKBONE: "Backbone"}[kind]
+        is_v2 = layout.family == "swinv2_hf"
+        config_class = transformers.Swinv2Config if is_v2 else transformers.SwinConfig
+        architecture = f"Swin{'v2' * is_v2}{suffix}"
+    else:
+        return {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    values = config_class(**transformers_fields(model.config, config_class)).to_dict()
     return {**values, "architectures": [architecture]}
 
 
@@ -186,32 +150,33 @@ def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, An
     return {**values, "window_size": config.stage_windows[0][0]}
 
 
-def _describe_for_timm(
-    config: SwinHFConfig, kind: Kind, preprocessing: Preprocessing | dict[str, Any] | None
-) -> dict[str, Any]:
-    """What timm's factory reads from a folder; the arguments say everything, the architecture is a name of its own."""
-    if not isinstance(preprocessing, Preprocessing):
-        preprocessing = Preprocessing.of_release(config.image_hw, config.num_channels)
-    names = class_table(config.id2label) if kind is Kind.CLASSIFIER else []
-    is_v2 = isinstance(config, SwinV2HFConfig)
+def timm_arguments(config: SwinHFConfig) -> dict[str, Any]:
+    """Arguments of timm's classes for the same network."""
     v2 = {"pretrained_window_sizes": config.pretrained_window_sizes} if isinstance(config, SwinV2HFConfig) else {}
     return {
-        "architecture": "swinv2_tiny_window8_256" if is_v2 else "swin_tiny_patch4_window7_224",
+        "img_size": list(config.image_hw),
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "num_heads": list(config.num_heads),
+        "window_size": [list(window) for window in config.stage_windows],
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        **v2,
+    }
+
+
+def _describe_for_timm(config: SwinHFConfig, kind: Kind, preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """What timm's factory reads from a folder; the arguments say everything, the architecture is a name of its own."""
+    preprocessing = preprocessing or Preprocessing.of_release(config.image_hw, config.num_channels)
+    names = class_table(config.id2label) if kind is Kind.CLASSIFIER else []
+    return {
+        "architecture": "swinv2_tiny_window8_256" if config.cosine_attention else "swin_tiny_patch4_window7_224",
         "num_classes": len(names),
         "num_features": config.hidden_size,
         "label_names": names,
-        "model_args": {
-            "img_size": list(config.image_hw),
-            "patch_size": config.patch_size,
-            "in_chans": config.num_channels,
-            "embed_dim": config.embed_dim,
-            "depths": list(config.depths),
-            "num_heads": list(config.num_heads),
-            "window_size": [list(window) for window in config.stage_windows],
-            "mlp_ratio": config.mlp_ratio,
-            "qkv_bias": config.qkv_bias,
-            **v2,
-        },
+        "model_args": timm_arguments(config),
         "pretrained_cfg": {
             "input_size": [config.num_channels, *config.image_hw],
             "num_classes": len(names),

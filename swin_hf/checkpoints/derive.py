@@ -36,9 +36,7 @@ _TABLE = "swin.stages.{}.blocks.0.attention.relative_position_bias_table"
 _LOGIT_SCALE = "swin.stages.{}.blocks.0.attention.logit_scale"
 
 
-def fields_from_shapes(
-    translation: Translation, depths: Sequence[int], kind: Kind, hint: SwinHFConfig | None
-) -> dict[str, Any]:
+def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> dict[str, Any]:
     """Fields of the configuration that the weights decide; ``image_size`` and ``num_labels`` where a tensor shows them.
 
     ``hint`` may tell a 3x4 window from a 4x3 one, which have equally long bias tables.
@@ -50,14 +48,14 @@ def fields_from_shapes(
     channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape[1:]
     biases = ("swin.stages.0.blocks.0.attention.qkv.bias", "swin.stages.0.blocks.0.attention.q_bias")
     fields = {
-        **basic_fields(translation, depths),
+        **basic_fields(translation),
         "qkv_bias": any(name in state for name in biases),
         "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
     }
     if is_v2(translation.state):
-        fields |= sizes_swinv2.windows_of(translation, depths, hint) | sizes_swinv2.extra_norms(translation)
+        fields |= sizes_swinv2.windows_of(translation, hint) | sizes_swinv2.extra_norms(translation)
     else:
-        fields["window_size"] = _windows_of_tables(translation, depths, hint)
+        fields["window_size"] = _windows_of_tables(translation, hint)
     grid = _grid(translation, stage_windows(fields), hint)
     if grid is not None:
         fields["image_size"] = short([side * size for side, size in zip(grid, patch, strict=True)])
@@ -66,36 +64,30 @@ def fields_from_shapes(
     if "decoder.0.weight" in state:
         fields["encoder_stride"] = math.isqrt(state["decoder.0.weight"].shape[0] // channels)
     if "decode_head.classifier.weight" in state:
-        fields |= _segmenter_fields(state)
-    if kind in (Kind.BACKBONE, Kind.SEGMENTER):
-        names = ["stem", *(f"stage{number}" for number in range(1, len(depths) + 1))]
+        fields["num_labels"], hidden = state["decode_head.classifier.weight"].shape[:2]
+        auxiliary = state.get("auxiliary_head.classifier.weight")
+        other = {"auxiliary_loss_weight": 0} if auxiliary is None else {"auxiliary_channels": auxiliary.shape[1]}
+        fields["upernet"] = {"hidden_size": hidden, **other}
+    if translation.place.kind in (Kind.BACKBONE, Kind.SEGMENTER):
+        names = ["stem", *(f"stage{number}" for number in range(1, len(translation.place.depths) + 1))]
         fields["out_features"] = [name for name in names if f"hidden_states_norms.{name}.weight" in state]
     return fields
 
 
-def _segmenter_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Number of classes, and sizes of the heads of UperNet."""
-    labels, hidden = state["decode_head.classifier.weight"].shape[:2]
-    auxiliary = state.get("auxiliary_head.classifier.weight")
-    sizes: dict[str, Any] = {"hidden_size": hidden}
-    sizes |= {"auxiliary_loss_weight": 0} if auxiliary is None else {"auxiliary_channels": auxiliary.shape[1]}
-    return {"num_labels": labels, "upernet": sizes}
-
-
-def _windows_of_tables(translation: Translation, depths: Sequence[int], hint: SwinHFConfig | None) -> Any:
-    windows = []
-    for stage in range(len(depths)):
+def _windows_of_tables(translation: Translation, hint: SwinHFConfig | None) -> Any:
+    windows, stages = [], len(translation.place.depths)
+    for stage in range(stages):
         buffers = translation.buffers.items()
         indices = [tensor for (buffer, i, _), tensor in buffers if buffer is not Buffer.MASK and i == stage]
-        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == len(depths) else None
+        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == stages else None
         rows = translation.state[_TABLE.format(stage)].shape[0]
         windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
     return short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
 
 
-def basic_fields(translation: Translation, depths: Sequence[int]) -> dict[str, Any]:
+def basic_fields(translation: Translation) -> dict[str, Any]:
     """The fields that follow from single shapes, whatever the windows are; ValueError if one is not there."""
-    state = translation.state
+    state, depths = translation.state, translation.place.depths
     try:
         dim, channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape
         hidden = state["swin.stages.0.blocks.0.mlp.fc1.weight"].shape[0]
@@ -248,9 +240,8 @@ def _preset_configs() -> dict[str, SwinHFConfig]:
 
 def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
     """Window of each stage that some fields mean."""
-    return SwinHFConfig(
-        **{name: fields[name] for name in ("embed_dim", "depths", "num_heads", "window_size")}
-    ).stage_windows
+    sizes = ("embed_dim", "depths", "num_heads", "window_size")
+    return SwinHFConfig(**{name: fields[name] for name in sizes}).stage_windows
 
 
 def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels: bool) -> list[str]:
@@ -263,17 +254,8 @@ def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels:
     ]
 
 
-def assumed_image(fields: Mapping[str, Any]) -> int | list[int]:
-    """Image size at which the last stage is a single window: true of every released model."""
-    return short([window * side for window, side in zip(stage_windows(fields)[-1], _strides(fields), strict=True)])
-
-
-def total_stride(fields: Mapping[str, Any]) -> int:
-    """Pixels for each token of the last stage, along the height."""
-    return _strides(fields)[0]
-
-
-def _strides(fields: Mapping[str, Any]) -> Pair:
+def strides(fields: Mapping[str, Any]) -> Pair:
+    """Height and width, in pixels, of a token of the last stage."""
     patch, shrink = fields["patch_size"], int(2 ** (len(fields["depths"]) - 1))
     height, width = (patch, patch) if isinstance(patch, int) else patch
     return height * shrink, width * shrink

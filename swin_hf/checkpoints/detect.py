@@ -31,8 +31,8 @@ _STRANGERS = (
 )
 
 
-def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, list[int]]:
-    """Where the network is in a state dict of these keys, and the blocks of each stage.
+def detect(keys: Collection[str], layout: str | None = None) -> Place:
+    """Where the network is in a state dict of these keys, and what it is.
 
     The layout may be named; one of ``SAID`` means all of its namings.
 
@@ -54,15 +54,12 @@ def detect(keys: Collection[str], layout: str | None = None) -> tuple[Place, lis
                 f"the keys are not those of the {layout} layout (there is {listed(keys)}); leave layout= out to have "
                 "it detected"
             )
-        looks = f"there is {listed(keys)}"
-        for pattern, name in reversed(_STRANGERS):
-            looks = f"it looks like {name}" if any(re.search(pattern, key) for key in keys) else looks
+        likely = (name for pattern, name in _STRANGERS if any(re.search(pattern, key) for key in keys))
+        looks = next((f"it looks like {name}" for name in likely), f"there is {listed(keys)}")
         raise ValueError(f"this is not a Swin Transformer: {looks}; its layouts are {', '.join(SAID)}")
     name = matching[0] if len(matching) == 1 else _choose(keys, matching)
     if name not in matching:
-        raise ValueError(
-            f"the keys are those of the {name} layout, not {layout}; leave layout= out to have it detected"
-        )
+        raise ValueError(f"the keys are those of the {name} layout, not {layout}; leave layout= out to detect it")
     chosen = layouts[name]
     lead, *others = leads[chosen.name]
     if others:
@@ -108,15 +105,15 @@ def is_v2(keys: Collection[str]) -> bool:
     return any(_V2.search(key) for key in keys)
 
 
-def _written(place: Place, depths: Sequence[int], ours: str) -> str:
+def _written(place: Place, ours: str) -> str:
     """The first of their keys that goes to one of ours."""
-    return next(entry.key for entry in expand(place, depths) if our_key(entry.target) == ours)
+    return next(entry.key for entry in expand(place) if our_key(entry.target) == ours)
 
 
 def _leads(keys: Collection[str], layout: Layout) -> list[str]:
     """Prefixes under which both the patch embedding and the first attention of a layout are found."""
-    place = Place(layout, Kind.CLASSIFIER)
-    patch, qkv = _written(place, [1], PATCH), _written(place, [1], QKV)
+    place = Place(layout, Kind.CLASSIFIER, [1])
+    patch, qkv = _written(place, PATCH), _written(place, QKV)
     leads = [key.removesuffix(patch) for key in keys if key == patch or key.endswith("." + patch)]
     return sorted(lead for lead in leads if lead + qkv in keys)
 
@@ -135,15 +132,17 @@ def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
     return "transformers-4" if any(key.endswith("relative_position_index") for key in keys) else "transformers"
 
 
-def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, list[int]]:
-    """Kind and prefixes, and the blocks of each stage."""
+def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
+    """Kind, blocks of each stage and prefixes."""
     depths = count_blocks(keys, layout, lead)
-    last = len(depths) - 1
-    unknown_kind = Place(layout, Kind.CLASSIFIER, "", lead)
-    rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind, depths)]
+    unknown_kind = Place(layout, Kind.CLASSIFIER, depths, "", lead)
+    rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind)]
     modules = {key.rpartition(".")[0] for key in keys}
     norms = [key for key, ours in rows if ours.startswith("hidden_states_norms.")]
     norms_found = {entry for entry in norms if any(module.endswith(entry) for module in modules)}
+    # The one norm of an OpenMMLab backbone is the final one of a classifier that lost its head.
+    is_headless = layout.name == "openmmlab" and norms_found == {f"{lead}norm{len(depths) - 1}"}
+    is_headless = is_headless and all(key.startswith(lead) for key in keys)
     finals = [key for key, ours in rows if ours.startswith("swin.norm.")]
     has_head = any(ours.startswith("classifier.") and key in modules for key, ours in rows)
     heads = [key for key, ours in rows if ours.startswith("decode_head.fpn_bottleneck.")]
@@ -153,7 +152,7 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, lis
         kind = Kind.MIM
     elif has_head:
         kind = Kind.CLASSIFIER
-    elif norms_found and not (layout.name == "openmmlab" and _is_only_final(norms_found, last, keys, lead)):
+    elif norms_found and not is_headless:
         kind = Kind.BACKBONE
     elif Kind.BACKBONE in layout.trunks and not norms and not modules.intersection(finals):
         kind = Kind.BACKBONE  # of transformers' V2, which has no norms at all
@@ -174,23 +173,18 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> tuple[Place, lis
             f"the names begin with {lead!r}, which is not a place of a Swin in the {layout.name} layout; give the"
             " state dict of the network alone"
         )
-    return Place(layout, kind, host, trunks[-1]), depths
-
-
-def _is_only_final(norms: set[str], last: int, keys: Collection[str], lead: str) -> bool:
-    """Whether the one norm of an OpenMMLab backbone is the final one of a classifier that lost its head."""
-    return norms == {f"{lead}norm{last}"} and all(key.startswith(lead) for key in keys)
+    return Place(layout, kind, depths, host, trunks[-1])
 
 
 def count_blocks(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
     norm1 = NORM1.format("{i}", "{j}").replace("weight", "*")
     rows = {key: target for key, target in layout.table.items() if target == norm1}
-    place = Place(replace(layout, table=rows), Kind.CLASSIFIER, "", lead)
+    place = Place(replace(layout, table=rows), Kind.CLASSIFIER, [], "", lead)
     depths: list[int] = []
     while True:
         stage, depth = len(depths), 0
-        names = [entry.key for entry in expand(place, [*depths, _MOST_BLOCKS]) if entry.stage == stage]
+        names = [entry.key for entry in expand(place._replace(depths=[*depths, _MOST_BLOCKS])) if entry.stage == stage]
         while depth < _MOST_BLOCKS and names[2 * depth] in keys:  # weight and bias take turns
             depth += 1
         if not depth:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
 
 logger = logging.getLogger(__name__)
 
-Model = TypeVar("Model", bound=SwinHFPreTrainedModel)
 Size = int | tuple[int, int] | list[Any]
 
 _TASKS = {
@@ -48,14 +47,8 @@ def class_for(place: Place) -> Any:
     return FAMILIES[place.layout.family].model_class(_TASKS[place.kind])
 
 
-def answering_class(place: Place) -> Any:
-    """The class that ``load_checkpoint`` builds: a segmenter of what is one, and a classifier of everything else."""
-    return class_for(place if place.kind is Kind.SEGMENTER else place._replace(kind=Kind.CLASSIFIER))
-
-
 # What one kind of model has and another has not: left out, or freshly initialised.
 _HEADS = tuple(dict.fromkeys(part for task in TASKS.values() for part in task.head))
-_MAPS = (Kind.BACKBONE, Kind.SEGMENTER)  # have a norm for each map, and none for the last one alone
 
 
 @dataclass
@@ -124,12 +117,12 @@ def _open(
 ) -> Checkpoint:
     if source.is_folder:
         refuse_strangers(source.config_json, "it")
-    place, depths = detect(source.state.keys(), layout)
-    translation = to_ours(source.state, place, depths)
+    place = detect(source.state.keys(), layout)
+    translation = to_ours(source.state, place)
     _check_numbers(translation)
     _check_version(place, source, asked)
     notes = [f"{len(translation.dropped)} tensors outside of the network left out"] if translation.dropped else []
-    fields, told = _sizes(source, place, translation, depths, asked, notes)
+    fields, told = _sizes(source, translation, asked, notes)
     if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
         name = f"preset {preset}" if preset else "the config that was given"
         raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
@@ -143,8 +136,7 @@ def _open(
         )
     changes = {} if asked is None else {name: getattr(asked, name) for name in sizes}
     changes |= {name: size for name, size in sizes.items() if size is not None}
-    kept = {name: value for name, value in found.to_dict().items() if name not in ("model_type", "architectures")}
-    target = type(found)(**{**kept, **changes})
+    target = type(found).from_dict({**found.to_dict(), **changes})
     if target.stage_windows != found.stage_windows:
         change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
         way = "the bias of every offset kept" if found.cosine_attention else "bias tables resampled"
@@ -162,8 +154,7 @@ def _check_numbers(translation: Translation) -> None:
     if wrong:
         kind = str(state[wrong[0]].dtype).removeprefix("torch.")
         raise ValueError(
-            f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the file before it was "
-            "quantised"
+            f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the unquantised file"
         )
 
 
@@ -185,24 +176,28 @@ def _check_version(place: Place, source: Source, asked: SwinHFConfig | None) -> 
 
 
 def _sizes(
-    source: Source,
-    place: Place,
-    translation: Translation,
-    depths: list[int],
-    asked: SwinHFConfig | None,
-    notes: list[str],
+    source: Source, translation: Translation, asked: SwinHFConfig | None, notes: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the shapes of the weights say, and what the files in their folder say on top of that."""
-    config_class = FAMILIES[place.layout.family].config_class
-    is_v2 = config_class.cosine_attention
+    """What the shapes of the weights say, and what the files in their folder say on top, unless it does not fit."""
+    config_class = FAMILIES[translation.place.layout.family].config_class
     told = {**derive.told_by_training(source.training), **derive.told_by(source.config_json)}
-    if is_v2:
+    if config_class.cosine_attention:
         told = {**sizes_swinv2.told_by_name(source.name), **told}
     hint = asked
-    if asked is None and ("window_size" in told or not is_v2):
-        hint = _config_or_none(config_class, {**told, **derive.basic_fields(translation, depths)})
-    fields = derive.fields_from_shapes(translation, depths, place.kind, hint)
-    return fields, _keep_if_it_fits(config_class, told, fields, source, notes)
+    if asked is None and ("window_size" in told or not config_class.cosine_attention):
+        hint = _config_or_none(config_class, {**told, **derive.basic_fields(translation)})
+    fields = derive.fields_from_shapes(translation, hint)
+    # A folder is one whole, a file may have strangers as neighbours.
+    config = _config_or_none(config_class, {**fields, **told})
+    wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
+    if config is not None and not wrong:
+        return fields, told
+    reason = "; ".join(wrong) or "its sizes contradict each other"
+    if source.is_folder or source.training:
+        raise ValueError(f"config.json contradicts the weights: {reason}. Correct it, or give preset= or config=")
+    notes.append(f"config.json next to the file ignored, it is of another model ({reason})")
+    logger.warning("%s: config.json next to it is ignored, it is of another model: %s", source.name, reason)
+    return fields, {}
 
 
 def _configuration(
@@ -216,19 +211,34 @@ def _configuration(
 ) -> SwinHFConfig:
     """The configuration of the weights: their own sizes before what was told, and that before the likeliest preset."""
     likely = config_of_preset(presets[0]).to_dict() if presets else {}
-    values: dict[str, Any] = {"encoder_stride": derive.total_stride(fields)}
+    values: dict[str, Any] = {"encoder_stride": derive.strides(fields)[0]}
     values |= {name: likely[name] for name in ("drop_path_rate", "image_size", "encoder_stride") if name in likely}
     given = {} if asked is None else asked.to_dict()
     values |= {name: value for name, value in given.items() if name not in _NOT_CARRIED}
     values |= {**told, **fields}
     # What was asked for outranks the files in the folder of the weights.
     values |= {name: value for name, value in given.items() if name in _FREE}
-    if "image_size" not in values:
-        values["image_size"] = derive.assumed_image(fields)
+    if "image_size" not in values:  # that of every released model of these windows
+        sides = zip(derive.stage_windows(fields)[-1], derive.strides(fields), strict=True)
+        values["image_size"] = sizes_swinv2.short([window * side for window, side in sides])
         notes.append(f"image size {values['image_size']} assumed, with which the last stage is one window")
     if place.layout.name != "swin_hf":
         values["shift_per_axis"] = place.layout.shift_per_axis
-    _name_classes(values, fields, told, source, asked, likely)
+    for name in ("num_labels", "id2label", "label2id"):
+        values.pop(name, None)
+    names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
+    if source.classes:
+        names = dict(enumerate(source.classes))
+    if asked is not None and "LABEL_0" not in class_table(asked.id2label):
+        names = dict(enumerate(class_table(asked.id2label)))
+    count = fields.get("num_labels")
+    if count is None:  # there is no classifier: a fresh one is made for these
+        fallback = len(likely["id2label"]) if likely else 2
+        count = asked.num_labels if asked is not None else told.get("num_labels") or len(names) or fallback
+    if len(names) == count:
+        values |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    else:
+        values["num_labels"] = count
     if place.kind is Kind.BACKBONE and not fields["out_features"]:  # transformers' of V2 has no norms for its maps
         values |= {"norm_features": False, "out_features": told.get("out_features")}
     config: SwinHFConfig = FAMILIES[place.layout.family].config_class(**values)
@@ -241,7 +251,7 @@ def _resampling(kind: Kind) -> str:
 
 
 _VERSIONS = {"swin_hf": "Swin Transformer V1", "swinv2_hf": "Swin Transformer V2"}
-# Sizes come from the weights; labels are settled in `_name_classes`.
+# Sizes come from the weights, and the number of labels.
 _WINDOWS = ("window_size", "pretrained_window_sizes")
 _NOT_CARRIED = (*derive.ARCHITECTURE, *_WINDOWS, "id2label", "label2id", "architectures", "dtype", "model_type")
 # Fields of a configuration that the weights do not decide and that its owner means.
@@ -257,49 +267,6 @@ def _config_or_none(config_class: type[SwinHFConfig], told: Mapping[str, Any]) -
         return config_class(**told)
     except (ValueError, TypeError):
         return None
-
-
-def _keep_if_it_fits(
-    config_class: type[SwinHFConfig], told: dict[str, Any], fields: Mapping[str, Any], source: Source, notes: list[str]
-) -> dict[str, Any]:
-    """Check the files in the folder of the weights: a folder is one whole, a file may have strangers as neighbours."""
-    config = _config_or_none(config_class, {**fields, **told})
-    wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
-    if config is not None and not wrong:
-        return told
-    reason = "; ".join(wrong) or "its sizes contradict each other"
-    if source.is_folder or source.training:
-        raise ValueError(f"config.json contradicts the weights: {reason}. Correct it, or give preset= or config=")
-    notes.append(f"config.json next to the file ignored, it is of another model ({reason})")
-    logger.warning("%s: config.json next to it is ignored, it is of another model: %s", source.name, reason)
-    return {}
-
-
-def _name_classes(
-    values: dict[str, Any],
-    fields: Mapping[str, Any],
-    told: Mapping[str, Any],
-    source: Source,
-    asked: SwinHFConfig | None,
-    likely: Mapping[str, Any],
-) -> None:
-    """Settle the number of classes and their names."""
-    for name in ("num_labels", "id2label", "label2id"):
-        values.pop(name, None)
-    names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
-    if source.classes:
-        names = dict(enumerate(source.classes))
-    if asked is not None and "LABEL_0" not in class_table(asked.id2label):
-        names = dict(enumerate(class_table(asked.id2label)))
-    count = fields.get("num_labels")
-    if count is None:  # there is no classifier: a fresh one is made for these
-        fallback = len(likely["id2label"]) if likely else 2
-        count = asked.num_labels if asked is not None else told.get("num_labels") or len(names) or fallback
-    if len(names) == count:
-        values["id2label"] = names
-        values["label2id"] = {name: number for number, name in names.items()}
-    else:
-        values["num_labels"] = count
 
 
 def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) -> dict[str, Tensor]:
@@ -330,7 +297,8 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
 
     fresh = sorted(expected.keys() - state.keys())
     left_out = sorted(state.keys() - expected.keys())
-    replaceable = (*_HEADS, "swin.norm.") if checkpoint.place.kind in _MAPS else _HEADS
+    had_maps = checkpoint.place.kind in (Kind.BACKBONE, Kind.SEGMENTER)  # with a norm each, the last one too
+    replaceable = (*_HEADS, "swin.norm.") if had_maps else _HEADS
     if missing := [name for name in fresh if not name.startswith(replaceable)]:
         raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(_theirs(checkpoint, missing))}")
     has_maps = issubclass(model_class, SwinHFBackbone | SwinHFForSemanticSegmentation)
@@ -355,22 +323,26 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     }
 
 
-def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
+def build_model(checkpoint: Checkpoint, model_class: type[Any] | None = None) -> Any:
     """Build a model of any of our classes from an opened checkpoint, in the sizes that were asked for.
+
+    Without a class, it is a segmenter of what is one, and a classifier of everything else.
 
     Raises:
         ValueError: As :func:`state_for` does.
     """
-    config, target = copy.deepcopy(checkpoint.config), checkpoint.target
+    place, config, target = checkpoint.place, copy.deepcopy(checkpoint.config), checkpoint.target
+    if model_class is None:
+        model_class = class_for(place if place.kind is Kind.SEGMENTER else place._replace(kind=Kind.CLASSIFIER))
     config.dtype = checkpoint.dtype
     sizes: dict[str, Any] = {"image_size": target.image_size, "window_size": target.window_size}
     is_other = (target.image_hw, target.stage_windows) != (config.image_hw, config.stage_windows)
-    with _quiet():
-        model: Model = model_class.from_pretrained(
+    with quiet():
+        model = model_class.from_pretrained(
             None,
             config=config,
             state_dict=state_for(checkpoint, model_class),
-            method=_resampling(checkpoint.place.kind),
+            method=_resampling(place.kind),
             **(sizes if is_other else {}),
         )
     processor: Any = config.image_hw, processor_values(checkpoint, config)  # which save_pretrained writes
@@ -379,7 +351,7 @@ def build_model(checkpoint: Checkpoint, model_class: type[Model]) -> Model:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Spare the reader transformers' bar over the weights, and its report of them; what matters is in our log."""
     shown, verbosity = logging_of_transformers.is_progress_bar_enabled(), logging_of_transformers.get_verbosity()
     logging_of_transformers.disable_progress_bar()
@@ -394,19 +366,9 @@ def _quiet() -> Iterator[None]:
 
 def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
     """Names in the file of some of our keys."""
-    lines = expand(checkpoint.place, checkpoint.config.depths)
-    return [line.key for line in lines if our_key(line.target) in ours] or ours
+    return [line.key for line in expand(checkpoint.place) if our_key(line.target) in ours] or ours
 
 
-def load_checkpoint(
-    source: str | os.PathLike[str] | Mapping[str, Any],
-    layout: str | None = None,
-    preset: str | None = None,
-    config: SwinHFConfig | None = None,
-    *,
-    model_class: type[Any] | None = None,
-    **options: Any,
-) -> Any:
+def load_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Any:
     """:func:`swin_hf.load_checkpoint` for a state dict or what is on this machine."""
-    checkpoint = open_checkpoint(source, layout, preset, config, **options)
-    return build_model(checkpoint, model_class or answering_class(checkpoint.place))
+    return build_model(open_checkpoint(source, **options))

@@ -17,13 +17,7 @@ _TORCHVISION_SHORT_SIDES = {(96, 6): 232, (96, 18): 246, (128, 18): 238}  # by e
 
 
 def processor_values(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str, Any] | None:
-    """The same as ``preprocessor_config.json`` has it; None where it is not known."""
-    preprocessing = preprocessing_of(checkpoint, config)
-    return preprocessing.values() if isinstance(preprocessing, Preprocessing) else preprocessing
-
-
-def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preprocessing | dict[str, Any] | None:
-    """How the pictures of a checkpoint were prepared, for a model of this configuration.
+    """How the pictures of a checkpoint were prepared, as ``preprocessor_config.json``, for a model of this size.
 
     The processor in the folder of the weights is kept as long as the image size is, its values as they are where a
     :class:`Preprocessing` cannot hold them. Otherwise it is Microsoft's evaluation, which the weights of all layouts
@@ -32,18 +26,19 @@ def preprocessing_of(checkpoint: "Checkpoint", config: SwinHFConfig) -> Preproce
     same_size = checkpoint.config.image_hw == config.image_hw
     values = checkpoint.source.preprocessor
     if values and same_size:
-        return Preprocessing.from_values(values) or dict(values)
+        known = Preprocessing.from_values(values)
+        return known.values() if known else dict(values)
     pretrained = checkpoint.source.config_json.get("pretrained_cfg")
     if isinstance(pretrained, Mapping) and pretrained.get("mean") and same_size:
-        return _of_timm(pretrained, config)
+        return _of_timm(pretrained, config).values()
     if config.num_channels != 3:
         return None
+    preprocessing = Preprocessing.of_release(config.image_hw)
     is_torchvision = checkpoint.place.layout.name == "torchvision" and config.num_labels == 1000
     if is_torchvision and config.image_hw == (224, 224) and config.num_layers > 2:
-        short = _TORCHVISION_SHORT_SIDES.get((config.embed_dim, config.depths[2]))
-        if short is not None:
-            return Preprocessing(config.image_hw, short)
-    return Preprocessing.of_release(config.image_hw)
+        short = _TORCHVISION_SHORT_SIDES.get((config.embed_dim, config.depths[2]), preprocessing.short_side)
+        preprocessing = Preprocessing(config.image_hw, short)
+    return preprocessing.values()
 
 
 def _of_timm(pretrained: Mapping[str, Any], config: SwinHFConfig) -> Preprocessing:
@@ -58,15 +53,15 @@ def _of_timm(pretrained: Mapping[str, Any], config: SwinHFConfig) -> Preprocessi
     )
 
 
-def image_processor(preprocessing: Preprocessing | Mapping[str, Any]) -> "BaseImageProcessor":
-    """The image processor that :func:`preprocessing_of` describes.
+def image_processor(values: Mapping[str, Any]) -> "BaseImageProcessor":
+    """The image processor of a ``preprocessor_config.json``: ours, if it does no more.
 
     Raises:
         ValueError: If it is of a class that transformers does not have.
     """
-    if isinstance(preprocessing, Preprocessing):
+    if preprocessing := Preprocessing.from_values(values):
         return preprocessing.processor()
-    values = dict(preprocessing)
+    values = dict(values)
     name = values.pop("image_processor_type", "ViTImageProcessor")
     if (kind := class_of_processor(name)) is None:
         raise ValueError(

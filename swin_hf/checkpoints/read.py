@@ -237,10 +237,9 @@ def _refuse_archives(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > path.stat().st_size + SPARE_BYTES:
-        raise ValueError(
-            f"{path} has {path.stat().st_size:,} bytes, but unpacks to {unpacked:,}; save it again with torch.save"
-        )
+    size = path.stat().st_size
+    if unpacked > size + SPARE_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, but unpacks to {unpacked:,}; save it again with torch.save")
 
 
 def _refusal(path: Path, error: Exception) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +17,7 @@ from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import count_blocks, is_v2
 from swin_hf.checkpoints.tables import LAYOUTS, Kind
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, expand, our_key, to_ours, to_theirs
+from swin_hf.checkpoints.translate import Place, Translation, expand, our_key, to_ours, to_theirs
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone, SwinHFModel
@@ -70,7 +71,8 @@ def replace_backbone(model: Any, revert: bool = False) -> Any:
         ValueError: If it holds none of them, or one that cannot be expressed; the model is as it was.
     """
     if revert:
-        swaps = [(module, module.replaced.restore(module)) for module in model.modules() if _is_ours(module)]
+        ours = [module for module in model.modules() if isinstance(module.__dict__.get("replaced"), _Replaced)]
+        swaps = [(module, module.replaced.restore(module)) for module in ours]
     else:
         swaps = [(module, _replacement(name, module)) for name, module in _swins(model)]
     if not swaps:
@@ -89,10 +91,6 @@ def replace_backbone(model: Any, revert: bool = False) -> Any:
     return model
 
 
-def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module.__dict__.get("replaced"), _Replaced)
-
-
 def _swins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every Swin of another library, with its name; none that is a part of another."""
     found: list[str] = []
@@ -108,7 +106,11 @@ def _swins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
     """State dict under the names of the key table: timm flattens ``layers.0`` to ``layers_0``."""
-    return {re.sub(r"^layers_(\d)", r"layers.\1", key): tensor for key, tensor in module.state_dict().items()}
+    return {_dotted(key): tensor for key, tensor in module.state_dict().items()}
+
+
+def _dotted(key: str) -> str:
+    return re.sub(r"^layers_(\d)", r"layers.\1", key)
 
 
 class _TimmMaps(nn.Module):
@@ -148,7 +150,7 @@ class _Replaced:
         self.place, self.config = place, config
         self.bare = "swin." if is_bare else ""  # what our names begin with in the tables and not in the module
         self.names = list(theirs.state_dict())
-        moved = {entry.key for entry in expand(place, config.depths) if our_key(entry.target) in ours}
+        moved = {entry.key for entry in expand(place) if our_key(entry.target) in ours}
         # What no output depends on, and buffers: as they were.
         self.kept = {key: tensor.clone() for key, tensor in _state(theirs).items() if key not in moved}
 
@@ -158,7 +160,7 @@ class _Replaced:
         found = to_theirs({self.bare + key: tensor for key, tensor in state.items()}, self.place, self.config)
         for key, tensor in self.kept.items():
             found[key] = tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
-        return {name: found[re.sub(r"^layers_(\d)", r"layers.\1", name)] for name in self.names}
+        return {name: found[_dotted(name)] for name in self.names}
 
     def on_save(self, module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
         """Give the keys below ``prefix`` their names."""
@@ -170,11 +172,9 @@ class _Replaced:
         theirs = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
         if not set(theirs) <= set(self.names):
             return  # ours already, or a mixture that load_state_dict will complain of
-        for key in theirs:
-            del state[prefix + key]
-        theirs = {re.sub(r"^layers_(\d)", r"layers.\1", key): tensor for key, tensor in theirs.items()}
+        theirs = {_dotted(key): state.pop(prefix + key) for key in theirs}
         self.kept.update({key: theirs.pop(key) for key in list(theirs) if key in self.kept})
-        ours = to_ours(theirs, self.place, self.config.depths).state
+        ours = to_ours(theirs, self.place).state
         state.update({prefix + key.removeprefix(self.bare): tensor for key, tensor in ours.items()})
 
     def free(self) -> None:
@@ -202,22 +202,22 @@ class _Replaced:
 def _replacement(name: str, theirs: Any) -> Any:
     """Our module with the weights of theirs."""
     peer, state = PEERS[type(theirs).__name__], _state(theirs)
-    layouts = LAYOUTS_V2 if is_v2(state.keys()) else LAYOUTS
-    place = Place(layouts[peer.layout], peer.kind, "", peer.trunk)
+    layout = (LAYOUTS_V2 if is_v2(state.keys()) else LAYOUTS)[peer.layout]
+    place = Place(layout, peer.kind, count_blocks(state.keys(), layout, peer.trunk), "", peer.trunk)
     try:
-        config = _config(peer, theirs, state, place)
-        translated = to_ours(state, place, config.depths).state
+        translation = to_ours(state, place)
+        config = _config(peer, theirs, translation)
         with torch.device("meta"):
             ours = _build(peer, config, theirs)
         is_bare = isinstance(ours, SwinHFModel)
         names = {("swin." if is_bare else "") + key: key for key in ours.state_dict()}
-        own = {key: translated[long].clone() for long, key in names.items()}
+        own = {key: translation.state[long].clone() for long, key in names.items()}
         ours.load_state_dict(own, assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name or 'the model'}, a {type(theirs).__name__}, cannot be replaced: {error}") from error
     replaced = _Replaced(theirs, place, config, set(names), is_bare)
-    entries = [entry for entry in expand(place, config.depths) if our_key(entry.target) in names]
-    frozen = {our_key(entry.target) for entry in entries if not _trains(theirs, entry.key)}
+    entries = [entry for entry in expand(place) if our_key(entry.target) in names]
+    frozen = {our_key(entry.target) for entry in entries if not _part(theirs, entry.key).requires_grad}
     for long, key in names.items():
         ours.get_parameter(key).requires_grad_(long not in frozen)
     for entry in entries:
@@ -232,15 +232,14 @@ def _replacement(name: str, theirs: Any) -> Any:
     return ours.train(theirs.training)
 
 
-def _config(peer: Peer, theirs: Any, state: dict[str, Tensor], place: Place) -> Any:
+def _config(peer: Peer, theirs: Any, translation: Translation) -> Any:
     """Our configuration of their network."""
+    place, hint = translation.place, None
     of_v2 = place.layout.family == "swinv2_hf"
     if peer.layout == "timm":
-        depths = count_blocks(state.keys(), place.layout, "")
-        translation, hint = to_ours(state, place, depths), None
         if of_v2:
-            hint = SwinV2HFConfig(**derive.basic_fields(translation, depths), **_windows(theirs, len(depths)))
-        fields = derive.fields_from_shapes(translation, depths, peer.kind, hint)
+            hint = SwinV2HFConfig(**derive.basic_fields(translation), **_windows(theirs, len(place.depths)))
+        fields = derive.fields_from_shapes(translation, hint)
         if (pixels := theirs.patch_embed.img_size) is not None:
             fields["image_size"] = list(pixels)
         config = (SwinV2HFConfig if of_v2 else SwinHFConfig)(**fields, shift_per_axis=True)
@@ -283,14 +282,9 @@ def _build(peer: Peer, config: SwinHFConfig, theirs: Any) -> Any:
 
 
 def _part(theirs: nn.Module, name: str) -> Any:
-    """A part of theirs by its name in the key table, see :func:`_state`."""
-    return theirs.get_submodule(re.sub(r"^layers\.(\d)", r"layers_\1", name) if hasattr(theirs, "layers_0") else name)
-
-
-def _trains(theirs: nn.Module, key: str) -> bool:
-    module, _, name = key.rpartition(".")
-    parameter = getattr(_part(theirs, module), name)
-    return bool(parameter.requires_grad)
+    """A module or a parameter of theirs by its name in the key table, see :func:`_state`."""
+    name = re.sub(r"^layers\.(\d)", r"layers_\1", name) if hasattr(theirs, "layers_0") else name
+    return attrgetter(name)(theirs)
 
 
 def _keep_names(model: Any, revert: bool) -> None:

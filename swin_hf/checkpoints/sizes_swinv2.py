@@ -33,7 +33,7 @@ def _names() -> dict[str, dict[str, Any]]:
     }
 
 
-def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConfig | None) -> dict[str, Any]:
+def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str, Any]:
     """``window_size`` and ``pretrained_window_sizes``, and ``image_size`` where smaller windows at the end show it.
 
     ``hint`` is what a configuration, a name or an argument says of the windows, if anything does.
@@ -41,9 +41,10 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
     Raises:
         ValueError: If nothing says them; the message names the remedies.
     """
+    stages = len(translation.place.depths)
     tables = {stage: table for (kind, stage, _), table in translation.buffers.items() if kind is Buffer.COORDINATES}
-    known = [tables[stage] for stage in range(len(depths)) if stage in tables and not tables[stage].is_meta]
-    if len(known) == len(depths):
+    known = [tables[stage] for stage in range(stages) if stage in tables and not tables[stage].is_meta]
+    if len(known) == stages:
         windows = [((table.shape[-3] + 1) // 2, (table.shape[-2] + 1) // 2) for table in known]
         units = [
             tuple(_unit(table, axis, side) for axis, side in enumerate(window))
@@ -55,7 +56,7 @@ def windows_of(translation: Translation, depths: Sequence[int], hint: SwinHFConf
         own = [0 if unit == window else short(unit) for unit, window in zip(units, windows, strict=True)]
         is_own = not any(own)
         return {**sizes, "pretrained_window_sizes": own if is_own else [short(unit) for unit in units]}
-    if not isinstance(hint, SwinV2HFConfig) or hint.num_layers != len(depths):
+    if not isinstance(hint, SwinV2HFConfig) or hint.num_layers != stages:
         raise ValueError(
             "these weights of Swin Transformer V2 do not say in which windows they were trained, and no name or "
             "config.json next to them does; say it with preset= (one of swin_hf.list_presets('swinv2_hf')) or with "

@@ -1,8 +1,8 @@
 """From the keys of a layout to ours and back, both through its one table."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ SHOWN = 20  # keys of a list in an error
 
 
 class Place(NamedTuple):
-    """Where a network is in a state dict."""
+    """Where a network is in a state dict, and what it is."""
 
     layout: Layout
     kind: Kind
+    depths: Sequence[int]  # blocks of each stage
     host: str = ""  # prefix of the larger model around it
     trunk: str = ""  # prefix of the network within the host
 
@@ -38,91 +39,65 @@ class Entry(NamedTuple):
 class Translation(NamedTuple):
     """A foreign state dict in our names."""
 
+    place: Place
     state: dict[str, Tensor]  # under our keys
     buffers: dict[tuple[Buffer, int, int], Tensor]  # computed tensors that were there, by stage and block
     dropped: list[str]  # their keys that were left out on purpose
 
 
-def expand(place: Place, depths: Sequence[int]) -> list[Entry]:
-    """Write the table of a layout out for a network with so many blocks in each stage, in the order of the network."""
-    rows = list(place.layout.table.items())
-    first_staged = next(number for number, (key, _) in enumerate(rows) if _is_staged(key))
+def expand(place: Place) -> list[Entry]:
+    """Write the table of a layout out for a network, in its order."""
+    rows, depths = list(place.layout.table.items()), place.depths
+    is_staged = [any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}")) for key, _ in rows]
     entries = []
     for number, (key, target) in enumerate(rows):
-        section = 0 if number < first_staged else 1 if _is_staged(key) else 2
-        for stage, block in _places(key, depths):
+        section = 0 if number < is_staged.index(True) else 1 if is_staged[number] else 2
+        counts = depths if "{j}" in key else [1] * (len(depths) if is_staged[number] else 1)
+        for stage, block in ((stage, block) for stage, count in enumerate(counts) for block in range(count)):
             order = (section, stage, block if "{j}" in key else max(depths), number)
-            names = _names(place, stage, block, len(depths))
+            names = {"trunk": place.trunk, "i": stage, "j": block, "last": len(depths) - 1}
+            names |= {"next": stage + 1, "blocks": 2 * stage + 1, "merge": 2 * stage + 2}
             for suffix in ("weight", "bias") if key.endswith("*") else ("",):
                 theirs = place.host + key.format_map(names).removesuffix("*") + suffix
                 entries.append((order, Entry(theirs, _fill(target, names, suffix), stage, block)))
     return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
 
-def _is_staged(key: str) -> bool:
-    return any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}"))
-
-
-def _places(key: str, depths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Stages and blocks that a key is written out for."""
-    if "{j}" in key:
-        yield from ((stage, block) for stage, depth in enumerate(depths) for block in range(depth))
-    elif _is_staged(key):
-        yield from ((stage, 0) for stage in range(len(depths)))
-    else:
-        yield 0, 0
-
-
-def _names(place: Place, stage: int, block: int, stages: int) -> dict[str, object]:
-    return {
-        "trunk": place.trunk,
-        "i": stage,
-        "j": block,
-        "next": stage + 1,
-        "blocks": 2 * stage + 1,
-        "merge": 2 * stage + 2,
-        "last": stages - 1,
-    }
-
-
 def _fill(target: Target, names: Mapping[str, object], suffix: str) -> Target:
     """Put stage, block and suffix into our side of a row."""
     if isinstance(target, str):
         return target.format_map(names).removesuffix("*") + (suffix if target.endswith("*") else "")
-    if isinstance(target, Rows):
-        return Rows(str(_fill(target.key, names, suffix)), target.part)
-    if isinstance(target, Unfolded):
-        return Unfolded(str(_fill(target.key, names, suffix)))
-    if isinstance(target, QueryValue):
-        return QueryValue(*(str(_fill(key, names, suffix)) for key in target))
+    if isinstance(target, Rows | Unfolded | QueryValue):
+        parts: list[Any] = [_fill(part, names, suffix) if isinstance(part, str) else part for part in target]
+        return type(target)(*parts)
     return target
 
 
 def our_key(target: Target) -> str | None:
-    """Our key of a target, if there is one."""
-    if isinstance(target, str):
-        return target
-    if isinstance(target, Rows | Unfolded):
-        return target.key
-    return target.query if isinstance(target, QueryValue) else None
+    """Our key of a target, the first of two, if there is one."""
+    if isinstance(target, Rows | Unfolded | QueryValue):
+        return target[0]
+    return target if isinstance(target, str) else None
 
 
-def to_ours(state: State, place: Place, depths: Sequence[int]) -> Translation:
+def to_ours(state: State, place: Place) -> Translation:
     """Translate a state dict of a layout into our names.
 
     Raises:
         ValueError: If there are keys that the table does not know; the message lists them.
     """
-    targets = {entry.key: entry for entry in expand(place, depths) if _belongs(entry, place.kind)}
-    translation = Translation({}, {}, [])
+    targets = {entry.key: entry for entry in expand(place) if _belongs(entry, place.kind)}
+    translation = Translation(place, {}, {}, [])
     parts: dict[str, dict[int, Tensor]] = {}
     unknown: list[str] = []
+    lead = place.host + place.trunk
+    is_part = place.kind is Kind.BACKBONE and lead in place.layout.hosts  # of a larger model, whose other keys go
     for written, tensor in state.items():
         key = written
         for pattern, replacement in place.layout.aliases:
-            key = re.sub(pattern, replacement.format(last=len(depths) - 1), key)
+            key = re.sub(pattern, replacement.format(last=len(place.depths) - 1), key)
         if key not in targets:
-            (translation.dropped if _is_neighbour(key, place) else unknown).append(written)
+            (translation.dropped if is_part and not key.startswith(lead) else unknown).append(written)
             continue
         target = targets[key].target
         if isinstance(target, str):
@@ -160,7 +135,7 @@ def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Ten
     theirs: dict[str, Tensor] = {}
     named = set()
     like = next(iter(state.values()))
-    for entry in expand(place, config.depths):
+    for entry in expand(place):
         target, key = entry.target, our_key(entry.target)
         if isinstance(target, QueryValue):
             if target.query in state:
@@ -193,12 +168,6 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
         others = ("swin.norm.", "classifier.", "decoder.", *(heads if kind is Kind.BACKBONE else ()))
         return not ours.startswith(others)
     return not ours.startswith(("hidden_states_norms.", *heads))
-
-
-def _is_neighbour(key: str, place: Place) -> bool:
-    """Whether a key belongs to the larger model around a backbone."""
-    lead = place.host + place.trunk
-    return place.kind is Kind.BACKBONE and lead in place.layout.hosts and not key.startswith(lead)
 
 
 def computed_buffer(buffer: Buffer, place: Place, config: SwinHFConfig, entry: Entry, like: Tensor) -> Tensor | None:

@@ -2,18 +2,18 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForImageClassification
 
-from swin_hf.checkpoints.convert import export_checkpoint, transformers_fields
-from swin_hf.checkpoints.load import Checkpoint, load_checkpoint
+from swin_hf.checkpoints.convert import export_checkpoint, timm_arguments, transformers_fields
+from swin_hf.checkpoints.load import Checkpoint, build_model, open_checkpoint
 from swin_hf.checkpoints.read import read_source
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification, SwinHFPreTrainedModel
 
 # fp32: another order of summation moves logits of unit scale by less than this.
@@ -31,22 +31,9 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
         from timm.models.swin_transformer import SwinTransformer as TimmSwin
         from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
 
-        v2 = {"pretrained_window_sizes": config.pretrained_window_sizes} if isinstance(config, SwinV2HFConfig) else {}
-        build: Any = TimmSwinV2 if v2 else TimmSwin  # its annotations know squares only
-        return build(
-            img_size=config.image_hw,
-            patch_size=config.patch_hw,
-            in_chans=config.num_channels,
-            num_classes=config.num_labels,
-            embed_dim=config.embed_dim,
-            depths=tuple(config.depths),
-            num_heads=tuple(config.num_heads),
-            window_size=[list(window) for window in config.stage_windows],
-            mlp_ratio=config.mlp_ratio,
-            qkv_bias=config.qkv_bias,
-            drop_path_rate=config.drop_path_rate,
-            **v2,
-        ).eval()
+        build: Any = TimmSwinV2 if config.cosine_attention else TimmSwin  # its annotations know squares only
+        options = {"num_classes": config.num_labels, "drop_path_rate": config.drop_path_rate}
+        return build(**timm_arguments(config), **options).eval()
     if layout == "torchvision" and config.num_channels == 3:
         from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
         from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
@@ -83,11 +70,16 @@ def verify(
     """
     with torch.inference_mode():
         expected = output_of(model, pixel_values)
-        again = load_checkpoint(written, layout, model_class=type(model))
+        again = build_model(open_checkpoint(written, layout), type(model))
         differences = {"swin_hf": _distance(expected, output_of(again, pixel_values))}
         if isinstance(model, SwinHFForImageClassification):
-            for name, peer in _peers(again, written, layout):
-                differences[name] = _distance(expected, peer(pixel_values))
+            if layout == "transformers" and Path(written).is_dir():
+                peer: Any = AutoModelForImageClassification.from_pretrained(written).eval()
+            else:
+                peer = _library(layout, again, read_source(written).state)
+            if peer is not None:
+                name = "transformers" if layout.startswith("transformers") else layout
+                differences[name] = _distance(expected, _logits(peer, pixel_values))
     return differences
 
 
@@ -98,47 +90,33 @@ def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_va
         Largest absolute difference of the logits; empty where that library is not installed, builds no such model, or
         the weights were resampled.
     """
-    layout, config = checkpoint.place.layout.name, checkpoint.config
-    is_resampled = (checkpoint.target.image_hw, checkpoint.target.stage_windows) != (
-        config.image_hw,
-        config.stage_windows,
-    )
+    layout, found, target = checkpoint.place.layout.name, checkpoint.config, checkpoint.target
+    is_resampled = (target.image_hw, target.stage_windows) != (found.image_hw, found.stage_windows)
     if is_resampled or not isinstance(model, SwinHFForImageClassification):
         return {}
-    name = IN_MEMORY[config.cosine_attention] if layout.startswith("transformers") else layout
-    peer = build_peer(name, config)
+    try:
+        peer = _library(layout, model, checkpoint.source.state)
+    except RuntimeError:  # prefixes and neighbours in the file, which our reader took off
+        peer = _library(layout, model, export_checkpoint(model, layout))
     if peer is None:
         return {}
-    state = checkpoint.source.state if name == layout else export_checkpoint(model, name)
-    try:
-        peer.load_state_dict(state, strict=True)
-    except RuntimeError:  # prefixes and neighbours in the file, which our reader took off
-        peer.load_state_dict(export_checkpoint(model, name), strict=True)
     with torch.inference_mode():
-        theirs = peer(pixel_values)
-        theirs = getattr(theirs, "logits", theirs)
-        return {f"the source's library, {layout}": _distance(output_of(model, pixel_values), theirs)}
+        difference = _distance(output_of(model, pixel_values), _logits(peer, pixel_values))
+    return {f"the source's library, {layout}": difference}
 
 
-def _peers(
-    model: SwinHFForImageClassification, written: str | os.PathLike[str], layout: str
-) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Classifiers of other libraries that hold what was written."""
-    if layout.startswith("transformers"):
-        if layout == "transformers" and Path(written).is_dir():
-            from transformers import AutoModelForImageClassification
+def _library(layout: str, model: SwinHFForImageClassification, state: Mapping[str, Tensor]) -> Any:
+    """The classifier of the library of a layout with these weights of it, which are our model's; None without one."""
+    name = IN_MEMORY[model.config.cosine_attention] if layout.startswith("transformers") else layout
+    peer = build_peer(name, model.config)
+    if peer is not None:
+        peer.load_state_dict(state if name == layout else export_checkpoint(model, name), strict=True)
+    return peer
 
-            theirs = AutoModelForImageClassification.from_pretrained(written).eval()
-        else:
-            name = IN_MEMORY[model.config.cosine_attention]
-            theirs = build_peer(name, model.config)
-            theirs.load_state_dict(export_checkpoint(model, name), strict=True)
-        return [("transformers", lambda images: theirs(images).logits)]
-    peer = build_peer(layout, model.config)
-    if peer is None:
-        return []
-    peer.load_state_dict(read_source(written).state, strict=True)
-    return [(layout, peer)]
+
+def _logits(peer: Any, pixel_values: Tensor) -> Tensor:
+    output = peer(pixel_values)
+    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
 
 
 def output_of(model: Any, pixel_values: Tensor) -> Any:

@@ -1,9 +1,8 @@
-"""Write files whole or not at all."""
+"""Write a checkpoint whole or not at all."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,90 +10,85 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from swin_hf.checkpoints.tables import Layout
+from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
+from swin_hf.checkpoints.tables import LAYOUTS, Layout
 from swin_hf.files import WEIGHT_SUFFIXES, temporary_folder
 
 
-@dataclass
-class Contents:
-    """What is written for one checkpoint."""
+def check_destination(destination: Path, to: str, overwrite: bool) -> Path:
+    """Refuse a destination that could not be written in a layout, before anything is read.
 
-    layout: Layout  # how the weights are wrapped in a pickle, and what they are called in a folder
-    state: dict[str, Tensor]  # the weights, under the keys of the layout
-    texts: Mapping[str, Mapping[str, Any] | None]  # JSON files, by name; None leaves one out
-    classes: list[str]  # their names, for layouts that keep them with the weights
-
-
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raise FileExistsError if one of the paths is taken and may not be replaced."""
-    taken = [str(path) for path in paths if path.exists()]
-    if taken and not overwrite:
-        raise FileExistsError(f"{', '.join(taken)} exists; choose another destination, or pass overwrite (--overwrite)")
-
-
-def refuse_neighbours(weights: Path, names: Iterable[str]) -> None:
-    """Refuse to replace JSON files next to weights that other weights in the same folder may belong to.
+    Returns:
+        The file of its weights.
 
     Raises:
-        FileExistsError: With both; ``overwrite`` means the files of this destination, not those of another model.
+        ValueError: If there is no such layout, or the file is of a kind that is not written.
+        FileExistsError: If a file of the destination exists and may not be replaced, or other weights in the folder
+            may belong to the JSON files there; ``overwrite`` means the files of one model.
     """
-    folder = weights.parent
-    taken = sorted(name for name in names if (folder / name).exists())
-    others = [path.name for path in (folder.iterdir() if taken else ()) if path.suffix in WEIGHT_SUFFIXES]
-    if others := sorted(name for name in others if name != weights.name):
+    if to not in LAYOUTS:
+        raise ValueError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    if destination.suffix == ".ckpt":
+        raise ValueError(f"{destination}: only Lightning writes .ckpt files; choose .safetensors, .pth, .pt or .bin")
+    is_file = destination.suffix in WEIGHT_SUFFIXES
+    weights = destination if is_file else destination / LAYOUTS[to].file_name
+    texts = [path for path in map(weights.with_name, (CONFIG_NAME, PREPROCESSOR_NAME)) if path.exists()]
+    taken = [str(path) for path in (destination, *(texts if is_file else ())) if path.exists()]
+    if taken and not overwrite:
+        raise FileExistsError(f"{', '.join(taken)} exists; choose another destination, or pass overwrite (--overwrite)")
+    files = weights.parent.iterdir() if texts else ()
+    if others := sorted(path.name for path in files if path.suffix in WEIGHT_SUFFIXES and path.name != weights.name):
         raise FileExistsError(
-            f"{folder} holds {', '.join(others[:3])}, to which its {' and '.join(taken)} may belong; nothing was "
-            "written: choose a folder of its own for the destination"
+            f"{weights.parent} holds {', '.join(others[:3])}, to which its {' and '.join(path.name for path in texts)} "
+            "may belong; nothing was written: choose a folder of its own for the destination"
         )
+    return weights
 
 
-def write_folder(folder: Path, contents: Contents) -> list[Path]:
-    """Write a new folder whole or not at all; the files of one that exists are replaced one by one; returns all."""
-    with temporary_folder(folder) as stage:
-        _write(stage, contents.layout.file_name, contents)
-        names = sorted(file.name for file in stage.iterdir())
-        if folder.is_dir():
+def write_files(
+    destination: Path,
+    weights: Path,
+    state: dict[str, Tensor],
+    layout: Layout,
+    texts: Mapping[str, Mapping[str, Any] | None],
+    classes: list[str],
+) -> list[Path]:
+    """Write a new folder, or the files of one that exists one by one, the weights last; all of them are returned.
+
+    Args:
+        destination: Folder, or file of the weights.
+        weights: File of the weights.
+        state: The weights, under the keys of the layout.
+        layout: How they are wrapped in a pickle.
+        texts: JSON files, by name; None leaves one out.
+        classes: Their names, for layouts that keep them with the weights.
+    """
+    contents = {name: values for name, values in texts.items() if values is not None}
+    names = [*contents, weights.name]
+    with temporary_folder(destination) as stage:
+        _write_weights(stage / weights.name, state, layout, classes)
+        for name, values in contents.items():
+            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+            (stage / name).write_text(text + "\n", encoding="utf-8")
+        if destination == weights or destination.is_dir():
             for name in names:
-                (stage / name).replace(folder / name)
+                (stage / name).replace(weights.with_name(name))
         else:
-            stage.replace(folder)
-    return [folder / name for name in names]
+            stage.replace(destination)
+    return [weights.with_name(name) for name in names]
 
 
-def write_neighbours(file: Path, contents: Contents) -> list[Path]:
-    """Write one file of weights, and the JSON files next to it; all of them are returned."""
-    with temporary_folder(file) as stage:
-        _write(stage, file.name, contents)
-        names = sorted((path.name for path in stage.iterdir()), key=file.name.__eq__)  # the weights come last
-        for name in names:
-            (stage / name).replace(file.parent / name)
-    return [file.parent / name for name in names]
-
-
-def _write(folder: Path, name: str, contents: Contents) -> None:
-    path = folder / name
+def _write_weights(path: Path, state: dict[str, Tensor], layout: Layout, classes: list[str]) -> None:
     if path.suffix == ".safetensors":
-        safetensors.torch.save_file(contents.state, path, metadata={"format": "pt"})
-        path.chmod(folder.stat().st_mode & 0o666)  # safetensors keeps the file from everybody else
+        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors keeps the file from everybody else
     else:
+        content: dict[str, Any] = {"meta": {"dataset_meta": {"classes": classes}}} if layout.name == "openmmlab" else {}
+        content |= {layout.wrapper: state} if layout.wrapper else state
         with path.open("wb") as file:
-            torch.save(_wrapped(contents), file)
+            torch.save(content, file)
     with path.open("rb+") as file:
         os.fsync(file.fileno())  # a full disk may show only here
-    for name, values in contents.texts.items():
-        if values is not None:
-            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
-            (folder / name).write_text(text + "\n", encoding="utf-8")
-
-
-def _wrapped(contents: Contents) -> dict[str, Any]:
-    """The top level of a pickled file, as the layout's own code expects it."""
-    wrapper = contents.layout.wrapper
-    if wrapper is None:
-        return dict(contents.state)
-    if contents.layout.name == "openmmlab":
-        return {"meta": {"dataset_meta": {"classes": contents.classes}}, wrapper: contents.state}
-    return {wrapper: contents.state}
 
 
 def _plain(value: object) -> object:

@@ -5,11 +5,16 @@ It is imported only when the verb is used: :mod:`swin_hf_cli` does that.
 """
 
 import argparse
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
 
 from swin_hf.predict import DEVICES, DTYPES, PictureError, find_pictures
 from swin_hf_cli import VERBS, main
 
 __all__ = ["VERBS", "main"]
+
+Item = TypeVar("Item")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -24,3 +29,13 @@ def pictures_of(arguments: list[str], option: str = "") -> list[str]:
     if problems:
         raise PictureError(f"{option and f'{option}: '}{problems[0]}")
     return found
+
+
+def watch(items: Iterable[Item], total: int, work: str = "Classifying") -> Iterable[Item]:
+    """Show a progress bar over several items on a terminal."""
+    if total == 1 or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, work, total=total, console=Console(stderr=True), transient=True)

@@ -6,6 +6,7 @@ that was edited by hand.
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from swin_hf.hub import CARD_NAME, is_edited
     from swin_hf.hub.model_card import read_card
     from swin_hf.hub.remote import checked_ref, checked_repo_id
-    from swin_hf.hub.staging import model_folder, render_folder_card
+    from swin_hf.hub.staging import model_folder, stage
 
     if args.repo_id:
         checked_repo_id(args.repo_id)
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         checked_ref(args.tag, "tag")
     folder = model_folder(Path(args.folder).expanduser())
     name = folder.parent.name if folder.name == "model" else folder.name
-    card = render_folder_card(folder, args.repo_id or f"user/{name}", args.tag, args.license, args.samples)
+    options = {"repo_id": args.repo_id or f"user/{name}", "tag": args.tag, "license": args.license}
+    with TemporaryDirectory(prefix="swin-hf-card-") as room:
+        card = stage(folder, Path(room), **options, keep_card=False, samples=args.samples).card
     if not args.write:
         print(card, end="")
         return 0

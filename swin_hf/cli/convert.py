@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
-    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+    from swin_hf.checkpoints.convert import write_checkpoint
+    from swin_hf.checkpoints.write import check_destination
     from swin_hf.predict import read_picture
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -66,15 +67,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
-    from swin_hf.checkpoints.preprocessing import image_processor, preprocessing_of
+    from swin_hf.checkpoints.preprocessing import image_processor, processor_values
 
-    preprocessing = preprocessing_of(checkpoint, checkpoint.target)
-    if preprocessing is None:
+    values = processor_values(checkpoint, checkpoint.target)
+    if values is None:
         raise ValueError(
             f"--verify needs the normalisation of images of {checkpoint.target.num_channels} channels, which is not "
             "known; put a preprocessor_config.json next to the source"
         )
-    pixel_values: Tensor = image_processor(preprocessing)(picture, return_tensors="pt")["pixel_values"]
+    pixel_values: Tensor = image_processor(values)(picture, return_tensors="pt")["pixel_values"]
     return pixel_values
 
 

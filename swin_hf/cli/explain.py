@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from swin_hf.cli import add_device, pictures_of
-from swin_hf.predict import PictureError, class_names, classify, load_classifier, picture_mode, prepare, read_picture
+from swin_hf.predict import PictureError, class_names, load_classifier, picture_mode, prepare, read_picture
 from swin_hf.ranges import COUNT, Number
-from swin_hf.segment import class_at, is_segmenter
+from swin_hf.segment import class_at
 from swin_hf.text import one_line
 
 
@@ -52,10 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")
     (pixels,) = prepare(model, processor, [picture])
     pixel = None if args.pixel is None else (args.pixel[0], args.pixel[1])
-    if is_segmenter(model):
-        best = class_at(model, pixels, pixel)
-    else:
-        ((best, *_),) = classify(model, processor, [picture], top_k=1)
+    best = class_at(model, pixels, pixel)
     target = best.index if args.target is None else _class_number(args.target, class_names(model))
     stage = None if args.stage is None else args.stage - 1
     explanation = explain(model, pixels[None], target, stage=stage, pixel=pixel)

@@ -30,14 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
-    from swin_hf.checkpoints import open_checkpoint
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     header = None if local_path(args.source) is not None else read_header(args.source, args.revision)
-    if header is not None:
-        facts = describe(open_checkpoint(header, args.layout))
-    else:
-        facts = describe(open_source(args.source, args.layout, revision=args.revision))
+    facts = describe(open_source(header or args.source, args.layout, revision=args.revision))
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -64,7 +59,7 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
     from swin_hf.checkpoints.read import CONFIG_NAME, Source
     from swin_hf.hub.remote import HubError, attempt, client
 
-    repo_id, named = split_hub_id(source)
+    repo_id, named, _ = split_hub_id(source)
     api = client()
 
     def read() -> tuple[Any, dict[str, Any]]:

@@ -12,11 +12,11 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from swin_hf.cli import add_device
+from swin_hf.cli import add_device, watch
 from swin_hf.predict import Guess, PictureError, find_pictures, has_names, load_classifier, predict
 from swin_hf.ranges import COUNT, Number
 from swin_hf.segment import is_segmenter, predict_masks
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         found = predict(model, processor, sources, top_k=args.top_k, batch_size=args.batch_size)
     print_results = _print_json if args.json else _print_csv if args.csv else _print_table
-    print_results(_successes(_watch(found, len(sources)), skipped))
+    print_results(_successes(watch(found, len(sources)), skipped))
     if skipped or problems:
         _report(f"{len(skipped) + len(problems)} of {len(sources) + len(problems)} inputs could not be classified")
         return 1
@@ -69,24 +69,13 @@ def _report(sentence: str) -> None:
     print(f"swin-hf predict: {sentence}", file=sys.stderr)
 
 
-def _successes(results: Iterator[Attempt], skipped: list[str]) -> Iterator[Result]:
+def _successes(results: Iterable[Attempt], skipped: list[str]) -> Iterator[Result]:
     for source, result in results:
         if isinstance(result, PictureError):
             skipped.append(source)
             _report(str(result))
         else:
             yield source, result
-
-
-def _watch(results: Iterator[Attempt], total: int) -> Iterator[Attempt]:
-    """Show a progress bar on a terminal."""
-    if total == 1 or not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(results, "Classifying", total=total, console=Console(stderr=True), transient=True)
 
 
 def _print_table(results: Iterator[Result]) -> None:

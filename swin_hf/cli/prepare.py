@@ -7,10 +7,9 @@ JPEG, all others are stored as they are. A command that was interrupted goes on 
 """
 
 import argparse
-import sys
-from collections.abc import Iterable
-from typing import Any
+from functools import partial
 
+from swin_hf.cli import watch
 from swin_hf.ranges import COUNT, SIDES, Number
 
 
@@ -43,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         labelled=not args.unlabelled,
     )
     shrinking = Shrinking(args.short_side, args.quality, args.pictures_per_file, args.on_error)
-    files = _by_split(args.data_files)
-    done = prepare(args.source, args.destination, files, args.data_dir, reading, shrinking, _watch)
+    files, bar = _by_split(args.data_files), partial(watch, work="Preparing")
+    done = prepare(args.source, args.destination, files, args.data_dir, reading, shrinking, bar)
     for split, count in done.pictures.items():
         print(f"{split}: {count:,} pictures")
     if done.unreadable:
@@ -65,13 +64,3 @@ def _by_split(words: list[str] | None) -> list[str] | dict[str, str | list[str]]
     if sum(map(len, named.values())) not in (0, len(pairs)):
         raise ValueError("--data-files names the split of some files only; write SPLIT=FILE for all of them, or none")
     return dict(named) if named else words
-
-
-def _watch(pictures: Iterable[int], total: int) -> Any:
-    """Show a progress bar on a terminal."""
-    if not sys.stderr.isatty():
-        return pictures
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(pictures, "Preparing", total=total, console=Console(stderr=True), transient=True)

@@ -30,10 +30,10 @@ from .weights import (
     PROCESSOR,
     WEIGHTS,
     OtherFamilyError,
+    check_folder,
     check_weights,
     read_config,
     shards_present,
-    weight_files,
 )
 
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -130,11 +130,11 @@ class _Pull:
         small = [name for name in (*SMALL, *([weights] if is_index else [])) if name in hashes]
         stale = self._prepare(hashes)
         folder = self._bring(commit, small) if small else Path()
-        values, config = self._config(folder) if CONFIG in hashes else ({}, None)
+        config = self._config(folder) if CONFIG in hashes else None
         large = shards_present(folder / weights, hashes) if is_index else [weights]
         folder = self._bring(commit, large)
         if config is not None:
-            check_weights([folder / name for name in large], values, config)
+            check_weights([folder / name for name in large], config)
         if self.here is not None:
             self._settle(self.here, commit, {name: hashes[name] for name in [*small, *large]}, stale)
         else:
@@ -217,19 +217,18 @@ class _Pull:
         lacking = " and no ".join(name for name in (CONFIG, WEIGHTS) if name not in present)
         raise ValueError(f"{self.repo_id} holds no {lacking}; ask its owner to push the model again")
 
-    def _config(self, folder: Path) -> tuple[dict[str, Any], SwinHFConfig | None]:
+    def _config(self, folder: Path) -> SwinHFConfig | None:
         """The configuration, checked; None for a Swin of another package."""
         try:
             return read_config(folder / CONFIG)
         except OtherFamilyError:
             refuse_strangers(json.loads((folder / CONFIG).read_text(encoding="utf-8")), self.repo_id)
-            return {}, None
+            return None
 
     def _check(self, folder: Path) -> None:
-        """Compare configuration and weights of a downloaded model of our families."""
-        values, config = self._config(folder) if (folder / CONFIG).is_file() else ({}, None)
-        if config is not None:
-            check_weights(weight_files(folder), values, config)
+        """Compare the files of a downloaded model of our families."""
+        if (folder / CONFIG).is_file() and self._config(folder) is not None:
+            check_folder(folder)
 
     def _fetch(self, commit: str, names: list[str], again: bool = False) -> Path:
         """Download files of a commit and return their folder."""

@@ -150,19 +150,19 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return value
     if get_origin(kind) is UnionType:  # X | None
         return None if value is None else _typed(get_args(kind)[0], value, where)
+    types: dict[Any, tuple[Any, str]] = {
+        float: ((int, float), "a number"), int: (int, "an integer"), str: (str, "text"), bool: (bool, "true or false"),
+        list: (list, "a list"),
+    }  # fmt: skip
+    accepted, what = types.get(get_origin(kind) or kind, (dict, "an object"))
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{where} is {str(value)[:60]!r}; it must be {what}")
     if is_dataclass(kind):
-        _require(isinstance(value, dict), "an object", value, where)
         return _object(kind, value, where)
     if get_origin(kind) is list:
-        _require(isinstance(value, list), "a list", value, where)
         return [_entry(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
     if get_origin(kind) is dict:
-        _require(isinstance(value, dict), "an object", value, where)
         return {name: _entry(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
-    accepted, what = {float: ((int, float), "a number"), int: (int, "an integer"), str: (str, "text")}.get(
-        kind, (kind, "true or false")
-    )
-    _require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), what, value, where)
     return value
 
 
@@ -183,11 +183,6 @@ def _object(kind: Any, values: dict[str, Any], where: str) -> Any:
             raise TypeError(f"{where} has no {f.name}")
     hints = get_type_hints(kind)
     return kind(**{n: _typed(hints[n], item, f"{where}.{n}".removeprefix(".")) for n, item in values.items()})
-
-
-def _require(holds: bool, what: str, value: Any, where: str) -> None:
-    if not holds:
-        raise TypeError(f"{where} is {str(value)[:60]!r}; it must be {what}")
 
 
 def _finite(value: Any) -> Any:

@@ -8,8 +8,7 @@ answer is lost, the Hub is asked what the head is; and the tag is put on the com
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +94,9 @@ def push(
         checked_ref(tag, "tag")
     card = card if isinstance(card, Card) else Card(card)
     with tempfile.TemporaryDirectory(prefix="swin-hf-push-") as folder:
-        with _preparing(repo_id):
+        try:
             staged = stage(
-                _source(model_or_folder),
+                model_or_folder,
                 Path(folder),
                 repo_id=repo_id,
                 tag=tag,
@@ -108,31 +107,12 @@ def push(
                 license=license,
                 samples=card.samples,
             )
+        except Exception as error:
+            if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
+                raise
+            raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
         job = _Push(client(endpoint), repo_id, branch, tag, private)
         return job.result(staged) if dry_run else job.run(staged, card.replace, message)
-
-
-def _source(model_or_folder: Any) -> PreTrainedModel | Path:
-    """What is pushed: a model, or the path of a folder."""
-    if isinstance(model_or_folder, PreTrainedModel):
-        return model_or_folder
-    if isinstance(model_or_folder, str | os.PathLike):
-        return Path(model_or_folder).expanduser()
-    raise ValueError(
-        f"{type(model_or_folder).__name__} cannot be pushed; give a model of this family, the folder of a saved one, "
-        "or the folder of a training run"
-    )
-
-
-@contextmanager
-def _preparing(repo_id: str) -> Iterator[None]:
-    """Say of an error of the system, such as a full disk, that nothing was sent."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
-            raise
-        raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
 
 
 def check_access(repo_id: str, endpoint: str | None = None) -> None:

@@ -181,9 +181,7 @@ def _answered(error: HfHubHTTPError, repo_id: str) -> HubError:
         404: f"the Hub did not find what was asked of {repo_id} ({said}); check the repository id and the revision",
         412: f"somebody else committed to {repo_id} in the meantime; look at their commit and run the command again",
         429: f"the Hub's rate limit is reached ({said}); wait some minutes and run the command again",
-        **dict.fromkeys(
-            (402, 413, 507), f"the Hub has no room for {repo_id} ({said}); see the storage page of {owner}"
-        ),
+        **dict.fromkeys((402, 413, 507), f"the Hub has no room for {repo_id} ({said}); see {owner}'s storage page"),
     }
     unwell = f"the Hub is not well (HTTP {status}); run the command again later"
     refused = f"the Hub refused (HTTP {status}): {said}"

@@ -6,9 +6,9 @@ folder.
 
 import hashlib
 import json
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from swin_hf.checkpoints.preprocessing import class_of_processor
+from swin_hf.checkpoints.read import read_object
 from swin_hf.families import FAMILIES, architectures, family_of
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing
@@ -25,7 +26,7 @@ from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
 from .pictures import CURVES, MATRIX, SAMPLES, draw_pictures
 from .remote import TOKEN, redact
-from .weights import CONFIG, INDEX, PROCESSOR, SHARD, WEIGHTS, check_weights, read_config, read_values, weight_files
+from .weights import CONFIG, INDEX, PROCESSOR, SAVE_AGAIN, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
 # File names of the code that is sent with models of all families.
 CODE = tuple(
@@ -99,7 +100,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def stage(
-    source: PreTrainedModel | Path,
+    source: PreTrainedModel | str | os.PathLike[str],
     folder: Path,
     *,
     repo_id: str,
@@ -123,14 +124,17 @@ def stage(
             sample pictures and they are asked for.
     """
     saved = _saved(source, folder)
-    values, config = read_config(saved / CONFIG)
-    weights = weight_files(saved)
-    architecture = check_weights(weights, values, config)
+    config, weights = read_config(saved / CONFIG), weight_files(saved)
+    architecture = check_weights(weights, config)
     paths = {path.name: path for path in weights}
     if weights[0].name != WEIGHTS:
         paths[INDEX] = saved / INDEX
     built = architectures()[architecture]
-    paths[CONFIG] = _write_config(folder / CONFIG, values, built.family.auto_map(built.task) if include_code else None)
+    values = read_object(saved / CONFIG, f"{CONFIG} cannot be read", SAVE_AGAIN)
+    published = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
+    if include_code:
+        published["auto_map"] = built.family.auto_map(built.task)
+    paths[CONFIG] = _write_values(folder / CONFIG, published)
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:  # copied: an upgrade during the push must not mix two versions
         paths |= {path.name: Path(shutil.copy(path, folder)) for path in built.family.travelling_files(built.task)}
@@ -139,8 +143,9 @@ def stage(
     if samples:
         paths[f"assets/{SAMPLES}"] = _find_samples(saved)
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
-    if card is None and keep_card:
-        card = _edited_card(saved)
+    if card is None and keep_card and (saved / CARD_NAME).is_file():
+        written = read_card(saved / CARD_NAME)
+        card = written if written and is_edited(written) else None  # by a person
     rendered_from = None
     if card is None:
         rendered_from = CardSource(
@@ -163,10 +168,14 @@ def stage(
     return Stage(dict(sorted(staged.items())), card, rendered_from)
 
 
-def _saved(source: PreTrainedModel | Path, folder: Path) -> Path:
+def _saved(source: PreTrainedModel | str | os.PathLike[str], folder: Path) -> Path:
     """The folder of a model; one that is in memory is saved into ``folder``."""
+    if isinstance(source, str | os.PathLike):
+        return model_folder(Path(source).expanduser())
     if not isinstance(source, PreTrainedModel):
-        return model_folder(source)
+        raise ValueError(
+            f"{type(source).__name__} cannot be pushed; give a model of this family, or the folder of one or of a run"
+        )
     if source.config.model_type not in FAMILIES:
         raise ValueError(
             f"{type(source).__name__} is not a model of swin_hf; convert it first with swin_hf.load_checkpoint"
@@ -175,19 +184,7 @@ def _saved(source: PreTrainedModel | Path, folder: Path) -> Path:
     return folder / "saved"
 
 
-def render_folder_card(
-    source: Path, repo_id: str, tag: str | None = None, license: str | None = None, samples: bool = False
-) -> str:
-    """The card that a push of a folder would render; see :func:`stage`."""
-    with tempfile.TemporaryDirectory(prefix="swin-hf-card-") as folder:
-        sent = stage(source, Path(folder), repo_id=repo_id, tag=tag, license=license, keep_card=False, samples=samples)
-        return sent.card
-
-
-def _write_config(path: Path, values: dict[str, Any], auto_map: dict[str, str] | None) -> Path:
-    values = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
-    if auto_map is not None:
-        values["auto_map"] = auto_map
+def _write_values(path: Path, values: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 
@@ -206,19 +203,20 @@ def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig
         default = Preprocessing.of_release(config.image_hw, config.num_channels)
         (given if given is not None else default.processor()).save_pretrained(folder)
     values = {
-        key: value for key, value in read_values(path, remedy).items() if key != "auto_map" and not key.startswith("_")
+        key: value
+        for key, value in read_object(path, f"{PROCESSOR} cannot be read", remedy).items()
+        if key != "auto_map" and not key.startswith("_")
     }
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
     if name is None and "grey_maximum" in values:  # ours, which is found by the model's configuration
         if include_code:
-            values["auto_map"] = {"AutoImageProcessor": family_of(config).processor_map}
+            values["auto_map"] = {"AutoImageProcessor": [*family_of(config).processors.values()]}
     elif not (isinstance(name, str) and class_of_processor(name)):
         raise ValueError(
             f"{PROCESSOR} names the image processor {name!r}; it must be a class of transformers, because no code "
             f"but this package's travels with it: {remedy}"
         )
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return path
+    return _write_values(path, values)
 
 
 def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[TrainingFacts | None, dict[str, Path]]:
@@ -235,12 +233,6 @@ def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[T
         drawn = draw_pictures(facts, folder / "assets")
         paths |= {FACTS_NAME: folder / FACTS_NAME, **{f"assets/{path.name}": path for path in drawn}}
     return facts, paths
-
-
-def _edited_card(saved: Path) -> str | None:
-    """The card of a folder, where a person has written or edited it."""
-    written = read_card(saved / CARD_NAME) if (saved / CARD_NAME).is_file() else ""
-    return written if written and is_edited(written) else None
 
 
 def _find_samples(saved: Path) -> Path:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +14,7 @@ from swin_hf.model.resizing import refuse_types, shard_names
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SAVE_AGAIN = "save the model again with save_pretrained"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Keys with which transformers would load other weights than those that are checked here, or replace layers.
@@ -28,16 +28,14 @@ class OtherFamilyError(ValueError):
     """A configuration of another model family."""
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
-    """The values of a ``config.json`` without ``auto_map``, and the configuration; nothing of the model is built.
-
-    Code is never chosen by a file.
+def read_config(path: Path) -> SwinHFConfig:
+    """The configuration of a ``config.json``; nothing of the model is built, and code is never chosen by a file.
 
     Raises:
         OtherFamilyError: When it belongs to none of ours.
         ValueError: When it cannot be read, or holds a value out of range.
     """
-    values = read_values(path)
+    values = read_object(path, f"{path.name} cannot be read", SAVE_AGAIN)
     values.pop("auto_map", None)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -49,15 +47,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], SwinHFConfig]:
         if values.get(key) is not None:
             raise ValueError(f"{CONFIG} has {key} {str(values[key])[:80]!r}, which this family does not take; {remedy}")
     try:
-        config: SwinHFConfig = FAMILIES[model_type].config_class.from_dict(dict(values))
+        config: SwinHFConfig = FAMILIES[model_type].config_class.from_dict(values)
     except ValueError as error:
         raise ValueError(f"{CONFIG} is not valid: {error}") from None
-    return values, config
-
-
-def read_values(path: Path, remedy: str = "save the model again with save_pretrained") -> dict[str, Any]:
-    """The values of a JSON file, see :func:`~swin_hf.checkpoints.read.read_object`."""
-    return read_object(path, f"{path.name} cannot be read", remedy)
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -107,7 +100,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{path.name} is not a whole safetensors file ({error}); save or download it again") from None
 
 
-def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfig) -> str:
+def check_weights(files: list[Path], config: SwinHFConfig) -> str:
     """Compare the headers of weight files with what ``config.json`` builds, before a byte is allocated for it.
 
     Returns:
@@ -116,13 +109,12 @@ def check_weights(files: list[Path], values: dict[str, Any], config: SwinHFConfi
     Raises:
         ValueError: When the architecture is unknown, or tensors are missing, left over or of another shape.
     """
-    named = values.get("architectures")
+    named = config.architectures
     architecture = named[0] if isinstance(named, list) and named else None
     known = {name: built for name, built in architectures().items() if built.family.model_type == config.model_type}
     if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
-            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(known)}: "
-            "save the model again with save_pretrained"
+            f"{CONFIG} names the architecture {architecture!r}; it must be one of {', '.join(known)}: {SAVE_AGAIN}"
         )
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
@@ -158,7 +150,8 @@ def check_folder(folder: Path) -> str:
         OtherFamilyError: When it belongs to none of ours.
         ValueError: As :func:`read_config`, :func:`weight_files` and :func:`check_weights` do.
     """
-    values, config = read_config(folder / CONFIG)
-    if (folder / PROCESSOR).is_file():
-        check_processor(read_values(folder / PROCESSOR), folder / PROCESSOR)
-    return check_weights(weight_files(folder), values, config)
+    config = read_config(folder / CONFIG)
+    path = folder / PROCESSOR
+    if path.is_file():
+        check_processor(read_object(path, f"{path.name} cannot be read", SAVE_AGAIN), path)
+    return check_weights(weight_files(folder), config)

@@ -700,7 +700,7 @@ def test_transform_is_that_of_the_original_evaluation(tmp_path, size, steps):
 
 
 def test_torchvision_weights_keep_their_own_transform():
-    from swin_hf.checkpoints.preprocessing import preprocessing_of
+    from swin_hf.checkpoints.preprocessing import processor_values
     from swin_hf.checkpoints.verify import build_peer
 
     for preset, short in (("tiny", 232), ("small", 246), ("base", 238)):
@@ -708,7 +708,7 @@ def test_torchvision_weights_keep_their_own_transform():
         with torch.device("meta"):
             state = build_peer("torchvision", config).state_dict()
         checkpoint = open_checkpoint(state)
-        assert preprocessing_of(checkpoint, checkpoint.config).short_side == short
+        assert processor_values(checkpoint, checkpoint.config)["size"] == {"shortest_edge": short}
 
 
 def test_transform_beside_the_weights_is_kept(weights_file, tmp_path):
@@ -796,13 +796,13 @@ def test_convert_command_reports_a_difference(weights_file, tmp_path, capsys, mo
     """A file that is changed between writing and verifying: the exit code says so."""
     from swin_hf.checkpoints import convert as room
 
-    written = room.write_folder
+    written = room.write_files
 
-    def damaged(folder, contents):
-        contents.state["head.fc.bias"] += 1
-        return written(folder, contents)
+    def damaged(destination, weights, state, *others):
+        state["head.fc.bias"] += 1
+        return written(destination, weights, state, *others)
 
-    monkeypatch.setattr(room, "write_folder", damaged)
+    monkeypatch.setattr(room, "write_files", damaged)
     picture().save(tmp_path / "picture.png")
     arguments = [str(weights_file), str(tmp_path / "x"), "--to", "timm", "--verify", str(tmp_path / "picture.png")]
     assert main(["convert", *arguments]) == 1
