@@ -12,18 +12,18 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from swin_hf.classes import class_table
-from swin_hf.ranges import check_fields, ranged
+from swin_hf.ranges import Options, ranged
 
 from ..data.segmentation import SegmentationDataModule
 from ..module import TestReport
-from ..network import Network, load_network, new_network, recompute_activations, resolve, starting_folder
+from ..network import Network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
 from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores, region_table
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Options):
     """The UperNet head, and how it evaluates.
 
     Args:
@@ -46,7 +46,7 @@ class Head:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.stride is not None and self.stride > (self.window or 0):
             raise ValueError(f"head.stride is {self.stride} and head.window {self.window}; windows may not leave gaps")
 
@@ -101,16 +101,7 @@ class SwinSegmenter(ClassModule):
         classes = class_fields(num_labels, id2label)
         sizes = {name: getattr(head, name) for name in ("hidden_size", "auxiliary_channels", "dropout")}
         sizes |= {"auxiliary_loss_weight": head.auxiliary_weight, "ignore_index": ignore_index}
-        fields = network.fields(image_size=image_size, num_channels=num_channels, upernet=sizes, **classes)
-        self.starting_point = weights
-        if weights is None:
-            self.model = new_network(self.task, preset, fields, network.backend)
-        else:
-            self.origin = resolve(weights)
-            with starting_folder(str(self.origin.path)) as folder:
-                self.model = load_network(self.task, folder, fields, network.backend)
-        if network.gradient_checkpointing:
-            recompute_activations(self.model)
+        self.build(preset, weights, network, image_size=image_size, num_channels=num_channels, upernet=sizes, **classes)
         self.head, self.ignore_index = head, ignore_index
         counts = MulticlassConfusionMatrix(int(self.model.config.num_labels), ignore_index, validate_args=False)
         self.val_confusion, self.test_confusion = counts, counts.clone()
