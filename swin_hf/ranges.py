@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar, get_args
 
@@ -37,6 +37,7 @@ def choice(default: Any, choices: Any) -> Any:
     return field(default=default, metadata={"choices": get_args(choices)})
 
 
+@dataclass(frozen=True)  # or the command line would not take a subclass for a dataclass
 class Options:
     """Base of the groups of options, which are dataclasses: fields of :func:`ranged` and :func:`choice` are checked."""
 
@@ -48,7 +49,7 @@ class Options:
         Raises:
             ValueError: Names the option after its group (``splits.seed``), its value and what it may be.
         """
-        for option in fields(self):  # type: ignore[arg-type]  # of a subclass, which is a dataclass
+        for option in fields(self):
             name = f"{self.group or type(self).__name__.lower()}.{option.name}"
             value, rule = getattr(self, option.name), option.metadata
             if "interval" in rule:

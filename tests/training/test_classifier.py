@@ -13,7 +13,7 @@ from short import short
 from torchvision.transforms import v2
 from transformers import SwinConfig, SwinForImageClassification
 
-from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
+from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
 from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
 from swin_hf.training.tasks.classification import Mixing
@@ -330,6 +330,15 @@ def test_foreign_checkpoint_is_a_starting_point(tmp_path):
     assert ours.config.num_labels == 4 and ours.config.drop_path_rate == 0.3
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.swin(images).pooler_output, theirs.swin(images).pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_is_a_starting_point_although_it_has_no_last_norm(tmp_path):
+    torch.manual_seed(0)
+    theirs = SwinHFBackbone(SwinHFConfig(image_size=32, window_size=4, out_features=["stage1"], **SMALL))
+    theirs.save_pretrained(tmp_path)
+    ours = SwinClassifier(weights=str(tmp_path), id2label=NAMES).model.state_dict()
+    shared = [name for name in theirs.state_dict() if not name.startswith("hidden_states_norms.")]
+    assert shared and all(torch.equal(ours[f"swin.{name}"], theirs.state_dict()[name]) for name in shared)
 
 
 def test_checkpoint_that_lacks_more_than_the_head_is_refused(tmp_path):
