@@ -9,7 +9,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from swin_hf.classes import class_table
-from swin_hf.text import one_line, text_table
+from swin_hf.text import one_line
 
 from ..data.targets import RegressionDataModule
 from ..figures import LONGEST_NAME
@@ -117,6 +117,10 @@ class SwinRegressor(HeadModule):
         names = [one_line(name, LONGEST_NAME) for name in class_table(self.model.config.id2label)]
         if len(names) == 1 or not self.tested_each:
             return TestReport()
-        columns = ([f"{error:.6g}" for error in self.tested_each[key].tolist()] for key in ("mae", "rmse"))
-        rows = zip(names, *columns, strict=True)
-        return TestReport(table=text_table([["number", "MAE", "RMSE"], *rows]))
+        width = max(6, *map(len, names))
+        lines = [f"{'number':<{width}}         MAE        RMSE"]
+        for name, mae, rmse in zip(
+            names, self.tested_each["mae"].tolist(), self.tested_each["rmse"].tolist(), strict=True
+        ):
+            lines.append(f"{name:<{width}}  {mae:>10.6g}  {rmse:>10.6g}")
+        return TestReport(table="\n".join(lines))
