@@ -266,13 +266,9 @@ def is_picture(path: str) -> bool:
     return path.lower().endswith(PICTURE_SUFFIXES)
 
 
-def _pictures_and_others(files: Iterable[str]) -> tuple[list[str], list[str]]:
+def _pictures_and_others(files: Sequence[str]) -> tuple[list[str], list[str]]:
     """The pictures among files, and the others."""
-    pictures: list[str] = []
-    others: list[str] = []
-    for path in files:
-        (pictures if is_picture(path) else others).append(path)
-    return pictures, others
+    return [path for path in files if is_picture(path)], [path for path in files if not is_picture(path)]
 
 
 def _may_be_picture(path: str) -> bool:

@@ -3,9 +3,9 @@
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 SIDES = "[1, 16384]"  # of an image, in pixels
 COUNT = "[1, inf)"
@@ -27,30 +27,37 @@ def check_range(name: str, value: Any, interval: str) -> None:
             raise ValueError(f"{name} is {value}; it must be in {interval}")
 
 
-def ranged(default: Any, interval: str) -> Any:
-    """A field of a dataclass whose numbers are in an interval; :func:`check_fields` checks them."""
-    return field(default=default, metadata={"interval": interval})
+def ranged(default: Any, interval: str, ascending: bool = False) -> Any:
+    """A field of :class:`Options` whose numbers are in an interval and, where it says so, in ascending order."""
+    return field(default=default, metadata={"interval": interval, "ascending": ascending})
 
 
 def choice(default: Any, choices: Any) -> Any:
-    """A field of a dataclass that is one of the values of a ``Literal``; :func:`check_fields` checks it."""
+    """A field of :class:`Options` that is one of the values of a ``Literal``, or None."""
     return field(default=default, metadata={"choices": get_args(choices)})
 
 
-def check_fields(options: Any) -> None:
-    """Check the fields of a group of options that were made by :func:`ranged` and :func:`choice`.
+@dataclass(frozen=True)  # or the command line would not take a subclass for a dataclass
+class Options:
+    """Base of the groups of options, which are dataclasses: fields of :func:`ranged` and :func:`choice` are checked."""
 
-    Raises:
-        ValueError: Names the option after its group (``splits.seed``), its value and what it may be.
-    """
-    group = type(options).__name__.lower()
-    for option in fields(options):
-        name, value = f"{group}.{option.name}", getattr(options, option.name)
-        if "interval" in option.metadata:
-            check_range(name, value, option.metadata["interval"])
-        choices = option.metadata.get("choices")
-        if choices and value is not None and value not in choices:
-            raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, choices))}")
+    group: ClassVar[str | None] = None  # what messages call it; the name of its class if not given
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: Names the option after its group (``splits.seed``), its value and what it may be.
+        """
+        for option in fields(self):
+            name = f"{self.group or type(self).__name__.lower()}.{option.name}"
+            value, rule = getattr(self, option.name), option.metadata
+            if "interval" in rule:
+                check_range(name, value, rule["interval"])
+            if rule.get("ascending") and sorted(value) != list(value):
+                raise ValueError(f"{name} is {value}; give the lesser number first")
+            if rule.get("choices") and value is not None and value not in rule["choices"]:
+                raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, rule['choices']))}")
 
 
 class Number:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Characters that move the cursor, break the line or turn text around; joiners, which some languages need, are kept.
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -20,6 +21,24 @@ def one_line(text: object, limit: int | None = None) -> str:
         return line
     tail = (limit - 1) // 3
     return f"{line[: limit - 1 - tail]}…{line[len(line) - tail :]}"
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
+    """Lines of a table with columns two blanks apart, of which ``left`` is flush left and the others are flush right.
+
+    Widths are counted in cells of the terminal: a Chinese letter takes two.
+    """
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        blanks = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
+        cells = [
+            cell + blank if n == left else blank + cell for n, (cell, blank) in enumerate(zip(row, blanks, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _visible(character: str) -> str:

@@ -15,7 +15,9 @@ from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.memory import check_batch, check_training, free_memory, memory_sentence
 from swin_hf.ranges import check_range
 from swin_hf.training import (
+    Augmentation,
     ImageDataModule,
+    JointAugmentation,
     Masking,
     Network,
     Optimization,
@@ -185,3 +187,11 @@ def test_a_batch_that_cannot_be_trained_here_is_refused_before_the_first_step(tm
     with pytest.raises(ValueError, match=r"images of 2048x2048 pixels takes at least \d+\.\d GiB in training and"):
         train(image_size=2048, batch_size=batch, runs=str(tmp_path / "runs"), trainer={"accelerator": "cpu"})
     assert not (tmp_path / "runs").exists()
+
+
+def test_of_two_numbers_the_lesser_comes_first():
+    for make, name in ((Augmentation, "crop_scale"), (Augmentation, "crop_ratio"), (JointAugmentation, "scale")):
+        with pytest.raises(ValueError, match=rf"^augmentation\.{name} is \(1\.0, 0\.5\); give the lesser number first"):
+            make(**{name: (1.0, 0.5)})
+    with pytest.raises(ValueError, match=r"^augmentation\.distort is 2; it must be in \[0, 1\]"):
+        JointAugmentation(distort=2)

@@ -21,6 +21,7 @@ from swin_hf.files import replacing
 from swin_hf.processing import as_rgb
 
 from .data.sampling import ResumableLoader
+from .data.sampling import gathered as gathered
 from .figures import to_pixels
 
 REFRESH_SECONDS = 0.25
@@ -142,15 +143,6 @@ def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
         return np.stack([np.asarray(as_rgb(picture)) / 255 for picture in pixel_values.detach().float().cpu()])
     pictures = as_seen(pixel_values.detach(), datamodule.image_processor()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return np.repeat(pictures, 3, axis=-1) if pictures.shape[-1] == 1 else pictures
-
-
-def gathered(mine: list[Any]) -> list[Any]:
-    """The entries of all processes in the order of their ranks; collective: every process has to call it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    everyone: list[list[Any]] = [[]] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    return [entry for entries in everyone for entry in entries]
 
 
 def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable[[], Figure]) -> None:

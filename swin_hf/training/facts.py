@@ -16,6 +16,7 @@ from swin_hf.files import redact, redact_command
 from swin_hf.hub.facts import FACTS_NAME, DataFacts, SplitFacts, TrainingFacts
 
 from .checkpointing import EMA
+from .data.reading import flat as flat_files
 from .options import flat, plain
 
 LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "torchmetrics", "safetensors")
@@ -24,12 +25,10 @@ LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "t
 def data_facts(datamodule: Any) -> DataFacts:
     """What the card says about the data, from the facts of the data module."""
     facts = datamodule.facts()
-    source, files = facts["dataset"], facts["data_dir"] or facts["data_files"]
-    while isinstance(files, dict | list | tuple):  # of patterns, however they are nested, the first
-        files = next(iter(files.values() if isinstance(files, dict) else files), None)
-    is_hub_id = files is None and source.count("/") == 1 and not Path(source).exists()
-    if files is not None:  # a format, such as parquet: name it after its folder
-        path = Path(files)
+    source, files = facts["dataset"], flat_files(facts["data_dir"] or facts["data_files"])
+    is_hub_id = not files and source.count("/") == 1 and not Path(source).exists()
+    if files:  # a format, such as parquet: name it after its folder
+        path = Path(files[0])
         source = path.parent.name if path.suffix else path.name
     source = source.removeprefix("swin_hf:")
     splits = {name: SplitFacts(n) for name, n in facts["splits"].items()}

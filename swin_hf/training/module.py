@@ -19,6 +19,7 @@ from swin_hf.memory import check_training
 
 from .data import ImageDataModule
 from .data.sampling import seed_rank
+from .network import Network, load_network, new_network, resolve
 from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
 from .options import plain
 
@@ -68,6 +69,34 @@ class SwinModule(LightningModule):
         self.compile_model = compile
         self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.val_images, self.test_images = SumMetric(), SumMetric()  # what the metrics were measured on
+
+    def build(
+        self, preset: str, weights: str | None, network: Network, load: Callable[..., Any] = load_network, **fields: Any
+    ) -> None:
+        """Build :attr:`model`: a new one of a preset, or one that starts from weights.
+
+        Args:
+            preset: Name of a preset, for a new model.
+            weights: Anyone's Swin, see :mod:`swin_hf.loading`; None for a new model.
+            network: What is changed in it.
+            load: What loads the weights: :func:`~swin_hf.training.network.load_network`, or what a task does with it.
+            fields: Fields of its configuration to set, those that are not None.
+
+        Raises:
+            ValueError: If there are no such weights, or they do not fit.
+        """
+        fields, self.starting_point = network.fields(**fields), weights
+        if weights is None:
+            self.model = new_network(self.task, preset, fields, network.backend)
+        else:
+            self.origin = resolve(weights)
+            self.model = load(self.task, self.origin.path, fields, network.backend)
+        if network.gradient_checkpointing:
+            # transformers renamed the method in 5.2x; the old name warns there, the new one is absent before.
+            enable = (
+                getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})  # the variant that works under DDP
 
     @classmethod
     def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:

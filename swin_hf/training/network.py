@@ -1,25 +1,20 @@
 """The network that a task trains: a new one of a preset, or one that starts from any Swin checkpoint."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from transformers import AutoConfig
 
 from swin_hf.families import TASKS, config_of_preset, family_of
 from swin_hf.hub import HubError
 from swin_hf.hub.facts import FACTS_NAME, TrainingFacts
-from swin_hf.hub.weights import check_folder
-from swin_hf.loading import Origin, find_model, is_ours
-from swin_hf.ranges import check_fields, ranged
+from swin_hf.loading import Origin, find_model, load_model, read_foreign_config
+from swin_hf.ranges import Options, ranged
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Options):
     """What is changed in the network of a preset or a checkpoint, and how it computes.
 
     Args:
@@ -37,9 +32,6 @@ class Network:
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def fields(self, **others: Any) -> dict[str, Any]:
         """Fields of the configuration to set: those here, and the others that are not None."""
@@ -64,60 +56,31 @@ def new_network(task: str, preset: str, fields: dict[str, Any], backend: dict[st
     return family_of(config).model_class(task)._from_config(config, **backend)
 
 
-@contextmanager
-def starting_folder(path: str) -> Iterator[Path]:
-    """The folder of a model of this package: the path, or a temporary one that a foreign checkpoint is written to.
-
-    Raises:
-        ValueError: If the files of the folder do not fit each other, or the checkpoint cannot be read.
-    """
-    if is_ours(Path(path)):
-        check_folder(Path(path))
-        yield Path(path)
-        return
-    from swin_hf.checkpoints import load_checkpoint
-
-    with tempfile.TemporaryDirectory() as folder:
-        load_checkpoint(path).save_pretrained(folder)
-        yield Path(folder)
-
-
-def load_network(task: str, folder: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
-    """The network for a task from the folder of a model of ours, of any task; its head is new where none fits.
+def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+    """The network for a task from anyone's Swin of any task on this machine; its head is new where none fits.
 
     ``fields`` of its configuration are set; ``backend`` is :attr:`Network.backend`.
 
     Raises:
-        ValueError: If more than the head is missing or of another size.
+        ValueError: If the checkpoint cannot be read, or more than the head is missing or of another size.
     """
-    stored, wanted = AutoConfig.from_pretrained(folder), fields.get("num_channels")
+    stored, wanted = read_foreign_config(path), fields.get("num_channels")
     if wanted not in (None, stored.num_channels):
         rank_zero_info(
             f"the starting point takes {stored.num_channels} channels: their weights are taken in turn for {wanted}, "
             "scaled so that a picture of equal channels keeps its answer"
         )
-    network, report = (
-        family_of(stored)
-        .model_class(task)
-        .from_pretrained(
-            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **fields, **backend
-        )
-    )
+    options = {"ignore_mismatched_sizes": True, "output_loading_info": True, **fields, **backend}
+    (network, report), _ = load_model(path, task, **options)
     unfit = [str(name[0] if isinstance(name, tuple) else name) for name in report["mismatched_keys"]]
-    missing = [name for name in [*report["missing_keys"], *unfit] if not name.startswith(TASKS[task].head)]
+    new = (*TASKS[task].head, "swin.norm.")  # a backbone has no norm after its last stage
+    missing = [name for name in [*report["missing_keys"], *unfit] if not name.startswith(new)]
     if missing:
         raise ValueError(
             f"the checkpoint does not fit the model: {len(missing)} tensors outside the head are missing or of another "
             f"size ({', '.join(sorted(missing)[:5])}); change only image_size and window_size, or start anew"
         )
     return network
-
-
-def recompute_activations(network: Any) -> None:
-    """Switch gradient checkpointing on, in the variant that works under DDP."""
-    # transformers renamed the method in 5.2x; the old name warns there, the new one is absent before.
-    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def resolve(source: str) -> Origin:

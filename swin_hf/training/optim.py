@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from swin_hf.families import family_of
-from swin_hf.ranges import check_fields, choice, ranged
+from swin_hf.ranges import Options, choice, ranged
 
 Schedule = Literal["cosine", "linear", "constant", "multistep"]
 
 
 @dataclass(frozen=True)
-class Optimization:
+class Optimization(Options):
     """AdamW, its learning rate and the schedule. The defaults are Microsoft's for fine-tuning a classifier.
 
     Args:
@@ -49,9 +49,6 @@ class Optimization:
     min_lr: float = ranged(5e-6, "[0, inf)")
     milestones: list[int] | None = ranged(None, "[0, inf)")
     gamma: float = ranged(0.1, "(0, inf)")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 _STAGE = re.compile(r"\bstages\.(\d+)\.(?:blocks\.(\d+)|downsample)\.")

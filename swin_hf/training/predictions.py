@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swin_hf.files import replacing
 
-from .callbacks import gathered
+from .data.sampling import gathered
 from .run_folder import new_run_folder
 
 NAME = "predictions.csv"

@@ -13,12 +13,12 @@ from short import short
 from torchvision.transforms import v2
 from transformers import SwinConfig, SwinForImageClassification
 
-from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
+from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
 from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
 from swin_hf.training.tasks.classification import Mixing
 from swin_hf.training.tasks.distillation import load_teacher
-from swin_hf.training.tasks.heads import build_classifier
+from swin_hf.training.tasks.heads import load_classifier
 
 # The models that are built here have no names for their classes.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no names for its")
@@ -326,16 +326,25 @@ def test_foreign_checkpoint_is_a_starting_point(tmp_path):
     torch.manual_seed(0)
     theirs = SwinForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = build_classifier("ignored", str(tmp_path), {"num_labels": 4, "drop_path_rate": 0.3}, {}).eval()
+    ours = load_classifier(SwinClassifier.task, tmp_path, {"num_labels": 4, "drop_path_rate": 0.3}, {}).eval()
     assert ours.config.num_labels == 4 and ours.config.drop_path_rate == 0.3
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.swin(images).pooler_output, theirs.swin(images).pooler_output, rtol=1e-4, atol=1e-5)
 
 
+def test_a_backbone_is_a_starting_point_although_it_has_no_last_norm(tmp_path):
+    torch.manual_seed(0)
+    theirs = SwinHFBackbone(SwinHFConfig(image_size=32, window_size=4, out_features=["stage1"], **SMALL))
+    theirs.save_pretrained(tmp_path)
+    ours = SwinClassifier(weights=str(tmp_path), id2label=NAMES).model.state_dict()
+    shared = [name for name in theirs.state_dict() if not name.startswith("hidden_states_norms.")]
+    assert shared and all(torch.equal(ours[name], theirs.state_dict()[name]) for name in shared)
+
+
 def test_checkpoint_that_lacks_more_than_the_head_is_refused(tmp_path):
     make().model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"do(es)? not fit|shape|size"):
-        build_classifier(PRESET, str(tmp_path), {"embed_dim": 32, "num_labels": 4}, {})
+        load_classifier(SwinClassifier.task, tmp_path, {"embed_dim": 32, "num_labels": 4}, {})
 
 
 def test_weights_that_are_not_those_of_the_configuration_are_refused_before_anything_is_built(tmp_path, monkeypatch):

@@ -267,7 +267,7 @@ def test_what_cannot_be_is_refused_in_words(folder, tmp_path, capsys):
     assert files_of(done) == before and (other / "mine.txt").read_text() == "mine" and not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="a stream cannot be prepared"):
         prepare(str(folder), tmp_path / "new", reading=Reading(streaming=True))
-    with pytest.raises(ValueError, match="give 'raise' or 'skip'"):
+    with pytest.raises(ValueError, match="on_error is 'replace'; it must be 'raise' or 'skip'"):
         Shrinking(on_error="replace")
 
 

@@ -160,7 +160,7 @@ def test_columns_of_a_table_are_told_by_type_and_name():
     )
     assert find_columns(features, None, None) == ("image", "annotation")
     assert find_columns(Features({"left": Image(), "right": Image()}), None, "right") == ("left", "right")
-    with pytest.raises(ValueError, match=r"0 columns .* name it with masks.column"):
+    with pytest.raises(ValueError, match=r"no mask column among .* name one with masks.column"):
         find_columns(Features({"image": Image(), "depth": Image()}), None, None)
     with pytest.raises(ValueError, match=r"masks\.column 'x' does not exist"):
         find_columns(features, None, "x")

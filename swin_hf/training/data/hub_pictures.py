@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from datasets import load_dataset_builder
 from datasets.exceptions import DataFilesNotFoundError
-from huggingface_hub import DatasetInfo, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -52,7 +52,8 @@ def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, stre
         return _cached(copy, wanted)
     names = [file.rfilename for file in info.siblings or []]
     pictures = [name for name in names if is_picture(name) and name.startswith(wanted)]
-    if not pictures or _names_files(info) or not _is_imagefolder(dataset, data_dir, info.sha):
+    names_files = info.card_data is not None and info.card_data.get("configs") is not None
+    if not pictures or names_files or not _is_imagefolder(dataset, data_dir, info.sha):
         return None
     if streaming:
         raise ValueError(
@@ -61,10 +62,6 @@ def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, stre
         )
     rank_zero_info(f"{dataset}: a folder of {len(pictures):,} pictures, copied from the Hub")
     return attempt(copy, dataset)
-
-
-def _names_files(info: DatasetInfo) -> bool:
-    return info.card_data is not None and info.card_data.get("configs") is not None
 
 
 def _is_imagefolder(dataset: str, data_dir: str | None, revision: str | None) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,10 +29,9 @@ from transformers import BaseImageProcessor
 from swin_hf.files import redact, replacing
 from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM
-from swin_hf.processing import Preprocessing, UnreadablePictureError, short_side
+from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, short_side
 from swin_hf.ranges import SIDES, check_range
 
-from ..options import plain
 from . import sampling, sources
 from .pictures import Batch, PictureDataset, PictureReader, PictureStream, collate
 from .reading import FORMATS, Reading
@@ -48,8 +48,8 @@ class ImageDataModule(LightningDataModule):
     Without a validation split, a stratified share of the training split is held out; the test split is never used to
     choose anything. Batches are ``{"pixel_values": (B, C, H, W), "labels": (B,)}``.
 
-    A task with other targets has a subclass, which replaces :meth:`find_source`, :meth:`reader`,
-    :meth:`train_transform`, :meth:`eval_transform` and :attr:`collate`.
+    A task with other targets has a subclass, which replaces :attr:`source_class` or :meth:`find_source`,
+    :meth:`reader`, :meth:`train_transform`, :meth:`eval_transform` and :attr:`collate`.
 
     Args:
         dataset: Hub id (a folder of pictures on the Hub is copied first), local folder, a folder written by
@@ -70,6 +70,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     collate = staticmethod(collate)
+    source_class: ClassVar[type[sources.Source]] = sources.Source  # what the labels are
     augmentation: Any  # an Augmentation, or that of a task
     colour_options: ClassVar[dict[str, Any]] = {"auto_augment": None}  # what of it changes colours, and its "off"
     num_channels: Any  # None until the data are loaded, if not given
@@ -211,7 +212,7 @@ class ImageDataModule(LightningDataModule):
     def class_counts(self) -> dict[str, int]:
         """Training pictures of each class; empty for a stream and without a training split."""
         source = self.load()
-        if self.reading.streaming or source.label_column is None or "train" not in self._labels:
+        if source.label_column is None or "train" not in self._labels:
             return {}
         counts = source.counts(self._labels["train"])
         return dict(zip(source.class_names, counts.tolist(), strict=True))
@@ -225,15 +226,22 @@ class ImageDataModule(LightningDataModule):
     @property
     def has_test(self) -> bool:
         """Whether there is a test split with labels."""
-        return "test" in self.load().splits if self.reading.streaming else "test" in self.split_sizes
+        return self._has("test")
+
+    def _has(self, name: str) -> bool:
+        return name in (self.load().splits if self.reading.streaming else self.split_sizes)
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """Number of this process, and of all."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     @property
     def train_size(self) -> int:
         """Number of training pictures in an epoch, before the remainder of the last batch is dropped."""
         if not self.reading.streaming:
             return self.split_sizes.get("train", 0)
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        return self._stream_steps() * self.batch_size * world_size
+        return self._stream_steps() * self.batch_size * self._ranks[1]
 
     @property
     def fingerprint(self) -> str:
@@ -259,13 +267,8 @@ class ImageDataModule(LightningDataModule):
         return -(-batches // accumulate)
 
     def _stream_steps(self) -> int:
-        trainer = self.trainer
-        return sampling.check_stream(
-            num_shards=self.load().num_shards,
-            world_size=trainer.world_size if trainer is not None else 1,
-            num_workers=self._workers(),
-            steps=trainer.limit_train_batches if trainer is not None else None,
-        )
+        steps = self.trainer.limit_train_batches if self.trainer is not None else None
+        return sampling.check_stream(self.load().num_shards, self._ranks[1], self._workers(), steps)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -287,26 +290,18 @@ class ImageDataModule(LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """What a model card should know about the data; plain values, no absolute path."""
-        source = self.load()
-        pixels = plain(self.pixels)
-        resize_mode, crop_pct = pixels.pop("resize_mode"), pixels.pop("crop_pct")
-        evaluation = {"resize_mode": resize_mode} | ({"crop_pct": crop_pct} if resize_mode == "crop" else {})
+        self.load()  # for mean="dataset"
         return {
             **{name: _shareable(getattr(self, name)) for name in ("dataset", "data_files", "data_dir")},
-            **{name: getattr(self.reading, name) for name in ("config_name", "revision", "streaming", "on_error")},
+            **{name: getattr(self.reading, name) for name in ("config_name", "revision")},
             "fingerprint": self.fingerprint,
             "splits": self.split_sizes,
             "held_out": list(self._held_out),
-            "split_seed": self.splits.seed,
-            "class_names": list(source.class_names),
             "class_counts": self.class_counts,
             "image_size": list(self.image_size),
-            "num_channels": self.num_channels,
-            "seed": self.seed,
             "batch_size": self.batch_size,
             "augmentation": self.augmentation.facts(),
-            "evaluation": evaluation,
-            **pixels,
+            "interpolation": self.pixels.interpolation,
             "mean": self.mean,
             "std": self.std,
             "grey_maximum": self.grey_maximum,
@@ -334,7 +329,7 @@ class ImageDataModule(LightningDataModule):
             )
         if self.reading.streaming:
             self._stream_steps()
-        elif self.reading.labelled and not self._announced:
+        if not self._announced:
             self.announce()
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -365,11 +360,12 @@ class ImageDataModule(LightningDataModule):
     def announce(self) -> None:
         """Say what was found."""
         source = self.load()
-        announce_classes(source, {name: source.counts(self._labels[name]) for name in self.split_sizes})
+        if source.label_column is not None and not self.reading.streaming:
+            announce_classes(source, {name: source.counts(self._labels[name]) for name in self.split_sizes})
 
     def find_source(self) -> sources.Source:
         """Load the dataset and find its columns and classes."""
-        return sources.load_source(self.dataset, self.data_files, self.data_dir, self.reading)
+        return sources.load_source(self.dataset, self.data_files, self.data_dir, self.reading, self.source_class)
 
     def train_transform(self) -> Callable[..., Any]:
         """From a decoded training picture to ``(C, H, W)`` of its type, at random."""
@@ -383,9 +379,15 @@ class ImageDataModule(LightningDataModule):
 
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
         """How the rows of a stored split become samples."""
-        white, options = self.grey_maximum or GREY_MAXIMUM, self.pixels
-        return PictureReader(
-            self.load(), split, transform, self.num_channels, options.background, self.reading.on_error, white
+        return PictureReader(self.load(), split, transform, self.decoder(decode_pixels), self.reading.on_error)
+
+    def decoder(self, decode: Callable[..., Any]) -> Callable[..., Any]:
+        """A decoder of :mod:`swin_hf.processing` that knows what the values of a picture mean."""
+        return partial(
+            decode,
+            num_channels=self.num_channels,
+            background=tuple(self.pixels.background),
+            grey_maximum=self.grey_maximum or GREY_MAXIMUM,
         )
 
     # The loaders.
@@ -393,7 +395,6 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training split, from where a restored run stopped."""
         trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         if trainer is not None:
             if self._restored is not None:
                 sampling.check_restored(trainer, self._restored, self._state(), self.batch_size)
@@ -402,7 +403,7 @@ class ImageDataModule(LightningDataModule):
         position = (lambda: sampling.training_position(trainer)) if trainer is not None else None
         if self.reading.streaming:
             return sampling.ResumableLoader(
-                self._stream("train", self.train_transform(), rank, world_size),
+                self._stream("train", self.train_transform(), *self._ranks),
                 position=position,
                 steps=self._stream_steps(),
                 batch_size=self.batch_size,
@@ -410,7 +411,7 @@ class ImageDataModule(LightningDataModule):
             )
         data = self._dataset("train", self.train_transform(), training=True)
         classes = self._labels["train"] if self.splits.balanced_sampling else None
-        sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, rank, world_size, classes)
+        sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, *self._ranks, classes)
         return sampling.ResumableLoader(
             data,
             position=position,
@@ -437,13 +438,8 @@ class ImageDataModule(LightningDataModule):
         """Batches of the test split, or of the validation split if there is none."""
         return self._eval_loader("test" if self._has("test") else "validation", persistent=False)
 
-    def _has(self, name: str) -> bool:
-        return name in (self.load().splits if self.reading.streaming else self.split_sizes)
-
     def _eval_loader(self, name: str, persistent: bool, named: bool = False) -> DataLoader[Any]:
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        transform = self.eval_transform()
+        (rank, world_size), transform = self._ranks, self.eval_transform()
         if self.reading.streaming:
             stream = self._stream(name, transform, rank, world_size, named)
             return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options(persistent=False))
@@ -529,11 +525,7 @@ class ImageDataModule(LightningDataModule):
 
     def share_unreadable(self) -> None:
         """Tell every rank which pictures any of them could not read; all of them call it, at the end of an epoch."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            found: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, self._unreadable)
-            for part in found:
-                self._unreadable |= part
+        self._unreadable = dict(sampling.gathered(list(self._unreadable.items())))
 
     def teardown(self, stage: str) -> None:
         """Say how many pictures could not be read."""
@@ -554,18 +546,15 @@ class ImageDataModule(LightningDataModule):
         return self._state() if self._restored is None else self._restored
 
     def _state(self) -> dict[str, Any]:
-        trainer = self.trainer
-        world_size, accumulate = (
-            (trainer.world_size, trainer.accumulate_grad_batches) if trainer is not None else (1, 1)
-        )
+        global_batch = self.batch_size * self._ranks[1]
         return {
             "fingerprint": self.fingerprint,
             "train_size": self.split_sizes.get("train"),
             "split_seed": self.splits.seed,
             "seed": self.seed,
             "balanced_sampling": self.splits.balanced_sampling,
-            "global_batch": self.batch_size * world_size,
-            "images_per_step": self.batch_size * world_size * accumulate,
+            "global_batch": global_batch,
+            "images_per_step": global_batch * (self.trainer.accumulate_grad_batches if self.trainer is not None else 1),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

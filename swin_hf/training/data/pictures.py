@@ -12,8 +12,7 @@ import torch
 import torch.utils.data
 from datasets import Dataset, IterableDataset
 
-from swin_hf.model.pixels import GREY_MAXIMUM
-from swin_hf.processing import UnreadablePictureError, decode_picture, decode_pixels
+from swin_hf.processing import UnreadablePictureError
 
 from . import sampling, sources
 from .reading import OnError
@@ -33,28 +32,20 @@ class PictureReader:
         source: Where pictures and labels are.
         split: Name of the stored split.
         transform: From a decoded picture to ``(C, H, W)`` of ``uint8``, or float32 of other than 1 or 3 channels.
-        num_channels: How many a picture has.
-        background: Colour behind transparent pixels.
-        on_error: What to do with a picture that cannot be decoded.
-        grey_maximum: Value that is white in grey pictures of 16 bits.
+        decode: From a stored cell, and the ``root`` of relative paths, to a decoded picture.
+        on_error: What to do with a picture that cannot be read.
     """
-
-    takes_tensors = True  # whether :meth:`sample` takes pictures as ``uint8`` ``(C, H, W)``, too
 
     def __init__(
         self,
         source: sources.Source,
         split: str,
         transform: Callable[..., Any],
-        num_channels: int,
-        background: Sequence[int],
+        decode: Callable[..., Any],
         on_error: OnError,
-        grey_maximum: int = GREY_MAXIMUM,
     ) -> None:
         self.image_column, self.root = source.image_column, source.roots.get(split)
-        self.split, self.transform = split, transform
-        self.num_channels, self.background, self.on_error = num_channels, tuple(background), on_error
-        self.grey_maximum = grey_maximum
+        self.split, self.transform, self.decode, self.on_error = split, transform, decode, on_error
 
     def name(self, cells: Mapping[str, Any], row: Any) -> str:
         """What a picture is called: its path, or its row where it has none."""
@@ -69,8 +60,11 @@ class PictureReader:
         """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)``.
 
         Args:
-            picture: What :func:`~swin_hf.processing.decode_pixels` returns.
+            picture: What the decoder returns.
             cells: The stored cells of its row.
+
+        Raises:
+            UnreadablePictureError: If the targets cannot be read.
         """
         return {"pixel_values": self.transform(picture)}
 
@@ -91,10 +85,7 @@ class PictureReader:
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
         try:
-            decode = decode_pixels if self.takes_tensors else decode_picture
-            cell = cells[self.image_column]
-            picture = decode(cell, self.num_channels, self.background, self.root, self.grey_maximum)
-            return self.sample(picture, cells)
+            return self.sample(self.decode(cells[self.image_column], root=self.root), cells)
         except UnreadablePictureError as error:
             message = f"{self.split} row {row}: {error}"
             if self.on_error == "raise":

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -31,21 +31,22 @@ from torch import Tensor
 from swin_hf.files import replacing
 from swin_hf.model.pixels import WHITE
 from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, picture_bytes
-from swin_hf.ranges import SIDES, check_fields, choice, ranged
+from swin_hf.ranges import SIDES, Options, choice, ranged
 
 from .module import ImageDataModule
-from .reading import UNFINISHED, DataFiles, OnError, Reading, find_folder
-from .sources import BOX_NAMES, Source, fingerprint, open_source
+from .reading import UNFINISHED, DataFiles, Reading, find_folder
+from .sources import BOX_NAMES, Source, fingerprint, load_source
 from .values import find_channels, find_white, look_at_pictures
 
 RECORD, FILES = ".prepared.json", "data"
 EMPTY = ".empty"  # files without a row, which ``datasets`` cannot read; they say which pictures were left out
 UNREADABLE = b"swin_hf.unreadable"  # metadata of a file: a JSON list, a sentence for each picture left out
 CHUNK = 64  # pictures that are held in memory at a time as they are stored
+OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
-class Shrinking:
+class Shrinking(Options):
     """How pictures are made smaller.
 
     Args:
@@ -59,11 +60,6 @@ class Shrinking:
     quality: int = ranged(95, "[1, 100]")
     pictures_per_file: int = ranged(2000, "[1, inf)")
     on_error: OnError = choice("raise", OnError)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.on_error == "replace":
-            raise ValueError("on_error is 'replace', which is for training; give 'raise' or 'skip'")
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def prepare(
         raise ValueError("a stream cannot be prepared, for its length is not known; leave reading.streaming out")
     ImageDataModule(dataset, data_files, data_dir, reading=reading)  # refuses what does not go together
     dataset = find_folder(dataset, data_files, data_dir, reading)
-    source = open_source(dataset, data_files, data_dir, reading, Source)
+    source = load_source(dataset, data_files, data_dir, reading, None)
     base = os.path.abspath(os.path.join(dataset if os.path.isdir(dataset) else "", data_dir or ""))
     features = {split: _kept_features(source, split) for split in source.splits}
     parts = list(_parts(source, shrinking.pictures_per_file))
@@ -218,26 +214,20 @@ class _Writer:
 
     def write(self, part: _Part, folder: Path) -> Iterator[int]:
         """Write one file whole, and yield each row that is done."""
-        data: Any = self.source.splits[part.split]
-        cells: list[dict[str, Any]] = []
-        kept: list[int] = []
-        unreadable: list[str] = []
-        pictures = data.select_columns([self.source.image_column])
+        image, cells, unreadable = self.source.image_column, dict[int, dict[str, Any]](), list[str]()
+        pictures: Any = self.source.splits[part.split].select_columns([image])
         with ThreadPoolExecutor(self.threads) as pool:
-            for start in range(part.rows.start, part.rows.stop, CHUNK):
+            for start in part.rows[::CHUNK]:
                 rows = range(start, min(start + CHUNK, part.rows.stop))
-                stored = pictures[rows.start : rows.stop][self.source.image_column]
-                for row, cell in zip(
-                    rows, pool.map(self.cell, itertools.repeat(part.split), rows, stored), strict=True
-                ):
+                done = pool.map(self.cell, itertools.repeat(part.split), rows, pictures[rows.start : rows.stop][image])
+                for row, cell in zip(rows, done, strict=True):
                     if isinstance(cell, UnreadablePictureError):
                         unreadable.append(str(cell))
                     else:
-                        cells.append(cell)
-                        kept.append(row)
+                        cells[row] = cell
                     yield row
-        with replacing(folder / (UNFINISHED if kept else EMPTY) / part.name) as partial:
-            pq.write_table(self.table(part.split, kept, cells, unreadable), partial)
+        with replacing(folder / (UNFINISHED if cells else EMPTY) / part.name) as partial:
+            pq.write_table(self.table(part.split, cells, unreadable), partial)
 
     def cell(self, split: str, row: int, cell: Any) -> dict[str, Any] | UnreadablePictureError:
         """The picture of a row as it is stored; the error where it cannot be read and such pictures are skipped."""
@@ -268,15 +258,15 @@ class _Writer:
         )
         return stream.getvalue()
 
-    def table(self, split: str, rows: list[int], cells: list[dict[str, Any]], unreadable: list[str]) -> pa.Table:
-        """The rows of a file, with their other columns as they are stored."""
+    def table(self, split: str, cells: dict[int, dict[str, Any]], unreadable: list[str]) -> pa.Table:
+        """The rows of a file, of which ``cells`` are the pictures, with their other columns as they are stored."""
         data: Any = self.source.splits[split]
         features, image = self.features[split], self.source.image_column
         schema = features.arrow_schema
-        columns = {image: pa.array(cells, schema.field(image).type)}
+        columns = {image: pa.array(list(cells.values()), schema.field(image).type)}
         others = [name for name in features if name != image]
         if others:
-            stored = data.select_columns(others).with_format("arrow")[rows]
+            stored = data.select_columns(others).with_format("arrow")[list(cells)]
             columns |= {name: stored[name] for name in others}
         said = {UNREADABLE: json.dumps(unreadable)} if unreadable else {}
         table = pa.table({name: columns[name] for name in features}).cast(schema)

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from swin_hf.folders import (
     ARCHIVES,
     SPLIT_NAMES,
-    PictureFolder,
     is_picture_folder,
     list_pictures,
     metadata_files,
@@ -40,11 +39,11 @@ from swin_hf.folders import (
     split_of,
 )
 from swin_hf.processing import PICTURE_SUFFIXES
-from swin_hf.ranges import check_fields, check_range, choice, ranged
+from swin_hf.ranges import Options, check_range, choice, ranged
 
 from ..bundled import find_data_set
 from .hub_pictures import copy_pictures
-from .shards import load_files, shorten, unite
+from .shards import cells_of, load_files, shorten, unite
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
 Split = Dataset | IterableDataset
@@ -52,14 +51,12 @@ Split = Dataset | IterableDataset
 SPLIT_COLUMNS = ("split", "fold", "set")
 UNFINISHED = ".unfinished"  # folder of what swin-hf prepare has not finished
 FORMATS = ("parquet", "webdataset", "csv", "json", "imagefolder", "arrow")
-
-
 HUB_ID = re.compile(r"([\w.-]+/)?[\w.-]+")
 OnError = Literal["raise", "skip", "replace"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Options):
     """How a data set is read, beyond its name and files.
 
     Args:
@@ -86,68 +83,53 @@ class Reading:
     on_error: OnError = choice("raise", OnError)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not isinstance(self.class_names, list):
             check_range("class_names", self.class_names, "[1, inf)")
         elif len(set(self.class_names)) < len(self.class_names):
             raise ValueError(f"class_names {shorten(self.class_names)} names a class twice")
 
 
-@dataclass
-class Raw:
-    """Splits as they were read.
+def read(
+    dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read the splits of a source; the arguments are those of :func:`swin_hf.training.data.sources.load_source`.
 
-    Attributes:
-        splits: Those of ``train``, ``validation`` and ``test`` that there are, in this order.
-        left_out: Files of each class that were found but cannot be used.
+    Returns:
+        Those of ``train``, ``validation`` and ``test`` that there are, in this order; and of each class, the files that
+        were found but cannot be used.
     """
-
-    splits: dict[str, Any]
-    left_out: dict[str, int] = field(default_factory=dict)
-
-
-def read(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> Raw:
-    """Read the splits of a source; the arguments are those of :func:`swin_hf.training.data.sources.load_source`."""
-    content = _read_pictures(dataset, data_files, data_dir, reading.labelled)
-    if content is not None:
-        splits = {name: content.splits[name] for name in SPLIT_NAMES if name in content.splits}
-        return Raw(_streams(splits) if reading.streaming else splits, content.left_out)
-    folder = _picture_folder(dataset, data_files, data_dir)
-    if folder is not None:
-        stored: Mapping[str, list[Any]] = _read_metadata(os.path.abspath(folder), metadata_files(folder))
+    folder = picture_folder(dataset, data_files, data_dir)
+    tables = [] if folder is None else metadata_files(folder)
+    roots = _split_roots(data_files, data_dir) if dataset == "imagefolder" and data_files is not None else {}
+    left_out: dict[str, int] = {}
+    stored: Mapping[str, list[Any]]
+    if roots or (folder is not None and not tables):
+        content = read_splits(roots, reading.labelled) if roots else read_folder(str(folder), reading.labelled)
+        for note in content.notes:
+            rank_zero_warn(note)
+        stored, left_out = {name: [split] for name, split in content.splits.items()}, content.left_out
+    elif folder is not None:
+        stored = _read_metadata(os.path.abspath(folder), tables)
     else:
         stored = _load(dataset, data_files, data_dir, reading)
-    pieces = _name_splits(stored)
-    if reading.streaming and folder is None:  # formats such as json declare their columns by their first rows
-        pieces = {name: [part._resolve_features() for part in parts] for name, parts in pieces.items()}
+    pieces = {  # streams of formats such as json declare their columns by their first rows
+        name: [part._resolve_features() if isinstance(part, IterableDataset) else part for part in parts]
+        for name, parts in _name_splits(stored).items()
+    }
     splits = _split_by_column(unite(pieces), reading.label_column)
-    return Raw(_streams(splits) if reading.streaming and folder is not None else splits)
+    if reading.streaming:
+        splits = {name: s.to_iterable_dataset() if isinstance(s, Dataset) else s for name, s in splits.items()}
+    return splits, left_out
 
 
-def _read_pictures(
-    dataset: str, data_files: DataFiles | None, data_dir: str | None, labelled: bool
-) -> PictureFolder | None:
-    """Read class folders, where that is what the source is."""
-    content = None
-    if dataset == "imagefolder" and data_files is not None:
-        for file in flat(data_files):
-            if file.lower().endswith(ARCHIVES):
-                raise ValueError(f"{file} is an archive, which is not opened; unpack it, and give data_dir")
-        roots = _split_roots(data_files, data_dir)
-        content = read_splits(roots, labelled) if roots else None
-    elif (folder := _picture_folder(dataset, data_files, data_dir)) is not None and not metadata_files(folder):
-        content = read_folder(folder, labelled)
-    for note in content.notes if content is not None else ():
-        rank_zero_warn(note)
-    return content
-
-
-def _picture_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
+def picture_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
     """The folder of pictures that a source is; None for any other source."""
-    folder = (data_dir or ".") if dataset == "imagefolder" else os.path.join(dataset, data_dir or "")
-    if (dataset in FORMATS and dataset != "imagefolder") or data_files is not None or not os.path.isdir(folder):
+    if data_files is not None or (dataset in FORMATS and dataset != "imagefolder"):
         return None
-    return folder if dataset == "imagefolder" or is_picture_folder(folder) else None
+    folder = (data_dir or ".") if dataset == "imagefolder" else os.path.join(dataset, data_dir or "")
+    is_one = os.path.isdir(folder) and (dataset == "imagefolder" or is_picture_folder(folder))
+    return folder if is_one else None
 
 
 def _read_metadata(root: str, files: Sequence[str]) -> dict[str, list[Any]]:
@@ -163,7 +145,7 @@ def _read_metadata(root: str, files: Sequence[str]) -> dict[str, list[Any]]:
             raise ValueError(
                 f"{file} has the columns {', '.join(table.features)}; it must name the pictures in a column file_name"
             )
-        names = [os.path.join(os.path.dirname(file), name) for name in table[:]["file_name"]]
+        names = [os.path.join(os.path.dirname(file), name) for name in cells_of(table, "file_name")]
         paths = [os.path.normpath(name) for name in names]
         cells = [{"bytes": None, "path": path} for path in paths]
         table = table.remove_columns("file_name").add_column("image", cells, feature=Image(decode=False))
@@ -198,7 +180,7 @@ def _split_by_column(splits: dict[str, Any], label_column: str | list[str] | Non
             " each split in data_files, or do not stream"
         )
         return splits
-    cells = data.select_columns([column])[:][column]
+    cells = cells_of(data, column)
     if isinstance(feature, ClassLabel):
         cells = [None if cell is None else feature.names[cell] for cell in cells]
     found = np.array([split_of(cell) if isinstance(cell, str) else None for cell in cells])
@@ -220,21 +202,16 @@ def _split_by_column(splits: dict[str, Any], label_column: str | list[str] | Non
 
 def _split_roots(data_files: DataFiles, data_dir: str | None) -> dict[str, str]:
     """Folder of each split where ``data_files`` names whole folders: ``{train: FOLDER}``, or ``FOLDER/**``."""
-    named = data_files if isinstance(data_files, Mapping) else {"train": data_files}
+    for file in flat(data_files):
+        if file.lower().endswith(ARCHIVES):
+            raise ValueError(f"{file} is an archive, which is not opened; unpack it, and give data_dir")
     roots: dict[str, str] = {}
-    for name, files in named.items():
-        patterns = flat(files)
-        if len(patterns) != 1 or (split := split_of(name)) is None:
-            return {}
-        root = os.path.join(data_dir or "", patterns[0].rstrip("/*"))
-        if not os.path.isdir(root):
+    for name, patterns in _by_split(data_files).items():
+        root = os.path.join(data_dir or "", patterns[0].rstrip("/*")) if len(patterns) == 1 else ""
+        if (split := split_of(name)) is None or not os.path.isdir(root):
             return {}
         roots[split] = root
     return roots
-
-
-def _streams(splits: Mapping[str, Dataset]) -> dict[str, IterableDataset]:
-    return {name: split.to_iterable_dataset() for name, split in splits.items()}
 
 
 def _load(
@@ -245,8 +222,8 @@ def _load(
     folder = Path(data_dir if dataset == "arrow" and data_dir else dataset)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         stored = load_from_disk(str(folder))
-        stored = stored if isinstance(stored, DatasetDict) else DatasetDict({"train": stored})
-        return {name: [split] for name, split in (_streams(stored) if streaming else stored).items()}
+        splits = stored if isinstance(stored, DatasetDict) else {"train": stored}
+        return {name: [split] for name, split in splits.items()}
     options: dict[str, Any] = {"data_files": data_files, "data_dir": data_dir, "revision": reading.revision}
     try:
         if dataset in FORMATS or os.path.isdir(dataset):
@@ -274,11 +251,9 @@ def _literal(data_files: DataFiles | None, data_dir: str | None) -> dict[str, An
     def escape(file: str) -> str:
         return glob.escape(file) if os.path.exists(os.path.join(data_dir or "", file)) else file
 
-    files: Any = data_files
-    if isinstance(data_files, Mapping):
-        files = {split: [escape(file) for file in flat(some)] for split, some in data_files.items()}
-    elif data_files is not None:
-        files = [escape(file) for file in flat(data_files)]
+    files = None
+    if data_files is not None:
+        files = {split: [escape(file) for file in some] for split, some in _by_split(data_files).items()}
     folder = glob.escape(data_dir) if data_dir is not None and "://" not in data_dir else data_dir
     return {"data_files": files, "data_dir": folder}
 
@@ -335,11 +310,13 @@ def _check_files(data_files: DataFiles | None, data_dir: str | None, start: str)
 
 
 def flat(data_files: DataFiles | None) -> list[str]:
-    """Return the patterns of ``data_files`` in one list."""
-    if data_files is None:
-        return []
-    if isinstance(data_files, str):
-        return [data_files]
+    """The patterns of ``data_files`` in one list."""
     if isinstance(data_files, Mapping):
         return [file for files in data_files.values() for file in flat(files)]
-    return list(data_files)
+    return [data_files] if isinstance(data_files, str) else list(data_files or ())
+
+
+def _by_split(data_files: DataFiles) -> dict[str, list[str]]:
+    """The patterns of each split; those of no split are of ``train``."""
+    named = data_files if isinstance(data_files, Mapping) else {"train": data_files}
+    return {split: flat(files) for split, files in named.items()}

@@ -73,6 +73,15 @@ def rewind_to_optimizer_step(trainer: Trainer) -> None:
         tracker.ready = tracker.started = tracker.processed = tracker.completed = settled
 
 
+def gathered(mine: list[Any]) -> list[Any]:
+    """The entries of all processes in the order of their ranks; collective: every process has to call it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    everyone: list[list[Any]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return [entry for entries in everyone for entry in entries]
+
+
 def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
     """Return the number of training batches per epoch and rank; data smaller than one global batch give one.
 
@@ -143,17 +152,13 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         self.start = 0  # samples of this rank to leave out: they were trained on before the interruption
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        seed, epoch = derive_seed(self.seed, "order", self.epoch), self.epoch
-        share = slice(self.rank, self.total_size, self.num_replicas)
+        seed, epoch, order = derive_seed(self.seed, "order", self.epoch), self.epoch, tuple[Any, ...]()
         if self.classes is not None:
-            rows, draws = (
-                part[share][self.start :] for part in balanced_order(self.classes, np.random.default_rng(seed))
-            )
-            return ((epoch, row, draw) for row, draw in zip(rows.tolist(), draws.tolist(), strict=True))
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
-        mine = order[share]
-        return ((epoch, row) for row in mine[self.start :].tolist())
+            order = balanced_order(self.classes, np.random.default_rng(seed))
+        else:
+            order = (torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed)),)  # type: ignore[arg-type]
+        mine = (part[self.rank : self.total_size : self.num_replicas][self.start :].tolist() for part in order)
+        return ((epoch, *key) for key in zip(*mine, strict=True))
 
 
 class ResumableLoader(DataLoader[Any]):

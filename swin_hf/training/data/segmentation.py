@@ -5,7 +5,6 @@ never resampled with anything but nearest.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,24 +20,24 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from swin_hf.folders import SPLIT_NAMES, is_picture_folder, list_pictures, split_of
-from swin_hf.model.pixels import GREY_MAXIMUM
+from swin_hf.folders import SPLIT_NAMES, list_pictures, split_of
 from swin_hf.processing import (
     Interpolation,
     Preprocessing,
     UnreadablePictureError,
+    decode_picture,
     open_picture,
     resampling_of,
     to_tensor,
 )
-from swin_hf.ranges import check_fields, check_range, ranged
+from swin_hf.ranges import Options, check_range, ranged
 
 from ..options import plain
 from .module import ImageDataModule
 from .pictures import Batch, PictureReader
-from .reading import FORMATS, Reading, find_folder, read
+from .reading import Reading, find_folder, picture_folder, read
 from .shards import shorten
-from .sources import IMAGE_NAMES, Source, describe, find_roots, is_text
+from .sources import IMAGE_NAMES, UNLABELLED, Source, find_column, find_roots, is_text
 from .splits import Splits
 from .transforms import Pixels
 
@@ -50,7 +49,7 @@ CROPS = 10  # drawn while one class fills too much of them
 
 
 @dataclass(frozen=True)
-class Masks:
+class Masks(Options):
     """What the values of a mask mean.
 
     Args:
@@ -67,7 +66,7 @@ class Masks:
     class_names: list[str] | int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not isinstance(self.class_names, list):
             check_range("masks.class_names", self.class_names, "[1, 65535]")
         elif len(set(self.class_names)) < len(self.class_names):
@@ -75,7 +74,7 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class JointAugmentation:
+class JointAugmentation(Options):
     """How a training picture and its mask are changed at random; the defaults are OpenMMLab's for ADE20K.
 
     Args:
@@ -85,16 +84,12 @@ class JointAugmentation:
         distort: Probability of each change of brightness, contrast, saturation and hue, of pictures of 3 channels.
     """
 
-    scale: tuple[float, float] = ranged((0.5, 2.0), "(0, 16]")
+    scale: tuple[float, float] = ranged((0.5, 2.0), "(0, 16]", ascending=True)
     largest_class: float = ranged(0.75, "(0, 1]")
     hflip: float = ranged(0.5, "[0, 1]")
     distort: float = ranged(0.5, "[0, 1]")
     erasing: ClassVar[float] = 0.0  # nothing of a picture is erased
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"augmentation.scale is {self.scale}; give the lesser number first")
+    group: ClassVar[str] = "augmentation"
 
     def facts(self) -> dict[str, Any]:
         """What a card says of it."""
@@ -147,31 +142,28 @@ class SegmentationDataModule(ImageDataModule):
         )  # fmt: skip
         self.masks, self.augmentation = masks, augmentation
         self.mask_column = ""
-        self.order: list[int] | None = None  # the model's number of each class, where it has another
 
     def find_source(self) -> Source:
         """Read pairs of pictures and masks, and the names of the classes; ValueError if they cannot be found."""
         dataset = find_folder(self.dataset, self.data_files, self.data_dir, self.reading)
-        folder = self.data_dir if dataset in FORMATS else os.path.join(dataset, self.data_dir or "")
-        is_folder = dataset not in FORMATS or dataset == "imagefolder"
-        pairs = read_pairs(folder) if is_folder and folder is not None and self.data_files is None else None
-        if pairs is None and is_folder and folder is not None and Path(folder).is_dir() and is_picture_folder(folder):
+        folder = picture_folder(dataset, self.data_files, self.data_dir)
+        if folder is None:
+            splits, _ = read(dataset, self.data_files, self.data_dir, self.reading)
+        elif not (splits := read_pairs(folder)):
             raise ValueError(
                 f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, "
                 "under the same names, in it or in a folder for each split (train/, val/, test/)"
             )
-        if pairs is not None and self.reading.streaming:
-            pairs = {name: pair.to_iterable_dataset() for name, pair in pairs.items()}
-        splits = pairs or read(dataset, self.data_files, self.data_dir, self.reading).splits
-        splits = {name: splits[name] for name in SPLIT_NAMES if name in splits}
+        if folder is not None and self.reading.streaming:
+            splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
         features = next(iter(splits.values())).features
         image, self.mask_column = find_columns(features, self.reading.image_column, self.masks.column)
         splits = {
             name: split.cast_column(image, Image(decode=False)).cast_column(self.mask_column, Image(decode=False))
             for name, split in splits.items()
         }
-        source = Source(splits, image, None, [])
-        if pairs is None:  # whose paths start from the working directory
+        source = Source(splits, image)
+        if folder is None:  # whose paths start from the working directory
             find_roots(source, dataset, self.data_files, self.data_dir)
         names = self.masks.class_names
         if isinstance(names, int):
@@ -184,26 +176,16 @@ class SegmentationDataModule(ImageDataModule):
         """The short side is brought to that of ``image_size``; nothing is cut off."""
         return replace(super().preprocessing, short_side=min(self.image_size), crop=False)
 
-    def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
-        """Number the classes as a model does that is measured on these data."""
-        self.load().class_names = list(names)
-        self.order = list(order)
-
-    def setup(self, stage: str) -> None:
-        """Prepare a stage, and say once what was found."""
-        super().setup(stage)
-        if stage == "fit" and not self._announced:
-            names = self.load().class_names
-            sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
-            rank_zero_info(f"{len(names)} classes: {shorten(names)}\npictures with a mask: {sizes}")
-            self._announced = True
+    def announce(self) -> None:
+        """Say what was found."""
+        names = self.load().class_names
+        sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
+        rank_zero_info(f"{len(names)} classes: {shorten(names)}\npictures with a mask: {sizes}")
 
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
         """How a picture and its mask become a sample."""
-        return PairReader(
-            self.load(), split, transform, self.num_channels, self.pixels.background, self.reading.on_error,
-            self.grey_maximum or GREY_MAXIMUM, column=self.mask_column, masks=self.masks, order=self.order,
-        )  # fmt: skip
+        decode, on_error = self.decoder(decode_picture), self.reading.on_error
+        return PairReader(self.load(), split, transform, decode, on_error, column=self.mask_column, masks=self.masks)
 
     def train_transform(self) -> Callable[..., Any]:
         """Resize, crop, flip and distort both at random."""
@@ -222,10 +204,6 @@ class SegmentationDataModule(ImageDataModule):
         """Label of pixels without a class."""
         return self.masks.ignore_index
 
-    def facts(self) -> dict[str, Any]:
-        """What a model card says of the data; plain values, no absolute path."""
-        return super().facts() | {"evaluation": {"resize_mode": "short side, no crop"}}
-
 
 class PairReader(PictureReader):
     """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too.
@@ -234,15 +212,14 @@ class PairReader(PictureReader):
         *args: As of :class:`PictureReader`.
         column: Column of the masks.
         masks: What their values mean.
-        order: The model's number of each class; ``None`` where it is that of the data.
     """
 
-    takes_tensors = False
-
-    def __init__(self, *args: Any, column: str, masks: Masks, order: Sequence[int] | None) -> None:
-        super().__init__(*args)
-        self.column, self.masks, self.order = column, masks, order
-        self.num_classes = len(args[0].class_names if order is None else order)
+    def __init__(self, source: Source, *args: Any, column: str, masks: Masks) -> None:
+        super().__init__(source, *args)
+        self.column, self.masks = column, masks
+        numbers = source.encode or {}  # those of a model that is measured
+        self.order = [numbers[number] for number in sorted(numbers) if number != UNLABELLED]
+        self.num_classes = len(self.order or source.class_names)
 
     @property
     def columns(self) -> list[str]:
@@ -259,7 +236,7 @@ class PairReader(PictureReader):
                 f"{name} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}; a mask has "
                 "the size of its picture"
             )
-        if self.order is not None:
+        if self.order:
             table = torch.arange(max(self.masks.ignore_index, self.num_classes) + 1)
             table[: len(self.order)] = torch.tensor(self.order)
             labels = table[labels]
@@ -368,37 +345,39 @@ def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
 
 def find_columns(features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
     """Names of the columns of pictures and of masks: those that are asked for, else by type and name."""
-    pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
-    pictures = pictures or [name for name, feature in features.items() if is_text(feature)]  # a table of paths
-    for option, wanted in (("reading.image_column", image), ("masks.column", mask)):
-        if wanted is not None and wanted not in features:
-            raise ValueError(f"{option} {wanted!r} does not exist; the columns are {describe(features)}")
-    masks = [mask] if mask is not None else [name for name in MASK_NAMES if name in pictures]
-    images = [name for name in pictures if name not in masks]
-    if image is not None:
-        images = [image]
-    elif len(images) > 1:
-        images = [name for name in images if name in IMAGE_NAMES]
-    for option, found in (("reading.image_column", images), ("masks.column", masks)):
-        if len(found) != 1:
-            raise ValueError(
-                f"{len(found)} columns among {describe(features)} may be the one wanted; name it with {option}"
-            )
-    return images[0], masks[0]
+
+    def is_mask(name: str, feature: Any) -> bool:
+        return name in MASK_NAMES and isinstance(feature, Image)
+
+    def is_picture(name: str, feature: Any) -> bool:
+        return name != mask and isinstance(feature, Image)
+
+    mask = find_column(
+        features,
+        "mask column",
+        "masks.column",
+        mask,
+        is_mask,
+        lambda name, feature: name in MASK_NAMES and is_text(feature),
+    )
+    image = find_column(
+        features, "image column", "reading.image_column", image, is_picture,
+        lambda name, feature: name != mask and is_text(feature),  # a table with the paths of pictures
+        usual=IMAGE_NAMES,
+    )  # fmt: skip
+    return image, mask
 
 
-def read_pairs(folder: str) -> dict[str, Dataset] | None:
+def read_pairs(folder: str) -> dict[str, Dataset]:
     """Read pictures and masks that belong together by their file names; each needs the other.
 
     Args:
         folder: ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
 
     Returns:
-        A data set of two columns, ``image`` and ``mask``, for each split; ``None`` where there are no such folders.
+        A data set of two columns, ``image`` and ``mask``, for each split; nothing where there are no such folders.
     """
     root = Path(folder)
-    if not root.is_dir():
-        return None
     roots = {split: _pair_of(path) for path in sorted(root.iterdir()) if (split := split_of(path.name))}
     found = {split: pair for split, pair in roots.items() if pair is not None}
     if found and (others := sorted(roots.keys() - found.keys())):
@@ -409,7 +388,7 @@ def read_pairs(folder: str) -> dict[str, Dataset] | None:
     if not found and (pair := _pair_of(root)) is not None:
         inner = {split: path for path in sorted(pair[0].iterdir()) if path.is_dir() and (split := split_of(path.name))}
         found = {split: (path, pair[1] / path.name) for split, path in inner.items()} or {"train": pair}
-    return {split: _read_pair(*pair) for split, pair in found.items()} or None
+    return {split: _read_pair(*found[split]) for split in SPLIT_NAMES if split in found}
 
 
 def _pair_of(folder: Path) -> tuple[Path, Path] | None:
@@ -442,8 +421,7 @@ def _by_name(folder: Path) -> dict[str, str]:
         rank_zero_warn(note)
     names: dict[str, str] = {}
     for path in paths:
-        name = Path(path).relative_to(folder.absolute() if Path(path).is_absolute() else folder)
-        other = names.setdefault(name.with_suffix("").as_posix(), path)
+        other = names.setdefault(Path(path).relative_to(folder).with_suffix("").as_posix(), path)
         if other != path:
             raise ValueError(f"{other} and {path} have one name; a picture and its mask are found by it")
     return dict(sorted(names.items()))

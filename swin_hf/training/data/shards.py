@@ -186,8 +186,7 @@ def _renumber(part: Any, column: str, names: Sequence[str]) -> Any:
     ids |= {None: None, -1: -1}  # rows without a label
     target = ClassLabel(names=list(names))
     if isinstance(part, Dataset):
-        cells = part.select_columns([column])[:][column]
-        new = [ids[cell.strip() if isinstance(cell, str) else cell] for cell in cells]
+        new = [ids[cell.strip() if isinstance(cell, str) else cell] for cell in cells_of(part, column)]
         return part.remove_columns(column).add_column(column, new, feature=target).select_columns(part.column_names)
     features = {name: Image(decode=False) if isinstance(kind, Image) else kind for name, kind in part.features.items()}
     stored = part.cast(Features(features))  # pictures pass through as they are
@@ -197,6 +196,11 @@ def _renumber(part: Any, column: str, names: Sequence[str]) -> Any:
 
 def _renumber_row(row: dict[str, Any], column: str, ids: Mapping[Any, int | None]) -> dict[str, Any]:
     return {column: ids[row[column]]}
+
+
+def cells_of(data: Any, column: str) -> list[Any]:
+    """The stored cells of one column of a map-style data set."""
+    return list(data.select_columns([column])[:][column])
 
 
 def _listed(names: Sequence[str]) -> str:

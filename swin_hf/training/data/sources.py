@@ -9,33 +9,25 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    Features,
-    Image,
-    IterableDataset,
-    LargeList,
-    List,
-    Value,
-)
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
 from swin_hf.folders import SPLIT_NAMES
 
 from .reading import FORMATS, DataFiles, Reading, find_folder, flat, read
-from .shards import shorten
+from .shards import cells_of, shorten
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
 BOX_NAMES = ("bbox", "bboxes", "boxes", "objects")
 IMAGE_NAMES = ("image", "img", "picture", "path", "file", "filename", "file_name", "image_path")
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Targets = np.ndarray[Any, Any]  # of each row: a class id, or a row of numbers
+Kind = Callable[[str, Any], bool]  # whether a name and a feature are those of a kind of column
 UNLABELLED = -1  # the Hub's convention for a test split whose labels are kept secret
 
 
@@ -50,17 +42,15 @@ class Source:
         class_names: Name of each class id, in order; empty without labels.
         encode: From a stored label to its class id where they differ (labels that were text or arbitrary integers).
         roots: Folder that relative image paths of a split start from, where there is one.
-        num_shards: Shards of the training stream; 1 unless streaming.
         left_out: Files of each class that were found but cannot be used.
     """
 
     splits: dict[str, Dataset | IterableDataset]
     image_column: str
-    label_column: str | None
-    class_names: list[str]
+    label_column: str | None = None
+    class_names: list[str] = field(default_factory=list)
     encode: dict[Any, int] | None = None
     roots: dict[str, str | None] = field(default_factory=dict)
-    num_shards: int = 1
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -68,7 +58,45 @@ class Source:
         """The split whose columns and classes are those of the data: ``train``, or the first that there is."""
         return next(iter(self.splits))
 
+    @property
+    def features(self) -> Features:
+        """The columns of the data."""
+        return self.splits[self.reference].features
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the training stream."""
+        return int(self.splits[self.reference].num_shards)
+
     # What other kinds of labels replace, in :mod:`swin_hf.training.data.targets`.
+
+    def find_labels(self, reading: Reading, dataset: str) -> None:
+        """Find the column of the labels and the classes.
+
+        Raises:
+            ValueError: If they are missing, ambiguous, or of another kind.
+        """
+        wanted = reading.label_column
+        if isinstance(wanted, list):
+            raise ValueError(
+                f"label_column names {len(wanted)} columns, and a class for each picture is one; several are learned"
+                " with --task multi-label-classification (0 or 1 for each class) or image-regression (numbers)"
+            )
+        in_place = ", or give data_dir, a folder of one folder for each class, in place of data_files"
+        self.label_column = find_column(
+            self.features, "label column", "label_column", wanted,
+            lambda _, feature: isinstance(feature, ClassLabel),
+            lambda name, feature: name in LABEL_NAMES and is_label(feature),
+            # Of another type, which name_classes refuses.
+            lambda name, feature: name in (*LABEL_NAMES, *BOX_NAMES) and type(feature) is not Image,
+            usual=LABEL_NAMES, more=in_place if dataset == "imagefolder" else "",
+        )  # fmt: skip
+        self.name_classes(self.features[self.label_column], reading)
+        if len(self.class_names) < 2 and "train" in self.splits:
+            raise ValueError(
+                f"label column {self.label_column!r} has a single class, {self.class_names}; a classifier needs two"
+                " (of a folder of pictures, give the one whose folders are the classes)"
+            )
 
     @property
     def label_columns(self) -> list[str]:
@@ -77,22 +105,26 @@ class Source:
 
     def values(self) -> Iterable[Any]:
         """The stored labels of the reference split."""
-        cells: Iterable[Any] = self.splits[self.reference].select_columns([self.label_column])[:][self.label_column]
-        return cells
+        return cells_of(self.splits[self.reference], str(self.label_column))
 
     def target(self, cells: Mapping[str, Any]) -> Any:
         """What is learned of a row."""
         return self.class_id(cells[str(self.label_column)])
 
     def labels(self, split: str) -> Targets:
-        """Class id of every row of a map-style split; :data:`UNLABELLED` where there is none."""
-        cells = self.splits[split].select_columns([self.label_column])[:][self.label_column]
-        return np.array([self.class_id(cell) for cell in cells], dtype=np.int64)
+        """Class id of every row of a map-style split; :data:`UNLABELLED` where there is none.
 
-    def labelled(self, labels: Targets) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which of the rows have a label."""
-        known: np.ndarray[Any, np.dtype[np.bool_]] = labels != UNLABELLED
-        return known
+        Raises:
+            ValueError: If a number is not that of a class.
+        """
+        cells = cells_of(self.splits[split], str(self.label_column))
+        labels = np.array([self.class_id(cell) for cell in cells], dtype=np.int64)
+        self.counts(labels)
+        return labels
+
+    def labelled(self, labels: Targets) -> Targets:
+        """Which of the rows have a label, booleans."""
+        return np.asarray(labels != UNLABELLED)
 
     def strata(self, labels: Targets) -> Integers:
         """A number for each labelled row; rows of one number are held out in proportion."""
@@ -105,14 +137,6 @@ class Source:
     def reorder(self, labels: Targets, order: Sequence[int]) -> Targets:
         """Labelled rows with the classes numbered as :meth:`renumber` has been told."""
         return np.asarray(order)[labels]
-
-    def check(self, labels: Targets) -> None:
-        """Refuse rows that cannot be learned.
-
-        Raises:
-            ValueError: If a number is not that of a class.
-        """
-        self.counts(labels)
 
     def check_training(self, labels: Targets) -> None:
         """Refuse training rows that teach nothing.
@@ -155,8 +179,56 @@ class Source:
         self.encode = {cell: order[number] if number != UNLABELLED else number for cell, number in encode.items()}
         self.class_names = list(names)
 
+    def name_classes(self, feature: Any, reading: Reading) -> None:
+        """Find the classes of the label column, and the class id of each value that it holds.
 
-AnySource = TypeVar("AnySource", bound=Source)
+        Args:
+            feature: That of a label.
+            reading: Whether the values cannot be looked at, and the classes where the user named them.
+
+        Raises:
+            ValueError: If the values are not labels, or contradict the names.
+        """
+        column, names = self.label_column, reading.class_names
+        declared = [str(n) for n in range(names)] if isinstance(names, int) else list(names or [])
+        if isinstance(feature, ClassLabel):
+            self.class_names = list(feature.names)
+            if names is not None and declared != self.class_names:
+                raise ValueError(
+                    f"class_names says {shorten(declared)}, but label column {column!r} declares"
+                    f" {shorten(self.class_names)}; leave class_names out"
+                )
+        elif not is_label(feature):
+            gap = "" if reading.streaming or not is_fraction(feature) else self._gap()
+            raise ValueError(
+                f"label column {column!r} is of type {kind(feature)}{gap}; class labels are a ClassLabel, text,"
+                f" integers or true and false; {remedy(feature, str(column))}"
+            )
+        elif names is not None:
+            numbers = range(len(declared))
+            values = declared if is_text(feature) else [False, True] if feature.dtype == "bool" else numbers
+            self.encode = dict(zip(values, numbers, strict=False)) | {UNLABELLED: UNLABELLED}
+            if is_text(feature) and not any(name.isdecimal() for name in declared):  # the number of a class in a table
+                self.encode |= {str(number): number for number in numbers}
+            self.class_names = declared
+        elif reading.streaming:
+            raise ValueError(
+                f"label column {column!r} holds {kind(feature)} values, and a stream does not tell which"
+                " classes will come; say it with class_names (their names, or their number), or do not stream"
+            )
+        else:
+            known = natural_order(set(map(_bare, self.values())) - {None, UNLABELLED})
+            self.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
+            self.class_names = [str(value) for value in known]
+
+    def _gap(self) -> str:
+        """Where a column of whole numbers has no value: tables hold such a column as fractions."""
+        cells = np.array(self.values(), dtype=np.float64)
+        missing = np.flatnonzero(np.isnan(cells))
+        if len(missing) == 0 or np.any(cells[~np.isnan(cells)] % 1):
+            return ""
+        row = f"row {missing[0]} of {self.reference!r}"
+        return f", because {row} has no value (write {UNLABELLED} for a picture without a label)"
 
 
 def load_source(
@@ -164,8 +236,9 @@ def load_source(
     data_files: DataFiles | None = None,
     data_dir: str | None = None,
     reading: Reading = Reading(),
+    source_class: type[Source] | None = Source,
 ) -> Source:
-    """Load a dataset and find its pictures and labels, a class for each picture.
+    """Load a dataset and find its pictures and labels.
 
     Args:
         dataset: Hub id, local folder, a folder written by ``save_to_disk``, or a format: ``imagefolder``, ``parquet``,
@@ -174,78 +247,40 @@ def load_source(
             pictures start from the folder of the split's files.
         data_dir: Folder of the format; ``data_files`` and the paths of pictures are relative to it.
         reading: How it is read.
+        source_class: What the labels are; a class for each picture if not given. None finds only the pictures.
 
     Raises:
         FileNotFoundError: If a local file or folder is missing.
         ValueError: If columns, labels or splits are missing, ambiguous or contradictory.
     """
-    source = open_source(dataset, data_files, data_dir, reading, Source)
-    if reading.labelled:
-        features, streaming = source.splits[source.reference].features, reading.streaming
-        source.label_column = _find_label(features, reading.label_column, dataset)
-        feature = features[source.label_column]
-        name_classes(source, feature, streaming, reading.class_names)
-        if len(source.class_names) < 2 and "train" in source.splits:
-            raise ValueError(
-                f"label column {source.label_column!r} has a single class, {source.class_names}; a classifier needs two"
-                " (of a folder of pictures, give the one whose folders are the classes)"
-            )
-        check_columns(source)
-    return source
-
-
-def open_source(
-    dataset: str,
-    data_files: DataFiles | None,
-    data_dir: str | None,
-    reading: Reading,
-    kind: type[AnySource],
-) -> AnySource:
-    """Load a dataset and find its pictures, not yet its labels.
-
-    Args:
-        dataset: See :func:`load_source`, also for the next three.
-        data_files: See there.
-        data_dir: See there.
-        reading: How it is read.
-        kind: What its labels are.
-    """
-    dataset = find_folder(dataset, data_files, data_dir, reading)
-    raw = read(dataset, data_files, data_dir, reading)
-    splits = raw.splits
-    reference = next(iter(splits))  # the training split where there is one
-    features = splits[reference].features
-    image = _find_image(features, reading.image_column)
+    folder = find_folder(dataset, data_files, data_dir, reading)
+    splits, left_out = read(folder, data_files, data_dir, reading)
+    image = find_column(
+        next(iter(splits.values())).features, "image column", "image_column", reading.image_column,
+        lambda _, feature: isinstance(feature, Image),
+        lambda name, feature: name in IMAGE_NAMES and is_text(feature),  # a table with the paths of pictures
+    )  # fmt: skip
     splits = {name: split.cast_column(image, Image(decode=False)) for name, split in splits.items()}
-    source = kind(splits, image, None, class_names=[], left_out=raw.left_out)
-    find_roots(source, dataset, data_files, data_dir)
+    source = (source_class or Source)(splits, image, left_out=left_out)
+    find_roots(source, folder, data_files, data_dir)
+    if source_class is not None and (reading.labelled or source_class is not Source):
+        source.find_labels(reading, dataset)
+    for name, split in splits.items():
+        for column in source.label_columns:
+            if column not in split.features:
+                raise ValueError(f"split {name!r} has no column {column!r}; its columns are {describe(split.features)}")
     return source
 
 
 def find_roots(source: Source, dataset: str, data_files: DataFiles | None, data_dir: str | None) -> None:
-    """Find the shards of a source that was read and the folders that its paths start from; refuse an empty split."""
-    train = source.splits[source.reference]
-    if isinstance(train, IterableDataset):
-        source.num_shards = train.num_shards
+    """Find the folders that the paths of a source which was read start from; refuse an empty split."""
     for name, split in source.splits.items():
         if isinstance(split, Dataset) and len(split) == 0:
-            columns = list(split.features)
+            columns = list(source.features)
             raise ValueError(f"split {name!r} of {dataset!r} is empty: it has columns {columns} and no row")
     if data_dir is not None and os.path.isdir(dataset) and dataset not in FORMATS:
         data_dir = os.path.join(dataset, data_dir)
     source.roots = {name: _root(source, name, data_files, data_dir) for name in source.splits}
-
-
-def check_columns(source: Source) -> None:
-    """Refuse a split without the labels of the others.
-
-    Raises:
-        ValueError: Names the column.
-    """
-    for name, split in source.splits.items():
-        for column in source.label_columns:
-            if column not in split.features:
-                raise ValueError(f"split {name!r} has no column {column!r}; its columns are {describe(split.features)}")
 
 
 def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
@@ -275,62 +310,44 @@ def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: st
     return None
 
 
-def _find_image(features: Features, wanted: str | None) -> str:
-    if wanted is not None:
-        if wanted not in features:
-            raise ValueError(f"image_column {wanted!r} does not exist; the columns are {describe(features)}")
-        return wanted
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if not images:  # a table with the paths of pictures
-        images = [name for name, feature in features.items() if name in IMAGE_NAMES and is_text(feature)]
-    if len(images) == 1:
-        return str(images[0])
-    problem = f"{len(images)} image columns {images}" if images else "no image column"
-    raise ValueError(f"{problem} among {describe(features)}; name one with image_column")
+def find_column(
+    features: Features,
+    what: str,
+    option: str,
+    wanted: str | None,
+    *kinds: Kind,
+    usual: Sequence[str] = (),
+    more: str = "",
+) -> str:
+    """The column that an option names (``wanted``), or else the only one of the first of the ``kinds`` that there is.
 
-
-def _find_label(features: Features, wanted: str | list[str] | None, dataset: str) -> str:
-    if isinstance(wanted, list):
-        raise ValueError(
-            f"label_column names {len(wanted)} columns, and a class for each picture is one; several are learned with"
-            " --task multi-label-classification (0 or 1 for each class) or image-regression (numbers)"
-        )
-    if wanted is not None:
-        require_column(wanted, features)
-        return wanted
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not labels:
-        labels = [name for name, feature in features.items() if name in LABEL_NAMES and is_label(feature)]
-    if not labels:  # of another type, which name_classes refuses
-        labels = [
-            n for n, feature in features.items() if n in (*LABEL_NAMES, *BOX_NAMES) and type(feature) is not Image
-        ]
-    if len(labels) > 1 and len(usual := [name for name in labels if name in LABEL_NAMES]) == 1:
-        labels = usual
-    if len(labels) == 1:
-        return str(labels[0])
-    problem = f"{len(labels)} label columns {labels}" if labels else "no label column"
-    remedy = "name one with label_column"
-    if dataset == "imagefolder" and not labels:
-        remedy += ", or give data_dir, a folder of one folder for each class, in place of data_files"
-    raise ValueError(f"{problem} among {describe(features)}; {remedy}")
-
-
-def require_column(column: str, features: Features) -> None:
-    """Refuse a label column that does not exist.
+    Of several of a kind, one with a ``usual`` name is taken. ``what`` it is, and what ``more`` to do where there is
+    none, are for the message.
 
     Raises:
-        ValueError: Names the columns.
+        ValueError: If it does not exist, or there is none or more than one.
     """
+    if wanted is not None:
+        return require_column(features, wanted, option)
+    found = next(filter(None, ([n for n, feature in features.items() if fits(n, feature)] for fits in kinds)), [])
+    if len(found) > 1 and len(some := [name for name in found if name in usual]) == 1:
+        found = some
+    if len(found) == 1:
+        return str(found[0])
+    problem = f"{len(found)} {what.replace('column', 'columns')} {found}" if found else f"no {what}"
+    raise ValueError(f"{problem} among {describe(features)}; name one with {option}{'' if found else more}")
+
+
+def require_column(features: Features, column: str, option: str = "label_column") -> str:
+    """The column that an option names; ValueError if it does not exist."""
     if column not in features:
-        raise ValueError(f"label_column {column!r} does not exist; the columns are {describe(features)}")
+        raise ValueError(f"{option} {column!r} does not exist; the columns are {describe(features)}")
+    return column
 
 
 def is_text(feature: Any) -> bool:
     """Whether a feature holds strings."""
-    return getattr(feature, "dtype", None) in ("string", "large_string") and not isinstance(
-        feature, (Image, ClassLabel)
-    )
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def is_integer(feature: Any) -> bool:
@@ -381,62 +398,6 @@ def remedy(feature: Any, column: str) -> str:
     if depth == 0 and is_fraction(inner):
         return "numbers are learned with --task image-regression"
     return "name another column with label_column"
-
-
-def name_classes(source: Source, feature: Any, streaming: bool, class_names: list[str] | int | None) -> None:
-    """Find the classes of a label column, and the class id of each value that it holds.
-
-    Args:
-        source: Its ``label_column`` is set; its ``class_names`` and ``encode`` are set here.
-        feature: That of a label.
-        streaming: Whether the values cannot be looked at.
-        class_names: The names, or their number, where the user gave them.
-
-    Raises:
-        ValueError: If the values are not labels, or contradict the names.
-    """
-    column = source.label_column
-    declared = [str(n) for n in range(class_names)] if isinstance(class_names, int) else list(class_names or [])
-    if isinstance(feature, ClassLabel):
-        source.class_names = list(feature.names)
-        if class_names is not None and declared != source.class_names:
-            raise ValueError(
-                f"class_names says {shorten(declared)}, but label column {column!r} declares"
-                f" {shorten(source.class_names)}; leave class_names out"
-            )
-    elif not is_label(feature):
-        raise ValueError(
-            f"label column {column!r} is of type {kind(feature)}{_gap(source, feature, streaming)}; class labels are a"
-            f" ClassLabel, text, integers or true and false; {remedy(feature, str(column))}"
-        )
-    elif class_names is not None:
-        values = declared if is_text(feature) else [False, True] if feature.dtype == "bool" else range(len(declared))
-        source.encode = dict(zip(values, range(len(declared)), strict=False)) | {UNLABELLED: UNLABELLED}
-        if is_text(feature) and not any(name.isdecimal() for name in declared):  # the number of a class in a table
-            source.encode |= {str(index): index for index in range(len(declared))}
-        source.class_names = declared
-    elif streaming:
-        raise ValueError(
-            f"label column {column!r} holds {kind(feature)} values, and a stream does not tell which"
-            " classes will come; say it with class_names (their names, or their number), or do not stream"
-        )
-    else:
-        known = natural_order(set(map(_bare, source.values())) - {None, UNLABELLED})
-        source.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
-        source.class_names = [str(value) for value in known]
-
-
-def _gap(source: Source, feature: Any, streaming: bool) -> str:
-    """Where a column of whole numbers has no value: tables hold such a column as fractions."""
-    if streaming or not is_fraction(feature):
-        return ""
-    column = source.label_column
-    cells = np.array(source.splits[source.reference].select_columns([column])[:][column], dtype=np.float64)
-    missing = np.flatnonzero(np.isnan(cells))
-    if len(missing) == 0 or np.any(cells[~np.isnan(cells)] % 1):
-        return ""
-    row = f"row {missing[0]} of {source.reference!r}"
-    return f", because {row} has no value (write {UNLABELLED} for a picture without a label)"
 
 
 def natural_order(values: Iterable[Any]) -> list[Any]:

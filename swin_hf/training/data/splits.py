@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from swin_hf.ranges import check_fields, ranged
-from swin_hf.text import one_line
+from swin_hf.ranges import Options, ranged
+from swin_hf.text import one_line, text_table
 
 from .shards import shorten
 from .sources import Integers, Source, Targets
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Options):
     """What is held out of the training split where the data set has no split of its own, and how much is trained on.
 
     Args:
@@ -34,9 +34,6 @@ class Splits:
     balanced_sampling: bool = False
     seed: int = ranged(0, "[0, 4294967295]")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[str, Targets], list[str]]:
     """Choose the rows of each split: those with a label, less what is held out of the training split.
@@ -51,8 +48,6 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
     labels: dict[str, Targets] = {}
     for name, split in source.splits.items():
         stored = np.zeros(len(split), dtype=np.int64) if source.label_column is None else source.labels(name)
-        if source.label_column is not None:
-            source.check(stored)
         kept = np.flatnonzero(source.labelled(stored))
         if len(kept) < len(stored):
             rank_zero_warn(f"{len(stored) - len(kept)} of {len(stored)} rows of {name!r} have no label: left out")
@@ -85,15 +80,13 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
 
 def class_table(names: Sequence[str], counts: Mapping[str, Integers], limit: int = 30) -> str:
     """A table of class ids, names and the number of pictures of each class in each split."""
-    shown = [one_line(name) for name in names[:limit]]
-    width = max(5, *map(len, shown))
-    rows = [("id", "class", [f"{split:>12}" for split in counts])]
-    rows += [(str(n), name, [f"{count[n]:>12,}" for count in counts.values()]) for n, name in enumerate(shown)]
+    rows = [["id", "class", *counts]]
+    for number, name in enumerate(names[:limit]):
+        rows.append([str(number), one_line(name), *(f"{count[number]:,}" for count in counts.values())])
     if len(names) > limit:
-        rows.append(("...", f"{len(names) - limit} more classes", []))
-    rows.append(("", "all", [f"{count.sum():>12,}" for count in counts.values()]))
-    lines = [f"{number:>5}  {name:<{width}}{''.join(cells)}".rstrip() for number, name, cells in rows]
-    return "\n".join(lines)
+        rows.append(["...", f"{len(names) - limit} more classes", *("" for _ in counts)])
+    rows.append(["", "all", *(f"{count.sum():,}" for count in counts.values())])
+    return text_table(rows, left=1)
 
 
 def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:

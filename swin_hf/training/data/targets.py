@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -14,23 +14,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from swin_hf.text import one_line
 
 from .module import ImageDataModule
-from .reading import DataFiles, Reading, flat
-from .shards import shorten
+from .reading import Reading, flat
+from .shards import cells_of, shorten
 from .sources import (
     LABEL_NAMES,
     UNLABELLED,
     Integers,
     Source,
     Targets,
-    check_columns,
-    describe,
+    find_column,
     is_fraction,
     is_integer,
     is_label,
     is_text,
     kind,
-    name_classes,
-    open_source,
     remedy,
     require_column,
 )
@@ -57,6 +54,19 @@ class RowSource(Source):
         """The columns that the target of a row is made of."""
         return self.columns or super().label_columns
 
+    def use_columns(self, columns: list[str]) -> None:
+        """Take a column for each number of a row.
+
+        Raises:
+            ValueError: If one does not exist, or is named twice.
+        """
+        for column in columns:
+            require_column(self.features, column)
+        if len(set(columns)) < len(columns) or not columns:
+            raise ValueError(f"label_column {columns} names a column twice, or none; name each column once")
+        self.columns, self.class_names = columns, list(columns)
+        self.label_column, self.places = columns[0], list(range(len(columns)))
+
     def target(self, cells: Mapping[str, Any]) -> Targets:
         """What is learned of a row, ``float32``."""
         row = np.zeros(len(self.class_names), dtype=np.float32)
@@ -73,14 +83,12 @@ class RowSource(Source):
 
     def labels(self, split: str) -> Targets:
         """The target of every row of a map-style split."""
-        cells = self.splits[split].select_columns(self.label_columns)[:]
-        rows = zip(*(cells[column] for column in self.label_columns), strict=True)
+        rows = zip(*(cells_of(self.splits[split], column) for column in self.label_columns), strict=True)
         return np.stack([self.target(dict(zip(self.label_columns, row, strict=True))) for row in rows])
 
-    def labelled(self, labels: Targets) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which of the rows have a label."""
-        known: np.ndarray[Any, np.dtype[np.bool_]] = np.logical_not(np.isnan(labels).any(axis=1))
-        return known
+    def labelled(self, labels: Targets) -> Targets:
+        """Which of the rows have a label, booleans."""
+        return np.logical_not(np.isnan(labels).any(axis=1))
 
     def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
         """Order the numbers of a row as a model does."""
@@ -93,12 +101,38 @@ class RowSource(Source):
         rows[:, list(order)] = labels
         return rows
 
-    def check(self, labels: Targets) -> None:
-        """Nothing: :meth:`target` has looked at each cell."""
-
 
 class MultiLabelSource(RowSource):
     """Any number of classes for each picture: a list of them in one column, or a column of 0 and 1 for each class."""
+
+    def find_labels(self, reading: Reading, dataset: str) -> None:
+        """Find the columns of the labels and the classes; ValueError if there are none, or they are of another kind."""
+        features = self.features
+        if isinstance(reading.label_column, list):
+            self.use_columns(reading.label_column)
+            for column in self.columns:
+                if not (is_label(features[column]) or is_fraction(features[column]) or _is_pair(features[column])):
+                    raise ValueError(
+                        f"label column {column!r} is of type {kind(features[column])}; a column of a class holds 0 or"
+                        f" 1, or true or false; {remedy(features[column], column)}"
+                    )
+            return
+        column = _find(features, reading.label_column, "a list of labels", LIST_NAMES, _is_list)
+        feature = features[column]
+        if not _is_list(feature):
+            raise ValueError(
+                f"label column {column!r} is of type {kind(feature)}; several labels of a picture are a list of"
+                " ClassLabel, text or integers in one column, or a column of 0 and 1 for each class, all named in"
+                f" label_column; {_other_kind(feature, column)}"
+            )
+        for name, split in self.splits.items():
+            if column in split.features and split.features[column] != feature:
+                raise ValueError(
+                    f"column {column!r} of split {name!r} declares other labels than that of {self.reference!r};"
+                    " declare the same in both"
+                )
+        self.label_column = column
+        self.name_classes(feature.feature, reading)
 
     def values(self) -> Iterable[Any]:
         """The stored labels of the reference split."""
@@ -134,13 +168,11 @@ class MultiLabelSource(RowSource):
     def strata(self, labels: Targets) -> Integers:
         """The rarest class of each row, so that each split gets some of it."""
         order = labels.sum(axis=0).argsort(kind="stable")
-        numbers: Integers = np.where(labels.any(axis=1), labels[:, order].argmax(axis=1), labels.shape[1])
-        return numbers
+        return np.asarray(np.where(labels.any(axis=1), labels[:, order].argmax(axis=1), labels.shape[1]))
 
     def counts(self, labels: Targets) -> Integers:
         """Number of rows that have each class."""
-        counted: Integers = np.nansum(labels, axis=0).astype(np.int64)
-        return counted
+        return np.asarray(np.nansum(labels, axis=0), dtype=np.int64)
 
     def check_training(self, labels: Targets) -> None:
         """Refuse training rows that teach nothing.
@@ -154,6 +186,19 @@ class MultiLabelSource(RowSource):
 
 class NumberSource(RowSource):
     """One number for each picture, or several."""
+
+    def find_labels(self, reading: Reading, dataset: str) -> None:
+        """Find the columns of the numbers; ValueError if there are none, or they are of another kind."""
+        wanted = reading.label_column
+        one = [] if wanted else [_find(self.features, None, "a number", NUMBER_NAMES, is_fraction)]
+        self.use_columns(flat(wanted) or one)
+        for column in self.columns:
+            feature = self.features[column]
+            if not (is_fraction(feature) or is_integer(feature) or is_text(feature)):
+                raise ValueError(
+                    f"label column {column!r} is of type {kind(feature)}; a regression learns whole numbers and"
+                    f" fractions; {_other_kind(feature, column)}"
+                )
 
     def number(self, cell: Any, column: str) -> float:
         """The number of a cell, NaN where it is empty."""
@@ -194,89 +239,11 @@ class NumberSource(RowSource):
             raise ValueError(f"column {same[0]!r} has the same number for all training pictures; name another one")
 
 
-def load_multi_label(
-    dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading
-) -> MultiLabelSource:
-    """Load pictures with several labels each; the arguments are those of
-    :func:`swin_hf.training.data.sources.load_source`.
-
-    Raises:
-        ValueError: If the labels cannot be found, or are of another kind.
-    """
-    source = open_source(dataset, data_files, data_dir, reading, MultiLabelSource)
-    features = source.splits[source.reference].features
-    if isinstance(reading.label_column, list):
-        _use_columns(source, features, reading.label_column)
-        for column in source.columns:
-            if not (is_label(features[column]) or is_fraction(features[column]) or _is_pair(features[column])):
-                raise ValueError(
-                    f"label column {column!r} is of type {kind(features[column])}; a column of a class holds 0 or 1, or"
-                    f" true or false; {remedy(features[column], column)}"
-                )
-    else:
-        column = reading.label_column or _only(features, LIST_NAMES, _is_list, "a list of labels")
-        require_column(column, features)
-        feature = features[column]
-        if not _is_list(feature):
-            raise ValueError(
-                f"label column {column!r} is of type {kind(feature)}; several labels of a picture are a list of"
-                " ClassLabel, text or integers in one column, or a column of 0 and 1 for each class, all named in"
-                f" label_column; {_other_kind(feature, column)}"
-            )
-        for name, split in source.splits.items():
-            if column in split.features and split.features[column] != feature:
-                raise ValueError(
-                    f"column {column!r} of split {name!r} declares other labels than that of {source.reference!r};"
-                    " declare the same in both"
-                )
-        source.label_column = column
-        name_classes(source, feature.feature, reading.streaming, reading.class_names)
-    check_columns(source)
-    return source
-
-
-def load_numbers(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> NumberSource:
-    """Load pictures with numbers; the arguments are those of :func:`swin_hf.training.data.sources.load_source`.
-
-    Raises:
-        ValueError: If the numbers cannot be found.
-    """
-    source = open_source(dataset, data_files, data_dir, reading, NumberSource)
-    features = source.splits[source.reference].features
-    columns = flat(reading.label_column) or [_only(features, NUMBER_NAMES, is_fraction, "a number")]
-    _use_columns(source, features, columns)
-    for column in columns:
-        feature = features[column]
-        if not (is_fraction(feature) or is_integer(feature) or is_text(feature)):
-            raise ValueError(
-                f"label column {column!r} is of type {kind(feature)}; a regression learns whole numbers and fractions;"
-                f" {_other_kind(feature, column)}"
-            )
-    check_columns(source)
-    return source
-
-
-def _use_columns(source: RowSource, features: Features, columns: list[str]) -> None:
-    for column in columns:
-        require_column(column, features)
-    if len(set(columns)) < len(columns) or not columns:
-        raise ValueError(f"label_column {columns} names a column twice, or none; name each column once")
-    source.columns, source.class_names = columns, list(columns)
-    source.label_column, source.places = columns[0], list(range(len(columns)))
-
-
-def _only(features: Features, names: Sequence[str], fits: Any, what: str) -> str:
-    """The one column that fits; the one with a usual name, where several do or none says so by its type."""
-    found = [name for name, feature in features.items() if fits(feature)]
-    usual = [name for name in found or features if name in names]
-    if len(found) != 1 and len(usual) == 1:
-        found = usual
-    if len(found) == 1:
-        return str(found[0])
-    raise ValueError(
-        f"{len(found) or 'no'} columns with {what} among {describe(features)}; name one with label_column, or several:"
-        " label_column [a, b]"
-    )
+def _find(features: Features, wanted: str | None, what: str, names: Sequence[str], fits: Callable[..., bool]) -> str:
+    """The column of labels of a kind, else one with a usual name, which says so by its type."""
+    several = ", or several: label_column [a, b]"
+    kinds = (lambda _, feature: fits(feature), lambda name, _: name in names)
+    return find_column(features, f"column with {what}", "label_column", wanted, *kinds, usual=names, more=several)
 
 
 def _is_list(feature: Any) -> bool:
@@ -303,9 +270,7 @@ class MultiLabelDataModule(ImageDataModule):
     those of :class:`ImageDataModule`.
     """
 
-    def find_source(self) -> Source:
-        """Load the dataset and find its columns and classes."""
-        return load_multi_label(self.dataset, self.data_files, self.data_dir, self.reading)
+    source_class = MultiLabelSource
 
 
 class RegressionDataModule(ImageDataModule):
@@ -314,9 +279,7 @@ class RegressionDataModule(ImageDataModule):
     The names of the numbers are those of their columns. Options are those of :class:`ImageDataModule`.
     """
 
-    def find_source(self) -> Source:
-        """Load the dataset and find its columns."""
-        return load_numbers(self.dataset, self.data_files, self.data_dir, self.reading)
+    source_class = NumberSource
 
     @property
     def class_counts(self) -> dict[str, int]:
@@ -331,6 +294,8 @@ class RegressionDataModule(ImageDataModule):
 
     def announce(self) -> None:
         """Say which numbers are learned, and in which range they are."""
+        if self.reading.streaming:
+            return
         sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
         lines = [f"pictures with all numbers: {sizes}"]
         for name, values in zip(self.load().class_names, self._labels["train"].T, strict=True):

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from swin_hf.model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from swin_hf.processing import Interpolation, resampling_of, to_tensor
-from swin_hf.ranges import check_fields, check_range, choice, ranged
+from swin_hf.ranges import Options, check_range, choice, ranged
 
 from ..options import plain
 
@@ -27,7 +27,7 @@ ChannelValues = list[float] | Literal["dataset"]
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Options):
     """How training pictures are changed at random.
 
     Args:
@@ -40,19 +40,12 @@ class Augmentation:
         erasing: Probability of random erasing, with noise.
     """
 
-    crop_scale: tuple[float, float] = ranged((0.08, 1.0), "(0, 1]")
-    crop_ratio: tuple[float, float] = ranged((3 / 4, 4 / 3), "(0, inf)")
+    crop_scale: tuple[float, float] = ranged((0.08, 1.0), "(0, 1]", ascending=True)
+    crop_ratio: tuple[float, float] = ranged((3 / 4, 4 / 3), "(0, inf)", ascending=True)
     crop_padding: int | None = ranged(None, "[0, 4096]")
     hflip: float = ranged(0.5, "[0, 1]")
     auto_augment: AutoAugment | None = choice(None, AutoAugment)
     erasing: float = ranged(0.0, "[0, 1]")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} is {getattr(self, name)}; give the lesser number first")
 
     def facts(self) -> dict[str, Any]:
         """What a card says of it."""
@@ -62,7 +55,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Options):
     """What the values of a picture mean, in training and evaluation, and what evaluation sees of it.
 
     Args:
@@ -86,7 +79,7 @@ class Pixels:
     grey_maximum: int | None = ranged(None, "[1, 65535]")
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         for name, interval in (("mean", "(-inf, inf)"), ("std", "(0, inf)")):
             if getattr(self, name) != "dataset":
                 check_range(name, getattr(self, name), interval)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from rich.cells import cell_len, set_cell_size
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
@@ -20,7 +19,7 @@ from torchmetrics.classification import (
 
 from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
-from swin_hf.text import one_line
+from swin_hf.text import one_line, text_table
 
 from ..figures import LONGEST_NAME, draw_confusion
 from ..module import TestReport
@@ -233,12 +232,9 @@ def macro_f1(counts: np.ndarray[Any, Any]) -> float:
 
 def score_table(scores: list[ClassScore], rows: int = 100) -> str:
     """The scores of the classes as text, at most ``rows`` of them."""
-    names = [one_line(score.label, LONGEST_NAME) for score in scores[:rows]]
-    width = max(5, *map(cell_len, names))  # cells of the terminal: a Chinese letter takes two
-    lines = [f"{'class':<{width}}  precision  recall      f1  images"]
-    for name, s in zip(names, scores, strict=False):
-        shares = [f"{'-' if share is None else format(share, '.4f'):>6}" for share in (s.precision, s.recall, s.f1)]
-        lines.append(f"{set_cell_size(name, width)}  {shares[0]:>9}  {shares[1]}  {shares[2]}  {s.support:6}")
-    if len(scores) > rows:
-        lines.append(f"... and {len(scores) - rows} more, see training_facts.json")
-    return "\n".join(lines)
+    lines = [["class", "precision", "recall", "f1", "images"]]
+    for s in scores[:rows]:
+        shares = ["-" if share is None else f"{share:.4f}" for share in (s.precision, s.recall, s.f1)]
+        lines.append([one_line(s.label, LONGEST_NAME), *shares, str(s.support)])
+    more = f"\n... and {len(scores) - rows} more, see training_facts.json" if len(scores) > rows else ""
+    return text_table(lines) + more

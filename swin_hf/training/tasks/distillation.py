@@ -13,13 +13,13 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig
 
 from swin_hf.classes import class_table, match_classes
 from swin_hf.loading import load_model, processor_of
-from swin_hf.ranges import check_fields, ranged
+from swin_hf.ranges import Options, ranged
 
 from ..network import resolve
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Options):
     """A teacher whose answers are imitated.
 
     Args:
@@ -32,9 +32,6 @@ class Distillation:
     teacher: str | None = None
     weight: float = ranged(0.5, "[0, 1]")
     temperature: float = ranged(2.0, "(0, inf)")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class Teacher(nn.Module):

@@ -3,27 +3,21 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from transformers import AutoConfig
 
 from swin_hf.classes import ClassMismatchError, class_table, match_classes
 from swin_hf.families import TASKS, architectures
-from swin_hf.ranges import check_fields, check_range, ranged
+from swin_hf.loading import read_foreign_config
+from swin_hf.ranges import Options, check_range, ranged
 
 from ..data.sources import shorten
-from ..network import (
-    Network,
-    load_network,
-    new_network,
-    recompute_activations,
-    resolve,
-    starting_folder,
-)
+from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields, name_classes
 
@@ -31,7 +25,7 @@ ClassWeights = Literal["balanced"] | list[float] | dict[str, float] | None
 
 
 @dataclass(frozen=True)
-class Freezing:
+class Freezing(Options):
     """What is not trained.
 
     Args:
@@ -42,12 +36,9 @@ class Freezing:
     stages: int = ranged(0, "[0, inf)")
     linear_probe: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Options):
     """Low-rank adapters (LoRA, needs peft): only they and the classifier are trained.
 
     Args:
@@ -60,12 +51,9 @@ class Lora:
     alpha: int | None = ranged(None, "[1, inf)")
     targets: list[str] | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True)
-class Mixing:
+class Mixing(Options):
     """What the loss compares: label smoothing, Mixup and CutMix make soft targets, and classes may weigh more or less.
 
     Args:
@@ -85,7 +73,7 @@ class Mixing:
     class_weights: ClassWeights = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         weights = self.class_weights
         if isinstance(weights, str):
             if weights != "balanced":
@@ -162,15 +150,10 @@ class HeadModule(ClassModule):
                 f"lora.rank {lora.rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
             )
         classes = class_fields(num_labels or self.default_labels, id2label)
-        fields = network.fields(image_size=image_size, num_channels=num_channels, **classes)
-        self.starting_point = weights
-        if weights is not None:
-            self.origin = resolve(weights)
-            weights = str(self.origin.path)
-        self.model = build_classifier(preset, weights, fields, network.backend)
+        self.build(
+            preset, weights, network, load_classifier, image_size=image_size, num_channels=num_channels, **classes
+        )
         self.model.config.problem_type = self.problem_type
-        if network.gradient_checkpointing:
-            recompute_activations(self.model)
         self.frozen_parts = freeze(self.model.base_model, freezing)
         if lora.rank:
             self.model = add_lora(self.model, lora, [name.rstrip(".") for name in TASKS[self.task].head])
@@ -275,34 +258,21 @@ def add_lora(network: Any, lora: Lora, head: list[str]) -> nn.Module:
     )
 
 
-def build_classifier(preset: str, path: str | None, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
-    """A new model of a preset, or the model of a checkpoint with some fields changed.
+def load_classifier(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+    """Load a classifier as :func:`~swin_hf.training.network.load_network` does.
 
     Its head stays for the classes that it knows by name, and is new where it does not know them all.
-
-    Args:
-        preset: Name of a preset, for a new model.
-        path: Folder or foreign checkpoint file; ``None`` for a new model.
-        fields: Fields of the configuration to set.
-        backend: See :attr:`~swin_hf.training.network.Network.backend`.
-
-    Raises:
-        ValueError: If the checkpoint lacks more than a classifier, or its weights are not those of its configuration.
     """
-    task = HeadModule.task
-    if path is None:
-        return new_network(task, preset, fields, backend)
-    with starting_folder(path) as folder:
-        stored = AutoConfig.from_pretrained(folder)
-        built = architectures().get(next(iter(stored.architectures or ()), ""))
-        known = class_table(stored.id2label) if built is not None and built.task == task else []
-        wanted = class_table(fields.get("id2label"))
-        rows = None  # of the stored head, for each class that is wanted, where it knows them all
-        with suppress(ClassMismatchError):
-            rows = match_classes(wanted, known, model="the starting point") if wanted and known else None
-        if rows is not None:
-            fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
-        network = load_network(task, folder, fields, backend)
+    stored = read_foreign_config(path)
+    built = architectures().get(next(iter(stored.architectures or ()), ""))
+    known = class_table(stored.id2label) if built is not None and built.task == task else []
+    wanted = class_table(fields.get("id2label"))
+    rows = None  # of the stored head, for each class that is wanted, where it knows them all
+    with suppress(ClassMismatchError):
+        rows = match_classes(wanted, known, model="the starting point") if wanted and known else None
+    if rows is not None:
+        fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
+    network = load_network(task, path, fields, backend)
     if wanted and known:
         if rows is None:
             rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")

@@ -9,18 +9,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from swin_hf.loading import load_model
-from swin_hf.ranges import check_fields, ranged
+from swin_hf.ranges import Options, ranged
 
 from ..callbacks import keep_figure, to_pictures
 from ..figures import draw_pictures
 from ..module import SwinModule
-from ..network import Network, new_network, recompute_activations, resolve
+from ..network import Network
 from ..optim import Optimization
 
 
 @dataclass(frozen=True)
-class Masking:
+class Masking(Options):
     """What is hidden of each image, and what is predicted there.
 
     Args:
@@ -32,9 +31,6 @@ class Masking:
     cell: int = ranged(32, "[1, inf)")
     ratio: float = ranged(0.6, "(0, 1)")
     norm_targets: int | None = ranged(None, "[1, inf)")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 class SwinMaskedImageModeler(SwinModule):
@@ -75,18 +71,11 @@ class SwinMaskedImageModeler(SwinModule):
     ) -> None:
         super().__init__(optimization, network.compile)
         self.save_hyperparameters(logger=False)
-        fields = network.fields(image_size=image_size, num_channels=num_channels, norm_targets=masking.norm_targets)
-        self.starting_point = weights
-        if weights is None:
-            self.model = new_network(self.task, preset, fields, network.backend)
-        else:
-            self.origin = resolve(weights)
-            self.model, _ = load_model(self.origin.path, self.task, **fields, **network.backend)
+        norm = masking.norm_targets
+        self.build(preset, weights, network, image_size=image_size, num_channels=num_channels, norm_targets=norm)
         patch = self.model.config.patch_hw
         if masking.cell % patch[0] or masking.cell % patch[1]:
             raise ValueError(f"masking.cell is {masking.cell} pixels; it must be a multiple of the patch, {patch}")
-        if network.gradient_checkpointing:
-            recompute_activations(self.model)
         self.masking = masking
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor) -> Any:

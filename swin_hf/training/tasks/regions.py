@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swin_hf.hub.facts import ClassScore
-from swin_hf.text import one_line
+from swin_hf.text import one_line, text_table
 
 from ..data.sampling import derive_seed
 from ..figures import LONGEST_NAME
@@ -119,13 +119,10 @@ def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[Class
 
 def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
     """The table of a test, as text."""
-    width = max(5, *(len(one_line(score.label, LONGEST_NAME)) for score in scores))
-    lines = [f"{'class':<{width}}     IoU  recall  precision  pixels"]
+    lines = [["class", "IoU", "recall", "precision", "pixels"]]
     for score in scores[:SHOWN_CLASSES]:
-        values = (score.iou, score.recall, score.precision)
-        iou, recall, precision = ("-" if value is None else f"{value:.4f}" for value in values)
-        name, share = one_line(score.label, LONGEST_NAME), score.support / max(int(counts.sum()), 1)
-        lines.append(f"{name:<{width}}  {iou:>6}  {recall:>6}  {precision:>9}  {share:6.2%}")
-    if len(scores) > SHOWN_CLASSES:
-        lines.append(f"... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json")
-    return "\n".join(lines)
+        shares = ["-" if share is None else f"{share:.4f}" for share in (score.iou, score.recall, score.precision)]
+        pixels = score.support / max(int(counts.sum()), 1)
+        lines.append([one_line(score.label, LONGEST_NAME), *shares, f"{pixels:.2%}"])
+    more = f"\n... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json"
+    return text_table(lines) + (more if len(scores) > SHOWN_CLASSES else "")

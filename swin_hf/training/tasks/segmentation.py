@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.transforms.v2 import functional as tvf
-from transformers import AutoConfig
 
 from swin_hf.classes import class_table
-from swin_hf.ranges import check_fields, ranged
+from swin_hf.loading import read_foreign_config
+from swin_hf.ranges import Options, ranged
 
 from ..callbacks import to_pictures
 from ..data.segmentation import SegmentationDataModule
 from ..module import TestReport
-from ..network import Network, load_network, new_network, recompute_activations, resolve, starting_folder
+from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
 from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores, region_table
@@ -32,7 +33,7 @@ SHOWN_SIDE = 320  # pixels of the longer side of a picture on a sheet
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Options):
     """The UperNet head, and how it evaluates.
 
     Args:
@@ -55,7 +56,7 @@ class Head:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.stride is not None and self.stride > (self.window or 0):
             raise ValueError(f"head.stride is {self.stride} and head.window {self.window}; windows may not leave gaps")
 
@@ -111,17 +112,10 @@ class SwinSegmenter(ClassModule):
         sizes = {name: getattr(head, name) for name in ("hidden_size", "auxiliary_channels", "dropout")}
         sizes |= {"auxiliary_loss_weight": head.auxiliary_weight, "ignore_index": ignore_index}
         sizes = {name: size for name, size in sizes.items() if size is not None}
-        fields = network.fields(image_size=image_size, num_channels=num_channels, upernet=sizes, **classes)
-        self.starting_point = weights
-        if weights is None:
-            self.model = new_network(self.task, preset, fields, network.backend)
-        else:
-            self.origin = resolve(weights)
-            with starting_folder(str(self.origin.path)) as folder:
-                fields["upernet"] = (AutoConfig.from_pretrained(folder).upernet or {}) | sizes
-                self.model = load_network(self.task, folder, fields, network.backend)
-        if network.gradient_checkpointing:
-            recompute_activations(self.model)
+        self.build(
+            preset, weights, network, load_segmenter,
+            image_size=image_size, num_channels=num_channels, upernet=sizes, **classes,
+        )  # fmt: skip
         self.head, self.ignore_index = head, ignore_index
         counts = MulticlassConfusionMatrix(int(self.model.config.num_labels), ignore_index, validate_args=False)
         self.val_confusion, self.test_confusion = counts, counts.clone()
@@ -270,6 +264,12 @@ class SwinSegmenter(ClassModule):
             table += f"\n95 % interval of the mean IoU, by a bootstrap over the pictures: {ends}"
         facts = {"per_class": scores}
         return TestReport(table=table, facts=facts, intervals=intervals, figures=self.sheet_figures())
+
+
+def load_segmenter(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+    """:func:`~swin_hf.training.network.load_network`, with the head of the weights where they have one."""
+    fields["upernet"] = (read_foreign_config(path).upernet or {}) | fields["upernet"]
+    return load_network(task, path, fields, backend)
 
 
 def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int | None) -> Tensor:
