@@ -73,9 +73,10 @@ def draw_sheet(entries: Sequence[Shown], names: Sequence[str], files: Sequence[s
     return figure
 
 
-def class_colour(number: int) -> tuple[float, ...]:
+def class_colour(number: int) -> tuple[float, float, float]:
     """The colour of a class in [0, 1], that of the overlays of ``swin-hf predict``; white for pixels without one."""
-    return (1.0, 1.0, 1.0) if number == NO_CLASS else tuple(part / 255 for part in colour(number))
+    red, green, blue = (255, 255, 255) if number == NO_CLASS else colour(number)
+    return red / 255, green / 255, blue / 255
 
 
 def overlay(picture: Picture, classes: Tensor) -> Picture:
