@@ -190,6 +190,12 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
             check_launch(self.trainer)
+            if self.config.subcommand != "fit" and self.options.ckpt_path is None and self.model.has_new_head:
+                raise ValueError(
+                    f"nothing was trained that could be measured: {self.options.model.get('weights') or 'a new model'} "
+                    "has no head for this task and these classes; give --ckpt_path of a run, or --model.weights of a "
+                    "model that has one"
+                )
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             if full_disk(error):
                 raise

@@ -59,6 +59,7 @@ class SwinModule(LightningModule):
 
     model: Any  # the network, which knows nothing of Lightning: one of ours, another, or peft's wrapper
     frozen_parts: Sequence[nn.Module] = ()  # parts of it that are not trained and stay in evaluation mode
+    has_new_head: bool = False  # whether training has to begin before the answers mean anything
     starting_point: str | None = None  # checkpoint that the weights started from, for the record
     origin: Origin | None = None  # where that was found; with its commit, when it came from the Hub
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
@@ -87,10 +88,10 @@ class SwinModule(LightningModule):
         """
         fields, self.starting_point = network.fields(**fields), weights
         if weights is None:
-            self.model = new_network(self.task, preset, fields, network.backend)
+            self.model, self.has_new_head = new_network(self.task, preset, fields, network.backend), True
         else:
             self.origin = resolve(weights)
-            self.model = load(self.task, self.origin.path, fields, network.backend)
+            self.model, self.has_new_head = load(self.task, self.origin.path, fields, network.backend)
         if network.gradient_checkpointing:
             # transformers renamed the method in 5.2x; the old name warns there, the new one is absent before.
             enable = (

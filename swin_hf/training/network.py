@@ -56,10 +56,13 @@ def new_network(task: str, preset: str, fields: dict[str, Any], backend: dict[st
     return family_of(config).model_class(task)._from_config(config, **backend)
 
 
-def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> tuple[Any, bool]:
     """The network for a task from anyone's Swin of any task on this machine; its head is new where none fits.
 
     ``fields`` of its configuration are set; ``backend`` is :attr:`Network.backend`.
+
+    Returns:
+        The network, and whether its head is new.
 
     Raises:
         ValueError: If the checkpoint cannot be read, or more than the head is missing or of another size.
@@ -74,13 +77,14 @@ def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[st
     (network, report), _ = load_model(path, task, **options)
     unfit = [str(name[0] if isinstance(name, tuple) else name) for name in report["mismatched_keys"]]
     new = (*TASKS[task].head, "swin.norm.")  # a backbone has no norm after its last stage
-    missing = [name for name in [*report["missing_keys"], *unfit] if not name.startswith(new)]
+    random = [*report["missing_keys"], *unfit]
+    missing = [name for name in random if not name.startswith(new)]
     if missing:
         raise ValueError(
             f"the checkpoint does not fit the model: {len(missing)} tensors outside the head are missing or of another "
             f"size ({', '.join(sorted(missing)[:5])}); change only image_size and window_size, or start anew"
         )
-    return network
+    return network, any(name.startswith(tuple(TASKS[task].head)) for name in random)
 
 
 def resolve(source: str) -> Origin:

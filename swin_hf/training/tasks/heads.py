@@ -258,7 +258,7 @@ def add_lora(network: Any, lora: Lora, head: list[str]) -> nn.Module:
     )
 
 
-def load_classifier(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+def load_classifier(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> tuple[Any, bool]:
     """Load a classifier as :func:`~swin_hf.training.network.load_network` does.
 
     Its head stays for the classes that it knows by name, and is new where it does not know them all.
@@ -272,12 +272,13 @@ def load_classifier(task: str, path: Path, fields: dict[str, Any], backend: dict
         rows = match_classes(wanted, known, model="the starting point") if wanted and known else None
     if rows is not None:
         fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
-    network = load_network(task, path, fields, backend)
+    network, has_new_head = load_network(task, path, fields, backend)
     if wanted and known:
         if rows is None:
             rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
             network.reset_classifier(len(wanted))
+            has_new_head = True
         else:
             network.select_labels(rows)
         name_classes(network.config, wanted)
-    return network
+    return network, has_new_head

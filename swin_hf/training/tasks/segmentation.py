@@ -266,7 +266,7 @@ class SwinSegmenter(ClassModule):
         return TestReport(table=table, facts=facts, intervals=intervals, figures=self.sheet_figures())
 
 
-def load_segmenter(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
+def load_segmenter(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> tuple[Any, bool]:
     """:func:`~swin_hf.training.network.load_network`, with the head of the weights where they have one."""
     fields["upernet"] = (read_foreign_config(path).upernet or {}) | fields["upernet"]
     return load_network(task, path, fields, backend)
