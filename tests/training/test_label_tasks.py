@@ -18,7 +18,7 @@ from PIL import Image as Pictures
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 from transformers import AutoModelForImageClassification
 
-from swin_hf import SwinHFForImageClassification, cli, push
+from swin_hf import SwinHFBackbone, SwinHFForImageClassification, SwinHFForMaskedImageModeling, cli, push
 from swin_hf.hub import TrainingFacts
 from swin_hf.training import (
     MODULES,
@@ -355,6 +355,22 @@ def test_every_test_leaves_its_predictions_in_the_folder_of_its_run(tagged, file
     assert cli.main([*words, "--model.weights", "elsewhere", "--name", "other"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"predictions: {Path('runs', 'other', 'predictions.csv')}"
     assert (tmp_path / "runs" / "other" / "predictions.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+@pytest.mark.parametrize("start", ["a new model", "a backbone", "a model of pixels"])
+def test_a_head_that_nothing_has_trained_is_not_measured(tagged, files, tmp_path, start, verb):
+    words = ["train", "--task", "image-classification", verb, "--data.dataset", "parquet", "--data.image_size", "16"]
+    words += [f"--data.data_files={json.dumps({'test': files['test'], 'validation': files['test']})}"]
+    words += ["--data.reading.label_column", "kind", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+    if start == "a backbone":
+        SwinHFBackbone(tagged.model.config).save_pretrained(tmp_path / "weights")
+    elif start == "a model of pixels":
+        SwinHFForMaskedImageModeling(tagged.model.config).save_pretrained(tmp_path / "weights")
+    if start != "a new model":
+        words += ["--model.weights", str(tmp_path / "weights")]
+    with pytest.raises(SystemExit, match="nothing was trained that could be measured"):
+        cli.main(words)
 
 
 @pytest.mark.slow
