@@ -1,5 +1,6 @@
 """The guides in docs/ do what they say: their Python runs, block after block, in a fresh folder."""
 
+import ast
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,42 @@ def test_two_sharded_processes_train_as_one(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         found.append(float(re.findall(r"'train_loss': ([\d.]+)", done.stdout)[-1]))
     assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] < 3
+
+
+TWO_PROCESSES = """
+from lightning.pytorch import Trainer, seed_everything
+from swin_hf.training import ImageDataModule, SwinClassifier
+if __name__ == "__main__":
+    seed_everything(0)
+    data = ImageDataModule("swin_hf:digits", image_size=32, batch_size=32)
+    data.setup("fit")
+    model = SwinClassifier("swin_digits_patch4_window4_32", image_size=32, id2label=data.id2label)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False,
+                      enable_checkpointing=False, enable_progress_bar=False, logger=False)
+    trainer.fit(model, data)
+    if trainer.is_global_zero:
+        print({name: float(value) for name, value in trainer.callback_metrics.items()})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'ray[train]'")
+def test_two_workers_of_ray_train_as_two_processes_do(tmp_path):
+    (tmp_path / "two_processes.py").write_text(TWO_PROCESSES)
+    commands = [[str(DOCS / "ray_train.py"), "--workers", "2"], [str(tmp_path / "two_processes.py")]]
+    found = []
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(ast.literal_eval(re.findall(r"^\{'learning_rate.*\}$", done.stdout, re.MULTILINE)[-1]))
+    assert found[1].items() <= found[0].items() and found[1]["val_images"] == 144
 
 
 def test_a_job_is_asked_for_as_the_guide_says(hub, tmp_path):

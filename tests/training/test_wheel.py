@@ -1,6 +1,8 @@
 """The wheel in an environment of its own, far from the checkout, trains by its command and from Python."""
 
+import io
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE
+from hub_server import WRITER
+from PIL import Image
+
+import swin_hf
+from swin_hf import SwinHFForImageClassification
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -29,10 +36,10 @@ def python(tmp_path_factory):
     return folder / "env" / "bin" / "python"
 
 
-def run(*command, cwd):
+def run(*command, cwd, **variables):
     """Run a command without a trace of the checkout, and of what is set for pip; return what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_CONFIG_FILE": os.devnull}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_CONFIG_FILE": os.devnull} | variables
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
@@ -62,3 +69,26 @@ def test_three_lines_of_python_train(python, tmp_path):
         "print('found', type(run.model).__name__, run.metrics['test_accuracy'] > 0.1)",
     ]
     assert "found SwinHFForImageClassification True" in run(python, "-c", "\n".join(lines), cwd=tmp_path)
+
+
+def test_the_line_of_a_job_installs_trains_and_publishes(python, hub, tmp_path):
+    """Word for word as in the guide, with the wheel for PyPI and a loopback Hub for huggingface.co."""
+    guide = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r'"(pip install swin-hf && .+)"', guide)
+    for split, height in (("train", 40), ("val", 44), ("test", 48)):
+        for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+            file = io.BytesIO()
+            Image.new("RGB", (40, height), colour).save(file, "png")
+            hub.put("datasets/user/photos", {f"{split}/{name}/0.png": file.getvalue()})
+    run(python, "-m", "pip", "uninstall", "--yes", "swin-hf", cwd=tmp_path)
+    variables = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
+    variables["PIP_IGNORE_INSTALLED"] = "1"  # the libraries of this environment have the checkout
+    variables |= {"PIP_FIND_LINKS": str(python.parents[2]), "HF_ENDPOINT": hub.url, "HF_TOKEN": WRITER}
+    variables |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+    said = run("bash", "-c", line, cwd=tmp_path, **variables)
+    assert "Successfully installed swin" in said and "epoch  30/30" in said
+    pulled = swin_hf.pull("user/photos-swin", endpoint=hub.url).path
+    for name in ("config.json", "model.safetensors"):
+        mine, theirs = (Path(folder, name).read_bytes() for folder in (tmp_path / "runs" / "photos" / "model", pulled))
+        assert mine == theirs or name == "config.json"
+    assert SwinHFForImageClassification.from_pretrained(pulled).config.id2label == {0: "blue", 1: "red"}
