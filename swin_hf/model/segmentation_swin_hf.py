@@ -172,7 +172,7 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
         """Mean cross-entropy over the pixels that have a label."""
         ignored = self.sizes.ignore_index
         logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, labels, ignore_index=ignored, reduction="sum")
+        total = F.cross_entropy(logits, labels.long(), ignore_index=ignored, reduction="sum")
         return total / (labels != ignored).sum().clamp(min=1)
 
     def _check_batch(self, pixel_values: Tensor | None, labels: Tensor | None) -> None:
@@ -183,6 +183,8 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
                 f"labels have the shape {tuple(labels.shape)} and pixel_values {tuple(pixel_values.shape)}; a label "
                 "map has the batch, height and width of its images"
             )
+        if labels is not None and labels.is_floating_point():
+            raise ValueError(f"labels are of the type {labels.dtype}; the numbers of classes are integers")
         alone = self.decode_head.training and len(pixel_values) == 1
         if alone and not any(isinstance(module, nn.SyncBatchNorm) for module in self.decode_head.modules()):
             raise ValueError(

@@ -83,6 +83,18 @@ def test_pixels_without_a_label_have_no_loss(model, batch):
     assert all(bool(parameter.grad.eq(0).all()) for parameter in model.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+def test_labels_may_be_integers_of_any_type(model, batch, dtype):
+    pixels, labels = batch
+    assert torch.equal(model(pixels, labels=labels.to(dtype)).loss, model(pixels, labels=labels).loss)
+
+
+def test_labels_that_are_not_integers_are_refused(model, batch):
+    pixels, labels = batch
+    with pytest.raises(ValueError, match=r"labels are of the type torch\.float32"):
+        model(pixels, labels=labels.float())
+
+
 def test_the_heads_drop_whole_channels_in_training_only(model, batch):
     head = model.decode_head.classifier
     x = torch.ones(4, 24, 3, 3)
