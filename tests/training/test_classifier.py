@@ -326,7 +326,9 @@ def test_foreign_checkpoint_is_a_starting_point(tmp_path):
     torch.manual_seed(0)
     theirs = SwinForImageClassification(config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = load_classifier(SwinClassifier.task, tmp_path, {"num_labels": 4, "drop_path_rate": 0.3}, {}).eval()
+    ours, is_new = load_classifier(SwinClassifier.task, tmp_path, {"num_labels": 4, "drop_path_rate": 0.3}, {})
+    ours.eval()
+    assert is_new
     assert ours.config.num_labels == 4 and ours.config.drop_path_rate == 0.3
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.swin(images).pooler_output, theirs.swin(images).pooler_output, rtol=1e-4, atol=1e-5)
@@ -390,6 +392,7 @@ def test_metrics_equal_scikit_learn():
     module.log = module.log_dict = lambda *args, **kwargs: None
     module.eval()
     data = [batch(size, 8, seed) for seed, size in enumerate((16, 7, 1))]
+    module.on_test_start()
     with torch.no_grad():
         outputs = [module.test_step(part, 0) for part in data]
     labels = torch.cat([part["labels"] for part in data]).numpy()
