@@ -21,7 +21,6 @@ from swin_hf.files import replacing
 from swin_hf.processing import as_rgb
 
 from .data.sampling import ResumableLoader
-from .data.sampling import gathered as gathered
 from .figures import to_pixels
 
 REFRESH_SECONDS = 0.25

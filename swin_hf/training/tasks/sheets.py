@@ -13,7 +13,7 @@ from torch import Tensor
 from swin_hf.segment import colour
 from swin_hf.text import one_line
 
-from ..callbacks import gathered
+from ..data.sampling import gathered
 from ..figures import LONGEST_NAME, draw_pictures
 
 NO_CLASS = -1  # number of the pixels without a class
