@@ -55,7 +55,7 @@ except ImportError:
 
     only_evaluates = is_plain
 
-    def may_attend_here(qkv: Tensor, *sources: Tensor) -> bool:
+    def may_attend_here(query: Tensor, *sources: Tensor) -> bool:
         """Whether there is a faster backward: no."""
         return False
 
@@ -314,13 +314,13 @@ def put_back(windows: Tensor, geometry: WindowGeometry) -> Tensor:
 
 
 def attend(
-    layer: Any, qkv: Tensor, geometry: WindowGeometry, backend: str, dropout: float = 0.0
+    layer: Any, qkv: Sequence[Tensor], geometry: WindowGeometry, backend: str, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """Attend within windows.
 
     Args:
         layer: The attention layer, which has the bias.
-        qkv: Queries, keys and values, ``(B * nW, N, 3, h, d)``.
+        qkv: Queries, keys and values, ``(B * nW, N, h, d)`` each.
         geometry: How the map was cut.
         backend: ``eager``, ``sdpa``, or a function that was registered with transformers.
         dropout: Probability of dropping an attention probability.
@@ -328,12 +328,13 @@ def attend(
     Returns:
         ``(B * nW, N, h, d)`` and, where the backend has them, probabilities ``(B * nW, h, N, N)``.
     """
-    if backend == "sdpa" and dropout == 0 and may_attend_here(qkv, *layer.bias_sources()[1]):
+    query, key, value = (tensor.transpose(1, 2) for tensor in qkv)  # B * nW, h, N, d each
+    dtype = query.dtype
+    if backend == "sdpa" and dropout == 0 and may_attend_here(query, *layer.bias_sources()[1]):
         bias = layer.relative_position_bias(geometry.window)[0]  # h, N, N
-        return attend_here(qkv, bias, _mask(layer, qkv, geometry), layer.scaling), None
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B * nW, h, N, d each
+        return attend_here(query, key, value, bias, _mask(layer, query, geometry), layer.scaling), None
     if backend == "eager" and layer.config.cosine_attention:  # scores reach 100: bfloat16 has no fractions there
-        query, key, value = (tensor.to(torch.promote_types(qkv.dtype, torch.float32)) for tensor in (query, key, value))
+        query, key, value = (tensor.to(torch.promote_types(dtype, torch.float32)) for tensor in (query, key, value))
     # User-registered attention functions may change the mask in place: they do not get one that is kept.
     bias = additive_mask(layer, query, geometry, may_keep=backend in BACKENDS)
     if backend == "sdpa" and _fails_in_sdpa(query, key, value, bias):
@@ -347,7 +348,7 @@ def attend(
     if torch.compiler.is_exporting():
         # The ONNX exporter decomposes SDPA; its output is not contiguous, and flatten() needs it to be.
         out = out.clone(memory_format=torch.contiguous_format)
-    return out.to(qkv.dtype), probabilities
+    return out.to(dtype), probabilities
 
 
 def attend_fused(layer: Any, qkv: Tensor, geometry: WindowGeometry) -> Tensor:
@@ -380,7 +381,7 @@ def additive_mask(layer: Any, query: Tensor, geometry: WindowGeometry, may_keep:
         bias = biases.look_up(key, sources, compute)
     else:
         bias = compute()
-    return bias if len(bias) == 1 else bias.repeat(query.shape[0] // len(bias), 1, 1, 1)
+    return bias if len(bias) in (1, len(query)) else bias.repeat(len(query) // len(bias), 1, 1, 1)
 
 
 def look_up(table: Tensor, window: Pair, table_window: Pair) -> Tensor:

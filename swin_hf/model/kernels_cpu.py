@@ -74,15 +74,10 @@ def only_evaluates(*tensors: Tensor) -> bool:
     return without and all(tensor.is_cpu for tensor in tensors) and is_plain(*tensors)
 
 
-def may_attend_here(qkv: Tensor, *sources: Tensor) -> bool:
-    """Whether :func:`attend_here` should do what ``scaled_dot_product_attention`` does slowly here.
-
-    Args:
-        qkv: Queries, keys and values.
-        sources: What the bias is computed from; only one that learns is slow.
-    """
+def may_attend_here(query: Tensor, *sources: Tensor) -> bool:
+    """Whether ``scaled_dot_product_attention`` is slow here: the bias, computed from ``sources``, learns."""
     learns = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-    return learns and all(tensor.is_cpu for tensor in (qkv, *sources)) and is_plain(qkv, *sources)
+    return learns and all(tensor.is_cpu for tensor in (query, *sources)) and is_plain(query, *sources)
 
 
 def _is_bare(layer: nn.Module) -> bool:
@@ -179,13 +174,15 @@ def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
 # Attention with a bias that learns
 
 
-def attend_here(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+def attend_here(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """``SoftMax(Q K^T scaling + bias + mask) V``, with a backward of its own.
 
     What has 16 bits is multiplied in 16 bits; softmax and products sum in float32.
 
     Args:
-        qkv: ``(B * nW, N, 3, h, d)``.
+        query: ``(B * nW, h, N, d)``.
+        key: ``(B * nW, h, N, d)``.
+        value: ``(B * nW, h, N, d)``.
         bias: ``(h, N, N)``.
         mask: ``(nW, 1, N, N)`` or None; has no gradient.
         scaling: ``1 / sqrt(d)``.
@@ -193,9 +190,8 @@ def attend_here(qkv: Tensor, bias: Tensor, mask: Tensor | None, scaling: float) 
     Returns:
         ``(B * nW, N, h, d)``.
     """
-    count, _, _, heads, _ = qkv.shape
-    by_head = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)  # 3, B * nW * h, N, d
-    out: Tensor = WindowAttention.apply(by_head, bias, mask, scaling).unflatten(0, (count, heads)).transpose(1, 2)
+    by_head = torch.stack((query, key, value)).flatten(1, 2)  # 3, B * nW * h, N, d
+    out: Tensor = WindowAttention.apply(by_head, bias, mask, scaling).unflatten(0, query.shape[:2]).transpose(1, 2)
     return out
 
 

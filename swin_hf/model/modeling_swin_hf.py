@@ -88,13 +88,13 @@ class SwinHFAttention(nn.Module):
             backend = choose_backend(self.config, x.device, x.dtype, self.head_dim, dropout, geometry.window)
         if backend == "triton":
             return self.proj(attend_fused(self, self.qkv(x), geometry)), None
-        qkv = self.project(cut(x, geometry))  # B * nW, N, 3, h, d
+        qkv = self.project(cut(x, geometry))  # three of B * nW, N, h, d
         windows, probabilities = attend(self, qkv, geometry, backend, dropout)  # B * nW, N, h, d
         return linear(self.proj, put_back(windows, geometry)), probabilities if output_attentions else None
 
-    def project(self, windows: Tensor) -> Tensor:
-        """Queries, keys and values ``(B * nW, N, 3, h, d)`` of windows ``(B * nW, N, C)``."""
-        qkv: Tensor = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1))
+    def project(self, windows: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values, ``(B * nW, N, h, d)`` each, of windows ``(B * nW, N, C)``."""
+        qkv: Sequence[Tensor] = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         return qkv
 
     def relative_position_bias(self, window: Pair) -> Tensor:

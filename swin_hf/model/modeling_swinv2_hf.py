@@ -12,6 +12,7 @@ Shape legend, on top of that of ``modeling_swin_hf.py``:
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,30 +38,30 @@ from .windows import Pair, gather_neighbours, log_spaced_offsets, pad_to_windows
 LARGEST_SCALE = math.log(100)  # of a head, as its logarithm: scores stay below 100
 
 
-def cosine_attention_inputs(qkv: Tensor, logit_scale: Tensor) -> Tensor:
+def cosine_attention_inputs(query: Tensor, key: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Scale queries and keys so that their dot product is the score of equation 2: the cosine times the head's scale.
 
     A vector of zeros, as the key of a padded token is, stays zero and has no gradient. The factors are computed in
     float32 at least, and the product is rounded once, so that half precision cannot divide by zero.
 
     Args:
-        qkv: Queries, keys and values, ``(B * nW, N, 3, h, d)``.
+        query: ``(B * nW, N, h, d)``.
+        key: ``(B * nW, N, h, d)``.
         logit_scale: Logarithm of the scale of each head, ``(h, 1, 1)``; what exceeds :data:`LARGEST_SCALE` is cut off.
 
     Returns:
-        The same shape and dtype; values are as they were.
+        Both, in their shape and dtype.
     """
-    wide = torch.promote_types(qkv.dtype, torch.float32)
+    wide = torch.promote_types(query.dtype, torch.float32)
     scale = logit_scale.to(wide).clamp(max=LARGEST_SCALE).exp().view(-1, 1)  # h, 1
 
     def normalise(vectors: Tensor, scale: Tensor | float) -> Tensor:
         x = vectors.to(wide)  # B * nW, N, h, d
         lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        factors = torch.where(lengths > 0, 1 / lengths.clamp(min=1e-12), 0.0)
-        return (x * (factors * scale)).to(vectors.dtype)
+        y: Tensor = x * (scale / lengths.masked_fill(lengths == 0, torch.inf))
+        return y.to(vectors.dtype)
 
-    query, key, value = qkv.unbind(2)  # slices of qkv would each need a gradient of its whole size
-    return torch.stack([normalise(query, scale), normalise(key, 1.0), value], dim=2)
+    return normalise(query, scale), normalise(key, 1.0)
 
 
 class SwinV2HFAttention(SwinHFAttention):
@@ -77,13 +78,14 @@ class SwinV2HFAttention(SwinHFAttention):
         self.logit_scale = nn.Parameter(torch.empty(num_heads, 1, 1))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
 
-    def project(self, windows: Tensor) -> Tensor:
-        """Queries, keys and values ``(B * nW, N, 3, h, d)``, ready for a dot product, of windows ``(B * nW, N, C)``."""
+    def project(self, windows: Tensor) -> Sequence[Tensor]:
+        """Queries and keys, ready for a dot product, and values, ``(B * nW, N, h, d)`` each, of ``(B * nW, N, C)``."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # a key has none
         qkv = linear(self.qkv, windows, bias=bias).unflatten(-1, (3, self.num_heads, -1))
-        return cosine_attention_inputs(qkv, self.logit_scale)
+        query, key, value = qkv.unbind(2)
+        return *cosine_attention_inputs(query, key, self.logit_scale), value
 
     def relative_position_bias(self, window: Pair) -> Tensor:
         """The bias for every pair of tokens of a window, ``(1, h, N, N)``."""

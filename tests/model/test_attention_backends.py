@@ -104,11 +104,11 @@ def test_sdpa_agrees_with_eager_in_outputs_and_gradients(name, dtype):
 def test_window_attention_differentiates_what_it_computes(shifted):
     geometry = window_geometry((4, 6), (2, 3), shifted)
     torch.manual_seed(0)
-    qkv = torch.randn(4, 6, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    qkv = [torch.randn(4, 2, 6, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     bias = torch.randn(2, 6, 6, dtype=torch.float64, requires_grad=True)
     mask = make_shift_mask(geometry).double()[:, None] / 50 if shifted else None
-    assert torch.autograd.gradcheck(lambda q, b: attend_here(q, b, mask, 0.5), (qkv, bias))
-    assert torch.autograd.gradgradcheck(lambda q, b: attend_here(q, b, mask, 0.5), (qkv, bias))
+    assert torch.autograd.gradcheck(lambda *given: attend_here(*given, mask, 0.5), (*qkv, bias))
+    assert torch.autograd.gradgradcheck(lambda *given: attend_here(*given, mask, 0.5), (*qkv, bias))
 
 
 @pytest.mark.parametrize("shifted", [False, True], ids=["plain", "shifted"])

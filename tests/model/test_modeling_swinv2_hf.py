@@ -355,34 +355,32 @@ def test_a_mask_of_100_can_leak_as_in_the_reference():
 
 
 def test_zero_stays_zero_and_has_no_gradient():
-    qkv = torch.randn(3, 5, 3, 2, 4)
-    qkv[1, 2, :2] = 0.0
-    qkv.requires_grad_()
+    given = torch.randn(2, 3, 5, 2, 4)  # queries and keys
+    given[:, 1, 2] = 0.0
+    given.requires_grad_()
     scale = torch.full((2, 1, 1), math.log(10), requires_grad=True)
-    out = cosine_attention_inputs(qkv, scale)
-    assert (out[1, 2, :2] == 0).all()
-    torch.testing.assert_close(out[0, :, 0].norm(dim=-1), torch.full((5, 2), 10.0))
-    torch.testing.assert_close(out[0, :, 1].norm(dim=-1), torch.ones(5, 2))
-    assert torch.equal(out[:, :, 2], qkv[:, :, 2])
-    (out * torch.randn_like(out)).sum().backward()
-    assert (qkv.grad[1, 2, :2] == 0).all() and qkv.grad.isfinite().all() and scale.grad.isfinite().all()
-    assert (qkv.grad[0, :, :2] != 0).all()
+    query, key = cosine_attention_inputs(*given, scale)
+    assert (query[1, 2] == 0).all() and (key[1, 2] == 0).all()
+    torch.testing.assert_close(query[0].norm(dim=-1), torch.full((5, 2), 10.0))
+    torch.testing.assert_close(key[0].norm(dim=-1), torch.ones(5, 2))
+    ((query + 2 * key) * torch.randn_like(query)).sum().backward()
+    assert (given.grad[:, 1, 2] == 0).all() and given.grad.isfinite().all() and scale.grad.isfinite().all()
+    assert (given.grad[:, 0] != 0).all()
 
 
 def test_cosines_differentiate_what_they_compute():
-    qkv = torch.randn(2, 3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    given = [torch.randn(2, 3, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     scale = torch.tensor([2.0, 3.0], dtype=torch.float64).view(2, 1, 1).requires_grad_()
-    assert torch.autograd.gradcheck(cosine_attention_inputs, (qkv, scale))
-    normalised = nn.functional.normalize(qkv[:, :, :2], dim=-1)
-    torch.testing.assert_close(cosine_attention_inputs(qkv, torch.zeros(2, 1, 1))[:, :, :2], normalised)
+    assert torch.autograd.gradcheck(cosine_attention_inputs, (*given, scale))
+    for vectors, out in zip(given, cosine_attention_inputs(*given, torch.zeros(2, 1, 1)), strict=True):
+        torch.testing.assert_close(out, nn.functional.normalize(vectors, dim=-1))
 
 
 def test_the_scale_is_cut_off_and_then_has_no_gradient():
-    qkv = torch.randn(2, 3, 3, 2, 4)
     scale = torch.tensor([4.0, 5.0]).view(2, 1, 1).requires_grad_()
-    out = cosine_attention_inputs(qkv, scale)
-    torch.testing.assert_close(out[:, :, 0, 1].norm(dim=-1), torch.full((2, 3), 100.0))
-    out.sum().backward()
+    query, _ = cosine_attention_inputs(*torch.randn(2, 2, 3, 2, 4), scale)
+    torch.testing.assert_close(query[:, :, 1].norm(dim=-1), torch.full((2, 3), 100.0))
+    query.sum().backward()
     assert scale.grad[0] != 0 and scale.grad[1] == 0
 
 
