@@ -6,7 +6,7 @@ from swin_hf.model.windows import window_geometry
 
 
 def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
-    """Where the code of a layout computes something else from the same weights, at the model's image size."""
+    """One sentence for each thing that the code of a layout computes differently, at the model's image size."""
     if layout.name == "swin_hf":
         return []
     found = []

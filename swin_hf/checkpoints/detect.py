@@ -10,10 +10,8 @@ from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, expand, listed, our_key
 from swin_hf.text import one_line
 
-PATCH = "swin.embeddings.patch_embeddings.weight"
-NORM1 = "swin.stages.{}.blocks.{}.norm1.weight"
-QKV = "swin.stages.0.blocks.0.attention.qkv.weight"
-
+_PATCH, _QKV = "swin.embeddings.patch_embeddings.weight", "swin.stages.0.blocks.0.attention.qkv.weight"
+_NORM1 = "swin.stages.{i}.blocks.{j}.norm1.*"
 _MOST_BLOCKS = 64  # of a stage
 
 _V2 = re.compile(r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.\d")
@@ -32,9 +30,7 @@ _STRANGERS = (
 
 
 def detect(keys: Collection[str], layout: str | None = None) -> Place:
-    """Where the network is in a state dict of these keys, and what it is.
-
-    The layout may be named; one of ``SAID`` means all of its namings.
+    """Where the network is in a state dict of these keys, and what it is; a named layout is checked.
 
     Raises:
         ValueError: If it is not a Swin Transformer (the message says what it looks like), if it holds several, or if
@@ -76,11 +72,7 @@ _TIMM_NAMES = re.compile(r"swin_|swinv2_(?!cr_)")
 
 
 def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model of a name by its ``config.json``, of transformers or timm, before its weights are brought or read.
-
-    Raises:
-        ValueError: If it says that it is of another architecture, and holds no Swin as a part of a larger model.
-    """
+    """Refuse, with a ValueError, the ``config.json`` of a model that neither is a Swin nor holds one."""
     kind = config.get("architecture") or config.get("model_type")
     if not isinstance(kind, str) or _holds_swin(config):
         return
@@ -105,15 +97,10 @@ def is_v2(keys: Collection[str]) -> bool:
     return any(_V2.search(key) for key in keys)
 
 
-def _written(place: Place, ours: str) -> str:
-    """The first of their keys that goes to one of ours."""
-    return next(entry.key for entry in expand(place) if our_key(entry.target) == ours)
-
-
 def _leads(keys: Collection[str], layout: Layout) -> list[str]:
     """Prefixes under which both the patch embedding and the first attention of a layout are found."""
-    place = Place(layout, Kind.CLASSIFIER, [1])
-    patch, qkv = _written(place, PATCH), _written(place, QKV)
+    theirs = {our_key(entry.target): entry.key for entry in reversed(expand(Place(layout, Kind.CLASSIFIER, [1])))}
+    patch, qkv = theirs[_PATCH], theirs[_QKV]  # of several, the first
     leads = [key.removesuffix(patch) for key in keys if key == patch or key.endswith("." + patch)]
     return sorted(lead for lead in leads if lead + qkv in keys)
 
@@ -178,8 +165,7 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
 
 def count_blocks(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
-    norm1 = NORM1.format("{i}", "{j}").replace("weight", "*")
-    rows = {key: target for key, target in layout.table.items() if target == norm1}
+    rows = {key: target for key, target in layout.table.items() if target == _NORM1}
     place = Place(replace(layout, table=rows), Kind.CLASSIFIER, [], "", lead)
     depths: list[int] = []
     while True:

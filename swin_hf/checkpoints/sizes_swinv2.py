@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,34 +11,23 @@ from swin_hf.checkpoints.tables import Buffer
 from swin_hf.checkpoints.translate import Translation
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
+from swin_hf.model.windows import Pair
 from swin_hf.presets import SWINV2
-
-Pair = tuple[int, int]
 
 
 def told_by_name(name: str) -> dict[str, Any]:
     """The sizes that the name of a released file, repository or architecture of timm means; empty for others."""
     core = re.sub(r"[^a-z0-9]+", "_", name.lower()).replace("_patch4", "")
-    found = [fields for known, fields in _names().items() if known in core]
-    return dict(found[0]) if len(found) == 1 else {}
-
-
-@cache
-def _names() -> dict[str, dict[str, Any]]:
+    known = {re.sub("_22k.*", "", preset.replace("_patch4", "")): sizes for preset, sizes in SWINV2.items()}
+    found = [sizes for preset, sizes in known.items() if preset in core]
     fields = ("image_size", "window_size", "pretrained_window_sizes")
-    return {
-        re.sub("_22k.*", "", name.replace("_patch4", "")): {field: preset[field] for field in fields if field in preset}
-        for name, preset in SWINV2.items()
-    }
+    return {field: found[0][field] for field in fields if field in found[0]} if len(found) == 1 else {}
 
 
 def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str, Any]:
     """``window_size`` and ``pretrained_window_sizes``, and ``image_size`` where smaller windows at the end show it.
 
-    ``hint`` is what a configuration, a name or an argument says of the windows, if anything does.
-
-    Raises:
-        ValueError: If nothing says them; the message names the remedies.
+    ``hint`` is what a configuration, a name or an argument says of the windows; ValueError if nothing says them.
     """
     stages = len(translation.place.depths)
     tables = {stage: table for (kind, stage, _), table in translation.buffers.items() if kind is Buffer.COORDINATES}
@@ -53,9 +41,8 @@ def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str,
         sizes = _before_clamping(translation, windows)
         if hint is not None and [_on_map(hint, stage) for stage in range(hint.num_layers)] == windows:
             sizes = {"window_size": hint.window_size}
-        own = [0 if unit == window else short(unit) for unit, window in zip(units, windows, strict=True)]
-        is_own = not any(own)
-        return {**sizes, "pretrained_window_sizes": own if is_own else [short(unit) for unit in units]}
+        own = [0] * stages if units == windows else [short(unit) for unit in units]
+        return {**sizes, "pretrained_window_sizes": own}
     if not isinstance(hint, SwinV2HFConfig) or hint.num_layers != stages:
         raise ValueError(
             "these weights of Swin Transformer V2 do not say in which windows they were trained, and no name or "
@@ -65,10 +52,10 @@ def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str,
     return {"window_size": hint.window_size, "pretrained_window_sizes": hint.pretrained_window_sizes}
 
 
-def extra_norms(translation: Translation) -> dict[str, int]:
+def extra_norms(keys: Iterable[str]) -> int:
     """After how many blocks there is an extra norm, 0 if there are none."""
-    blocks = [int(found[1]) for key in translation.state if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
-    return {"extra_norm_every_n_blocks": min(blocks, default=-1) + 1}
+    blocks = [int(found[1]) for key in keys if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
+    return min(blocks, default=-1) + 1
 
 
 def _unit(table: Tensor, axis: int, side: int) -> int:

@@ -3,17 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from swin_hf.checkpoints.tables import (
-    LAYOUTS,
-    UNUSED,
-    Buffer,
-    Layout,
-    QueryValue,
-    Rows,
-    Target,
-    Unfolded,
-    trunks_of_transformers,
-)
+from swin_hf.checkpoints.tables import LAYOUTS, Buffer, Layout, QueryValue, Rows, Target, Unfolded, transformers_trunks
 
 _BLOCK = "swin.stages.{i}.blocks.{j}."
 _ATTENTION = _BLOCK + "attention."
@@ -92,11 +82,11 @@ def _openmmlab() -> dict[str, Target]:
 
 def _transformers(name: str) -> dict[str, Target]:
     """Its backbone has neither norms for its maps nor a norm that nothing goes through."""
-    table = _table(name, _HF_ATTENTION)
-    return {key: target for key, target in table.items() if "hidden_states_norms" not in key and target is not UNUSED}
+    rows = _table(name, _HF_ATTENTION).items()
+    return {key: target for key, target in rows if "hidden_states_norms" not in key and target is not Buffer.UNUSED}
 
 
-_TRUNKS = trunks_of_transformers("swinv2.", "")
+_TRUNKS = transformers_trunks("swinv2.", "")
 _MS_TABLE = _table("microsoft", {**_rows(_MS), **_biases(_MS)})
 
 LAYOUTS_V2: dict[str, Layout] = {
@@ -106,23 +96,9 @@ LAYOUTS_V2: dict[str, Layout] = {
         replace(LAYOUTS["timm"], table=_table("timm", {**_rows(_MS), **_biases(_MS)})),
         replace(LAYOUTS["microsoft"], table=_MS_TABLE, aliases=_EARLY),
         replace(LAYOUTS["timm-old"], table=_MS_TABLE, aliases=_EARLY),
-        replace(
-            LAYOUTS["torchvision"],
-            table=_table("torchvision", {**_rows(_TV), **_QKV}),
-            about="torchvision.models.swin_v2_t, swin_v2_s, swin_v2_b",
-        ),
-        replace(
-            LAYOUTS["transformers"],
-            about="Swinv2 classes of transformers, saved since their buffers are not, or in memory",
-            table=_transformers("transformers"),
-            trunks=_TRUNKS,
-        ),
-        replace(
-            LAYOUTS["transformers-4"],
-            about="Swinv2 classes of transformers 4 as saved, with their buffers",
-            table=_transformers("transformers-4"),
-            trunks=_TRUNKS,
-        ),
+        replace(LAYOUTS["torchvision"], table=_table("torchvision", {**_rows(_TV), **_QKV})),
+        replace(LAYOUTS["transformers"], table=_transformers("transformers"), trunks=_TRUNKS),  # also those in memory
+        replace(LAYOUTS["transformers-4"], table=_transformers("transformers-4"), trunks=_TRUNKS),
         replace(LAYOUTS["openmmlab"], table=_openmmlab()),
     )
 }
