@@ -55,10 +55,9 @@ class _Decoding:
         A pipeline of transformers converts a picture to RGB before its processor sees it, which loses transparency and
         saturates 16-bit grey; it takes what this returns as it is: ``pipe(pipe.image_processor.fetch_images(path))``.
 
-        Args:
-            images: A path, an http(s) address, or a PIL image: upright 8-bit PIL images are returned for these, or, of
-                other than 1 or 3 channels, arrays ``(channels, height, width)`` on the scale of 0..255. Arrays and
-                tensors are returned as they are. A list is treated one by one.
+        A path, an http(s) address or a PIL image becomes an upright 8-bit PIL image or, of other than 1 or 3 channels,
+        an array ``(channels, height, width)`` on the scale of 0..255. Arrays and tensors are returned as they are. A
+        list is treated one by one.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]

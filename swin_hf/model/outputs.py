@@ -72,20 +72,13 @@ class SwinHFMaskedImageModelingOutput(ModelOutput):
 
 
 @dataclass
-class SwinHFSemanticSegmenterOutput(ModelOutput):
-    """Output of ``SwinHFForSemanticSegmentation``; what is not listed is as in :class:`SwinHFModelOutput`.
+class SwinHFSemanticSegmenterOutput(SwinHFImageClassifierOutput):
+    """Output of ``SwinHFForSemanticSegmentation``; what is not listed is as in :class:`SwinHFImageClassifierOutput`.
 
     Args:
-        loss: Scalar, if labels were given.
         logits: ``(B, num_labels, H, W)`` of the patch grid, a quarter of the image for patches of 4 pixels.
         hidden_states: Patch embeddings and the output of each stage before merging, ``(B, L, C)`` each.
     """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor | None, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
 
 
 class Record:

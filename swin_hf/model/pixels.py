@@ -33,19 +33,17 @@ def to_8_bits(
 
     * The EXIF orientation is applied; of an animation, the first frame is taken.
     * Grey of more than 8 bits is scaled so that its white becomes 255; PIL's own conversion would saturate it. White is
-      ``2**n - 1`` where a TIFF file says that its samples have n < 16 bits, else ``grey_maximum``, for all pictures of
-      a data set alike.
+      ``2**n - 1`` where a TIFF file says that its samples have n < 16 bits, else ``grey_maximum``.
     * Floating-point grey is taken as 0..1, or as 0..255 when its largest value exceeds 1; any other range is an error.
     * Transparent pixels (an alpha channel, or a transparent colour or palette entry) are blended with ``background``;
       PIL's own conversion would show whatever colour hides under them.
-    * Palette, CMYK, YCbCr and bilevel pictures are converted.
     * An array has 1 or 3 channels; its numbers are scaled as those of grey pictures are.
 
     Args:
         picture: Any PIL image, which is left as it is, or an array ``(height, width[, channels])``.
         mode: ``RGB`` or ``L``.
         background: Red, green and blue (0..255) behind transparent pixels.
-        grey_maximum: Value (1..65535) that is white in grey pictures of 16 bits.
+        grey_maximum: Value (1..65535) that is white in grey pictures of 16 bits, for all pictures of a data set alike.
 
     Raises:
         PixelsError: If values have no place on a scale from black to white, or an array has other channels.
@@ -80,12 +78,9 @@ def read_array(stream: BinaryIO) -> np.ndarray[Any, Any]:
     Raises:
         PixelsError: If it holds anything else, or is cut off.
     """
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran, dtype = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version](stream)
+        shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
     except (ValueError, KeyError) as error:
         raise PixelsError(f"it is not a .npy file of numbers ({error})") from error
     if dtype.hasobject:
@@ -140,15 +135,12 @@ def count_channels(picture: Image.Image | np.ndarray[Any, Any]) -> int:
 def to_channels(
     picture: Image.Image | np.ndarray[Any, Any], num_channels: int, maximum: int = GREY_MAXIMUM
 ) -> np.ndarray[Any, Any]:
-    """All channels of a picture of any number of them, on the scale of 8-bit pictures but not rounded.
+    """All channels of a picture, ``(channels, height, width)`` float32, on the scale of 8-bit pictures but not rounded.
 
     Whole numbers of 8 bits stay as they are. Those of 16 bits (``uint16``) are divided by ``maximum`` and multiplied by
     255. Any other number (fractions, signed and longer whole numbers, true and false) is multiplied by 255, so that it
     is in its own unit once the image processor has divided by 255; the mean and deviation of the training data, in that
     unit, normalise it.
-
-    Returns:
-        ``(channels, height, width)`` float32.
 
     Raises:
         PixelsError: If there are other channels, or a value is not finite.
@@ -197,5 +189,4 @@ def _scale_grey(pixels: np.ndarray[Any, Any], white: int) -> np.ndarray[Any, Any
         return np.asarray(np.rint(pixels.astype(np.float32) * (255 / white)), dtype=np.uint8)
     if pixels.max() > 255:
         raise PixelsError(f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood")
-    scale = 255.0 if pixels.max() <= 1 else 1.0
-    return np.asarray(np.rint(pixels * scale), dtype=np.uint8)
+    return np.asarray(np.rint(pixels * 255.0 if pixels.max() <= 1 else pixels), dtype=np.uint8)
