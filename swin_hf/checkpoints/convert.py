@@ -230,7 +230,18 @@ def write_files(
     """
     names = [*texts, weights.name]
     with temporary_folder(destination) as stage:
-        _write_weights(stage / weights.name, state, layout, classes)
+        path = stage / weights.name
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+            path.chmod(stage.stat().st_mode & 0o666)  # safetensors keeps the file from everybody else
+        else:
+            content: dict[str, Any] = {layout.wrapper: state} if layout.wrapper else state
+            if layout.name == "openmmlab":
+                content["meta"] = {"dataset_meta": {"classes": classes}}
+            with path.open("wb") as file:
+                torch.save(content, file)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())  # a full disk may show only here
         for name, values in texts.items():
             text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
             (stage / name).write_text(text + "\n", encoding="utf-8")
@@ -240,19 +251,6 @@ def write_files(
         else:
             stage.replace(destination)
     return [weights.with_name(name) for name in names]
-
-
-def _write_weights(path: Path, state: dict[str, Tensor], layout: Layout, classes: list[str]) -> None:
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
-        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors keeps the file from everybody else
-    else:
-        content: dict[str, Any] = {"meta": {"dataset_meta": {"classes": classes}}} if layout.name == "openmmlab" else {}
-        content |= {layout.wrapper: state} if layout.wrapper else state
-        with path.open("wb") as file:
-            torch.save(content, file)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())  # a full disk may show only here
 
 
 def _plain(value: object) -> object:

@@ -1,6 +1,7 @@
 """What a network's sizes are: from the shapes of its weights, and from the files in their folder."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -51,7 +52,8 @@ def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> d
     }
     if is_v2(state):
         fields |= sizes_swinv2.windows_of(translation, hint)
-        fields["extra_norm_every_n_blocks"] = sizes_swinv2.extra_norms(state)
+        extra = [int(found[1]) + 1 for key in state if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
+        fields["extra_norm_every_n_blocks"] = min(extra, default=0)
     else:
         fields["window_size"] = _windows_of_tables(translation, hint)
     grid = _grid(translation, stage_windows(fields), hint)

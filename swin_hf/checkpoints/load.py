@@ -126,7 +126,19 @@ def _open(
         raise ValueError(
             f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the unquantised file"
         )
-    _check_version(place, source, asked)
+    config_class, told_type = FAMILIES[place.layout.family].config_class, str(source.config_json.get("model_type"))
+    held = f"the weights are those of {_VERSIONS[config_class.model_type]}"
+    if asked is not None and type(asked) is not config_class:
+        raise ValueError(
+            f"{held}, and {type(asked).__name__} is of {_VERSIONS[asked.model_type]}; give a {config_class.__name__}, "
+            "or a preset of this version"
+        )
+    is_other = told_type in MODEL_TYPES and told_type.startswith("swinv2") != config_class.cosine_attention
+    if source.is_folder and is_other:
+        raise ValueError(
+            f"{held}, and config.json is of model_type {told_type!r}, the other version of Swin Transformer; put the "
+            "files together that belong together"
+        )
     notes = [f"{len(translation.dropped)} tensors outside of the network left out"] if translation.dropped else []
     fields, told = _sizes(source, translation, asked, notes)
     if asked is not None and (others := derive.contradictions(fields, asked, with_labels=preset is None)):
@@ -151,23 +163,6 @@ def _open(
         notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
         logger.warning("%s: %s", source.name, notes[-1])
     return Checkpoint(source, place, translation, found, target, presets, notes)
-
-
-def _check_version(place: Place, source: Source, asked: SwinHFConfig | None) -> None:
-    """Refuse a configuration of the other version of Swin Transformer."""
-    config_class, told = FAMILIES[place.layout.family].config_class, str(source.config_json.get("model_type"))
-    held = f"the weights are those of {_VERSIONS[config_class.model_type]}"
-    if asked is not None and type(asked) is not config_class:
-        raise ValueError(
-            f"{held}, and {type(asked).__name__} is of {_VERSIONS[asked.model_type]}; give a {config_class.__name__}, "
-            "or a preset of this version"
-        )
-    is_other = told in MODEL_TYPES and told.startswith("swinv2") != config_class.cosine_attention
-    if source.is_folder and is_other:
-        raise ValueError(
-            f"{held}, and config.json is of model_type {told!r}, the other version of Swin Transformer; put the files "
-            "together that belong together"
-        )
 
 
 def _sizes(
@@ -266,9 +261,8 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     A head may be missing, to be initialised, or left over; both are logged. ValueError if anything else is, or a weight
     has another shape than the others demand.
     """
-    config = checkpoint.config
-    if not isinstance(config, model_class.config_class) or config.model_type != model_class.config_class.model_type:
-        wanted = model_class.config_class.model_type
+    config, wanted = checkpoint.config, model_class.config_class.model_type
+    if config.model_type != wanted:
         raise ValueError(
             f"{checkpoint.source.name} holds {_VERSIONS[config.model_type]} and {model_class.__name__} is "
             f"{_VERSIONS[wanted]}; use {class_for(checkpoint.place).__name__}"

@@ -104,7 +104,15 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
     told, preprocessor = _read_json(folder / CONFIG_NAME), _read_json(folder / PREPROCESSOR_NAME)
     check_processor(preprocessor, folder / PREPROCESSOR_NAME)
     found = _read_folder(path, weights) if path.is_dir() else unwrap(str(path), read_file(path), weights)
-    _check_claims(path, found.state)
+    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in found.state.values())
+    if claimed > size + SPARE_BYTES:  # such as a single number that is seen as millions of rows
+        name, largest = max(found.state.items(), key=lambda item: item[1].numel())
+        raise ValueError(
+            f"{path} has {size:,} bytes, but its tensors claim {claimed:,} ({name} alone is {tuple(largest.shape)}); "
+            "save the state dict again with contiguous tensors"
+        )
     found.name, found.is_folder = str(path), path.is_dir()
     found.config_json, found.preprocessor = told, preprocessor
     if found.training and not told:  # what our recipes leave next to their checkpoints
@@ -158,19 +166,6 @@ def check_processor(values: Mapping[str, Any], path: Path) -> None:
                 f"{path} asks for pictures of {pixels:,} pixels ({name} {str(size)[:80]}); at most {MOST_PIXELS:,} are "
                 "made: correct the file, or remove it for the evaluation of the released models"
             )
-
-
-def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that claim more than their file can hold, as a single number that is seen as millions of rows."""
-    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files)
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    if claimed > size + SPARE_BYTES:
-        largest = max(state, key=lambda name: state[name].numel())
-        raise ValueError(
-            f"{path} has {size:,} bytes, but its tensors claim {claimed:,} ({largest} alone is "
-            f"{tuple(state[largest].shape)}); save the state dict again with contiguous tensors"
-        )
 
 
 def read_file(path: Path) -> dict[str, Any]:

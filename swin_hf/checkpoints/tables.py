@@ -276,18 +276,12 @@ OPENMMLAB: dict[str, Target] = {
 _PLAIN = {Kind.CLASSIFIER: ("",), Kind.BASE: ("",)}
 _MICROSOFT_TRUNKS = {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")}
 _DETECTORS = ("backbone.",)
-_TRANSFORMERS_HOSTS = (
+_HF_BACKBONES = (
     "backbone.",  # UperNet
-    "backbone.swin.",
-    "pixel_level_module.encoder.",  # Mask2Former
-    "pixel_level_module.encoder.swin.",
-    "model.pixel_level_module.encoder.",
-    "model.pixel_level_module.encoder.swin.",
-    "model.backbone.conv_encoder.model.",  # the DETR family
-    "model.backbone.conv_encoder.model.swin.",
-    "model.backbone.model.",
-    "model.backbone.model.swin.",
-)
+    "pixel_level_module.encoder.", "model.pixel_level_module.encoder.",  # Mask2Former
+    "model.backbone.conv_encoder.model.", "model.backbone.model.",  # the DETR family
+)  # fmt: skip
+_TRANSFORMERS_HOSTS = tuple(host + trunk for host in _HF_BACKBONES for trunk in ("", "swin."))
 
 
 def transformers_trunks(prefix: str, *backbone: str) -> dict[Kind, tuple[str, ...]]:

@@ -42,10 +42,9 @@ def _table(name: str, attention: Mapping[str, Target]) -> dict[str, Target]:
 _HF = "{trunk}encoder.layers.{i}.blocks.{j}.attention.self."
 _HF_ATTENTION: dict[str, Target] = {
     **_rows(_HF, "continuous_position_bias_mlp"),
-    **{
-        f"{_HF}{name}.weight": Rows(_ATTENTION + "qkv.weight", part)
-        for part, name in enumerate(("query", "key", "value"))
-    },
+    f"{_HF}query.weight": Rows(_ATTENTION + "qkv.weight", 0),
+    f"{_HF}key.weight": Rows(_ATTENTION + "qkv.weight", 1),
+    f"{_HF}value.weight": Rows(_ATTENTION + "qkv.weight", 2),
     f"{_HF}query.bias": _ATTENTION + "q_bias",
     f"{_HF}value.bias": _ATTENTION + "v_bias",
 }
@@ -63,21 +62,17 @@ _EARLY = ((r"\.rpe_mlp\.", ".cpb_mlp."),)  # the first files of SimMIM
 def _swin_hf() -> dict[str, Target]:
     """Our own names, in which nothing that follows from the windows is stored."""
     prefix = "{trunk}stages.{i}.blocks.{j}.attention."
-    table = _table("swin_hf", {**_rows(prefix), **_biases(prefix), **_EXTRA})
-    return {key: target for key, target in table.items() if not isinstance(target, Buffer)}
+    rows = _table("swin_hf", {**_rows(prefix), **_biases(prefix), **_EXTRA}).items()
+    return {key: target for key, target in rows if not isinstance(target, Buffer)}
 
 
 def _openmmlab() -> dict[str, Target]:
     """Its merging opens the next stage, and its norm comes after the channels have lost their order."""
     table = _table("openmmlab", {**_rows(_MM), **_biases(_MM), **_EXTRA})
-    for name in ("norm.*", "reduction.weight"):
-        del table["{trunk}stages.{i}.downsample." + name]
-    ours = "swin.stages.{i}.downsample."
-    merging: dict[str, Target] = {
-        "{trunk}stages.{next}.downsample.norm.*": ours + "norm.*",
-        "{trunk}stages.{next}.downsample.reduction.weight": Unfolded(ours + "reduction.weight"),
+    return {key: target for key, target in table.items() if ".downsample." not in key} | {
+        "{trunk}stages.{next}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
+        "{trunk}stages.{next}.downsample.reduction.weight": Unfolded("swin.stages.{i}.downsample.reduction.weight"),
     }
-    return {**table, **merging}
 
 
 def _transformers(name: str) -> dict[str, Target]:

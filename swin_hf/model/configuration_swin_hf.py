@@ -7,6 +7,7 @@ transformers' own ``SwinConfig``: the dictionary of one can be handed to the oth
 
 import difflib
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -61,8 +62,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels: Channels of an image. Positive.
         embed_dim: Channels of the first stage, ``C`` of table 7; each stage doubles it. A multiple of its heads.
         depths: Blocks of each stage; blocks alternate between W-MSA and SW-MSA. Positive.
-        num_heads: Attention heads of each stage; each divides the channels of its stage. As long as ``depths``. Left
-            out, those of four stages whose heads have about 32 channels, as all of the paper's.
+        num_heads: Attention heads of each stage, which divide its channels. Left out, those of four stages whose heads
+            have about 32 channels, as all of the paper's.
         window_size: Side of an attention window in tokens, ``M`` of section 3.2: one integer; ``(height, width)``
             for a rectangle; or one entry for each stage, as a list of pairs, or of integers where that cannot be
             mistaken for a rectangle (any number of stages but two). Positive.
@@ -72,8 +73,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         attention_probs_dropout_prob: Dropout of the attention probabilities. In ``[0, 1)``.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first. In ``[0, 1)``.
         hidden_act: Activation of the MLP, a name of transformers' ``ACT2FN``.
-        use_absolute_embeddings: Whether learned position embeddings are added to the patches (table 4 of the
-            paper; no released model has them).
+        use_absolute_embeddings: Whether learned position embeddings are added to the patches (table 4 of the paper).
         initializer_range: Standard deviation of the truncated normal that fills Linear layers and bias tables.
         layer_norm_eps: Epsilon of every LayerNorm.
         encoder_stride: Pixels for each token of the last stage, the upsampling factor of the SimMIM decoder.
@@ -81,8 +81,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             both axes; True, the rule of timm and torchvision, only on the covered one.
         mask_padding: Whether the tokens that pad a map to whole windows are kept out of attention. False is the
             arithmetic of the reference, where they take part.
-        norm_targets: Side in pixels of the neighbourhood that normalises the targets of masked image modeling; odd.
-            ``None`` reconstructs raw pixels.
+        norm_targets: Side in pixels, odd, of the neighbourhood that normalises SimMIM's targets; None for raw pixels.
         upernet: Sizes of the heads of semantic segmentation, see ``segmentation_swin_hf.UperNetSizes``.
         out_features: Stages whose maps the backbone returns, names out of ``stage_names``.
         out_indices: The same as positions in ``stage_names``.
@@ -138,8 +137,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"transformers_weights is {_short(name)}; give the name of a file in its folder, or leave it out"
             )
-        if not self.num_heads:
-            self.num_heads = _default_heads(self.embed_dim)
+        if not self.num_heads:  # the largest divisor that leaves a head 32 channels or more, doubling in four stages
+            _check_positive("embed_dim", self.embed_dim, MOST_CHANNELS)
+            heads = max(n for n in range(1, max(self.embed_dim // 32, 1) + 1) if self.embed_dim % n == 0)
+            self.num_heads = [heads * 2**stage for stage in range(4)]
         self.check_sizes()
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", self._out_features),
@@ -299,12 +300,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def drop_path_rates(self) -> tuple[tuple[float, ...], ...]:
         """Stochastic depth of each block of each stage, linear in the block's global position."""
-        last = max(sum(self.depths) - 1, 1)
-        starts = [sum(self.depths[:stage]) for stage in range(self.num_layers)]
-        return tuple(
-            tuple(self.drop_path_rate * (start + block) / last for block in range(depth))
-            for start, depth in zip(starts, self.depths, strict=True)
-        )
+        last, numbers = max(sum(self.depths) - 1, 1), itertools.count()
+        return tuple(tuple(self.drop_path_rate * next(numbers) / last for _ in range(depth)) for depth in self.depths)
 
     @property
     def parameters(self) -> int:
@@ -317,16 +314,14 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             hidden = int(dim * self.mlp_ratio)
             attention = self._attention_parameters(dim, heads, window)
             total += depth * (attention + 2 * dim * hidden + hidden + 5 * dim)
-        total += sum(map(self._merging_parameters, self.stage_dims[:-1]))
+        norm = 4 if self.cosine_attention else 8  # of merging: a weight and a bias for 2C or 4C channels
+        total += sum(8 * dim * dim + norm * dim for dim in self.stage_dims[:-1])
         classes = len(self.id2label or {})
         return total + 2 * last + (last + 1) * (classes + channels * self.encoder_stride**2)
 
     def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
         table = heads * math.prod(2 * side - 1 for side in window)
         return 4 * dim * dim + dim + 3 * dim * self.qkv_bias + table
-
-    def _merging_parameters(self, dim: int) -> int:
-        return 8 * dim * dim + 8 * dim
 
     def check_sizes(self) -> None:
         """Check every field against its range and against the others; models call it again before they are built.
@@ -401,8 +396,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         """Check the types of what is not a size, and that no name is that of a method or of a computed attribute."""
         for name, value in values.items():
             kinds = None if value is None and name in _MAY_BE_NONE else _TYPES.get(name)
-            is_switch = isinstance(value, bool)
-            if kinds is not None and (not isinstance(value, kinds) or (is_switch and bool not in kinds)):
+            if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
                 raise ValueError(f"{name} is {_short(value)}; it must be of type {wanted}")
             member = inspect.getattr_static(cls, name, None)
@@ -415,7 +409,13 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         architectures = values.get("architectures") or []
         if wrong := [name for name in architectures if not isinstance(name, str)]:
             raise ValueError(f"architectures holds {_short(wrong[0])}; it is a list of names of classes")
-        _check_labels(values.get("num_labels"), values.get("id2label"))
+        count, names = values.get("num_labels"), values.get("id2label") or {}
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+            raise ValueError(f"num_labels is {_short(count)}; it must be an integer, 0 or more")
+        if count is not None and count > MOST_LABELS and len(names) != count:  # transformers would make each a name
+            raise ValueError(f"num_labels is {count}; more than {MOST_LABELS:,} need a name each in id2label")
+        if wrong := [name for name in names.values() if not isinstance(name, str | int | float)]:
+            raise ValueError(f"id2label holds {_short(wrong[0])}; the name of a class is text")
 
     @classmethod
     def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
@@ -434,13 +434,6 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _default_heads(embed_dim: Any) -> list[int]:
-    """Heads of four stages: the largest divisor of ``embed_dim`` that leaves a head 32 channels or more, doubling."""
-    _check_positive("embed_dim", embed_dim, MOST_CHANNELS)
-    first = max(heads for heads in range(1, max(embed_dim // 32, 1) + 1) if embed_dim % heads == 0)
-    return [first * 2**stage for stage in range(4)]
-
-
 def as_pair(value: int | Iterable[int]) -> Pair:
     height, width = (value, value) if isinstance(value, int) else value
     return height, width
@@ -451,16 +444,6 @@ def _check_positive(name: str, value: Any, most: int | None = None) -> None:
         raise ValueError(f"{name} is {_short(value)}; it must be a positive integer")
     if most is not None and value > most:
         raise ValueError(f"{name} is {_short(value)}; it must be at most {most}")
-
-
-def _check_labels(count: Any, names: Any) -> None:
-    """Check the number of classes before transformers makes a name for each of them."""
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        raise ValueError(f"num_labels is {_short(count)}; it must be an integer, 0 or more")
-    if count is not None and count > MOST_LABELS and len(names or {}) != count:
-        raise ValueError(f"num_labels is {count}; more than {MOST_LABELS:,} need a name each in id2label")
-    if wrong := [name for name in (names or {}).values() if not isinstance(name, str | int | float)]:
-        raise ValueError(f"id2label holds {_short(wrong[0])}; the name of a class is text")
 
 
 def _short(value: Any) -> str:

@@ -99,8 +99,5 @@ class SwinV2HFConfig(SwinHFConfig):
         network = 3 * 512 + 512 * heads
         return 4 * dim * dim + dim + 2 * dim * self.qkv_bias + heads + network
 
-    def _merging_parameters(self, dim: int) -> int:
-        return 8 * dim * dim + 4 * dim
-
 
 __all__ = ["SwinV2HFConfig"]

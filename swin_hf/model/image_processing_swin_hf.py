@@ -22,15 +22,10 @@ _DOWNLOAD_SECONDS = 30
 
 
 class SwinHFImagesKwargs(ImagesKwargs, total=False):
-    """Values of the processor beyond those that transformers knows.
+    """Values of the processor beyond those that transformers knows."""
 
-    Attributes:
-        background: Red, green and blue (0..255) behind transparent pixels.
-        grey_maximum: Value that is white in grey pictures of 16 bits.
-    """
-
-    background: list[int] | tuple[int, ...]
-    grey_maximum: int
+    background: list[int] | tuple[int, ...]  # red, green and blue (0..255) behind transparent pixels
+    grey_maximum: int  # white in grey pictures of 16 bits
 
 
 class _Decoding:

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+Array = np.ndarray[Any, Any]
+Picture = Image.Image | Array
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHITE = (255, 255, 255)
 GREY_MAXIMUM = 65535  # white of a grey picture of 16 bits that nothing more is known about
@@ -24,10 +26,7 @@ class PixelsError(ValueError):
 
 
 def to_8_bits(
-    picture: Image.Image | np.ndarray[Any, Any],
-    mode: str = "RGB",
-    background: Sequence[int] = WHITE,
-    grey_maximum: int = GREY_MAXIMUM,
+    picture: Picture, mode: str = "RGB", background: Sequence[int] = WHITE, grey_maximum: int = GREY_MAXIMUM
 ) -> Image.Image:
     """Make an upright 8-bit picture of any other.
 
@@ -72,7 +71,7 @@ def to_8_bits(
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def read_array(stream: BinaryIO) -> np.ndarray[Any, Any]:
+def read_array(stream: BinaryIO) -> Array:
     """Read a ``.npy`` file of numbers; one of pickled objects is refused, and nothing of it is loaded.
 
     Raises:
@@ -94,7 +93,7 @@ def read_array(stream: BinaryIO) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def stack_channels(picture: Image.Image | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def stack_channels(picture: Picture) -> Array:
     """All channels of a picture as they are stored, ``(height, width, channels)``.
 
     Of a TIFF file, the bands of all pages are channels, in their order; of other files, those of the first picture.
@@ -123,7 +122,7 @@ def stack_channels(picture: Image.Image | np.ndarray[Any, Any]) -> np.ndarray[An
     return np.concatenate([np.atleast_3d(values) for values in pages], axis=2)
 
 
-def count_channels(picture: Image.Image | np.ndarray[Any, Any]) -> int:
+def count_channels(picture: Picture) -> int:
     """How many channels :func:`stack_channels` gives, or would if Pillow read all bands; nothing is decoded."""
     if isinstance(picture, np.ndarray):
         return int(stack_channels(picture).shape[2])
@@ -132,9 +131,7 @@ def count_channels(picture: Image.Image | np.ndarray[Any, Any]) -> int:
     return int(pages * max(len(picture.getbands()), stored))
 
 
-def to_channels(
-    picture: Image.Image | np.ndarray[Any, Any], num_channels: int, maximum: int = GREY_MAXIMUM
-) -> np.ndarray[Any, Any]:
+def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM) -> Array:
     """All channels of a picture, ``(channels, height, width)`` float32, on the scale of 8-bit pictures but not rounded.
 
     Whole numbers of 8 bits stay as they are. Those of 16 bits (``uint16``) are divided by ``maximum`` and multiplied by
@@ -160,7 +157,7 @@ def to_channels(
     return np.ascontiguousarray(scaled)
 
 
-def least_white(picture: Image.Image | np.ndarray[Any, Any]) -> int | None:
+def least_white(picture: Picture) -> int | None:
     """The least white of a grey picture of 16 bits: what its file says, else its largest value; None for others."""
     if isinstance(picture, np.ndarray):
         return int(picture.max()) if picture.dtype.newbyteorder("=") == np.uint16 and picture.size else None
@@ -174,7 +171,7 @@ def _declared_white(picture: Image.Image) -> int | None:
     return 2**bits - 1 if 8 < bits < 16 else None
 
 
-def _scale_grey(pixels: np.ndarray[Any, Any], white: int) -> np.ndarray[Any, Any]:
+def _scale_grey(pixels: Array, white: int) -> Array:
     """Scale 16-bit, 32-bit or floating-point grey values to ``uint8``."""
     if not np.isfinite(pixels).all() or pixels.min() < 0:
         raise PixelsError("grey values are negative or not finite, so they have no place on a scale from 0 to 255")

@@ -208,15 +208,13 @@ class ResizableMixin:
     ) -> Any:
         """Change the training image size and the windows of a live model, keeping what it has learned.
 
-        Bias tables are resampled for the new windows and absolute position embeddings for the new image.
+        Bias tables are resampled for the new windows and absolute position embeddings for the new image. Returns the
+        model.
 
         Args:
             image_size: New image size in pixels, if it changes.
             window_size: New windows, in any form that the configuration takes, if they change.
             method: How bias tables are resampled, see :func:`resize_bias_table`.
-
-        Returns:
-            The model itself.
 
         Raises:
             ValueError: If a size is out of range, or the image is smaller than one patch.
@@ -243,10 +241,7 @@ class ResizableMixin:
     def resize_patches(self: Any, patch_size: int | Pair) -> Any:
         """Change the patch size of a live model, in pixels; :func:`resample_patches` says how. Returns the model.
 
-        The decoder of a masked image model, whose stride follows from the patch, is interpolated.
-
-        Raises:
-            ValueError: If the size is out of range, or a masked image model is given a rectangle.
+        The decoder of a masked image model, whose stride follows from the patch, is interpolated; it needs a square.
         """
         target = _changed(self.config, patch_size=patch_size)
         target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
@@ -264,9 +259,6 @@ class ResizableMixin:
 
         A masked image model also reconstructs that many: the old ones in turn, or, if there are fewer, the mean of
         those that fall on the same place.
-
-        Raises:
-            ValueError: If the number is not positive.
         """
         target = _changed(self.config, num_channels=num_channels)
         self._resize_head(target)
@@ -282,9 +274,6 @@ class ResizableMixin:
         """Keep some classes of a live classifier, in the order given: the 1k of ImageNet out of 22k, for example.
 
         ``rows`` are their numbers; names in ``config.id2label`` go with them. Returns the model.
-
-        Raises:
-            ValueError: If a number is not a class of the model, or none is given.
         """
         classes, head = self.config.id2label, self.classifier
         wrong = [row for row in rows if not 0 <= row < len(classes)]
@@ -320,20 +309,11 @@ class ResizableMixin:
 
 
 def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubic") -> Tensor:
-    """Resample a relative position bias table for another window.
+    """Resample a bias table ``((2 Mh - 1)(2 Mw - 1), h)`` of an old window for a new one; dtype and device stay.
 
-    Args:
-        table: ``((2 Mh - 1)(2 Mw - 1), h)`` of the old window.
-        old: Old window height and width.
-        new: New window height and width.
-        method: ``"bicubic"`` as Microsoft's loader does; ``"geometric"`` as SimMIM's does, where the old offsets are
-            spread over the new range in a geometric progression, so that near offsets keep their resolution.
-
-    Returns:
-        ``((2 Mh' - 1)(2 Mw' - 1), h)``, dtype and device of ``table``.
-
-    Raises:
-        ValueError: If the method is unknown or the table does not have the rows of the old window.
+    ``"bicubic"`` is what Microsoft's loader does. SimMIM's is ``"geometric"``: the old offsets are spread over the new
+    range in a geometric progression, so that near offsets keep their resolution. ValueError for another method, or for
+    a table that does not have the rows of the old window.
     """
     old_sides, new_sides = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
     if table.shape[0] != old_sides[0] * old_sides[1]:

@@ -94,7 +94,7 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
         norms = {f"stage{n}": nn.LayerNorm(dim, eps=config.layer_norm_eps) for n, dim in enumerate(channels, start=1)}
         self.hidden_states_norms = nn.ModuleDict(norms)
         shared: Any = {name: getattr(sizes, name) for name in ("hidden_size", "pool_scales", "auxiliary_channels")}
-        heads = UperNetConfig(num_labels=config.num_labels, **shared)
+        heads = UperNetConfig(**shared | {"num_labels": config.num_labels})
         self.decode_head = UperNetHead(heads, in_channels=channels)
         self.auxiliary_head = None
         if sizes.auxiliary_loss_weight:
