@@ -26,13 +26,13 @@ from swin_hf.model.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     WHITE,
+    Picture,
     read_array,
     to_8_bits,
     to_channels,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
     from torchvision.transforms.v2 import InterpolationMode
     from transformers import BaseImageProcessor
@@ -46,10 +46,6 @@ PICTURE_SUFFIXES = (
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 # PIL's numbers. Only these three exist with antialiasing in PIL, torchvision and transformers.
 RESAMPLING: dict[Interpolation, int] = {"nearest": 0, "bilinear": 2, "bicubic": 3}
-
-# From this side on, Microsoft squashes the image instead of cropping it (TEST.CROP of its configs).
-_SQUASHED_FROM = 384
-_RELEASE_CROP_PCT = 224 / 256
 
 
 class UnreadablePictureError(OSError):
@@ -150,7 +146,7 @@ def decoding(processor: object) -> dict[str, Any]:
     }
 
 
-def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Image.Image | np.ndarray[Any, Any]]:
+def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Picture]:
     """Open a cell of an image column without decoding it, for ``with``; a ``.npy`` file is an array."""
     file = _file(cell, root)
     if isinstance(file, bytes):
@@ -229,11 +225,11 @@ class Preprocessing:
 
     @classmethod
     def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Preprocessing:
-        """How Microsoft evaluates its models: a crop, short side 256/224 of the image; from 384 on, a squash.
+        """How Microsoft evaluates its models (TEST.CROP of its configs): a crop, or from 384 pixels on a squash.
 
         RGB is normalised with the mean and deviation of ImageNet, any other number of channels with 0.5.
         """
-        short = None if min(size) >= _SQUASHED_FROM else short_side(size, _RELEASE_CROP_PCT)
+        short = None if min(size) >= 384 else short_side(size, crop_pct=224 / 256)
         half = (0.5,) * num_channels
         return cls(size, short) if num_channels == 3 else cls(size, short, half, half)
 

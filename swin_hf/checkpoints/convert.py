@@ -12,13 +12,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model, class_for
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, to_theirs
+from swin_hf.checkpoints.translate import Place, differences, to_theirs
 from swin_hf.classes import class_table
 from swin_hf.files import WEIGHT_SUFFIXES, temporary_folder
 from swin_hf.model.configuration_swin_hf import SwinHFConfig

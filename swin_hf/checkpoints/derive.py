@@ -15,7 +15,7 @@ from swin_hf.checkpoints.sizes_swinv2 import short
 from swin_hf.checkpoints.tables import Buffer, Kind
 from swin_hf.checkpoints.translate import Translation
 from swin_hf.families import config_of_preset, list_presets
-from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
 from swin_hf.model.windows import Pair, relative_position_index, shift_mask, window_geometry
 from swin_hf.presets import SWIN, SWINV2
 
@@ -140,16 +140,13 @@ def _grid(translation: Translation, windows: Sequence[Pair], hint: SwinHFConfig 
         side = math.isqrt(count)
         if side * side != count:
             raise ValueError(
-                f"{count} position embeddings do not make a square map; say which with"
-                " config=SwinHFConfig(image_size=...)"
+                f"{count} position embeddings do not make a square map; say which with "
+                "config=SwinHFConfig(image_size=...)"
             )
         return side, side
     for (buffer, stage, _), mask in translation.buffers.items():
-        if buffer is Buffer.MASK:
-            rows_columns = _windows_of_mask(mask, windows[stage])
-            if rows_columns is not None:
-                height, width = (n * side * 2**stage for n, side in zip(rows_columns, windows[stage], strict=True))
-                return height, width
+        if buffer is Buffer.MASK and (counts := _windows_of_mask(mask, windows[stage])) is not None:
+            return as_pair(count * side * 2**stage for count, side in zip(counts, windows[stage], strict=True))
     return None
 
 
@@ -160,12 +157,10 @@ def _windows_of_mask(mask: Tensor, window: Pair) -> Pair | None:
     if mask.is_meta:
         return (side, side) if side * side == count else None
     for rows in sorted((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n - side)):
-        columns = count // rows
-        grid = (rows * window[0], columns * window[1])
-        geometry = window_geometry(grid, window, shifted=True, shift_per_axis=True)
-        candidate = shift_mask(geometry)
+        grid = (rows * window[0], count // rows * window[1])
+        candidate = shift_mask(window_geometry(grid, window, shifted=True, shift_per_axis=True))
         if candidate.shape == mask.shape and torch.equal(candidate, mask.to("cpu", torch.float32)):
-            return rows, columns
+            return rows, count // rows
     return None
 
 
@@ -238,25 +233,14 @@ def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
 def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels: bool) -> list[str]:
     """Where a configuration says something else than the weights; windows and image size can be resampled."""
     names = [*ARCHITECTURE, *(["num_labels"] if with_labels and "num_labels" in fields else [])]
-    return [
-        f"{name} is {_plain(getattr(config, name))} there but {_plain(fields[name])} in the weights"
-        for name in names
-        if _plain(getattr(config, name)) != _plain(fields[name])
-    ]
+    there = {name: getattr(config, name) for name in names} | {"patch_size": short(config.patch_hw)}
+    others = [name for name in names if there[name] != fields[name]]
+    return [f"{name} is {there[name]} there but {fields[name]} in the weights" for name in others]
 
 
 def strides(fields: Mapping[str, Any]) -> Pair:
     """Height and width, in pixels, of a token of the last stage."""
-    patch, shrink = fields["patch_size"], int(2 ** (len(fields["depths"]) - 1))
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    return height * shrink, width * shrink
-
-
-def _plain(value: Any) -> Any:
-    """Equal sizes look equal: 4 and (4, 4)."""
-    if isinstance(value, list | tuple):
-        return short(value) if len(value) == 2 else list(value)
-    return value
+    return as_pair(side * 2 ** (len(fields["depths"]) - 1) for side in as_pair(fields["patch_size"]))
 
 
 def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:

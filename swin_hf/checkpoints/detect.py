@@ -122,26 +122,27 @@ def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
 def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
     """Kind, blocks of each stage and prefixes."""
     depths = count_blocks(keys, layout, lead)
-    unknown_kind = Place(layout, Kind.CLASSIFIER, depths, "", lead)
-    rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind)]
+    lines = expand(Place(layout, Kind.CLASSIFIER, depths, "", lead))  # of whatever kind it is
+    rows = [(line.key.rpartition(".")[0], our_key(line.target) or "") for line in lines]
     modules = {key.rpartition(".")[0] for key in keys}
-    norms = [key for key, ours in rows if ours.startswith("hidden_states_norms.")]
-    norms_found = {entry for entry in norms if any(module.endswith(entry) for module in modules)}
+
+    def theirs(part: str) -> set[str]:
+        return {key for key, ours in rows if ours.startswith(part)}
+
+    norms = theirs("hidden_states_norms.")
+    norms_found = {norm for norm in norms if any(module.endswith(norm) for module in modules)}
     # The one norm of an OpenMMLab backbone is the final one of a classifier that lost its head.
     is_headless = layout.name == "openmmlab" and norms_found == {f"{lead}norm{len(depths) - 1}"}
     is_headless = is_headless and all(key.startswith(lead) for key in keys)
-    finals = [key for key, ours in rows if ours.startswith("swin.norm.")]
-    has_head = any(ours.startswith("classifier.") and key in modules for key, ours in rows)
-    heads = [key for key, ours in rows if ours.startswith("decode_head.fpn_bottleneck.")]
-    if modules.intersection(heads) and Kind.SEGMENTER in layout.trunks:
+    if modules & theirs("decode_head.fpn_bottleneck.") and Kind.SEGMENTER in layout.trunks:
         kind = Kind.SEGMENTER
     elif any(key.endswith("mask_token") for key in keys) and Kind.MIM in layout.trunks:
         kind = Kind.MIM
-    elif has_head:
+    elif modules & theirs("classifier."):
         kind = Kind.CLASSIFIER
     elif norms_found and not is_headless:
         kind = Kind.BACKBONE
-    elif Kind.BACKBONE in layout.trunks and not norms and not modules.intersection(finals):
+    elif Kind.BACKBONE in layout.trunks and not norms and not modules & theirs("swin.norm."):
         kind = Kind.BACKBONE  # of transformers' V2, which has no norms at all
     else:
         kind = Kind.BASE if lead in layout.trunks.get(Kind.BASE, ()) else Kind.CLASSIFIER

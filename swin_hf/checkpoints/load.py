@@ -15,12 +15,11 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as logging_of_transformers
 
 from swin_hf.checkpoints import derive, sizes_swinv2
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import MODEL_TYPES, detect, refuse_strangers
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
-from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
+from swin_hf.checkpoints.translate import Place, Translation, differences, expand, listed, our_key, to_ours
 from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig

@@ -230,19 +230,17 @@ def _refusal(path: Path, error: Exception) -> str:
 def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> Source:
     """Find the state dict in the top level of what a training program saved under a name; see :func:`read_source`."""
     notes: list[str] = []
-    averages = [key for key in _AVERAGES if isinstance(content.get(key), Mapping)]
+    average = next((content[key] for key in _AVERAGES if isinstance(content.get(key), Mapping)), None)
+    wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), average)
     is_averaged = "current_model_state" in content  # written by Lightning's WeightAveraging
-    state: Any = content
-    if not _is_state(content):
-        wrappers = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not wrappers and not averages:
-            raise ValueError(f"{name} holds no state dict; its top level has {', '.join(map(str, list(content)[:10]))}")
-        state = content[wrappers[0]] if wrappers else content[averages[0]]
+    state: Any = content if _is_state(content) else wrapped
+    if state is None:
+        raise ValueError(f"{name} holds no state dict; its top level has {', '.join(map(str, list(content)[:10]))}")
     if weights == "raw" and is_averaged:
         state = content["current_model_state"]
         notes.append("raw weights of the last step")
-    elif weights == "ema" and averages:
-        state = content[averages[0]]
+    elif weights == "ema" and average is not None:
+        state = average
     elif weights == "ema" and not is_averaged:
         raise ValueError(f"{name} holds no averaged weights; leave weights= out")
     elif is_averaged:

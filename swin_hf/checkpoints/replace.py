@@ -13,11 +13,10 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 from swin_hf.checkpoints import derive
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import count_blocks, is_v2
 from swin_hf.checkpoints.tables import LAYOUTS, Kind
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, Translation, expand, our_key, to_ours, to_theirs
+from swin_hf.checkpoints.translate import Place, Translation, differences, expand, our_key, to_ours, to_theirs
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone, SwinHFModel

@@ -33,14 +33,10 @@ class _Decoding:
 
     valid_kwargs: Any = SwinHFImagesKwargs
     resample = PILImageResampling.BICUBIC
-    image_mean = IMAGENET_MEAN
-    image_std = IMAGENET_STD
+    image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
     size = {"height": 224, "width": 224}  # noqa: RUF012 - transformers copies class attributes before it changes them
     default_to_square = False
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
+    do_resize = do_rescale = do_normalize = do_convert_rgb = True
     background = WHITE
     grey_maximum = GREY_MAXIMUM
 

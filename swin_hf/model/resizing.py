@@ -185,9 +185,8 @@ class ResizableMixin:
         """Refuse, or log, what loading left random; see ``strict`` of :meth:`from_pretrained`."""
         no_random = not (is_told or source is None) if strict is None else strict  # or the caller gave the weights
         same_class = type(self).__name__ in (self.config.architectures or ())
-        mismatched = {key for key, *_ in info["mismatched_keys"]}
         missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
-        missing |= {key for key in mismatched if not _HEADS.search(key)}
+        missing |= {key for key, *_ in info["mismatched_keys"] if not _HEADS.search(key)}
         spare = set(info["unexpected_keys"]) if strict else set()
         spare = {key for key in spare if not _HEADS.search(key) and not re.search(self._left_out, key)}
         if spare or (missing and no_random):
@@ -350,7 +349,7 @@ def _geometric_weights(old_side: int, new_side: int) -> Tensor:
         else:
             low = ratio
     steps = [sum(ratio**power for power in range(k + 1)) for k in range(half_old)]
-    knots = torch.tensor([-s for s in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
+    knots = torch.tensor([*(-step for step in reversed(steps)), 0.0, *steps], dtype=torch.float64)
     targets = torch.arange(new_side, dtype=torch.float64) - half_new
     return _cubic_spline_weights(knots, targets.clamp(knots[0], knots[-1]))
 
@@ -393,8 +392,7 @@ def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
     pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
     enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
     resampled: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
-    resampled = resampled.unflatten(2, new)  # out, in, h', w'
-    return resampled.to(kernel.dtype)
+    return resampled.unflatten(2, new).to(kernel.dtype)
 
 
 def channel_matrix(old: int, new: int) -> Tensor:
