@@ -391,8 +391,9 @@ def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
         return kernel
     pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
     enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
-    resampled: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
-    return resampled.unflatten(2, new).to(kernel.dtype)
+    inverse = torch.linalg.pinv(enlarge).T.to(kernel.device)  # hw, h'w'
+    resampled: Tensor = (kernel.flatten(2).double() @ inverse).unflatten(2, new)  # out, in, h', w'
+    return resampled.to(kernel.dtype)
 
 
 def channel_matrix(old: int, new: int) -> Tensor:
