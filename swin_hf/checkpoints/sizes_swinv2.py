@@ -70,7 +70,7 @@ def _before_clamping(translation: Translation, windows: list[Pair]) -> dict[str,
 
 
 def _on_maps(windows: Sequence[Pair], grid: Pair) -> list[Pair]:
-    """The window of each stage, cut to its map; that of the first stage is ``grid``."""
+    """The window of each stage, cut to the map of the stage; ``grid`` is the map of the first."""
     maps = [[-(-side // 2**stage) for side in grid] for stage in range(len(windows))]
     return [as_pair(map(min, window, sides)) for window, sides in zip(windows, maps, strict=True)]
 

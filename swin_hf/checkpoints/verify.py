@@ -62,7 +62,7 @@ def verify(
 ) -> dict[str, float]:
     """Compare what was written in a layout with the model that it was written from, on images ``(B, C, H, W)``.
 
-    The largest absolute difference of the outputs, for our reader and for each library that could be asked.
+    Returns the largest absolute difference of the outputs, for our reader and for each library that could be asked.
     """
     with torch.inference_mode():
         expected = output_of(model, pixel_values)
@@ -83,7 +83,7 @@ def verify(
 def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_values: Tensor) -> dict[str, float]:
     """Compare a model with what the library of its source computes from the weights as they were read.
 
-    The largest absolute difference of the logits; nothing where it is not installed, or the weights were resampled.
+    Returns the largest absolute difference of the logits; nothing without that library, or for resampled weights.
     """
     layout, found, target = checkpoint.place.layout.name, checkpoint.config, checkpoint.target
     is_resampled = (target.image_hw, target.stage_windows) != (found.image_hw, found.stage_windows)

@@ -358,8 +358,8 @@ def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
 
     The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
-    is continuous at the second knot from each end. Such a spline is a cubic, and for every other knot a multiple of
-    ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
+    is continuous at the second knot from each end. Such a spline is a cubic plus, for each knot but two at
+    each end, a multiple of ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
     """
     reach = knots[-1].clamp(min=1)
 
