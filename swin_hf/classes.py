@@ -37,16 +37,10 @@ def has_names(table: Sequence[str]) -> bool:
 def match_classes(
     wanted: Sequence[str], known: Sequence[str], whose: str = "the data", model: str = "the model"
 ) -> list[int]:
-    """Find each class of one table in another.
+    """The number in ``known``, classes of a model, of each class in ``wanted``, classes of the data.
 
-    Args:
-        wanted: Classes of the data, in the order of their numbers.
-        known: Classes of a model, in the order of their numbers; it may know more than are wanted.
-        whose: Owner of ``wanted``, for messages.
-        model: Owner of ``known``, for messages.
-
-    Returns:
-        The number in ``known`` of each class of ``wanted``.
+    Both are in the order of their numbers; a model may know more than are wanted. ``whose`` and ``model`` name the
+    owners of the tables in messages.
 
     Raises:
         ClassMismatchError: If a name is unknown to the model or occurs there twice, or only the model has names.
@@ -74,11 +68,7 @@ def match_classes(
 
 
 def require_finite(logits: Tensor) -> Tensor:
-    """Return logits ``(B, num_labels)`` if they are finite.
-
-    Raises:
-        ValueError: If any is NaN or infinite.
-    """
+    """Return logits ``(B, num_labels)``; ValueError if any is NaN or infinite."""
     finite = logits.isfinite().all(dim=1)
     if not finite.all():
         raise ValueError(

@@ -1,8 +1,6 @@
 """How large a model is and how much it computes, found without allocating it or running it."""
 
-import json
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,12 +19,7 @@ def count_macs(config: Any, model_class: Callable[[Any], nn.Module]) -> int:
 
     They are those of the definition (``eager``), whichever backend runs.
     """
-    return _count_macs(json.dumps(config.to_dict(), sort_keys=True, default=str), config.__class__, model_class)
-
-
-@cache
-def _count_macs(config: str, config_class: Any, model_class: Any) -> int:
-    built = config_class.from_dict({**json.loads(config), "attn_implementation": "eager"})
+    eager = type(config).from_dict({**config.to_dict(), "attn_implementation": "eager"})
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model_class(built).eval()(torch.empty(1, built.num_channels, *built.image_hw))
+        model_class(eager).eval()(torch.empty(1, config.num_channels, *config.image_hw))
     return int(counter.get_total_flops()) // 2

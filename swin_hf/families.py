@@ -20,17 +20,11 @@ _ROOM = "swin_hf.model"
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is built for.
+    """What a model is built for."""
 
-    Args:
-        auto_class: Auto class of transformers that finds its models.
-        pipeline_tag: Task of the Hub, for the card.
-        head: Prefixes of the keys that only its models have; new, or unused, if another task saved the weights.
-    """
-
-    auto_class: str
-    pipeline_tag: str
-    head: tuple[str, ...] = ()
+    auto_class: str  # of transformers, which finds its models
+    pipeline_tag: str  # task of the Hub, for the card
+    head: tuple[str, ...] = ()  # prefixes of keys that only its models have; new if another task saved the weights
 
 
 TASKS = {
@@ -50,41 +44,26 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Family:
-    """Models that share one configuration class.
+    """Models that share one configuration class; classes are named with their module in ``model/``."""
 
-    Args:
-        model_type: Its name in ``config.json``.
-        config: Module in ``model/`` and name of the configuration class.
-        models: Module and name of the model class, by task.
-        processors: Module and name of the image processor, by backend of transformers.
-        presets: Fields of the configuration of each released size.
-        paper: Where the architecture is defined.
-        title: What it is called.
-        citation: The paper in BibTeX.
-        undecayed: Parts of the names of matrices and tables that weight decay leaves alone, in training.
-    """
-
-    model_type: str
-    config: str
-    models: Mapping[str, str]
-    processors: Mapping[str, str]
-    presets: Mapping[str, Mapping[str, Any]]
-    paper: str
+    model_type: str  # in config.json
+    config: str  # the configuration class
+    models: Mapping[str, str]  # the model class, by task
+    processors: Mapping[str, str]  # the image processor, by backend of transformers
+    presets: Mapping[str, Mapping[str, Any]]  # fields of the configuration of each released size
+    paper: str  # where the architecture is defined
     title: str
-    citation: str
+    citation: str  # of the paper, in BibTeX
+    # Parts of the names of matrices and tables that weight decay leaves alone, in training.
     undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
 
     @property
     def config_class(self) -> Any:
-        """Its configuration class."""
+        """The class itself."""
         return _load(self.config)
 
     def model_class(self, task: str) -> Any:
-        """Its model class for a task.
-
-        Raises:
-            ValueError: If the family has no model for the task.
-        """
+        """Its model class for a task; ValueError if it has none."""
         if task not in self.models:
             raise ValueError(f"{self.model_type} has no model for {task}; it has them for {', '.join(self.models)}")
         return _load(self.models[task])
@@ -192,25 +171,13 @@ def family_of(config: Any) -> Family:
 
 
 def list_presets(family: str | None = None) -> list[str]:
-    """Names that ``from_preset`` accepts: of one family, by its ``model_type``, or of all.
-
-    Raises:
-        ValueError: If there is no such family.
-    """
+    """Names that ``from_preset`` accepts: of one family, by its ``model_type``, or of all."""
     chosen = FAMILIES.values() if family is None else [family_of(family)]
     return [name for one in chosen for name in one.presets]
 
 
 def config_of_preset(name: str, **fields: Any) -> Any:
-    """Configuration of a released size of any family.
-
-    Args:
-        name: One of :func:`list_presets`.
-        **fields: Other values for fields of the configuration.
-
-    Raises:
-        ValueError: If there is no such preset.
-    """
+    """Configuration of a released size, one of :func:`list_presets`, with other values for some fields."""
     families = [family for family in FAMILIES.values() if name in family.presets] or list(FAMILIES.values())
     return families[0].config_class.from_preset(name, **fields)  # without the preset, its error names the nearest one
 

@@ -30,47 +30,33 @@ _HUB_ID = re.compile(rf"(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w./-]+))?")
 _HUB_ADDRESS = re.compile(rf"(hf-hub:|hf_hub:|hf://)(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
 
 
+Anything = str | os.PathLike[str] | Mapping[str, Any]
+
+
 class NoModelError(FileNotFoundError, ValueError):
     """A path that does not exist."""
 
 
-Anything = str | os.PathLike[str] | Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Origin:
-    """Where a model is, and where it came from.
+    """Where a model is, and where it came from."""
 
-    Attributes:
-        path: Its folder or file on this machine.
-        repo_id: Its repository on the Hub; None for what was on this machine.
-        commit: The commit of the repository.
-        license: What its card names as the licence of the weights, if it is known.
-    """
-
-    path: Path
-    repo_id: str | None = None
-    commit: str | None = None
-    license: str | None = None
+    path: Path  # its folder or file on this machine
+    repo_id: str | None = None  # its repository on the Hub; None for what was on this machine
+    commit: str | None = None  # of the repository
+    license: str | None = None  # of the weights, as the card names it
 
 
 def local_path(source: str | os.PathLike[str]) -> Path | None:
-    """The file or folder that a source means, ``model/`` for the folder of a training run.
-
-    Args:
-        source: A path, or an id or address on the Hub, see the top of this file.
-
-    Returns:
-        The path; None for a repository of the Hub.
+    """The file or folder that a source means, ``model/`` for a training run; None for a repository of the Hub.
 
     Raises:
         NoModelError: If it is a path that does not exist; the network is not asked.
         ValueError: If it is a folder without a model.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        if (path / "config.json").is_file() or any(file.suffix in WEIGHT_SUFFIXES for file in path.iterdir()):
-            return path
+    has_model = path.is_dir() and any(f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES for f in path.iterdir())
+    if path.is_dir() and not has_model:
         from swin_hf.hub.staging import model_folder
 
         return model_folder(path)
@@ -96,12 +82,7 @@ def split_hub_id(source: str) -> tuple[str, str | None, str | None]:
 
 
 def find_model(source: str | os.PathLike[str], revision: str | None = None, **options: Any) -> Origin:
-    """The file or folder of a model; one on the Hub is pulled, or taken from the cache.
-
-    Args:
-        source: See the top of this file.
-        revision: Branch, tag or commit id on the Hub.
-        options: Options of :func:`swin_hf.pull`.
+    """The file or folder of a model; one on the Hub is pulled with options of :func:`swin_hf.pull`, or cached.
 
     Raises:
         ValueError: As :func:`local_path` and :func:`swin_hf.pull` do; for a path with a revision.
@@ -125,11 +106,7 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
 
 
 def open_source(
-    source: "Anything | Source | Checkpoint",
-    layout: str | None = None,
-    *,
-    revision: str | None = None,
-    **options: Any,
+    source: "Anything | Source | Checkpoint", layout: str | None = None, *, revision: str | None = None, **options: Any
 ) -> "Checkpoint":
     """Find a checkpoint, read it and say what it is, without building a model; see :func:`load_checkpoint`."""
     from swin_hf.checkpoints import Checkpoint, open_checkpoint
@@ -166,12 +143,10 @@ def load_checkpoint(
             in memory) or ``openmmlab``, or a finer name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
         preset: Name of the released model that it is; other windows and another image size are resampled to those.
         config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
-        model_class: What to build; if not given, a segmenter of what is one, else a classifier. A classifier from a
-            file without one (SimMIM, a backbone) has a fresh head; ``SwinHFForMaskedImageModeling`` takes a SimMIM file
-            with its decoder, ``SwinHFBackbone`` the norms of a detector.
+        model_class: What to build; a segmenter of what is one, else a classifier, whose head is new if the file has
+            none. A SimMIM file needs ``SwinHFForMaskedImageModeling`` for its decoder, a detector ``SwinHFBackbone``.
         revision: Branch, tag or commit id on the Hub.
-        weights: ``"ema"`` or ``"raw"`` where the file holds both. A checkpoint of our LightningModules holds the
-            averaged weights as ``state_dict`` when averaging was on; they are the default.
+        weights: ``"ema"`` or ``"raw"`` where the file holds both; by default what its program would load.
         image_size: Resample for this image size, in pixels.
         window_size: Resample the bias tables for these windows.
 
@@ -186,16 +161,8 @@ def load_checkpoint(
     """
     from swin_hf.checkpoints.load import build_model, logger
 
-    checkpoint = open_source(
-        source,
-        layout,
-        preset=preset,
-        config=config,
-        revision=revision,
-        weights=weights,
-        image_size=image_size,
-        window_size=window_size,
-    )
+    sizes = {"image_size": image_size, "window_size": window_size}
+    checkpoint = open_source(source, layout, preset=preset, config=config, revision=revision, weights=weights, **sizes)
     logger.info("%s", checkpoint)
     return build_model(checkpoint, model_class)
 
@@ -207,30 +174,24 @@ def convert_checkpoint(
     to: str,
     layout: str | None = None,
     overwrite: bool = False,
-    written: list[Path] | None = None,
     **options: Any,
 ) -> Path:
     """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
 
-    The weights are written with what is needed to use them: a ``config.json`` and the evaluation transform that
-    belongs to them, ``preprocessor_config.json``. Everything is written under a temporary name and renamed when it
-    is complete; after a failure nothing half-written is left.
+    The weights are written with what is needed to use them, ``config.json`` and ``preprocessor_config.json``. After a
+    failure nothing half-written is left.
 
     Args:
         source: See :func:`load_checkpoint`.
         destination: A file, if it has the suffix of one (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), else a
             folder. Folders of ``swin_hf`` and ``transformers`` are ready for ``from_pretrained``, those of ``timm``
-            for ``timm.create_model("local-dir:...")``.
+            for ``timm.create_model("local-dir:...")``. The destination is returned.
         to: Layout to write.
         layout: Layout of the source; None detects it.
         overwrite: Whether files of these names may be replaced. Other files of a folder are never touched, and
             neither is a configuration in a folder with other weights.
-        written: A list to which every file that was written is added.
         options: ``preset``, ``config``, ``revision``, ``weights``, ``image_size`` and ``window_size``, see
             :func:`load_checkpoint`.
-
-    Returns:
-        The destination.
 
     Raises:
         FileExistsError: If the destination exists and ``overwrite`` is off, or its folder holds the configuration of
@@ -238,13 +199,10 @@ def convert_checkpoint(
         ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
         OSError: If it cannot be written.
     """
-    from swin_hf.checkpoints.convert import write_checkpoint
-    from swin_hf.checkpoints.write import check_destination
+    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
 
     check_destination(Path(destination), to, overwrite)  # before anything is downloaded or read
-    files = write_checkpoint(open_source(source, layout, **options), Path(destination), to, overwrite)
-    if written is not None:
-        written.extend(files)
+    write_checkpoint(open_source(source, layout, **options), Path(destination), to, overwrite)
     return Path(destination)
 
 
@@ -258,20 +216,14 @@ def load_model(
 ) -> tuple[Any, Origin]:
     """Load a model, checked: configuration, names and shapes of its files agree before anything is built.
 
-    Args:
-        source: See the top of this file.
-        model_class: One of our model classes; or a task of ``swin_hf.families.TASKS``, for the class of the family that
-            the model is of.
-        revision: Branch, tag or commit id on the Hub.
-        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
-        options: Keywords of its ``from_pretrained``.
+    ``model_class`` is one of our model classes, or a task of ``swin_hf.families.TASKS`` for the one of its family;
+    ``options`` are keywords of its ``from_pretrained``.
 
     Returns:
         The model in evaluation mode, and where it came from.
 
     Raises:
-        ValueError: As :func:`find_model` and ``from_pretrained`` do.
-        HubError: As :func:`find_model` does.
+        ValueError, HubError: As :func:`find_model` and ``from_pretrained`` do.
     """
     origin = find_model(source, revision, endpoint=endpoint)
     if is_ours(origin.path):
@@ -296,8 +248,8 @@ def load_backbone(
         overrides: Fields of the configuration, such as ``out_features=["stage2", "stage3"]``.
 
     Raises:
-        ValueError: As :func:`load_model` does.
-        HubError: As :func:`load_model` does.
+        ValueError: If the model cannot be loaded.
+        HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
     """
     backbone: SwinHFBackbone = load_model(source, "backbone", revision=revision, endpoint=endpoint, **overrides)[0]
     return backbone
@@ -327,11 +279,7 @@ def is_ours(path: Path) -> bool:
 
 
 def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
-    """The image processor of a loaded model: its own, else the one that the released models of its size have.
-
-    Args:
-        model: What :func:`load_model` gave.
-        path: Where it was.
+    """The image processor of a model that was loaded from a path: its own, else that of released models of its size.
 
     Raises:
         ValueError: If its ``preprocessor_config.json`` names a class that transformers does not have.
@@ -354,10 +302,9 @@ def read_foreign(
 ) -> tuple[Path | None, Any, dict[str, Any] | None, Any]:
     """What ``from_pretrained`` of our classes reads where there is no folder or repository of this package.
 
-    transformers' own conversion on load (``WeightConverter``) is not used, not even for its own files: the rules that
-    join tensors can only be registered for a class or a model type, and a model that was built here, or our backbone in
-    another model, is then saved under the other names too. There is no rule that leaves a tensor out, and a file that
-    lacks one of query, key and value is refused for the shape of the two that are there, without the name of the third.
+    transformers' own conversion on load (``WeightConverter``) is not used: its rules are registered for a class or a
+    model type, so that a model that was built here would be saved under the other names too, and none leaves a tensor
+    out.
 
     Returns:
         A folder of a model of ours that the source leads to; or the configuration, the weights under the keys of the
@@ -378,13 +325,9 @@ def read_foreign(
 
 
 def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
-    """What ``from_pretrained`` of our configurations reads there: the configuration that the model would have.
+    """What ``from_pretrained`` of our configurations reads there; raises what :func:`read_foreign` does.
 
     The weights are brought for it, which alone know the sizes.
-
-    Raises:
-        OSError: If there is no such model, or the Hub refuses.
-        ValueError: As :func:`load_checkpoint` does.
     """
     from swin_hf.hub.weights import CONFIG, read_config
 
@@ -408,6 +351,6 @@ def _open_foreign(
     if is_ours(path):
         return path, None
     checkpoint = open_checkpoint(path)
-    found = checkpoint.config
-    found.dtype, found.architectures = checkpoint.dtype, [class_for(checkpoint.place).__name__]
+    checkpoint.config.dtype = checkpoint.dtype
+    checkpoint.config.architectures = [class_for(checkpoint.place).__name__]
     return path, checkpoint

@@ -9,12 +9,9 @@ from typing import Any
 
 
 def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int]) -> None:
-    """Refuse a batch whose float32 pixels alone exceed the memory that is free.
+    """Refuse, with a ValueError, a batch whose float32 pixels alone exceed the memory that is free.
 
     Linux grants more memory than there is and then kills the process, so that no error would be raised later.
-
-    Raises:
-        ValueError: Gives both sizes and the remedy.
     """
     height, width = image_size
     _refuse_more_than_is_free(batch_size, image_size, 4 * num_channels * height * width, "takes")
@@ -23,7 +20,7 @@ def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int])
 def check_training(
     batch_size: int, image_size: tuple[int, int], config: Any, stages: Sequence[bool], bytes_per_number: int = 4
 ) -> None:
-    """Refuse a batch whose training on the CPU certainly needs more memory than is free.
+    """Refuse, with a ValueError, a batch whose training on the CPU certainly needs more memory than is free.
 
     Every block keeps for the backward pass, of each token: the inputs of its two norms, queries, keys and values, what
     was attended, and both sides of the activation in the MLP.
@@ -32,11 +29,8 @@ def check_training(
         batch_size: Images at a time, of all processes of the machine.
         image_size: Height and width in pixels.
         config: Configuration of a Swin.
-        stages: For each stage, whether it is trained, and so keeps anything.
+        stages: Whether each stage is trained, and so keeps anything.
         bytes_per_number: 4, or 2 in half precision.
-
-    Raises:
-        ValueError: Gives both sizes and the remedy.
     """
     (height, width), numbers = (-(-side // patch) for side, patch in zip(image_size, config.patch_hw, strict=True)), 0
     for depth, channels, is_trained in zip(config.depths, config.stage_dims, stages, strict=True):
@@ -73,16 +67,13 @@ def memory_sentence(error: BaseException) -> str | None:
     on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
     if not (isinstance(error, MemoryError) or on_device or "can't allocate memory" in text):
         return None
-    asked = re.search(r"allocate ([\d.]+ ?(?:bytes|[KMGTPE]iB))", text)
-    there = re.search(r"([\d.]+ [KMGT]iB) is free", text) if on_device else None
-    free = there[1] if there else None if on_device or not (left := free_memory()) else f"{left / 2**30:.1f} GiB"
-    return (
-        "the memory is used up"
-        + (f": {_readable(asked[1])} more were asked for" if asked else "")
-        + (f"; {free} are free" if free else "")
-        + "; choose a smaller batch or image size, or a smaller model"
-    )
-
-
-def _readable(size: str) -> str:
-    return f"{int(size.split()[0]) / 2**30:.1f} GiB" if size.endswith("bytes") else size
+    sentence = "the memory is used up"
+    if asked := re.search(r"allocate ([\d.]+) ?(bytes|[KMGTPE]iB)", text):
+        size = f"{int(asked[1]) / 2**30:.1f} GiB" if asked[2] == "bytes" else f"{asked[1]} {asked[2]}"
+        sentence += f": {size} more were asked for"
+    if on_device:
+        there = re.search(r"([\d.]+ [KMGT]iB) is free", text)
+        sentence += f"; {there[1]} are free" if there else ""
+    elif left := free_memory():
+        sentence += f"; {left / 2**30:.1f} GiB are free"
+    return sentence + "; choose a smaller batch or image size, or a smaller model"

@@ -26,13 +26,13 @@ from swin_hf.model.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     WHITE,
+    Picture,
     read_array,
     to_8_bits,
     to_channels,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
     from torchvision.transforms.v2 import InterpolationMode
     from transformers import BaseImageProcessor
@@ -46,10 +46,6 @@ PICTURE_SUFFIXES = (
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 # PIL's numbers. Only these three exist with antialiasing in PIL, torchvision and transformers.
 RESAMPLING: dict[Interpolation, int] = {"nearest": 0, "bilinear": 2, "bicubic": 3}
-
-# From this side on, Microsoft squashes the image instead of cropping it (TEST.CROP of its configs).
-_SQUASHED_FROM = 384
-_RELEASE_CROP_PCT = 224 / 256
 
 
 class UnreadablePictureError(OSError):
@@ -67,9 +63,7 @@ def decode_picture(
     root: str | None = None,
     grey_maximum: int = GREY_MAXIMUM,
 ) -> Image.Image | Tensor:
-    """Decode a cell of an image column into an upright 8-bit picture; see :func:`swin_hf.model.pixels.to_8_bits`.
-
-    A picture of another number of channels than 1 or 3 becomes a tensor; see :func:`swin_hf.model.pixels.to_channels`.
+    """Decode a cell of an image column, by ``to_8_bits`` of ``model/pixels.py``; of other channels, by ``to_channels``.
 
     Args:
         cell: ``{"bytes", "path"}`` as ``datasets.Image(decode=False)`` gives it, a path or URL, bytes, or a PIL image.
@@ -116,13 +110,8 @@ def decode_pixels(
     Pillow decodes all others, and the JPEG files that torchcodec refuses or would read otherwise: those in CMYK, colour
     that becomes grey, several pictures in a file, and an orientation in XMP.
 
-    Arguments are those of :func:`decode_picture`.
-
     Returns:
         ``uint8`` of ``(C, H, W)`` from torchcodec; else what :func:`decode_picture` returns.
-
-    Raises:
-        UnreadablePictureError: If Pillow cannot decode the picture either.
     """
     decode = None if isinstance(cell, Image.Image) or num_channels not in (1, 3) else jpeg_decoder()
     if decode is not None:
@@ -157,11 +146,8 @@ def decoding(processor: object) -> dict[str, Any]:
     }
 
 
-def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Image.Image | np.ndarray[Any, Any]]:
-    """Open a stored cell of an image column without decoding it, for ``with``; a ``.npy`` file is an array.
-
-    Arguments are those of :func:`decode_picture`.
-    """
+def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Picture]:
+    """Open a cell of an image column without decoding it, for ``with``; a ``.npy`` file is an array."""
     file = _file(cell, root)
     if isinstance(file, bytes):
         is_array = file.startswith(ARRAY_MAGIC)
@@ -173,7 +159,7 @@ def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[I
 
 
 def picture_bytes(cell: Any, root: str | None = None) -> bytes:
-    """The file of a stored cell of an image column; arguments as of :func:`decode_picture`."""
+    """The file of a cell of an image column."""
     file = _file(cell, root)
     return file if isinstance(file, bytes) else Path(file).read_bytes()
 
@@ -193,10 +179,10 @@ def _file(cell: Any, root: str | None) -> bytes | str:
 
 
 def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
-    """A decoded picture for the eye: of other than 1 or 3 channels the first three, each from its least to most value.
+    """What :func:`decode_picture` returns, for the eye.
 
-    Args:
-        picture: What :func:`decode_picture` returns; of two channels, the first is shown as grey.
+    Of other than 1 or 3 channels, the first three are shown, each from its least to its most value; of two, the first
+    as grey.
     """
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
@@ -223,53 +209,40 @@ def _describe(cell: Any) -> str:
 class Preprocessing:
     """How a picture becomes what a model takes: decoded, resized, cropped or squashed, normalised.
 
-    Attributes:
-        size: Height and width of the result, in pixels.
-        short_side: The shorter side is resized to so many pixels and ``size`` is cut out of the centre; None resizes
-            to ``size`` and changes the proportions ("squash").
-        mean: Mean of each channel, for values in 0..1.
-        std: Standard deviation of each channel, likewise.
-        interpolation: Resampling, always antialiased.
-        background: Red, green and blue (0..255) behind transparent pixels.
-        grey_maximum: Value that is white in grey pictures of 16 bits.
-        crop: Whether ``size`` is cut out once the shorter side has its length; without it, all of the picture stays, in
-            its proportions, as a model of dense predictions wants it.
+    The shorter side is resized to ``short_side`` pixels and ``size`` is cut out of the centre. Without ``crop``, all of
+    the picture stays, in its proportions, as a model of dense predictions wants it. Without ``short_side``, it is
+    resized to ``size`` and changes its proportions ("squash").
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the result, in pixels
     short_side: int | None
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: Interpolation = "bicubic"
-    background: tuple[int, ...] = WHITE
-    grey_maximum: int = GREY_MAXIMUM
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of each channel, for values in 0..1
+    std: tuple[float, ...] = IMAGENET_STD  # likewise
+    interpolation: Interpolation = "bicubic"  # always antialiased
+    background: tuple[int, ...] = WHITE  # red, green and blue (0..255) behind transparent pixels
+    grey_maximum: int = GREY_MAXIMUM  # white in grey pictures of 16 bits
     crop: bool = True
 
     @classmethod
     def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Preprocessing:
-        """How Microsoft evaluates its models: a crop, short side 256/224 of the image; from 384 on, a squash.
+        """How Microsoft evaluates its models (TEST.CROP of its configs): a crop, or from 384 pixels on a squash.
 
         RGB is normalised with the mean and deviation of ImageNet, any other number of channels with 0.5.
         """
-        short = None if min(size) >= _SQUASHED_FROM else short_side(size, _RELEASE_CROP_PCT)
-        if num_channels == 3:
-            return cls(size, short)
-        return cls(size, short, (0.5,) * num_channels, (0.5,) * num_channels)
+        short = None if min(size) >= 384 else short_side(size, crop_pct=224 / 256)
+        half = (0.5,) * num_channels
+        return cls(size, short) if num_channels == 3 else cls(size, short, half, half)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Preprocessing | None:
-        """Read ``preprocessor_config.json``, or ``to_dict()`` of an image processor.
-
-        Returns:
-            None if the processor does more than resize, crop the centre, rescale to 0..1 and normalise.
-        """
+        """Read ``preprocessor_config.json``; None if it does more than resize, crop, rescale to 0..1 and normalise."""
         size, crop, crops = values.get("size"), values.get("crop_size"), bool(values.get("do_center_crop"))
         names = {number: name for name, number in RESAMPLING.items()}
+        steps = all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
         as_usual = (
             isinstance(size, Mapping)
-            and values.get("do_resize", True) and values.get("do_rescale", True) and values.get("do_normalize", True)
+            and steps and not values.get("do_pad")
             and abs(values.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
-            and not values.get("do_pad")
             and values.get("image_mean") and values.get("image_std")
             and values.get("resample") in names
         )  # fmt: skip
@@ -294,11 +267,6 @@ class Preprocessing:
         )
 
     @property
-    def num_channels(self) -> int:
-        """Number of channels."""
-        return len(self.mean)
-
-    @property
     def crop_pct(self) -> float:
         """Share of the shorter side that the crop keeps; 1 where the picture is squashed."""
         return 1.0 if self.short_side is None or not self.crop else max(self.size) / self.short_side
@@ -315,7 +283,7 @@ class Preprocessing:
             "do_normalize": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
-            "do_convert_rgb": self.num_channels == 3,
+            "do_convert_rgb": len(self.mean) == 3,
             "background": list(self.background),
             "grey_maximum": self.grey_maximum,
         }

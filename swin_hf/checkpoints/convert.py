@@ -1,27 +1,37 @@
 """From one of our models to a checkpoint of any layout, and from layout to layout on disk."""
 
+import json
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 import transformers
 from torch import Tensor
 
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.load import MODELS, Checkpoint, build_model, class_for
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, to_theirs
-from swin_hf.checkpoints.write import check_destination, write_files
+from swin_hf.checkpoints.translate import Place, differences, to_theirs
 from swin_hf.classes import class_table
+from swin_hf.files import WEIGHT_SUFFIXES, temporary_folder
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFPreTrainedModel
 from swin_hf.processing import Preprocessing
 
 logger = logging.getLogger(__name__)
+
+# Ends of the names of transformers' classes.
+_SUFFIXES = {
+    Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling", Kind.BASE: "Model",
+    Kind.BACKBONE: "Backbone",
+}  # fmt: skip
 
 
 def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Tensor]:
@@ -47,8 +57,8 @@ def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Te
 def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    kinds = [kind for kind, model_class in MODELS.items() if isinstance(model, model_class)]
-    if not kinds:
+    kind = next((kind for kind, model_class in MODELS.items() if isinstance(model, model_class)), None)
+    if kind is None:
         names = ", ".join(model_class.__name__ for model_class in MODELS.values())
         raise ValueError(
             f"{type(model).__name__} is not a model of this package ({names}); load it with load_checkpoint"
@@ -57,13 +67,13 @@ def _place_of(model: SwinHFPreTrainedModel, layout: str) -> Place:
     if layout not in layouts:
         raise ValueError(f"the {layout} layout has no Swin Transformer V2; choose one of {', '.join(layouts)}")
     chosen = layouts[layout]
-    if kinds[0] not in chosen.trunks:
+    if kind not in chosen.trunks:
         held = ", ".join(kind.value for kind in chosen.trunks)
         raise ValueError(
-            f"the {layout} layout has no {kinds[0].value}, only: {held}; load the checkpoint as one of these first "
+            f"the {layout} layout has no {kind.value}, only: {held}; load the checkpoint as one of these first "
             "(load_checkpoint(..., model_class=...))"
         )
-    return Place(chosen, kinds[0], model.config.depths, "", chosen.trunks[kinds[0]][0])
+    return Place(chosen, kind, model.config.depths, "", chosen.trunks[kind][0])
 
 
 def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]:
@@ -76,11 +86,9 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     largest, maps = max(windows)[0], [min(config.grid_hw) // 2**stage for stage in range(len(windows))]
     is_cut = all(window[0] in (largest, min(largest, side)) for window, side in zip(windows, maps, strict=True))
     can_build = {
-        Windows.ANY: True,
-        Windows.ONE: is_one,
-        Windows.ONE_SQUARE: is_one and is_square,
+        Windows.ANY: True, Windows.ONE: is_one, Windows.ONE_SQUARE: is_one and is_square,
         Windows.SQUARE: is_square and is_cut,
-    }
+    }  # fmt: skip
     if not can_build[layout.windows]:
         objections.append(
             f"it has {layout.windows.value}, the model {shapes}; model.set_input_size(window_size=...) resamples them"
@@ -89,7 +97,7 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     if layout.name == "torchvision" and units != windows:
         words = ", ".join(f"{height}x{width}" for height, width in units)
         objections.append(f"it divides offsets by the window, {shapes}, and the model by {words}")
-    if layout.name.startswith("transformers") and layout.family == "swinv2_hf":
+    if layout.name.startswith("transformers") and config.cosine_attention:
         if any(height != width for height, width in units):
             objections.append("it has square pretrained windows")
         if kind is Kind.BACKBONE and config.norm_features:
@@ -105,41 +113,35 @@ def write_checkpoint(checkpoint: Checkpoint, destination: Path, to: str, overwri
     logger.info("%s", checkpoint)
     model = build_model(checkpoint, class_for(checkpoint.place))
     place, config = _place_of(model, to), model.config
-    layout = place.layout
     values = processor_values(checkpoint, config)
+    preprocessing = Preprocessing.from_values(values or {})
+    texts: dict[str, Any] = {CONFIG_NAME: describe(model, place, preprocessing)}
     if values is None:
         logger.warning(
             "no preprocessor_config.json is written: how images of %d channels were normalised is not known",
             config.num_channels,
         )
-    preprocessing = Preprocessing.from_values(values or {})
-    if preprocessing and layout.name.startswith(("transformers", "maskformer", "timm")):
-        values = preprocessing.stock_values()  # ours is for a configuration of ours
-    texts = {CONFIG_NAME: describe(model, place, preprocessing), PREPROCESSOR_NAME: values}
-    state = export_checkpoint(model, layout.name)
-    files = write_files(destination, weights, state, layout, texts, class_table(config.id2label))
+    elif preprocessing and to.startswith(("transformers", "maskformer", "timm")):
+        texts[PREPROCESSOR_NAME] = preprocessing.stock_values()  # ours is for a configuration of ours
+    else:
+        texts[PREPROCESSOR_NAME] = values
+    state = export_checkpoint(model, to)
+    files = write_files(destination, weights, state, place.layout, texts, class_table(config.id2label))
     logger.info("written in the %s layout: %s", to, ", ".join(map(str, files)))
     return files
 
 
 def describe(model: SwinHFPreTrainedModel, place: Place, preprocessing: Preprocessing | None) -> dict[str, Any]:
     """``config.json`` for a layout: transformers' for its own, timm's for timm, ours for all others."""
-    layout, kind = place.layout, place.kind
+    layout, config = place.layout, model.config
     if layout.name == "timm":
-        return _describe_for_timm(model.config, kind, preprocessing)
-    if layout.name == "maskformer-swin":
-        config_class: Any = transformers.MaskFormerSwinConfig
-        architecture = "MaskFormerSwinBackbone"
-    elif layout.name.startswith("transformers"):
-        suffixes = {Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling"}
-        suffix = {**suffixes, Kind.BASE: "Model", Kind.BACKBONE: "Backbone"}[kind]
-        is_v2 = layout.family == "swinv2_hf"
-        config_class = transformers.Swinv2Config if is_v2 else transformers.SwinConfig
-        architecture = f"Swin{'v2' * is_v2}{suffix}"
-    else:
-        return {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    values = config_class(**transformers_fields(model.config, config_class)).to_dict()
-    return {**values, "architectures": [architecture]}
+        return _describe_for_timm(config, place.kind, preprocessing)
+    if not layout.name.startswith(("transformers", "maskformer")):
+        return {**config.to_dict(), "architectures": [type(model).__name__]}
+    name = "MaskFormerSwin" if layout.name == "maskformer-swin" else "Swinv2" if config.cosine_attention else "Swin"
+    config_class: Any = getattr(transformers, f"{name}Config")
+    values = config_class(**transformers_fields(config, config_class)).to_dict()
+    return {**values, "architectures": [name + _SUFFIXES[place.kind]]}
 
 
 def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, Any]:
@@ -152,18 +154,12 @@ def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, An
 
 def timm_arguments(config: SwinHFConfig) -> dict[str, Any]:
     """Arguments of timm's classes for the same network."""
-    v2 = {"pretrained_window_sizes": config.pretrained_window_sizes} if isinstance(config, SwinV2HFConfig) else {}
+    same = ("patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias", "pretrained_window_sizes")
     return {
         "img_size": list(config.image_hw),
-        "patch_size": config.patch_size,
         "in_chans": config.num_channels,
-        "embed_dim": config.embed_dim,
-        "depths": list(config.depths),
-        "num_heads": list(config.num_heads),
         "window_size": [list(window) for window in config.stage_windows],
-        "mlp_ratio": config.mlp_ratio,
-        "qkv_bias": config.qkv_bias,
-        **v2,
+        **{name: getattr(config, name) for name in same if hasattr(config, name)},
     }
 
 
@@ -189,3 +185,75 @@ def _describe_for_timm(config: SwinHFConfig, kind: Kind, preprocessing: Preproce
             "classifier": "head.fc",
         },
     }
+
+
+def check_destination(destination: Path, to: str, overwrite: bool) -> Path:
+    """Refuse a destination that could not be written in a layout; returns the file of its weights.
+
+    Raises:
+        ValueError: If there is no such layout, or the file is of a kind that is not written.
+        FileExistsError: If a file of the destination exists and may not be replaced, or other weights in the folder
+            may belong to the JSON files there; ``overwrite`` means the files of one model.
+    """
+    if to not in LAYOUTS:
+        raise ValueError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    if destination.suffix == ".ckpt":
+        raise ValueError(f"{destination}: only Lightning writes .ckpt files; choose .safetensors, .pth, .pt or .bin")
+    is_file = destination.suffix in WEIGHT_SUFFIXES
+    weights = destination if is_file else destination / LAYOUTS[to].file_name
+    texts = [path for path in map(weights.with_name, (CONFIG_NAME, PREPROCESSOR_NAME)) if path.exists()]
+    taken = [str(path) for path in (destination, *(texts if is_file else ())) if path.exists()]
+    if taken and not overwrite:
+        raise FileExistsError(f"{', '.join(taken)} exists; choose another destination, or pass overwrite (--overwrite)")
+    files = weights.parent.iterdir() if texts else ()
+    if others := sorted(path.name for path in files if path.suffix in WEIGHT_SUFFIXES and path.name != weights.name):
+        raise FileExistsError(
+            f"{weights.parent} holds {', '.join(others[:3])}, to which its {' and '.join(path.name for path in texts)} "
+            "may belong; nothing was written: choose a folder of its own for the destination"
+        )
+    return weights
+
+
+def write_files(
+    destination: Path,
+    weights: Path,
+    state: dict[str, Tensor],
+    layout: Layout,
+    texts: Mapping[str, Mapping[str, Any]],
+    classes: list[str],
+) -> list[Path]:
+    """Write a new folder, or the files of one that exists one by one, the weights last; all of them are returned.
+
+    ``weights`` is the file of ``state``, ``texts`` are the values of JSON files by name; OpenMMLab keeps the names of
+    the classes with the weights.
+    """
+    names = [*texts, weights.name]
+    with temporary_folder(destination) as stage:
+        path = stage / weights.name
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+            path.chmod(stage.stat().st_mode & 0o666)  # safetensors keeps the file from everybody else
+        else:
+            content: dict[str, Any] = {layout.wrapper: state} if layout.wrapper else state
+            if layout.name == "openmmlab":
+                content["meta"] = {"dataset_meta": {"classes": classes}}
+            with path.open("wb") as file:
+                torch.save(content, file)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())  # a full disk may show only here
+        for name, values in texts.items():
+            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+            (stage / name).write_text(text + "\n", encoding="utf-8")
+        if destination == weights or destination.is_dir():
+            for name in names:
+                (stage / name).replace(weights.with_name(name))
+        else:
+            stage.replace(destination)
+    return [weights.with_name(name) for name in names]
+
+
+def _plain(value: object) -> object:
+    """JSON for what configurations hold besides plain values."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return list(value) if isinstance(value, tuple | set) else str(value)

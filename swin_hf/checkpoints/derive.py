@@ -1,6 +1,7 @@
 """What a network's sizes are: from the shapes of its weights, and from the files in their folder."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,11 +15,9 @@ from swin_hf.checkpoints.sizes_swinv2 import short
 from swin_hf.checkpoints.tables import Buffer, Kind
 from swin_hf.checkpoints.translate import Translation
 from swin_hf.families import config_of_preset, list_presets
-from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.model.windows import relative_position_index, shift_mask, window_geometry
+from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
+from swin_hf.model.windows import Pair, relative_position_index, shift_mask, window_geometry
 from swin_hf.presets import SWIN, SWINV2
-
-Pair = tuple[int, int]
 
 # Fields that the shapes of the weights decide, in the order in which a contradiction is told.
 ARCHITECTURE = (
@@ -32,6 +31,7 @@ _TOLD = (
     "shift_per_axis", "mask_padding", "norm_targets", "out_features", "num_labels", "id2label", "label2id",
     "problem_type",
 )  # fmt: skip
+_INDICES = (Buffer.INDEX, Buffer.FLAT_INDEX)
 _TABLE = "swin.stages.{}.blocks.0.attention.relative_position_bias_table"
 _LOGIT_SCALE = "swin.stages.{}.blocks.0.attention.logit_scale"
 
@@ -39,10 +39,8 @@ _LOGIT_SCALE = "swin.stages.{}.blocks.0.attention.logit_scale"
 def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> dict[str, Any]:
     """Fields of the configuration that the weights decide; ``image_size`` and ``num_labels`` where a tensor shows them.
 
-    ``hint`` may tell a 3x4 window from a 4x3 one, which have equally long bias tables.
-
-    Raises:
-        ValueError: If a weight is missing that shows a size, or the window of a stage cannot be told.
+    ``hint`` may tell a 3x4 window from a 4x3 one, which have equally long bias tables. ValueError if a window cannot be
+    told, or a weight that shows a size is missing.
     """
     state = translation.state
     channels, *patch = state["swin.embeddings.patch_embeddings.weight"].shape[1:]
@@ -52,8 +50,10 @@ def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> d
         "qkv_bias": any(name in state for name in biases),
         "use_absolute_embeddings": "swin.embeddings.position_embeddings" in state,
     }
-    if is_v2(translation.state):
-        fields |= sizes_swinv2.windows_of(translation, hint) | sizes_swinv2.extra_norms(translation)
+    if is_v2(state):
+        fields |= sizes_swinv2.windows_of(translation, hint)
+        extra = [int(found[1]) + 1 for key in state if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
+        fields["extra_norm_every_n_blocks"] = min(extra, default=0)
     else:
         fields["window_size"] = _windows_of_tables(translation, hint)
     grid = _grid(translation, stage_windows(fields), hint)
@@ -78,7 +78,7 @@ def _windows_of_tables(translation: Translation, hint: SwinHFConfig | None) -> A
     windows, stages = [], len(translation.place.depths)
     for stage in range(stages):
         buffers = translation.buffers.items()
-        indices = [tensor for (buffer, i, _), tensor in buffers if buffer is not Buffer.MASK and i == stage]
+        indices = [tensor for (buffer, i, _), tensor in buffers if buffer in _INDICES and i == stage]
         guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == stages else None
         rows = translation.state[_TABLE.format(stage)].shape[0]
         windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
@@ -106,12 +106,9 @@ def basic_fields(translation: Translation) -> dict[str, Any]:
 
 
 def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: int) -> Pair:
-    """Window ``h x w`` that a bias table of ``(2h - 1)(2w - 1)`` rows was made for.
+    """Window ``h x w`` that a bias table of ``(2h - 1)(2w - 1)`` rows was made for; ValueError if nothing tells it.
 
     The index buffer of the block tells 3x4 from 4x3, if the file has it; else the hint of a configuration does.
-
-    Raises:
-        ValueError: If several rectangles fit and nothing tells which.
     """
     fitting = [((a + 1) // 2, (rows // a + 1) // 2) for a in range(1, rows + 1, 2) if rows % a == 0 and (rows // a) % 2]
     if index is not None:
@@ -143,16 +140,13 @@ def _grid(translation: Translation, windows: Sequence[Pair], hint: SwinHFConfig 
         side = math.isqrt(count)
         if side * side != count:
             raise ValueError(
-                f"{count} position embeddings do not make a square map; say which with"
-                " config=SwinHFConfig(image_size=...)"
+                f"{count} position embeddings do not make a square map; say which with "
+                "config=SwinHFConfig(image_size=...)"
             )
         return side, side
     for (buffer, stage, _), mask in translation.buffers.items():
-        if buffer is Buffer.MASK:
-            rows_columns = _windows_of_mask(mask, windows[stage])
-            if rows_columns is not None:
-                height, width = (n * side * 2**stage for n, side in zip(rows_columns, windows[stage], strict=True))
-                return height, width
+        if buffer is Buffer.MASK and (counts := _windows_of_mask(mask, windows[stage])) is not None:
+            return as_pair(count * side * 2**stage for count, side in zip(counts, windows[stage], strict=True))
     return None
 
 
@@ -163,12 +157,10 @@ def _windows_of_mask(mask: Tensor, window: Pair) -> Pair | None:
     if mask.is_meta:
         return (side, side) if side * side == count else None
     for rows in sorted((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n - side)):
-        columns = count // rows
-        grid = (rows * window[0], columns * window[1])
-        geometry = window_geometry(grid, window, shifted=True, shift_per_axis=True)
-        candidate = shift_mask(geometry)
+        grid = (rows * window[0], count // rows * window[1])
+        candidate = shift_mask(window_geometry(grid, window, shifted=True, shift_per_axis=True))
         if candidate.shape == mask.shape and torch.equal(candidate, mask.to("cpu", torch.float32)):
-            return rows, columns
+            return rows, count // rows
     return None
 
 
@@ -178,19 +170,13 @@ def told_by(config_json: Mapping[str, Any]) -> dict[str, Any]:
         config_json = config_json["backbone_config"]
     if config_json.get("model_type") in MODEL_TYPES:
         return {name: config_json[name] for name in _TOLD if config_json.get(name) is not None}
-    if "swin" in str(config_json.get("architecture", "")):
-        return _told_by_timm(config_json)
-    return {}
-
-
-def _told_by_timm(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    if "swin" not in (architecture := str(config_json.get("architecture"))):
+        return {}
+    # What follows are the names of timm.
     pretrained, arguments = config_json.get("pretrained_cfg") or {}, config_json.get("model_args") or {}
-    told = sizes_swinv2.told_by_name(str(config_json.get("architecture")))
-    told |= {
-        name: arguments[name]
-        for name in ("window_size", "pretrained_window_sizes", "drop_path_rate")
-        if arguments.get(name) is not None
-    }
+    told = sizes_swinv2.told_by_name(architecture)
+    sizes = ("window_size", "pretrained_window_sizes", "drop_path_rate")
+    told |= {name: arguments[name] for name in sizes if arguments.get(name) is not None}
     size = arguments.get("img_size") or list(pretrained.get("input_size") or [])[1:]
     if size:
         told["image_size"] = size if isinstance(size, int) else short(size)
@@ -247,31 +233,20 @@ def stage_windows(fields: Mapping[str, Any]) -> tuple[Pair, ...]:
 def contradictions(fields: Mapping[str, Any], config: SwinHFConfig, with_labels: bool) -> list[str]:
     """Where a configuration says something else than the weights; windows and image size can be resampled."""
     names = [*ARCHITECTURE, *(["num_labels"] if with_labels and "num_labels" in fields else [])]
-    return [
-        f"{name} is {_plain(getattr(config, name))} there but {_plain(fields[name])} in the weights"
-        for name in names
-        if _plain(getattr(config, name)) != _plain(fields[name])
-    ]
+    there = {name: getattr(config, name) for name in names} | {"patch_size": short(config.patch_hw)}
+    others = [name for name in names if there[name] != fields[name]]
+    return [f"{name} is {there[name]} there but {fields[name]} in the weights" for name in others]
 
 
 def strides(fields: Mapping[str, Any]) -> Pair:
     """Height and width, in pixels, of a token of the last stage."""
-    patch, shrink = fields["patch_size"], int(2 ** (len(fields["depths"]) - 1))
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    return height * shrink, width * shrink
-
-
-def _plain(value: Any) -> Any:
-    """Equal sizes look equal: 4 and (4, 4)."""
-    if isinstance(value, list | tuple):
-        return short(value) if len(value) == 2 else list(value)
-    return value
+    return as_pair(side * 2 ** (len(fields["depths"]) - 1) for side in as_pair(fields["patch_size"]))
 
 
 def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:
     """Stage and block of index buffers that are not what the window demands, as a careless average leaves them."""
     for (buffer, stage, block), index in translation.buffers.items():
-        if buffer in (Buffer.INDEX, Buffer.FLAT_INDEX) and not index.is_meta:
+        if buffer in _INDICES and not index.is_meta:
             expected = relative_position_index(windows[stage]).flatten()
             if not torch.equal(expected, index.flatten().to("cpu", torch.int64)):
                 yield stage, block

@@ -10,10 +10,8 @@ from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import Place, expand, listed, our_key
 from swin_hf.text import one_line
 
-PATCH = "swin.embeddings.patch_embeddings.weight"
-NORM1 = "swin.stages.{}.blocks.{}.norm1.weight"
-QKV = "swin.stages.0.blocks.0.attention.qkv.weight"
-
+_PATCH, _QKV = "swin.embeddings.patch_embeddings.weight", "swin.stages.0.blocks.0.attention.qkv.weight"
+_NORM1 = "swin.stages.{i}.blocks.{j}.norm1.*"
 _MOST_BLOCKS = 64  # of a stage
 
 _V2 = re.compile(r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.\d")
@@ -32,9 +30,7 @@ _STRANGERS = (
 
 
 def detect(keys: Collection[str], layout: str | None = None) -> Place:
-    """Where the network is in a state dict of these keys, and what it is.
-
-    The layout may be named; one of ``SAID`` means all of its namings.
+    """Where the network is in a state dict of these keys, and what it is; a named layout is checked.
 
     Raises:
         ValueError: If it is not a Swin Transformer (the message says what it looks like), if it holds several, or if
@@ -76,11 +72,7 @@ _TIMM_NAMES = re.compile(r"swin_|swinv2_(?!cr_)")
 
 
 def refuse_strangers(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model of a name by its ``config.json``, of transformers or timm, before its weights are brought or read.
-
-    Raises:
-        ValueError: If it says that it is of another architecture, and holds no Swin as a part of a larger model.
-    """
+    """Refuse, with a ValueError, the ``config.json`` of a model that neither is a Swin nor holds one."""
     kind = config.get("architecture") or config.get("model_type")
     if not isinstance(kind, str) or _holds_swin(config):
         return
@@ -105,15 +97,10 @@ def is_v2(keys: Collection[str]) -> bool:
     return any(_V2.search(key) for key in keys)
 
 
-def _written(place: Place, ours: str) -> str:
-    """The first of their keys that goes to one of ours."""
-    return next(entry.key for entry in expand(place) if our_key(entry.target) == ours)
-
-
 def _leads(keys: Collection[str], layout: Layout) -> list[str]:
     """Prefixes under which both the patch embedding and the first attention of a layout are found."""
-    place = Place(layout, Kind.CLASSIFIER, [1])
-    patch, qkv = _written(place, PATCH), _written(place, QKV)
+    theirs = {our_key(entry.target): entry.key for entry in reversed(expand(Place(layout, Kind.CLASSIFIER, [1])))}
+    patch, qkv = theirs[_PATCH], theirs[_QKV]  # of several, the first
     leads = [key.removesuffix(patch) for key in keys if key == patch or key.endswith("." + patch)]
     return sorted(lead for lead in leads if lead + qkv in keys)
 
@@ -135,26 +122,27 @@ def _choose(keys: Collection[str], matching: Sequence[str]) -> str:
 def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
     """Kind, blocks of each stage and prefixes."""
     depths = count_blocks(keys, layout, lead)
-    unknown_kind = Place(layout, Kind.CLASSIFIER, depths, "", lead)
-    rows = [(entry.key.rpartition(".")[0], our_key(entry.target) or "") for entry in expand(unknown_kind)]
+    lines = expand(Place(layout, Kind.CLASSIFIER, depths, "", lead))  # of whatever kind it is
+    rows = [(line.key.rpartition(".")[0], our_key(line.target) or "") for line in lines]
     modules = {key.rpartition(".")[0] for key in keys}
-    norms = [key for key, ours in rows if ours.startswith("hidden_states_norms.")]
-    norms_found = {entry for entry in norms if any(module.endswith(entry) for module in modules)}
+
+    def theirs(part: str) -> set[str]:
+        return {key for key, ours in rows if ours.startswith(part)}
+
+    norms = theirs("hidden_states_norms.")
+    norms_found = {norm for norm in norms if any(module.endswith(norm) for module in modules)}
     # The one norm of an OpenMMLab backbone is the final one of a classifier that lost its head.
     is_headless = layout.name == "openmmlab" and norms_found == {f"{lead}norm{len(depths) - 1}"}
     is_headless = is_headless and all(key.startswith(lead) for key in keys)
-    finals = [key for key, ours in rows if ours.startswith("swin.norm.")]
-    has_head = any(ours.startswith("classifier.") and key in modules for key, ours in rows)
-    heads = [key for key, ours in rows if ours.startswith("decode_head.fpn_bottleneck.")]
-    if modules.intersection(heads) and Kind.SEGMENTER in layout.trunks:
+    if modules & theirs("decode_head.fpn_bottleneck.") and Kind.SEGMENTER in layout.trunks:
         kind = Kind.SEGMENTER
     elif any(key.endswith("mask_token") for key in keys) and Kind.MIM in layout.trunks:
         kind = Kind.MIM
-    elif has_head:
+    elif modules & theirs("classifier."):
         kind = Kind.CLASSIFIER
     elif norms_found and not is_headless:
         kind = Kind.BACKBONE
-    elif Kind.BACKBONE in layout.trunks and not norms and not modules.intersection(finals):
+    elif Kind.BACKBONE in layout.trunks and not norms and not modules & theirs("swin.norm."):
         kind = Kind.BACKBONE  # of transformers' V2, which has no norms at all
     else:
         kind = Kind.BASE if lead in layout.trunks.get(Kind.BASE, ()) else Kind.CLASSIFIER
@@ -178,8 +166,7 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
 
 def count_blocks(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
-    norm1 = NORM1.format("{i}", "{j}").replace("weight", "*")
-    rows = {key: target for key, target in layout.table.items() if target == norm1}
+    rows = {key: target for key, target in layout.table.items() if target == _NORM1}
     place = Place(replace(layout, table=rows), Kind.CLASSIFIER, [], "", lead)
     depths: list[int] = []
     while True:

@@ -15,12 +15,11 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as logging_of_transformers
 
 from swin_hf.checkpoints import derive, sizes_swinv2
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import MODEL_TYPES, detect, refuse_strangers
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
-from swin_hf.checkpoints.translate import Place, Translation, expand, listed, our_key, to_ours
+from swin_hf.checkpoints.translate import Place, Translation, differences, expand, listed, our_key, to_ours
 from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -119,13 +118,31 @@ def _open(
         refuse_strangers(source.config_json, "it")
     place = detect(source.state.keys(), layout)
     translation = to_ours(source.state, place)
-    _check_numbers(translation)
-    _check_version(place, source, asked)
+    state = translation.state
+    wrong = [name for name in state if not (state[name].is_floating_point() or name.endswith(".num_batches_tracked"))]
+    if wrong:
+        kind = str(state[wrong[0]].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the unquantised file"
+        )
+    config_class, told_type = FAMILIES[place.layout.family].config_class, str(source.config_json.get("model_type"))
+    held = f"the weights are those of {_VERSIONS[config_class.model_type]}"
+    if asked is not None and type(asked) is not config_class:
+        raise ValueError(
+            f"{held}, and {type(asked).__name__} is of {_VERSIONS[asked.model_type]}; give a {config_class.__name__}, "
+            "or a preset of this version"
+        )
+    is_other = told_type in MODEL_TYPES and told_type.startswith("swinv2") != config_class.cosine_attention
+    if source.is_folder and is_other:
+        raise ValueError(
+            f"{held}, and config.json is of model_type {told_type!r}, the other version of Swin Transformer; put the "
+            "files together that belong together"
+        )
     notes = [f"{len(translation.dropped)} tensors outside of the network left out"] if translation.dropped else []
     fields, told = _sizes(source, translation, asked, notes)
-    if asked is not None and (wrong := derive.contradictions(fields, asked, with_labels=preset is None)):
+    if asked is not None and (others := derive.contradictions(fields, asked, with_labels=preset is None)):
         name = f"preset {preset}" if preset else "the config that was given"
-        raise ValueError(f"the weights contradict {name}: {'; '.join(wrong)}. Leave it out to have the sizes derived")
+        raise ValueError(f"the weights contradict {name}: {'; '.join(others)}. Leave it out to have the sizes derived")
     presets = [preset] if preset else derive.presets_like(fields)
     found = _configuration(source, place, presets, fields, told, asked, notes)
     if odd := list(derive.wrong_indices(translation, found.stage_windows)):
@@ -138,41 +155,13 @@ def _open(
     changes |= {name: size for name, size in sizes.items() if size is not None}
     target = type(found).from_dict({**found.to_dict(), **changes})
     if target.stage_windows != found.stage_windows:
-        change = f"from window {found.window_size} to {target.window_size}, {_resampling(place.kind)}"
         way = "the bias of every offset kept" if found.cosine_attention else "bias tables resampled"
-        notes.append(f"{way} {change}")
+        method = _METHODS.get(place.kind, "bicubic")
+        notes.append(f"{way} from window {found.window_size} to {target.window_size}, {method}")
     for difference in differences(target, place.layout):
         notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
         logger.warning("%s: %s", source.name, notes[-1])
     return Checkpoint(source, place, translation, found, target, presets, notes)
-
-
-def _check_numbers(translation: Translation) -> None:
-    """Refuse weights that are not floating-point numbers; only a batch normalisation counts in integers."""
-    state = translation.state
-    wrong = [name for name in state if not (state[name].is_floating_point() or name.endswith(".num_batches_tracked"))]
-    if wrong:
-        kind = str(state[wrong[0]].dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{len(wrong)} weights are not floating-point numbers ({wrong[0]} is {kind}); give the unquantised file"
-        )
-
-
-def _check_version(place: Place, source: Source, asked: SwinHFConfig | None) -> None:
-    """Refuse a configuration of the other version of Swin Transformer."""
-    config_class, told = FAMILIES[place.layout.family].config_class, str(source.config_json.get("model_type"))
-    held = f"the weights are those of {_VERSIONS[config_class.model_type]}"
-    if asked is not None and type(asked) is not config_class:
-        raise ValueError(
-            f"{held}, and {type(asked).__name__} is of {_VERSIONS[asked.model_type]}; give a {config_class.__name__}, "
-            "or a preset of this version"
-        )
-    is_other = told in MODEL_TYPES and told.startswith("swinv2") != config_class.cosine_attention
-    if source.is_folder and is_other:
-        raise ValueError(
-            f"{held}, and config.json is of model_type {told!r}, the other version of Swin Transformer; put the files "
-            "together that belong together"
-        )
 
 
 def _sizes(
@@ -245,15 +234,11 @@ def _configuration(
     return config
 
 
-def _resampling(kind: Kind) -> str:
-    """How Microsoft resamples bias tables: SimMIM's fine-tuning code in another way than the rest."""
-    return "geometric" if kind is Kind.MIM else "bicubic"
-
-
+_METHODS = {Kind.MIM: "geometric"}  # SimMIM's fine-tuning code resamples bias tables in another way than the rest
 _VERSIONS = {"swin_hf": "Swin Transformer V1", "swinv2_hf": "Swin Transformer V2"}
 # Sizes come from the weights, and the number of labels.
-_WINDOWS = ("window_size", "pretrained_window_sizes")
-_NOT_CARRIED = (*derive.ARCHITECTURE, *_WINDOWS, "id2label", "label2id", "architectures", "dtype", "model_type")
+_NOT_CARRIED = {*derive.ARCHITECTURE, "window_size", "pretrained_window_sizes"}
+_NOT_CARRIED |= {"id2label", "label2id", "architectures", "dtype", "model_type"}
 # Fields of a configuration that the weights do not decide and that its owner means.
 _FREE = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "hidden_act", "layer_norm_eps",
@@ -272,15 +257,11 @@ def _config_or_none(config_class: type[SwinHFConfig], told: Mapping[str, Any]) -
 def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) -> dict[str, Tensor]:
     """The weights of an opened checkpoint under the keys of one of our classes; those of a file are not copied.
 
-    What the class has and the checkpoint has not will be freshly initialised, what it has not is left out; both are
-    logged.
-
-    Raises:
-        ValueError: If anything but a head is missing, or a weight has another shape than its neighbours demand.
+    A head may be missing, to be initialised, or left over; both are logged. ValueError if anything else is, or a weight
+    has another shape than the others demand.
     """
-    config = checkpoint.config
-    if not isinstance(config, model_class.config_class) or config.model_type != model_class.config_class.model_type:
-        wanted = model_class.config_class.model_type
+    config, wanted = checkpoint.config, model_class.config_class.model_type
+    if config.model_type != wanted:
         raise ValueError(
             f"{checkpoint.source.name} holds {_VERSIONS[config.model_type]} and {model_class.__name__} is "
             f"{_VERSIONS[wanted]}; use {class_for(checkpoint.place).__name__}"
@@ -324,12 +305,9 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
 
 
 def build_model(checkpoint: Checkpoint, model_class: type[Any] | None = None) -> Any:
-    """Build a model of any of our classes from an opened checkpoint, in the sizes that were asked for.
+    """Build a model of one of our classes from an opened checkpoint, in the sizes that were asked for.
 
     Without a class, it is a segmenter of what is one, and a classifier of everything else.
-
-    Raises:
-        ValueError: As :func:`state_for` does.
     """
     place, config, target = checkpoint.place, copy.deepcopy(checkpoint.config), checkpoint.target
     if model_class is None:
@@ -342,7 +320,7 @@ def build_model(checkpoint: Checkpoint, model_class: type[Any] | None = None) ->
             None,
             config=config,
             state_dict=state_for(checkpoint, model_class),
-            method=_resampling(place.kind),
+            method=_METHODS.get(place.kind, "bicubic"),
             **(sizes if is_other else {}),
         )
     processor: Any = config.image_hw, processor_values(checkpoint, config)  # which save_pretrained writes
@@ -367,8 +345,3 @@ def quiet() -> Iterator[None]:
 def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
     """Names in the file of some of our keys."""
     return [line.key for line in expand(checkpoint.place) if our_key(line.target) in ours] or ours
-
-
-def load_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Any:
-    """:func:`swin_hf.load_checkpoint` for a state dict or what is on this machine."""
-    return build_model(open_checkpoint(source, **options))

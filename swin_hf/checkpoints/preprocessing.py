@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
-from swin_hf.model.pixels import IMAGENET_MEAN, IMAGENET_STD
+from swin_hf.model.pixels import IMAGENET_STD
 from swin_hf.processing import RESAMPLING, Preprocessing, short_side
 
 if TYPE_CHECKING:
@@ -28,9 +28,16 @@ def processor_values(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str
     if values and same_size:
         known = Preprocessing.from_values(values)
         return known.values() if known else dict(values)
-    pretrained = checkpoint.source.config_json.get("pretrained_cfg")
-    if isinstance(pretrained, Mapping) and pretrained.get("mean") and same_size:
-        return _of_timm(pretrained, config).values()
+    timm = checkpoint.source.config_json.get("pretrained_cfg")
+    if isinstance(timm, Mapping) and timm.get("mean") and same_size:
+        name, share = timm.get("interpolation"), float(timm.get("crop_pct") or 0.875)
+        return Preprocessing(
+            config.image_hw,
+            None if timm.get("crop_mode") == "squash" else short_side(config.image_hw, share),
+            tuple(timm["mean"]),
+            tuple(timm.get("std") or IMAGENET_STD),
+            name if name in RESAMPLING else "bicubic",
+        ).values()
     if config.num_channels != 3:
         return None
     preprocessing = Preprocessing.of_release(config.image_hw)
@@ -41,24 +48,8 @@ def processor_values(checkpoint: "Checkpoint", config: SwinHFConfig) -> dict[str
     return preprocessing.values()
 
 
-def _of_timm(pretrained: Mapping[str, Any], config: SwinHFConfig) -> Preprocessing:
-    share = float(pretrained.get("crop_pct") or 0.875)
-    name = pretrained.get("interpolation")
-    return Preprocessing(
-        config.image_hw,
-        None if pretrained.get("crop_mode") == "squash" else short_side(config.image_hw, share),
-        tuple(pretrained.get("mean") or IMAGENET_MEAN),
-        tuple(pretrained.get("std") or IMAGENET_STD),
-        name if name in RESAMPLING else "bicubic",
-    )
-
-
 def image_processor(values: Mapping[str, Any]) -> "BaseImageProcessor":
-    """The image processor of a ``preprocessor_config.json``: ours, if it does no more.
-
-    Raises:
-        ValueError: If it is of a class that transformers does not have.
-    """
+    """The image processor of ``preprocessor_config.json``, ours if it does no more; ValueError for an unknown class."""
     if preprocessing := Preprocessing.from_values(values):
         return preprocessing.processor()
     values = dict(values)

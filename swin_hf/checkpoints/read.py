@@ -56,13 +56,6 @@ class Source:
     is_borrowed: bool = False  # whether somebody else holds the tensors, so that a model needs copies
 
 
-class _Settings:
-    """Stands in for a dictionary of settings; a plain one is made in its place."""
-
-    def __new__(cls, *_: object, **__: object) -> Any:
-        return OrderedDict()
-
-
 class _Ignored:
     """Takes the place of an object that is not a tensor; it forgets everything."""
 
@@ -73,8 +66,8 @@ class _Ignored:
         pass
 
 
-# Objects that training programs leave with the weights. They are not imported, let alone run: an object without
-# content takes their place. Everything else that is neither tensor nor plain data is refused.
+# Objects that training programs leave with the weights. They are not imported, let alone run: a plain dictionary or an
+# object without content takes their place. Everything else that is neither tensor nor plain data is refused.
 _SETTINGS = (
     "yacs.config.CfgNode", "addict.addict.Dict", "mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict",
 )  # fmt: skip
@@ -84,17 +77,14 @@ _OBJECTS = (
     "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "pathlib.PosixPath",
     "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
 )  # fmt: skip
-_STAND_INS: list[Any] = [*((_Settings, name) for name in _SETTINGS), *((_Ignored, name) for name in _OBJECTS)]
+_STAND_INS: list[Any] = [*((OrderedDict, name) for name in _SETTINGS), *((_Ignored, name) for name in _OBJECTS)]
 
 
 def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Weights | None = None) -> Source:
-    """Read a file, a folder or a state dict.
+    """Read a file (its content decides how), a folder with one, or a state dict, in what training programs wrap it.
 
-    Args:
-        source: A file (its content decides how it is read), a folder with one, or a state dict; the latter may be
-            wrapped as training programs wrap it.
-        weights: ``"ema"`` or ``"raw"`` where a file holds averaged weights as well; None takes what the program
-            that wrote it would load.
+    ``weights`` is ``"ema"`` or ``"raw"`` where averaged weights are held as well; None takes what the program that
+    wrote them would load.
 
     Raises:
         ValueError: If it cannot be read safely or holds no state dict; the message says why and what to do.
@@ -114,7 +104,15 @@ def read_source(source: str | os.PathLike[str] | Mapping[str, Any], weights: Wei
     told, preprocessor = _read_json(folder / CONFIG_NAME), _read_json(folder / PREPROCESSOR_NAME)
     check_processor(preprocessor, folder / PREPROCESSOR_NAME)
     found = _read_folder(path, weights) if path.is_dir() else unwrap(str(path), read_file(path), weights)
-    _check_claims(path, found.state)
+    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in found.state.values())
+    if claimed > size + SPARE_BYTES:  # such as a single number that is seen as millions of rows
+        name, largest = max(found.state.items(), key=lambda item: item[1].numel())
+        raise ValueError(
+            f"{path} has {size:,} bytes, but its tensors claim {claimed:,} ({name} alone is {tuple(largest.shape)}); "
+            "save the state dict again with contiguous tensors"
+        )
     found.name, found.is_folder = str(path), path.is_dir()
     found.config_json, found.preprocessor = told, preprocessor
     if found.training and not told:  # what our recipes leave next to their checkpoints
@@ -142,11 +140,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """The values of a JSON file.
-
-    Raises:
-        ValueError: When it cannot be read, is too large, or holds anything but an object: what, why and the remedy.
-    """
+    """The object of a JSON file; ValueError with what, why and the remedy if there is none."""
     try:
         if path.stat().st_size > CONFIG_BYTES:
             raise ValueError(f"it has more than {CONFIG_BYTES // 2**20} MiB")
@@ -159,11 +153,7 @@ def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 
 def check_processor(values: Mapping[str, Any], path: Path) -> None:
-    """Refuse an image processor that makes pictures larger than any model of this family takes.
-
-    Raises:
-        ValueError: If a size is not a positive number, or makes more pixels than ``MOST_PIXELS``.
-    """
+    """Refuse, with a ValueError, an image processor with a size that is not positive, or above ``MOST_PIXELS``."""
     for name in ("size", "crop_size", "pad_size"):
         size = values.get(name)
         values_of: Any = size.values() if isinstance(size, Mapping) else size if isinstance(size, list) else [size]
@@ -178,25 +168,8 @@ def check_processor(values: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that claim more than their file can hold, as a single number that is seen as millions of rows."""
-    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files)
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    if claimed > size + SPARE_BYTES:
-        largest = max(state, key=lambda name: state[name].numel())
-        raise ValueError(
-            f"{path} has {size:,} bytes, but its tensors claim {claimed:,} ({largest} alone is "
-            f"{tuple(state[largest].shape)}); save the state dict again with contiguous tensors"
-        )
-
-
 def read_file(path: Path) -> dict[str, Any]:
-    """Read what one file holds, tensors and plain data only.
-
-    Raises:
-        ValueError: If it is empty, damaged, no file of weights, or holds code.
-    """
+    """Read what one file holds, tensors and plain data only; ValueError for code and anything else."""
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{path} is empty (0 bytes); download or copy it again")
@@ -217,7 +190,11 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    _refuse_archives(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if unpacked > size + SPARE_BYTES:  # torch never compresses what it saves
+            raise ValueError(f"{path} has {size:,} bytes, but unpacks to {unpacked:,}; save it again with torch.save")
     try:
         with safe_globals(_STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -229,17 +206,6 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if isinstance(content, Mapping):
         return dict(content)
     raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict() instead")
-
-
-def _refuse_archives(path: Path) -> None:
-    """Refuse an archive whose entries unpack to more than it has bytes; torch never compresses what it saves."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    size = path.stat().st_size
-    if unpacked > size + SPARE_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, but unpacks to {unpacked:,}; save it again with torch.save")
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -264,19 +230,17 @@ def _refusal(path: Path, error: Exception) -> str:
 def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> Source:
     """Find the state dict in the top level of what a training program saved under a name; see :func:`read_source`."""
     notes: list[str] = []
-    averages = [key for key in _AVERAGES if isinstance(content.get(key), Mapping)]
+    average = next((content[key] for key in _AVERAGES if isinstance(content.get(key), Mapping)), None)
+    wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), average)
     is_averaged = "current_model_state" in content  # written by Lightning's WeightAveraging
-    state: Any = content
-    if not _is_state(content):
-        wrappers = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not wrappers and not averages:
-            raise ValueError(f"{name} holds no state dict; its top level has {', '.join(map(str, list(content)[:10]))}")
-        state = content[wrappers[0]] if wrappers else content[averages[0]]
+    state: Any = content if _is_state(content) else wrapped
+    if state is None:
+        raise ValueError(f"{name} holds no state dict; its top level has {', '.join(map(str, list(content)[:10]))}")
     if weights == "raw" and is_averaged:
         state = content["current_model_state"]
         notes.append("raw weights of the last step")
-    elif weights == "ema" and averages:
-        state = content[averages[0]]
+    elif weights == "ema" and average is not None:
+        state = average
     elif weights == "ema" and not is_averaged:
         raise ValueError(f"{name} holds no averaged weights; leave weights= out")
     elif is_averaged:
@@ -290,33 +254,23 @@ def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> So
     for prefix in _WRAPPED:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    source = Source(name, state, notes=notes, classes=_classes(content))
-    if _LIGHTNING in content:
-        _open_lightning(source, content)
-    return source
+    training: Any = {}
+    inside = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    if _LIGHTNING in content and inside:  # the network is attribute ``model`` of a LightningModule
+        if others := len(state) - len(inside):
+            notes.append(f"{others} tensors of the LightningModule outside of its network left out")
+        state, training = inside, content.get("hyper_parameters")
+    training = dict(training) if isinstance(training, Mapping) else {}
+    return Source(name, state, training=training, notes=notes, classes=_classes(content))
 
 
 def _is_state(content: Mapping[str, Any]) -> bool:
     return bool(content) and all(isinstance(value, Tensor) for value in content.values())
 
 
-def _open_lightning(source: Source, content: Mapping[str, Any]) -> None:
-    """Take the network, attribute ``model``, out of a LightningModule."""
-    inside = {key.removeprefix("model."): value for key, value in source.state.items() if key.startswith("model.")}
-    if not inside:
-        return
-    if others := len(source.state) - len(inside):
-        source.notes.append(f"{others} tensors of the LightningModule outside of its network left out")
-    source.state = inside
-    hyper_parameters = content.get("hyper_parameters")
-    source.training = dict(hyper_parameters) if isinstance(hyper_parameters, Mapping) else {}
-
-
 def _classes(content: Mapping[str, Any]) -> list[str]:
     """Class names that OpenMMLab keeps in the file."""
-    meta = content.get("meta")
-    if not isinstance(meta, Mapping):
-        return []
+    meta: Any = content["meta"] if isinstance(content.get("meta"), Mapping) else {}
     dataset = meta.get("dataset_meta")
     names = dataset.get("classes") if isinstance(dataset, Mapping) else meta.get("CLASSES")
     return [str(name) for name in names] if isinstance(names, list | tuple) else []

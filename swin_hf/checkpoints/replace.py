@@ -13,11 +13,10 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 from swin_hf.checkpoints import derive
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.detect import count_blocks, is_v2
 from swin_hf.checkpoints.tables import LAYOUTS, Kind
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, Translation, expand, our_key, to_ours, to_theirs
+from swin_hf.checkpoints.translate import Place, Translation, differences, expand, our_key, to_ours, to_theirs
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone, SwinHFModel
@@ -43,9 +42,6 @@ PEERS = {
     "Swinv2Model": Peer("transformers", Kind.BASE),
     "FeatureListNet": Peer("timm", Kind.BASE, has_norm=False),  # what timm makes of a Swin in a TimmBackbone
 }
-
-
-_TABLE = "attn.relative_position_bias_table"
 
 
 def replace_backbone(model: Any, revert: bool = False) -> Any:
@@ -99,7 +95,8 @@ def _swins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if not is_theirs or type(module).__name__ not in PEERS or any(name.startswith(f"{outer}.") for outer in found):
             continue
         keys = _state(module).keys()
-        if type(module).__name__ != "FeatureListNet" or is_v2(keys) or any(key.endswith(_TABLE) for key in keys):
+        has_bias = is_v2(keys) or any(key.endswith("attn.relative_position_bias_table") for key in keys)
+        if has_bias or type(module).__name__ != "FeatureListNet":
             found.append(name)
             yield name, module
 
@@ -145,27 +142,22 @@ class _TokenBackbone(SwinV2HFBackbone):
 class _Replaced:
     """The module that was there, and how its state dict and ours become each other; hooks of our module."""
 
-    def __init__(self, theirs: nn.Module, place: Place, config: SwinHFConfig, ours: set[str], is_bare: bool) -> None:
+    def __init__(self, theirs: nn.Module, place: Place, config: SwinHFConfig, ours: set[str], bare: str) -> None:
         self.theirs = (theirs,)  # in a tuple it is not a part of the model
-        self.place, self.config = place, config
-        self.bare = "swin." if is_bare else ""  # what our names begin with in the tables and not in the module
+        self.place, self.config, self.bare = place, config, bare
         self.names = list(theirs.state_dict())
         moved = {entry.key for entry in expand(place) if our_key(entry.target) in ours}
         # What no output depends on, and buffers: as they were.
         self.kept = {key: tensor.clone() for key, tensor in _state(theirs).items() if key not in moved}
 
-    def to_theirs(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Our state dict under their names, in their order."""
-        like = next(iter(state.values()))
-        found = to_theirs({self.bare + key: tensor for key, tensor in state.items()}, self.place, self.config)
+    def on_save(self, module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+        """Give the keys below ``prefix`` their names, in their order."""
+        ours = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+        like = next(iter(ours.values()))
+        found = to_theirs({self.bare + key: tensor for key, tensor in ours.items()}, self.place, self.config)
         for key, tensor in self.kept.items():
             found[key] = tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
-        return {name: found[_dotted(name)] for name in self.names}
-
-    def on_save(self, module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-        """Give the keys below ``prefix`` their names."""
-        ours = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
-        state.update({prefix + key: tensor for key, tensor in self.to_theirs(ours).items()})
+        state.update({prefix + name: found[_dotted(name)] for name in self.names})
 
     def on_load(self, module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         """Give the keys below ``prefix`` our names, where they have theirs."""
@@ -209,13 +201,13 @@ def _replacement(name: str, theirs: Any) -> Any:
         config = _config(peer, theirs, translation)
         with torch.device("meta"):
             ours = _build(peer, config, theirs)
-        is_bare = isinstance(ours, SwinHFModel)
-        names = {("swin." if is_bare else "") + key: key for key in ours.state_dict()}
+        bare = "swin." if isinstance(ours, SwinHFModel) else ""  # begins our names in the tables, not in the module
+        names = {bare + key: key for key in ours.state_dict()}
         own = {key: translation.state[long].clone() for long, key in names.items()}
         ours.load_state_dict(own, assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name or 'the model'}, a {type(theirs).__name__}, cannot be replaced: {error}") from error
-    replaced = _Replaced(theirs, place, config, set(names), is_bare)
+    replaced = _Replaced(theirs, place, config, set(names), bare)
     entries = [entry for entry in expand(place) if our_key(entry.target) in names]
     frozen = {our_key(entry.target) for entry in entries if not _part(theirs, entry.key).requires_grad}
     for long, key in names.items():
@@ -266,10 +258,10 @@ def _windows(theirs: Any, stages: int) -> dict[str, Any]:
     }
 
 
-def _build(peer: Peer, config: SwinHFConfig, theirs: Any) -> Any:
-    of_v2 = isinstance(config, SwinV2HFConfig)
+def _build(peer: Peer, config: Any, theirs: Any) -> Any:
+    of_v2 = config.cosine_attention
     if peer.kind is Kind.BACKBONE:
-        ours: Any = _TokenBackbone(config) if isinstance(config, SwinV2HFConfig) else SwinHFBackbone(config)
+        ours: Any = (_TokenBackbone if of_v2 else SwinHFBackbone)(config)
     else:
         options = {"add_pooling_layer": getattr(theirs, "pooler", None) is not None, "add_final_norm": peer.has_norm}
         mask_token = getattr(getattr(theirs, "embeddings", None), "mask_token", None)

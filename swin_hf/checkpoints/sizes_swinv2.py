@@ -3,43 +3,31 @@
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from torch import Tensor
 
 from swin_hf.checkpoints.tables import Buffer
 from swin_hf.checkpoints.translate import Translation
-from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
+from swin_hf.model.windows import Pair
 from swin_hf.presets import SWINV2
-
-Pair = tuple[int, int]
 
 
 def told_by_name(name: str) -> dict[str, Any]:
     """The sizes that the name of a released file, repository or architecture of timm means; empty for others."""
     core = re.sub(r"[^a-z0-9]+", "_", name.lower()).replace("_patch4", "")
-    found = [fields for known, fields in _names().items() if known in core]
-    return dict(found[0]) if len(found) == 1 else {}
-
-
-@cache
-def _names() -> dict[str, dict[str, Any]]:
+    known = {re.sub("_22k.*", "", preset.replace("_patch4", "")): sizes for preset, sizes in SWINV2.items()}
+    found = [sizes for preset, sizes in known.items() if preset in core]
     fields = ("image_size", "window_size", "pretrained_window_sizes")
-    return {
-        re.sub("_22k.*", "", name.replace("_patch4", "")): {field: preset[field] for field in fields if field in preset}
-        for name, preset in SWINV2.items()
-    }
+    return {field: found[0][field] for field in fields if field in found[0]} if len(found) == 1 else {}
 
 
 def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str, Any]:
     """``window_size`` and ``pretrained_window_sizes``, and ``image_size`` where smaller windows at the end show it.
 
-    ``hint`` is what a configuration, a name or an argument says of the windows, if anything does.
-
-    Raises:
-        ValueError: If nothing says them; the message names the remedies.
+    ``hint`` is what a configuration, a name or an argument says of the windows; ValueError if nothing says them.
     """
     stages = len(translation.place.depths)
     tables = {stage: table for (kind, stage, _), table in translation.buffers.items() if kind is Buffer.COORDINATES}
@@ -47,15 +35,14 @@ def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str,
     if len(known) == stages:
         windows = [((table.shape[-3] + 1) // 2, (table.shape[-2] + 1) // 2) for table in known]
         units = [
-            tuple(_unit(table, axis, side) for axis, side in enumerate(window))
+            tuple(_unit(table[..., axis].float(), side) for axis, side in enumerate(window))
             for table, window in zip(known, windows, strict=True)
         ]
         sizes = _before_clamping(translation, windows)
-        if hint is not None and [_on_map(hint, stage) for stage in range(hint.num_layers)] == windows:
+        if hint is not None and _on_maps(hint.stage_windows, hint.grid_hw) == windows:
             sizes = {"window_size": hint.window_size}
-        own = [0 if unit == window else short(unit) for unit, window in zip(units, windows, strict=True)]
-        is_own = not any(own)
-        return {**sizes, "pretrained_window_sizes": own if is_own else [short(unit) for unit in units]}
+        own = [0] * stages if units == windows else [short(unit) for unit in units]
+        return {**sizes, "pretrained_window_sizes": own}
     if not isinstance(hint, SwinV2HFConfig) or hint.num_layers != stages:
         raise ValueError(
             "these weights of Swin Transformer V2 do not say in which windows they were trained, and no name or "
@@ -65,39 +52,27 @@ def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str,
     return {"window_size": hint.window_size, "pretrained_window_sizes": hint.pretrained_window_sizes}
 
 
-def extra_norms(translation: Translation) -> dict[str, int]:
-    """After how many blocks there is an extra norm, 0 if there are none."""
-    blocks = [int(found[1]) for key in translation.state if (found := re.search(r"blocks\.(\d+)\.norm3\.", key))]
-    return {"extra_norm_every_n_blocks": min(blocks, default=-1) + 1}
-
-
-def _unit(table: Tensor, axis: int, side: int) -> int:
+def _unit(coordinates: Tensor, side: int) -> int:
     """What offsets were divided by, from the largest coordinate ``log2(1 + 8 (side - 1) / (unit - 1)) / 3``."""
-    if side == 1:
-        return 1
-    largest = float(table[..., axis].float().max())
-    return round(8 * (side - 1) / (2 ** (3 * largest) - 1)) + 1
+    return 1 if side == 1 else round(8 * (side - 1) / (2 ** (3 * float(coordinates.max())) - 1)) + 1
 
 
-def _on_map(config: SwinHFConfig, stage: int) -> Pair:
-    """The window of a stage, cut to the map of an image of ``image_size``."""
-    window, grid = config.stage_windows[stage], [-(-side // 2**stage) for side in config.grid_hw]
-    return min(window[0], grid[0]), min(window[1], grid[1])
-
-
-def _before_clamping(translation: Translation, windows: Sequence[Pair]) -> dict[str, Any]:
+def _before_clamping(translation: Translation, windows: list[Pair]) -> dict[str, Any]:
     """One window for all stages, and the image size at which later maps are as small as their windows."""
     largest = max(windows, key=math.prod)
     if len(set(windows)) == 1:
         return {"window_size": short(largest)}
     patch = translation.state["swin.embeddings.patch_embeddings.weight"].shape[2:]
-    last = len(windows) - 1
-    grid = [side * 2**last for side in windows[-1]]
-    image = [side * size for side, size in zip(grid, patch, strict=True)]
-    cut = [(min(largest[0], grid[0] // 2**stage), min(largest[1], grid[1] // 2**stage)) for stage in range(last + 1)]
-    if cut == list(windows):
-        return {"window_size": short(largest), "image_size": short(image)}
+    grid = as_pair(side * 2 ** (len(windows) - 1) for side in windows[-1])
+    if _on_maps([largest] * len(windows), grid) == windows:
+        return {"window_size": short(largest), "image_size": short([grid[0] * patch[0], grid[1] * patch[1]])}
     return {"window_size": [list(window) for window in windows]}
+
+
+def _on_maps(windows: Sequence[Pair], grid: Pair) -> list[Pair]:
+    """The window of each stage, cut to the map of the stage; ``grid`` is the map of the first."""
+    maps = [[-(-side // 2**stage) for side in grid] for stage in range(len(windows))]
+    return [as_pair(map(min, window, sides)) for window, sides in zip(windows, maps, strict=True)]
 
 
 def short(sides: Sequence[int]) -> int | list[int]:

@@ -9,15 +9,8 @@ A table names each key once, on either side; loading and exporting both read it.
     {last}    number of the last stage
     *         ``weight`` and ``bias``
 
-and the other side is one of
-
-    a string           our key, the same tensor
-    Rows(key, part)    block ``part`` (0 query, 1 key, 2 value) of the rows of our fused projection
-    QueryValue(q, v)   our biases of queries and values, the first and the last third of theirs; zeros between
-    Unfolded(key)      our tensor with its last axis in the order of ``nn.Unfold``
-    Buffer             a function of the sizes: dropped when read, computed anew when written
-    UNUSED             a LayerNorm that no output depends on: dropped when read, written as it is initialised
-    None               dropped on purpose and never written
+and the other side is our key, for the same tensor; one of the classes below, for what has to be changed or computed; or
+None, for what is dropped on purpose and never written.
 """
 
 from collections.abc import Mapping
@@ -37,42 +30,36 @@ class Kind(Enum):
 
 
 class Rows(NamedTuple):
-    """One third of the rows of a fused query, key and value projection."""
+    """One third of the rows of our fused projection."""
 
     key: str
-    part: int
+    part: int  # 0 query, 1 key, 2 value
 
 
 class QueryValue(NamedTuple):
-    """A bias in which the third of the keys is ignored (torchvision's Swin V2)."""
+    """Our biases of queries and values, the first and the last third of theirs; zeros between (torchvision's V2)."""
 
     query: str
     value: str
 
 
 class Unfolded(NamedTuple):
-    """A merging parameter whose last axis runs channel by channel over row-major taps."""
+    """A merging parameter whose last axis is in the order of ``nn.Unfold``: channel by channel over row-major taps."""
 
     key: str
 
 
 class Buffer(Enum):
-    """A tensor that follows from the sizes."""
+    """A tensor that follows from the sizes: dropped when read, computed anew when written."""
 
     INDEX = "relative position index, (N, N)"
     FLAT_INDEX = "relative position index, (N * N,)"
     MASK = "shift mask at the training image size, (nW, N, N)"
     COORDINATES = "offsets that the coordinate network of Swin V2 takes, (1, 2 Mh - 1, 2 Mw - 1, 2)"
+    UNUSED = "final norm of transformers' backbones, which no output depends on; written as it is initialised, (C,)"
 
 
-class Unused(Enum):
-    """A LayerNorm of transformers' backbones that no feature map goes through."""
-
-    UNUSED = "final norm of a backbone"
-
-
-UNUSED = Unused.UNUSED
-Target = str | Rows | QueryValue | Unfolded | Buffer | Unused | None
+Target = str | Rows | QueryValue | Unfolded | Buffer | None
 
 
 class Windows(Enum):
@@ -249,7 +236,7 @@ _NORMS: dict[str, Target] = {
     "hidden_states_norms.stage{next}.*": "hidden_states_norms.stage{next}.*",
 }
 TRANSFORMERS_4: dict[str, Target] = {**_TRANSFORMERS_DISK, **_NORMS}
-TRANSFORMERS: dict[str, Target] = {**TRANSFORMERS_4, "swin.layernorm.*": UNUSED}
+TRANSFORMERS: dict[str, Target] = {**TRANSFORMERS_4, "swin.layernorm.*": Buffer.UNUSED}
 TRANSFORMERS_MEMORY: dict[str, Target] = {
     **_TRANSFORMERS_COMMON,
     _HF_BLOCK + "attention.relative_position_bias.relative_position_bias_table": _TABLE,
@@ -261,11 +248,11 @@ TRANSFORMERS_MEMORY: dict[str, Target] = {
     _HF_BLOCK + "mlp.fc1.*": _BLOCK + "mlp.fc1.*",
     _HF_BLOCK + "mlp.fc2.*": _BLOCK + "mlp.fc2.*",
     **_NORMS,
-    "swin.layernorm.*": UNUSED,
+    "swin.layernorm.*": Buffer.UNUSED,
 }
 MASKFORMER_SWIN: dict[str, Target] = {
     **_TRANSFORMERS_DISK,
-    "model.layernorm.*": UNUSED,
+    "model.layernorm.*": Buffer.UNUSED,
     "hidden_states_norms.{i}.*": "hidden_states_norms.stage{next}.*",
 }
 
@@ -289,21 +276,15 @@ OPENMMLAB: dict[str, Target] = {
 _PLAIN = {Kind.CLASSIFIER: ("",), Kind.BASE: ("",)}
 _MICROSOFT_TRUNKS = {**_PLAIN, Kind.MIM: ("encoder.",), Kind.BACKBONE: ("backbone.", "")}
 _DETECTORS = ("backbone.",)
-_TRANSFORMERS_HOSTS = (
+_HF_BACKBONES = (
     "backbone.",  # UperNet
-    "backbone.swin.",
-    "pixel_level_module.encoder.",  # Mask2Former
-    "pixel_level_module.encoder.swin.",
-    "model.pixel_level_module.encoder.",
-    "model.pixel_level_module.encoder.swin.",
-    "model.backbone.conv_encoder.model.",  # the DETR family
-    "model.backbone.conv_encoder.model.swin.",
-    "model.backbone.model.",
-    "model.backbone.model.swin.",
-)
+    "pixel_level_module.encoder.", "model.pixel_level_module.encoder.",  # Mask2Former
+    "model.backbone.conv_encoder.model.", "model.backbone.model.",  # the DETR family
+)  # fmt: skip
+_TRANSFORMERS_HOSTS = tuple(host + trunk for host in _HF_BACKBONES for trunk in ("", "swin."))
 
 
-def trunks_of_transformers(prefix: str, *backbone: str) -> dict[Kind, tuple[str, ...]]:
+def transformers_trunks(prefix: str, *backbone: str) -> dict[Kind, tuple[str, ...]]:
     """Prefixes of the network in its classes: one where a head is around it, and those of a backbone."""
     return {Kind.CLASSIFIER: (prefix,), Kind.MIM: (prefix,), Kind.BACKBONE: backbone, Kind.BASE: ("",)}
 
@@ -313,7 +294,7 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (
         Layout(
             "swin_hf", "this package; also its Lightning checkpoints", SWIN_HF,
-            {**trunks_of_transformers("swin.", "swin."), Kind.SEGMENTER: ("swin.",)}, file_name="model.safetensors",
+            {**transformers_trunks("swin.", "swin."), Kind.SEGMENTER: ("swin.",)}, file_name="model.safetensors",
         ),
         Layout(
             "timm", "timm since 0.9", TIMM, _PLAIN,
@@ -334,17 +315,17 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "transformers",
             "Swin classes of transformers 5 as saved; UperNet, Mask2Former and other hosts of SwinBackbone",
-            TRANSFORMERS, trunks_of_transformers("swin.", "", "swin."), hosts=_TRANSFORMERS_HOSTS,
+            TRANSFORMERS, transformers_trunks("swin.", "", "swin."), hosts=_TRANSFORMERS_HOSTS,
             writes_buffers=False, windows=Windows.ONE_SQUARE, file_name="model.safetensors",
         ),
         Layout(
             "transformers-4", "Swin classes of transformers 4 as saved, with their index buffers",
-            TRANSFORMERS_4, trunks_of_transformers("swin.", ""), hosts=_TRANSFORMERS_HOSTS,
+            TRANSFORMERS_4, transformers_trunks("swin.", ""), hosts=_TRANSFORMERS_HOSTS,
             windows=Windows.ONE_SQUARE, file_name="model.safetensors",
         ),
         Layout(
             "transformers-memory", "state_dict() of transformers 5, which Lightning checkpoints of its models hold",
-            TRANSFORMERS_MEMORY, trunks_of_transformers("swin.", "swin."), hosts=_TRANSFORMERS_HOSTS,
+            TRANSFORMERS_MEMORY, transformers_trunks("swin.", "swin."), hosts=_TRANSFORMERS_HOSTS,
             writes_buffers=False, windows=Windows.ONE_SQUARE,
         ),
         Layout(

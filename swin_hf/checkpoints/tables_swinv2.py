@@ -3,17 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from swin_hf.checkpoints.tables import (
-    LAYOUTS,
-    UNUSED,
-    Buffer,
-    Layout,
-    QueryValue,
-    Rows,
-    Target,
-    Unfolded,
-    trunks_of_transformers,
-)
+from swin_hf.checkpoints.tables import LAYOUTS, Buffer, Layout, QueryValue, Rows, Target, Unfolded, transformers_trunks
 
 _BLOCK = "swin.stages.{i}.blocks.{j}."
 _ATTENTION = _BLOCK + "attention."
@@ -52,10 +42,9 @@ def _table(name: str, attention: Mapping[str, Target]) -> dict[str, Target]:
 _HF = "{trunk}encoder.layers.{i}.blocks.{j}.attention.self."
 _HF_ATTENTION: dict[str, Target] = {
     **_rows(_HF, "continuous_position_bias_mlp"),
-    **{
-        f"{_HF}{name}.weight": Rows(_ATTENTION + "qkv.weight", part)
-        for part, name in enumerate(("query", "key", "value"))
-    },
+    f"{_HF}query.weight": Rows(_ATTENTION + "qkv.weight", 0),
+    f"{_HF}key.weight": Rows(_ATTENTION + "qkv.weight", 1),
+    f"{_HF}value.weight": Rows(_ATTENTION + "qkv.weight", 2),
     f"{_HF}query.bias": _ATTENTION + "q_bias",
     f"{_HF}value.bias": _ATTENTION + "v_bias",
 }
@@ -73,30 +62,26 @@ _EARLY = ((r"\.rpe_mlp\.", ".cpb_mlp."),)  # the first files of SimMIM
 def _swin_hf() -> dict[str, Target]:
     """Our own names, in which nothing that follows from the windows is stored."""
     prefix = "{trunk}stages.{i}.blocks.{j}.attention."
-    table = _table("swin_hf", {**_rows(prefix), **_biases(prefix), **_EXTRA})
-    return {key: target for key, target in table.items() if not isinstance(target, Buffer)}
+    rows = _table("swin_hf", {**_rows(prefix), **_biases(prefix), **_EXTRA}).items()
+    return {key: target for key, target in rows if not isinstance(target, Buffer)}
 
 
 def _openmmlab() -> dict[str, Target]:
     """Its merging opens the next stage, and its norm comes after the channels have lost their order."""
     table = _table("openmmlab", {**_rows(_MM), **_biases(_MM), **_EXTRA})
-    for name in ("norm.*", "reduction.weight"):
-        del table["{trunk}stages.{i}.downsample." + name]
-    ours = "swin.stages.{i}.downsample."
-    merging: dict[str, Target] = {
-        "{trunk}stages.{next}.downsample.norm.*": ours + "norm.*",
-        "{trunk}stages.{next}.downsample.reduction.weight": Unfolded(ours + "reduction.weight"),
+    return {key: target for key, target in table.items() if ".downsample." not in key} | {
+        "{trunk}stages.{next}.downsample.norm.*": "swin.stages.{i}.downsample.norm.*",
+        "{trunk}stages.{next}.downsample.reduction.weight": Unfolded("swin.stages.{i}.downsample.reduction.weight"),
     }
-    return {**table, **merging}
 
 
 def _transformers(name: str) -> dict[str, Target]:
     """Its backbone has neither norms for its maps nor a norm that nothing goes through."""
-    table = _table(name, _HF_ATTENTION)
-    return {key: target for key, target in table.items() if "hidden_states_norms" not in key and target is not UNUSED}
+    rows = _table(name, _HF_ATTENTION).items()
+    return {key: target for key, target in rows if "hidden_states_norms" not in key and target is not Buffer.UNUSED}
 
 
-_TRUNKS = trunks_of_transformers("swinv2.", "")
+_TRUNKS = transformers_trunks("swinv2.", "")
 _MS_TABLE = _table("microsoft", {**_rows(_MS), **_biases(_MS)})
 
 LAYOUTS_V2: dict[str, Layout] = {
@@ -106,23 +91,9 @@ LAYOUTS_V2: dict[str, Layout] = {
         replace(LAYOUTS["timm"], table=_table("timm", {**_rows(_MS), **_biases(_MS)})),
         replace(LAYOUTS["microsoft"], table=_MS_TABLE, aliases=_EARLY),
         replace(LAYOUTS["timm-old"], table=_MS_TABLE, aliases=_EARLY),
-        replace(
-            LAYOUTS["torchvision"],
-            table=_table("torchvision", {**_rows(_TV), **_QKV}),
-            about="torchvision.models.swin_v2_t, swin_v2_s, swin_v2_b",
-        ),
-        replace(
-            LAYOUTS["transformers"],
-            about="Swinv2 classes of transformers, saved since their buffers are not, or in memory",
-            table=_transformers("transformers"),
-            trunks=_TRUNKS,
-        ),
-        replace(
-            LAYOUTS["transformers-4"],
-            about="Swinv2 classes of transformers 4 as saved, with their buffers",
-            table=_transformers("transformers-4"),
-            trunks=_TRUNKS,
-        ),
+        replace(LAYOUTS["torchvision"], table=_table("torchvision", {**_rows(_TV), **_QKV})),
+        replace(LAYOUTS["transformers"], table=_transformers("transformers"), trunks=_TRUNKS),  # also those in memory
+        replace(LAYOUTS["transformers-4"], table=_transformers("transformers-4"), trunks=_TRUNKS),
         replace(LAYOUTS["openmmlab"], table=_openmmlab()),
     )
 }

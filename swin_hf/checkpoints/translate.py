@@ -1,4 +1,4 @@
-"""From the keys of a layout to ours and back, both through its one table."""
+"""From the keys of a layout to ours and back, through its one table; and where its code computes something else."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swin_hf.checkpoints.tables import UNUSED, Buffer, Kind, Layout, QueryValue, Rows, Target, Unfolded
+from swin_hf.checkpoints.tables import Buffer, Kind, Layout, QueryValue, Rows, Target, Unfolded
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.windows import log_spaced_offsets, relative_position_index, shift_mask, window_geometry
@@ -81,11 +81,7 @@ def our_key(target: Target) -> str | None:
 
 
 def to_ours(state: State, place: Place) -> Translation:
-    """Translate a state dict of a layout into our names.
-
-    Raises:
-        ValueError: If there are keys that the table does not know; the message lists them.
-    """
+    """Translate a state dict of a layout into our names; ValueError for keys that its table does not have."""
     targets = {entry.key: entry for entry in expand(place) if _belongs(entry, place.kind)}
     translation = Translation(place, {}, {}, [])
     parts: dict[str, dict[int, Tensor]] = {}
@@ -127,10 +123,9 @@ def to_ours(state: State, place: Place) -> Translation:
 
 
 def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Tensor]:
-    """Translate our state dict into the names of a layout; the buffers are computed, and no tensor is shared.
+    """Translate our state dict into the names of a layout; ValueError for keys that it has no name for.
 
-    Raises:
-        ValueError: If the layout has no name for one of our keys; the message lists them.
+    The buffers are computed, and no tensor is shared.
     """
     theirs: dict[str, Tensor] = {}
     named = set()
@@ -147,12 +142,8 @@ def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Ten
                 named.add(key)
                 tensor = state[key].chunk(3)[target.part] if isinstance(target, Rows) else state[key]
                 theirs[entry.key] = unfold(tensor) if isinstance(target, Unfolded) else tensor.clone()
-        elif isinstance(target, Buffer):
-            if (buffer := computed_buffer(target, place, config, entry, like)) is not None:
-                theirs[entry.key] = buffer
-        elif target is UNUSED and place.kind is Kind.BACKBONE:
-            fill = torch.ones if entry.key.endswith("weight") else torch.zeros
-            theirs[entry.key] = fill(config.hidden_size, dtype=like.dtype, device=like.device)
+        elif isinstance(target, Buffer) and (buffer := computed_buffer(target, place, config, entry, like)) is not None:
+            theirs[entry.key] = buffer
     if nameless := set(state) - named:
         raise ValueError(f"the {place.layout.name} layout has no name for our {listed(nameless)}")
     return theirs
@@ -162,7 +153,7 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
     """Whether a line of the table is of use to a kind; two lines may name one key for different kinds."""
     ours = our_key(entry.target)
     if ours is None:
-        return entry.target is not UNUSED or kind is Kind.BACKBONE
+        return entry.target is not Buffer.UNUSED or kind is Kind.BACKBONE
     heads = ("decode_head.", "auxiliary_head.")
     if kind in (Kind.BACKBONE, Kind.SEGMENTER):
         others = ("swin.norm.", "classifier.", "decoder.", *(heads if kind is Kind.BACKBONE else ()))
@@ -172,6 +163,10 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
 
 def computed_buffer(buffer: Buffer, place: Place, config: SwinHFConfig, entry: Entry, like: Tensor) -> Tensor | None:
     """A buffer of a block as its home computes it, on the device of a weight; None where home has none."""
+    if buffer is Buffer.UNUSED:
+        fill = torch.ones if entry.key.endswith("weight") else torch.zeros
+        is_there = place.kind is Kind.BACKBONE
+        return fill(config.hidden_size, dtype=like.dtype, device=like.device) if is_there else None
     if not place.layout.writes_buffers:
         return None
     stage, window = entry.stage, config.stage_windows[entry.stage]
@@ -218,3 +213,41 @@ def listed(keys: Iterable[str]) -> str:
     names = sorted(keys)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} {'key' if len(names) == 1 else 'keys'}: {', '.join(names[:SHOWN])}{more}"
+
+
+def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
+    """One sentence for each thing that the code of a layout computes differently, at the model's image size."""
+    if layout.name == "swin_hf":
+        return []
+    found = []
+    if config.mask_padding:
+        found.append("mask_padding is on, and only this package keeps padding out of attention")
+    if not layout.name.startswith(("transformers", "maskformer")):
+        if config.hidden_act != "gelu":
+            found.append(f"hidden_act is {config.hidden_act!r}, it has 'gelu'")
+        if config.layer_norm_eps != 1e-5:
+            found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
+    grid = config.grid_hw
+    for stage, window in enumerate(config.stage_windows):
+        name = f"the {grid[0]}x{grid[1]} map of stage {stage + 1}"
+        by_rule = {rule: window_geometry(grid, window, True, shift_per_axis=rule) for rule in (False, True)}
+        if config.shift_per_axis != layout.shift_per_axis and by_rule[False] != by_rule[True]:
+            found.append(
+                f"{name} is covered by its window on one axis only, and shift_per_axis is {config.shift_per_axis} here "
+                f"but {layout.shift_per_axis} there"
+            )
+        pairs = list(zip(grid, window, strict=True))
+        # Where half a window is missing, the order only swaps two halves that do not see each other.
+        is_shifted = config.depths[stage] > 1
+        if layout.pads_after_shift and is_shifted and any(n > w and n % w and 2 * (n % w) != w for n, w in pairs):
+            found.append(
+                f"{name} is padded to whole windows of {window[0]}x{window[1]}, here before the cyclic shift, there "
+                "after it"
+            )
+        if layout.pads_small_maps and any(side < w for side, w in pairs):
+            found.append(
+                f"{name} is smaller than its window of {window[0]}x{window[1]}: here the window shrinks, there the map "
+                "is padded"
+            )
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
@@ -28,18 +29,17 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
     Its weights are random, and it is in evaluation mode; None where no library of that layout is installed.
     """
     if layout == "timm" and importlib.util.find_spec("timm"):
-        from timm.models.swin_transformer import SwinTransformer as TimmSwin
-        from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
+        from timm.models import swin_transformer, swin_transformer_v2
 
-        build: Any = TimmSwinV2 if config.cosine_attention else TimmSwin  # its annotations know squares only
+        v1, v2 = swin_transformer.SwinTransformer, swin_transformer_v2.SwinTransformerV2
+        build: Any = v2 if config.cosine_attention else v1  # its annotations know squares only
         options = {"num_classes": config.num_labels, "drop_path_rate": config.drop_path_rate}
         return build(**timm_arguments(config), **options).eval()
     if layout == "torchvision" and config.num_channels == 3:
-        from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
-        from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
+        from torchvision.models import swin_transformer as theirs
 
-        parts = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2} if config.cosine_attention else {}
-        return TorchvisionSwin(
+        parts = {"block": theirs.SwinTransformerBlockV2, "downsample_layer": theirs.PatchMergingV2}
+        return theirs.SwinTransformer(
             patch_size=list(config.patch_hw),
             embed_dim=config.embed_dim,
             depths=list(config.depths),
@@ -48,14 +48,12 @@ def build_peer(layout: str, config: SwinHFConfig) -> Any:
             mlp_ratio=config.mlp_ratio,
             stochastic_depth_prob=config.drop_path_rate,
             num_classes=config.num_labels,
-            **parts,
+            **(parts if config.cosine_attention else {}),
         ).eval()
     if layout == IN_MEMORY[config.cosine_attention]:
-        from transformers import SwinConfig, SwinForImageClassification, Swinv2Config, Swinv2ForImageClassification
-
-        if config.cosine_attention:
-            return Swinv2ForImageClassification(Swinv2Config(**transformers_fields(config, Swinv2Config))).eval()
-        return SwinForImageClassification(SwinConfig(**transformers_fields(config, SwinConfig))).eval()
+        config_class = transformers.Swinv2Config if config.cosine_attention else transformers.SwinConfig
+        their_config = config_class(**transformers_fields(config, config_class))
+        return AutoModelForImageClassification.from_config(their_config).eval()
     return None
 
 
@@ -64,31 +62,28 @@ def verify(
 ) -> dict[str, float]:
     """Compare what was written in a layout with the model that it was written from, on images ``(B, C, H, W)``.
 
-    Returns:
-        Largest absolute difference of the outputs, for our reader and for each other library that could be asked;
-        one that refuses the weights raises RuntimeError.
+    Returns the largest absolute difference of the outputs, for our reader and for each library that could be asked.
     """
     with torch.inference_mode():
         expected = output_of(model, pixel_values)
         again = build_model(open_checkpoint(written, layout), type(model))
         differences = {"swin_hf": _distance(expected, output_of(again, pixel_values))}
-        if isinstance(model, SwinHFForImageClassification):
-            if layout == "transformers" and Path(written).is_dir():
-                peer: Any = AutoModelForImageClassification.from_pretrained(written).eval()
-            else:
-                peer = _library(layout, again, read_source(written).state)
-            if peer is not None:
-                name = "transformers" if layout.startswith("transformers") else layout
-                differences[name] = _distance(expected, _logits(peer, pixel_values))
+        if not isinstance(model, SwinHFForImageClassification):
+            return differences
+        if layout == "transformers" and Path(written).is_dir():
+            peer: Any = AutoModelForImageClassification.from_pretrained(written).eval()
+        else:
+            peer = _library(layout, again, read_source(written).state)
+        if peer is not None:
+            name = "transformers" if layout.startswith("transformers") else layout
+            differences[name] = _distance(expected, peer(pixel_values))
     return differences
 
 
 def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_values: Tensor) -> dict[str, float]:
     """Compare a model with what the library of its source computes from the weights as they were read.
 
-    Returns:
-        Largest absolute difference of the logits; empty where that library is not installed, builds no such model, or
-        the weights were resampled.
+    Returns the largest absolute difference of the logits; nothing without that library, or for resampled weights.
     """
     layout, found, target = checkpoint.place.layout.name, checkpoint.config, checkpoint.target
     is_resampled = (target.image_hw, target.stage_windows) != (found.image_hw, found.stage_windows)
@@ -101,8 +96,7 @@ def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_va
     if peer is None:
         return {}
     with torch.inference_mode():
-        difference = _distance(output_of(model, pixel_values), _logits(peer, pixel_values))
-    return {f"the source's library, {layout}": difference}
+        return {f"the source's library, {layout}": _distance(output_of(model, pixel_values), peer(pixel_values))}
 
 
 def _library(layout: str, model: SwinHFForImageClassification, state: Mapping[str, Tensor]) -> Any:
@@ -112,11 +106,6 @@ def _library(layout: str, model: SwinHFForImageClassification, state: Mapping[st
     if peer is not None:
         peer.load_state_dict(state if name == layout else export_checkpoint(model, name), strict=True)
     return peer
-
-
-def _logits(peer: Any, pixel_values: Tensor) -> Tensor:
-    output = peer(pixel_values)
-    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
 
 
 def output_of(model: Any, pixel_values: Tensor) -> Any:
@@ -129,5 +118,6 @@ def output_of(model: Any, pixel_values: Tensor) -> Any:
     raise TypeError(f"{type(output).__name__} is not an output of this package")
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.float()).abs().max())
+def _distance(expected: Tensor, output: Any) -> float:
+    logits = getattr(output, "logits", output)  # of transformers; other libraries return them alone
+    return float((expected.float() - logits.float()).abs().max())

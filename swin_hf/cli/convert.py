@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
-    from swin_hf.checkpoints.convert import write_checkpoint
-    from swin_hf.checkpoints.write import check_destination
+    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
     from swin_hf.predict import read_picture
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -7,6 +7,7 @@ transformers' own ``SwinConfig``: the dictionary of one can be handed to the oth
 
 import difflib
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -32,20 +33,17 @@ LONGEST_SIDE, MOST_PIXELS = 2**20, 2**26  # of an image: 8192 x 8192
 MOST_WINDOW_TOKENS = 2**13  # the index of a window has their square
 CONFIG_BYTES = 32 * 2**20  # of a JSON file; 21,841 class names twice are 2 MB
 
-_NUMBERS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "mlp_ratio", "layer_norm_eps"}
-_NUMBERS |= {"initializer_range"}
+# Types of what is not a size.
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+_POSITIVE = ("mlp_ratio", "layer_norm_eps", "initializer_range")
+_SWITCHES = ("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding", "norm_features")
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding", "norm_features"), (bool,)
-    ),
-    **dict.fromkeys(("return_dict", "output_hidden_states", "is_encoder_decoder", "output_attentions"), (bool,)),
+    **dict.fromkeys((*_PROBABILITIES, *_POSITIVE), (int, float)),
+    **dict.fromkeys((*_SWITCHES, "return_dict", "output_hidden_states", "is_encoder_decoder"), (bool,)),
     **dict.fromkeys(("hidden_act", "model_type", "problem_type", "transformers_version"), (str,)),
-    **dict.fromkeys(("id2label", "label2id"), (dict,)),
-    "architectures": (list, tuple),
+    **{"output_attentions": (bool,), "id2label": (dict,), "label2id": (dict,), "architectures": (list, tuple)},
 }
-_MAY_BE_NONE = set(_TYPES) - {"hidden_act", "qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding"}
-_MAY_BE_NONE -= {"norm_features"}
-
+_MAY_BE_NONE = _TYPES.keys() - {*_PROBABILITIES, *_POSITIVE, *_SWITCHES, "hidden_act"}
 
 # Keywords that say where a checkpoint is.
 LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -64,8 +62,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels: Channels of an image. Positive.
         embed_dim: Channels of the first stage, ``C`` of table 7; each stage doubles it. A multiple of its heads.
         depths: Blocks of each stage; blocks alternate between W-MSA and SW-MSA. Positive.
-        num_heads: Attention heads of each stage; each divides the channels of its stage. As long as ``depths``. Left
-            out, those of four stages whose heads have about 32 channels, as all of the paper's.
+        num_heads: Attention heads of each stage, which divide its channels. Left out, those of four stages whose heads
+            have about 32 channels, as all of the paper's.
         window_size: Side of an attention window in tokens, ``M`` of section 3.2: one integer; ``(height, width)``
             for a rectangle; or one entry for each stage, as a list of pairs, or of integers where that cannot be
             mistaken for a rectangle (any number of stages but two). Positive.
@@ -75,8 +73,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         attention_probs_dropout_prob: Dropout of the attention probabilities. In ``[0, 1)``.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first. In ``[0, 1)``.
         hidden_act: Activation of the MLP, a name of transformers' ``ACT2FN``.
-        use_absolute_embeddings: Whether learned position embeddings are added to the patches (table 4 of the
-            paper; no released model has them).
+        use_absolute_embeddings: Whether learned position embeddings are added to the patches (table 4 of the paper).
         initializer_range: Standard deviation of the truncated normal that fills Linear layers and bias tables.
         layer_norm_eps: Epsilon of every LayerNorm.
         encoder_stride: Pixels for each token of the last stage, the upsampling factor of the SimMIM decoder.
@@ -84,8 +81,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             both axes; True, the rule of timm and torchvision, only on the covered one.
         mask_padding: Whether the tokens that pad a map to whole windows are kept out of attention. False is the
             arithmetic of the reference, where they take part.
-        norm_targets: Side in pixels of the neighbourhood that normalises the targets of masked image modeling; odd.
-            ``None`` reconstructs raw pixels.
+        norm_targets: Side in pixels, odd, of the neighbourhood that normalises SimMIM's targets; None for raw pixels.
         upernet: Sizes of the heads of semantic segmentation, see ``segmentation_swin_hf.UperNetSizes``.
         out_features: Stages whose maps the backbone returns, names out of ``stage_names``.
         out_indices: The same as positions in ``stage_names``.
@@ -130,21 +126,21 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for derived in (
-            "num_layers",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "hidden_size",
-            "stage_names",
-        ):
+        for derived in ("num_layers", "num_hidden_layers", "num_attention_heads", "hidden_size", "stage_names"):
             kwargs.pop(derived, None)
         if not type(self).__module__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)  # the map of a repository's files, which this class would save without them
         self._refuse_near_misses(kwargs)
         self._check_general(kwargs)
-        _check_weights_name(kwargs.get("transformers_weights"))
-        if not self.num_heads:
-            self.num_heads = _default_heads(self.embed_dim)
+        name: Any = kwargs.get("transformers_weights")
+        if name is not None and (not isinstance(name, str) or re.search(r"[/\\]", name)):
+            raise ValueError(
+                f"transformers_weights is {_short(name)}; give the name of a file in its folder, or leave it out"
+            )
+        if not self.num_heads:  # the largest divisor that leaves a head 32 channels or more, doubling in four stages
+            _check_positive("embed_dim", self.embed_dim, MOST_CHANNELS)
+            heads = max(n for n in range(1, max(self.embed_dim // 32, 1) + 1) if self.embed_dim % n == 0)
+            self.num_heads = [heads * 2**stage for stage in range(4)]
         self.check_sizes()
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", self._out_features),
@@ -169,10 +165,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                 contradicts ``id2label``.
         """
         if name not in cls.presets:
-            near = difflib.get_close_matches(name, cls.presets, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             relatives: list[type[SwinHFConfig]] = [SwinHFConfig, *SwinHFConfig.__subclasses__()]
-            hint = next((f"it is one of {other.__name__}; " for other in relatives if name in other.presets), hint)
+            hints = [f"it is one of {other.__name__}; " for other in relatives if name in other.presets]
+            hints += [f"did you mean {near!r}? " for near in difflib.get_close_matches(name, cls.presets, n=1)]
+            hint = hints[0] if hints else ""
             known = f"there are {', '.join(cls.presets)}" if cls.presets else "pip install swin-hf, which has them"
             raise ValueError(f"unknown preset {name!r}; {hint}{known}")
         fields = {**cls.presets[name], **overrides}
@@ -212,7 +208,9 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             values, others = {}, {}
         if values.get("model_type") == cls.model_type:
             return cls.from_dict(values, **others)
-        if values.get("model_type") in (*cls._peers, *cls._strangers) and not (path.exists() and _has_weights(path)):
+        files = path.iterdir() if path.is_dir() else ()
+        has_weights = any(file.suffix in (".safetensors", ".bin", ".pth") for file in files)
+        if values.get("model_type") in (*cls._peers, *cls._strangers) and not has_weights:
             theirs = ("architectures", "model_type") if values["model_type"] in cls._peers else ()
             ours = {name: value for name, value in values.items() if name not in (*theirs, "encoder_stride")}
             config = cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
@@ -234,9 +232,9 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         try:
             return super().from_dict(config_dict, **kwargs)
-        except ValueError:
-            raise
         except Exception as error:  # the file may hold anything, and transformers calls methods of its values
+            if isinstance(error, ValueError):
+                raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"the configuration cannot be used: {reason[:200]}") from error
 
@@ -295,21 +293,15 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     def stage_windows(self) -> tuple[Pair, ...]:
         """Window height and width in tokens, one pair for each stage."""
         window: Any = self.window_size
-        if isinstance(window, int):
-            return ((window, window),) * self.num_layers
-        if len(window) == 2 and all(isinstance(side, int) for side in window):
+        if isinstance(window, int) or (len(window) == 2 and all(isinstance(side, int) for side in window)):
             return (as_pair(window),) * self.num_layers
-        return tuple(as_pair(stage) for stage in window)
+        return tuple(map(as_pair, window))
 
     @property
     def drop_path_rates(self) -> tuple[tuple[float, ...], ...]:
         """Stochastic depth of each block of each stage, linear in the block's global position."""
-        last = max(sum(self.depths) - 1, 1)
-        starts = [sum(self.depths[:stage]) for stage in range(self.num_layers)]
-        return tuple(
-            tuple(self.drop_path_rate * (start + block) / last for block in range(depth))
-            for start, depth in zip(starts, self.depths, strict=True)
-        )
+        last, numbers = max(sum(self.depths) - 1, 1), itertools.count()
+        return tuple(tuple(self.drop_path_rate * next(numbers) / last for _ in range(depth)) for depth in self.depths)
 
     @property
     def parameters(self) -> int:
@@ -322,16 +314,14 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             hidden = int(dim * self.mlp_ratio)
             attention = self._attention_parameters(dim, heads, window)
             total += depth * (attention + 2 * dim * hidden + hidden + 5 * dim)
-        total += sum(map(self._merging_parameters, self.stage_dims[:-1]))
+        norm = 4 if self.cosine_attention else 8  # of merging: a weight and a bias for 2C or 4C channels
+        total += sum(8 * dim * dim + norm * dim for dim in self.stage_dims[:-1])
         classes = len(self.id2label or {})
         return total + 2 * last + (last + 1) * (classes + channels * self.encoder_stride**2)
 
     def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
         table = heads * math.prod(2 * side - 1 for side in window)
         return 4 * dim * dim + dim + 3 * dim * self.qkv_bias + table
-
-    def _merging_parameters(self, dim: int) -> int:
-        return 8 * dim * dim + 8 * dim
 
     def check_sizes(self) -> None:
         """Check every field against its range and against the others; models call it again before they are built.
@@ -346,13 +336,13 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"image_size is {self.image_size}; an image has at most {MOST_PIXELS:,} pixels")
         for name in ("num_channels", "embed_dim", "encoder_stride"):
             _check_positive(name, getattr(self, name), MOST_CHANNELS)
-        for name in ("depths", "num_heads"):
-            if not isinstance(getattr(self, name), list) or not getattr(self, name):
-                raise ValueError(f"{name} is {_short(getattr(self, name))}; give a list with an integer for each stage")
-            if len(getattr(self, name)) > MOST_STAGES:
-                raise ValueError(f"{name} has {len(getattr(self, name))} stages; a model has at most {MOST_STAGES}")
-            for stage, value in enumerate(getattr(self, name), start=1):
-                _check_positive(f"{name} of stage {stage}", value, MOST_BLOCKS if name == "depths" else None)
+        for name, most in (("depths", MOST_BLOCKS), ("num_heads", None)):
+            if not isinstance(values := getattr(self, name), list) or not values:
+                raise ValueError(f"{name} is {_short(values)}; give a list with an integer for each stage")
+            if len(values) > MOST_STAGES:
+                raise ValueError(f"{name} has {len(values)} stages; a model has at most {MOST_STAGES}")
+            for stage, value in enumerate(values, start=1):
+                _check_positive(f"{name} of stage {stage}", value, most)
         if sum(self.depths) > MOST_BLOCKS:
             raise ValueError(f"depths asks for {sum(self.depths)} blocks; a model has at most {MOST_BLOCKS}")
         if len(self.depths) != len(self.num_heads):
@@ -367,10 +357,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"{self.embed_dim} * 2^{stage - 1}); choose a divisor of {dim} or another embed_dim"
                 )
         self._check_windows()
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is a probability in [0, 1)")
-        for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
+        for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be positive")
         if self.norm_targets is not None:
@@ -385,10 +375,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _check_windows(self) -> None:
         window: Any = self.window_size
-        if isinstance(window, list) and any(isinstance(stage, list) for stage in window):
-            per_stage = True
-        else:
-            per_stage = isinstance(window, list) and len(window) != 2
+        is_list = isinstance(window, list)
+        per_stage = is_list and (len(window) != 2 or any(isinstance(stage, list) for stage in window))
         if per_stage and len(window) != self.num_layers:
             raise ValueError(
                 f"window_size {window} has {len(window)} entries for {self.num_layers} stages (depths {self.depths}); "
@@ -405,16 +393,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def _check_general(cls, values: dict[str, Any]) -> None:
-        """Check the types of what is not a size, and what transformers makes of the classes.
-
-        Raises:
-            ValueError: If a value has another type, or a name is that of a method or of a computed attribute.
-        """
+        """Check the types of what is not a size, and that no name is that of a method or of a computed attribute."""
         for name, value in values.items():
-            kinds = (int, float) if name in _NUMBERS else _TYPES.get(name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if kinds is not None and (not isinstance(value, kinds) or (name in _NUMBERS and isinstance(value, bool))):
+            kinds = None if value is None and name in _MAY_BE_NONE else _TYPES.get(name)
+            if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
                 raise ValueError(f"{name} is {_short(value)}; it must be of type {wanted}")
             member = inspect.getattr_static(cls, name, None)
@@ -427,7 +409,13 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         architectures = values.get("architectures") or []
         if wrong := [name for name in architectures if not isinstance(name, str)]:
             raise ValueError(f"architectures holds {_short(wrong[0])}; it is a list of names of classes")
-        _check_labels(values.get("num_labels"), values.get("id2label"))
+        count, names = values.get("num_labels"), values.get("id2label") or {}
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+            raise ValueError(f"num_labels is {_short(count)}; it must be an integer, 0 or more")
+        if count is not None and count > MOST_LABELS and len(names) != count:  # transformers would make each a name
+            raise ValueError(f"num_labels is {count}; more than {MOST_LABELS:,} need a name each in id2label")
+        if wrong := [name for name in names.values() if not isinstance(name, str | int | float)]:
+            raise ValueError(f"id2label holds {_short(wrong[0])}; the name of a class is text")
 
     @classmethod
     def _refuse_near_misses(cls, kwargs: dict[str, Any]) -> None:
@@ -446,21 +434,8 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _default_heads(embed_dim: Any) -> list[int]:
-    """Heads of four stages: the largest divisor of ``embed_dim`` that leaves a head 32 channels or more, doubling."""
-    _check_positive("embed_dim", embed_dim, MOST_CHANNELS)
-    first = max(heads for heads in range(1, max(embed_dim // 32, 1) + 1) if embed_dim % heads == 0)
-    return [first * 2**stage for stage in range(4)]
-
-
-def _has_weights(path: Path) -> bool:
-    return path.is_dir() and any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir())
-
-
 def as_pair(value: int | Iterable[int]) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    height, width = value
+    height, width = (value, value) if isinstance(value, int) else value
     return height, width
 
 
@@ -471,28 +446,10 @@ def _check_positive(name: str, value: Any, most: int | None = None) -> None:
         raise ValueError(f"{name} is {_short(value)}; it must be at most {most}")
 
 
-def _check_labels(count: Any, names: Any) -> None:
-    """Check the number of classes before transformers makes a name for each of them."""
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        raise ValueError(f"num_labels is {_short(count)}; it must be an integer, 0 or more")
-    if count is not None and count > MOST_LABELS and len(names or {}) != count:
-        raise ValueError(f"num_labels is {count}; more than {MOST_LABELS:,} need a name each in id2label")
-    if wrong := [name for name in (names or {}).values() if not isinstance(name, str | int | float)]:
-        raise ValueError(f"id2label holds {_short(wrong[0])}; the name of a class is text")
-
-
 def _short(value: Any) -> str:
     """A value for a message, however long it is."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def _check_weights_name(name: Any) -> None:
-    """Refuse a weights file of another folder, which transformers would load in place of the model's own."""
-    if name is not None and (not isinstance(name, str) or re.search(r"[/\\]", name)):
-        raise ValueError(
-            f"transformers_weights is {_short(name)}; give the name of a file in its folder, or leave it out"
-        )
 
 
 def check_sides(name: str, value: Any) -> None:

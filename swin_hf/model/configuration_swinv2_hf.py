@@ -52,10 +52,7 @@ class SwinV2HFConfig(SwinHFConfig):
         """
         units, grid = [], self.grid_hw
         for window, pretrained in zip(self.stage_windows, self.pretrained_window_sizes, strict=True):
-            if pretrained:
-                units.append(as_pair(pretrained))
-            else:
-                units.append((min(window[0], grid[0]), min(window[1], grid[1])))
+            units.append(as_pair(pretrained) if pretrained else as_pair(map(min, window, grid)))
             grid = -(-grid[0] // 2), -(-grid[1] // 2)
         return tuple(units)
 
@@ -101,9 +98,6 @@ class SwinV2HFConfig(SwinHFConfig):
     def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
         network = 3 * 512 + 512 * heads
         return 4 * dim * dim + dim + 2 * dim * self.qkv_bias + heads + network
-
-    def _merging_parameters(self, dim: int) -> int:
-        return 8 * dim * dim + 4 * dim
 
 
 __all__ = ["SwinV2HFConfig"]

@@ -22,15 +22,10 @@ _DOWNLOAD_SECONDS = 30
 
 
 class SwinHFImagesKwargs(ImagesKwargs, total=False):
-    """Values of the processor beyond those that transformers knows.
+    """Values of the processor beyond those that transformers knows."""
 
-    Attributes:
-        background: Red, green and blue (0..255) behind transparent pixels.
-        grey_maximum: Value that is white in grey pictures of 16 bits.
-    """
-
-    background: list[int] | tuple[int, ...]
-    grey_maximum: int
+    background: list[int] | tuple[int, ...]  # red, green and blue (0..255) behind transparent pixels
+    grey_maximum: int  # white in grey pictures of 16 bits
 
 
 class _Decoding:
@@ -38,14 +33,10 @@ class _Decoding:
 
     valid_kwargs: Any = SwinHFImagesKwargs
     resample = PILImageResampling.BICUBIC
-    image_mean = IMAGENET_MEAN
-    image_std = IMAGENET_STD
+    image_mean, image_std = IMAGENET_MEAN, IMAGENET_STD
     size = {"height": 224, "width": 224}  # noqa: RUF012 - transformers copies class attributes before it changes them
     default_to_square = False
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
+    do_resize = do_rescale = do_normalize = do_convert_rgb = True
     background = WHITE
     grey_maximum = GREY_MAXIMUM
 
@@ -55,10 +46,9 @@ class _Decoding:
         A pipeline of transformers converts a picture to RGB before its processor sees it, which loses transparency and
         saturates 16-bit grey; it takes what this returns as it is: ``pipe(pipe.image_processor.fetch_images(path))``.
 
-        Args:
-            images: A path, an http(s) address, or a PIL image: upright 8-bit PIL images are returned for these, or, of
-                other than 1 or 3 channels, arrays ``(channels, height, width)`` on the scale of 0..255. Arrays and
-                tensors are returned as they are. A list is treated one by one.
+        A path, an http(s) address or a PIL image becomes an upright 8-bit PIL image or, of other than 1 or 3 channels,
+        an array ``(channels, height, width)`` on the scale of 0..255. Arrays and tensors are returned as they are. A
+        list is treated one by one.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]

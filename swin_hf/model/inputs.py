@@ -15,11 +15,7 @@ from .configuration_swin_hf import SwinHFConfig
 
 
 def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
-    """Return images ``(B, channels, height, width)`` as they are.
-
-    Raises:
-        ValueError: If there are none, if they are not 4-D, not floating-point, or have other channels.
-    """
+    """Return images ``(B, channels, height, width)`` as they are; ValueError if they are not such, or not floats."""
     if pixel_values is None:
         raise ValueError("pixel_values is missing; give images of shape (batch, channels, height, width)")
     if pixel_values.ndim != 4:
@@ -59,15 +55,7 @@ def pad_to_patches(pixel_values: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def as_grid(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """View a mask as ``(B, H, W)``.
-
-    Args:
-        mask: ``(B, L)`` or ``(B, H, W)``.
-        grid: ``(B, H, W)`` of the images.
-
-    Raises:
-        ValueError: If it has another number of patches; the message gives both shapes.
-    """
+    """View a mask, ``(B, L)`` or ``(B, H, W)``, as the ``(B, H, W)`` of the images; ValueError if it does not fit."""
     batch, height, width = grid
     if tuple(mask.shape) not in ((batch, height * width), (batch, height, width)):
         raise ValueError(
@@ -80,11 +68,8 @@ def as_grid(mask: Tensor, grid: Sequence[int]) -> Tensor:
 def masked_distance(reconstruction: Tensor, pixel_values: Tensor, mask: Tensor, config: SwinHFConfig) -> Tensor:
     """The loss of SimMIM: the mean L1 distance over the pixels of masked patches.
 
-    Args:
-        reconstruction: ``(B, channels, height, width)``.
-        pixel_values: The images, of the same shape.
-        mask: True or 1 where a patch is masked, ``(B, L)`` or ``(B, H, W)``.
-        config: Has the patch size, and the neighbourhood that normalises the targets, if any.
+    Images and their reconstruction are ``(B, channels, height, width)``; the mask, ``(B, L)`` or ``(B, H, W)``, is True
+    or 1 where a patch is masked. ``config.norm_targets`` normalises the images first.
     """
     (batch, _, height, width), patch = pixel_values.shape, config.patch_hw
     mask = as_grid(mask, (batch, -(-height // patch[0]), -(-width // patch[1])))
@@ -99,9 +84,8 @@ def masked_distance(reconstruction: Tensor, pixel_values: Tensor, mask: Tensor, 
 def normalise_locally(pixels: Tensor, side: int) -> Tensor:
     """Normalise each pixel by the mean and the unbiased variance of its neighbourhood (Swin V2's SimMIM targets).
 
-    Args:
-        pixels: ``(B, channels, height, width)``.
-        side: Side of the neighbourhood in pixels, odd; pixels outside of the image do not count.
+    ``pixels`` are ``(B, channels, height, width)``; the neighbourhood has an odd ``side`` in pixels, of which those
+    outside of the image do not count.
     """
     pool: dict[str, Any] = {"kernel_size": side, "stride": 1, "padding": side // 2}
     mean = F.avg_pool2d(pixels, **pool, count_include_pad=False)

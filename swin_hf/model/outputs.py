@@ -17,21 +17,13 @@ from .configuration_swin_hf import SwinHFConfig
 
 @dataclass
 class SwinHFModelOutput(ModelOutput):
-    """Output of ``SwinHFModel``.
+    """Output of ``SwinHFModel``."""
 
-    Args:
-        last_hidden_state: Tokens of the last stage, ``(B, L, C)``.
-        pooler_output: Their mean, ``(B, C)``; None without a pooling layer.
-        hidden_states: Patch embeddings and the output of each stage after merging, ``(B, L, C)`` each.
-        attentions: Probabilities of the last block of each stage, ``(B * nW, h, N, N)`` each.
-        reshaped_hidden_states: ``hidden_states`` as maps, ``(B, C, H, W)`` each.
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor | None, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
+    last_hidden_state: Tensor | None = None  # tokens of the last stage, (B, L, C)
+    pooler_output: Tensor | None = None  # their mean, (B, C); None without a pooling layer
+    hidden_states: tuple[Tensor | None, ...] | None = None  # patch embeddings, and stages after merging, (B, L, C) each
+    attentions: tuple[Tensor, ...] | None = None  # probabilities of each stage's last block, (B * nW, h, N, N) each
+    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None  # hidden_states as maps, (B, C, H, W) each
 
     def states(self) -> dict[str, Any]:
         """Hidden states and attentions by name, for the output of a head."""
@@ -41,15 +33,10 @@ class SwinHFModelOutput(ModelOutput):
 
 @dataclass
 class SwinHFImageClassifierOutput(ModelOutput):
-    """Output of ``SwinHFForImageClassification``; what is not listed is as in :class:`SwinHFModelOutput`.
+    """Output of ``SwinHFForImageClassification``; the other fields are those of :class:`SwinHFModelOutput`."""
 
-    Args:
-        loss: Scalar, if labels were given.
-        logits: ``(B, num_labels)``.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
+    loss: Tensor | None = None  # scalar, if labels were given
+    logits: Tensor | None = None  # (B, num_labels)
     hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
@@ -57,35 +44,21 @@ class SwinHFImageClassifierOutput(ModelOutput):
 
 @dataclass
 class SwinHFMaskedImageModelingOutput(ModelOutput):
-    """Output of ``SwinHFForMaskedImageModeling``; what is not listed is as in :class:`SwinHFModelOutput`.
+    """Output of ``SwinHFForMaskedImageModeling``; the other fields are those of :class:`SwinHFModelOutput`."""
 
-    Args:
-        loss: Scalar, if a mask was given.
-        reconstruction: Predicted pixels, ``(B, channels, height, width)`` of the image.
-    """
-
-    loss: Tensor | None = None
-    reconstruction: Tensor | None = None
+    loss: Tensor | None = None  # scalar, if a mask was given
+    reconstruction: Tensor | None = None  # predicted pixels, (B, channels, height, width) of the image
     hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
 
 
 @dataclass
-class SwinHFSemanticSegmenterOutput(ModelOutput):
-    """Output of ``SwinHFForSemanticSegmentation``; what is not listed is as in :class:`SwinHFModelOutput`.
+class SwinHFSemanticSegmenterOutput(SwinHFImageClassifierOutput):
+    """Output of ``SwinHFForSemanticSegmentation``: logits for each patch, hidden states before merging.
 
-    Args:
-        loss: Scalar, if labels were given.
-        logits: ``(B, num_labels, H, W)`` of the patch grid, a quarter of the image for patches of 4 pixels.
-        hidden_states: Patch embeddings and the output of each stage before merging, ``(B, L, C)`` each.
+    ``logits`` are ``(B, num_labels, H, W)`` of the patch grid, a quarter of the image for patches of 4 pixels.
     """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor | None, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor | None, ...] | None = None
 
 
 class Record:

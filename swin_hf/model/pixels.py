@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+Array = np.ndarray[Any, Any]
+Picture = Image.Image | Array
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHITE = (255, 255, 255)
 GREY_MAXIMUM = 65535  # white of a grey picture of 16 bits that nothing more is known about
@@ -24,28 +26,23 @@ class PixelsError(ValueError):
 
 
 def to_8_bits(
-    picture: Image.Image | np.ndarray[Any, Any],
-    mode: str = "RGB",
-    background: Sequence[int] = WHITE,
-    grey_maximum: int = GREY_MAXIMUM,
+    picture: Picture, mode: str = "RGB", background: Sequence[int] = WHITE, grey_maximum: int = GREY_MAXIMUM
 ) -> Image.Image:
     """Make an upright 8-bit picture of any other.
 
     * The EXIF orientation is applied; of an animation, the first frame is taken.
     * Grey of more than 8 bits is scaled so that its white becomes 255; PIL's own conversion would saturate it. White is
-      ``2**n - 1`` where a TIFF file says that its samples have n < 16 bits, else ``grey_maximum``, for all pictures of
-      a data set alike.
+      ``2**n - 1`` where a TIFF file says that its samples have n < 16 bits, else ``grey_maximum``.
     * Floating-point grey is taken as 0..1, or as 0..255 when its largest value exceeds 1; any other range is an error.
     * Transparent pixels (an alpha channel, or a transparent colour or palette entry) are blended with ``background``;
       PIL's own conversion would show whatever colour hides under them.
-    * Palette, CMYK, YCbCr and bilevel pictures are converted.
     * An array has 1 or 3 channels; its numbers are scaled as those of grey pictures are.
 
     Args:
         picture: Any PIL image, which is left as it is, or an array ``(height, width[, channels])``.
         mode: ``RGB`` or ``L``.
         background: Red, green and blue (0..255) behind transparent pixels.
-        grey_maximum: Value (1..65535) that is white in grey pictures of 16 bits.
+        grey_maximum: Value (1..65535) that is white in grey pictures of 16 bits, for all pictures of a data set alike.
 
     Raises:
         PixelsError: If values have no place on a scale from black to white, or an array has other channels.
@@ -74,18 +71,15 @@ def to_8_bits(
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def read_array(stream: BinaryIO) -> np.ndarray[Any, Any]:
+def read_array(stream: BinaryIO) -> Array:
     """Read a ``.npy`` file of numbers; one of pickled objects is refused, and nothing of it is loaded.
 
     Raises:
         PixelsError: If it holds anything else, or is cut off.
     """
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran, dtype = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version](stream)
+        shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
     except (ValueError, KeyError) as error:
         raise PixelsError(f"it is not a .npy file of numbers ({error})") from error
     if dtype.hasobject:
@@ -99,7 +93,7 @@ def read_array(stream: BinaryIO) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def stack_channels(picture: Image.Image | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def stack_channels(picture: Picture) -> Array:
     """All channels of a picture as they are stored, ``(height, width, channels)``.
 
     Of a TIFF file, the bands of all pages are channels, in their order; of other files, those of the first picture.
@@ -128,7 +122,7 @@ def stack_channels(picture: Image.Image | np.ndarray[Any, Any]) -> np.ndarray[An
     return np.concatenate([np.atleast_3d(values) for values in pages], axis=2)
 
 
-def count_channels(picture: Image.Image | np.ndarray[Any, Any]) -> int:
+def count_channels(picture: Picture) -> int:
     """How many channels :func:`stack_channels` gives, or would if Pillow read all bands; nothing is decoded."""
     if isinstance(picture, np.ndarray):
         return int(stack_channels(picture).shape[2])
@@ -137,18 +131,13 @@ def count_channels(picture: Image.Image | np.ndarray[Any, Any]) -> int:
     return int(pages * max(len(picture.getbands()), stored))
 
 
-def to_channels(
-    picture: Image.Image | np.ndarray[Any, Any], num_channels: int, maximum: int = GREY_MAXIMUM
-) -> np.ndarray[Any, Any]:
-    """All channels of a picture of any number of them, on the scale of 8-bit pictures but not rounded.
+def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM) -> Array:
+    """All channels of a picture, ``(channels, height, width)`` float32, on the scale of 8-bit pictures but not rounded.
 
     Whole numbers of 8 bits stay as they are. Those of 16 bits (``uint16``) are divided by ``maximum`` and multiplied by
     255. Any other number (fractions, signed and longer whole numbers, true and false) is multiplied by 255, so that it
     is in its own unit once the image processor has divided by 255; the mean and deviation of the training data, in that
     unit, normalise it.
-
-    Returns:
-        ``(channels, height, width)`` float32.
 
     Raises:
         PixelsError: If there are other channels, or a value is not finite.
@@ -168,7 +157,7 @@ def to_channels(
     return np.ascontiguousarray(scaled)
 
 
-def least_white(picture: Image.Image | np.ndarray[Any, Any]) -> int | None:
+def least_white(picture: Picture) -> int | None:
     """The least white of a grey picture of 16 bits: what its file says, else its largest value; None for others."""
     if isinstance(picture, np.ndarray):
         return int(picture.max()) if picture.dtype.newbyteorder("=") == np.uint16 and picture.size else None
@@ -182,7 +171,7 @@ def _declared_white(picture: Image.Image) -> int | None:
     return 2**bits - 1 if 8 < bits < 16 else None
 
 
-def _scale_grey(pixels: np.ndarray[Any, Any], white: int) -> np.ndarray[Any, Any]:
+def _scale_grey(pixels: Array, white: int) -> Array:
     """Scale 16-bit, 32-bit or floating-point grey values to ``uint8``."""
     if not np.isfinite(pixels).all() or pixels.min() < 0:
         raise PixelsError("grey values are negative or not finite, so they have no place on a scale from 0 to 255")
@@ -197,5 +186,4 @@ def _scale_grey(pixels: np.ndarray[Any, Any], white: int) -> np.ndarray[Any, Any
         return np.asarray(np.rint(pixels.astype(np.float32) * (255 / white)), dtype=np.uint8)
     if pixels.max() > 255:
         raise PixelsError(f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood")
-    scale = 255.0 if pixels.max() <= 1 else 1.0
-    return np.asarray(np.rint(pixels * scale), dtype=np.uint8)
+    return np.asarray(np.rint(pixels * 255.0 if pixels.max() <= 1 else pixels), dtype=np.uint8)

@@ -114,8 +114,7 @@ class ResizableMixin:
     def _find(cls, source: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Where transformers finds the weights; None if the package read them, into ``kwargs["state_dict"]``.
 
-        With it come their configuration, if it was read or has to be compared with ``config``, and the values of their
-        image processor.
+        Also gives their configuration, if it was read or is to be compared with ``config``, and image processor.
         """
         if source is None:
             return None, None, None
@@ -167,17 +166,27 @@ class ResizableMixin:
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does, once the files are found to hold what the model, yet without memory, asks for."""
-        check_files([Path(path) for path in checkpoint_files or ()], model.config)
+        """Load as transformers does; before memory is allocated, headers and sizes of the files are checked."""
+        files = [Path(path) for path in checkpoint_files or ()]
+        for path in files:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+                    refuse_types(path.name, types)
+        size, asked = sum(path.stat().st_size for path in files), model.config.parameters
+        if files and asked > max(size, FREE_PARAMETERS):  # the smallest number has one byte
+            raise ValueError(
+                f"config.json asks for {asked:,} parameters, but the weights have {size:,} bytes, less than one for "
+                "each; save both again with save_pretrained"
+            )
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _check_loading(self: Any, info: dict[str, Any], source: Any, strict: bool | None, is_told: bool) -> None:
         """Refuse, or log, what loading left random; see ``strict`` of :meth:`from_pretrained`."""
         no_random = not (is_told or source is None) if strict is None else strict  # or the caller gave the weights
         same_class = type(self).__name__ in (self.config.architectures or ())
-        mismatched = {key for key, *_ in info["mismatched_keys"]}
         missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
-        missing |= {key for key in mismatched if not _HEADS.search(key)}
+        missing |= {key for key, *_ in info["mismatched_keys"] if not _HEADS.search(key)}
         spare = set(info["unexpected_keys"]) if strict else set()
         spare = {key for key in spare if not _HEADS.search(key) and not re.search(self._left_out, key)}
         if spare or (missing and no_random):
@@ -198,15 +207,13 @@ class ResizableMixin:
     ) -> Any:
         """Change the training image size and the windows of a live model, keeping what it has learned.
 
-        Bias tables are resampled for the new windows and absolute position embeddings for the new image.
+        Bias tables are resampled for the new windows and absolute position embeddings for the new image. Returns the
+        model.
 
         Args:
             image_size: New image size in pixels, if it changes.
             window_size: New windows, in any form that the configuration takes, if they change.
             method: How bias tables are resampled, see :func:`resize_bias_table`.
-
-        Returns:
-            The model itself.
 
         Raises:
             ValueError: If a size is out of range, or the image is smaller than one patch.
@@ -231,18 +238,9 @@ class ResizableMixin:
 
     @torch.no_grad()
     def resize_patches(self: Any, patch_size: int | Pair) -> Any:
-        """Change the patch size of a live model: its kernels are resampled, see :func:`resample_patches`.
+        """Change the patch size of a live model, in pixels; :func:`resample_patches` says how. Returns the model.
 
-        The decoder of a masked image model, whose stride follows from the patch, is interpolated.
-
-        Args:
-            patch_size: New patch size in pixels; a masked image model needs a square.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: If the size is out of range, or a masked image model is given a rectangle.
+        The decoder of a masked image model, whose stride follows from the patch, is interpolated; it needs a square.
         """
         target = _changed(self.config, patch_size=patch_size)
         target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
@@ -256,17 +254,10 @@ class ResizableMixin:
 
     @torch.no_grad()
     def resize_channels(self: Any, num_channels: int) -> Any:
-        """Change the image channels of a live model, see :func:`channel_matrix` for the rule.
+        """Change the image channels of a live model; :func:`channel_matrix` says how. Returns the model.
 
-        Args:
-            num_channels: New number of channels. A masked image model also reconstructs that many: the old ones in
-                turn, or, if there are fewer, the mean of those that fall on the same place.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: If the number is not positive.
+        A masked image model also reconstructs that many: the old ones in turn, or, if there are fewer, the mean of
+        those that fall on the same place.
         """
         target = _changed(self.config, num_channels=num_channels)
         self._resize_head(target)
@@ -281,14 +272,7 @@ class ResizableMixin:
     def select_labels(self: Any, rows: Sequence[int]) -> Any:
         """Keep some classes of a live classifier, in the order given: the 1k of ImageNet out of 22k, for example.
 
-        Args:
-            rows: Numbers of the classes to keep; names in ``config.id2label`` go with them.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: If a number is not a class of the model, or none is given.
+        ``rows`` are their numbers; names in ``config.id2label`` go with them. Returns the model.
         """
         classes, head = self.config.id2label, self.classifier
         wrong = [row for row in rows if not 0 <= row < len(classes)]
@@ -324,20 +308,11 @@ class ResizableMixin:
 
 
 def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubic") -> Tensor:
-    """Resample a relative position bias table for another window.
+    """Resample a bias table ``((2 Mh - 1)(2 Mw - 1), h)`` of an old window for a new one; dtype and device stay.
 
-    Args:
-        table: ``((2 Mh - 1)(2 Mw - 1), h)`` of the old window.
-        old: Old window height and width.
-        new: New window height and width.
-        method: ``"bicubic"`` as Microsoft's loader does; ``"geometric"`` as SimMIM's does, where the old offsets are
-            spread over the new range in a geometric progression, so that near offsets keep their resolution.
-
-    Returns:
-        ``((2 Mh' - 1)(2 Mw' - 1), h)``, dtype and device of ``table``.
-
-    Raises:
-        ValueError: If the method is unknown or the table does not have the rows of the old window.
+    ``"bicubic"`` is what Microsoft's loader does. SimMIM's is ``"geometric"``: the old offsets are spread over the new
+    range in a geometric progression, so that near offsets keep their resolution. ValueError for another method, or for
+    a table that does not have the rows of the old window.
     """
     old_sides, new_sides = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
     if table.shape[0] != old_sides[0] * old_sides[1]:
@@ -374,7 +349,7 @@ def _geometric_weights(old_side: int, new_side: int) -> Tensor:
         else:
             low = ratio
     steps = [sum(ratio**power for power in range(k + 1)) for k in range(half_old)]
-    knots = torch.tensor([-s for s in reversed(steps)] + [0.0] + steps, dtype=torch.float64)
+    knots = torch.tensor([*(-step for step in reversed(steps)), 0.0, *steps], dtype=torch.float64)
     targets = torch.arange(new_side, dtype=torch.float64) - half_new
     return _cubic_spline_weights(knots, targets.clamp(knots[0], knots[-1]))
 
@@ -383,32 +358,16 @@ def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
 
     The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
-    is continuous at the second knot from each end. Three knots define a parabola, one knot a constant.
+    is continuous at the second knot from each end. Such a spline is a cubic plus, for each knot but two at
+    each end, a multiple of ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
     """
-    count = knots.numel()
-    if count == 1:
-        return torch.ones(targets.numel(), 1, dtype=torch.float64)
-    gaps = knots.diff()
-    # The second derivatives m solve A m = D y.
-    a, d = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
-    for i in range(1, count - 1):
-        a[i, i - 1], a[i, i], a[i, i + 1] = gaps[i - 1], 2 * (gaps[i - 1] + gaps[i]), gaps[i]
-        d[i, i - 1], d[i, i + 1] = 6 / gaps[i - 1], 6 / gaps[i]
-        d[i, i] = -d[i, i - 1] - d[i, i + 1]
-    if count == 3:
-        a[0, :2], a[2, 1:] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
-    else:
-        a[0, :3] = torch.stack([gaps[1], -gaps[0] - gaps[1], gaps[0]])
-        a[-1, -3:] = torch.stack([gaps[-1], -gaps[-2] - gaps[-1], gaps[-2]])
-    second = torch.linalg.solve(a, d)
-    right = torch.searchsorted(knots, targets).clamp(1, count - 1)
-    left = right - 1
-    gap = gaps[left]
-    u, v = (knots[right] - targets) / gap, (targets - knots[left]) / gap
-    identity = torch.eye(count, dtype=torch.float64)
-    linear = u[:, None] * identity[left] + v[:, None] * identity[right]
-    bend = (u**3 - u)[:, None] * second[left] + (v**3 - v)[:, None] * second[right]
-    weights: Tensor = linear + bend * (gap**2 / 6)[:, None]
+    reach = knots[-1].clamp(min=1)
+
+    def basis(x: Tensor) -> Tensor:
+        powers = [(x / reach) ** power for power in range(min(len(knots), 4))]
+        return torch.stack([*powers, *(((x - knot) / reach).clamp(min=0) ** 3 for knot in knots[2:-2])], dim=1)
+
+    weights: Tensor = torch.linalg.solve(basis(knots), basis(targets), left=False)
     return weights
 
 
@@ -432,8 +391,8 @@ def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
         return kernel
     pixels = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
     enlarge = F.interpolate(pixels, size=new, mode="bicubic", align_corners=False).flatten(1)  # hw, h'w'
-    resampled: Tensor = kernel.flatten(2).double() @ torch.linalg.pinv(enlarge).T.to(kernel.device)  # out, in, h'w'
-    resampled = resampled.unflatten(2, new)  # out, in, h', w'
+    inverse = torch.linalg.pinv(enlarge).T.to(kernel.device)  # hw, h'w'
+    resampled: Tensor = (kernel.flatten(2).double() @ inverse).unflatten(2, new)  # out, in, h', w'
     return resampled.to(kernel.dtype)
 
 
@@ -471,11 +430,7 @@ def resize_decoder(decoder: Any, channels: int, stride: int) -> None:
 
 
 def check_stride(config: SwinHFConfig) -> None:
-    """Refuse a decoder that does not give back the size of the image.
-
-    Raises:
-        ValueError: If ``encoder_stride`` is not the pixels of a last stage's token, or the patch is not square.
-    """
+    """Refuse a decoder that does not give back the size of the image, with a ValueError."""
     stride = tuple(side * 2 ** (config.num_layers - 1) for side in config.patch_hw)
     if stride != (config.encoder_stride, config.encoder_stride):
         raise ValueError(
@@ -511,11 +466,7 @@ def _with_sizes_of(stored: SwinHFConfig, config: SwinHFConfig) -> tuple[SwinHFCo
 
 
 def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``config.json`` of a folder or a repository; none where there is no such file.
-
-    Raises:
-        ValueError: If a folder has one that cannot be read.
-    """
+    """The values of ``config.json`` of a folder or a repository; none where it has no such file."""
     if Path(source).is_file():
         return {}
     try:
@@ -531,11 +482,7 @@ def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shard_names(index: Path, pattern: str = r"[\w-][\w.-]*") -> list[str]:
-    """The files that an index of shards names, sorted; all are in its folder.
-
-    Raises:
-        ValueError: If the index cannot be read, or names a file elsewhere, which transformers would follow.
-    """
+    """The files that an index of shards names, sorted; ValueError for one elsewhere, which transformers would load."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -548,24 +495,6 @@ def shard_names(index: Path, pattern: str = r"[\w-][\w.-]*") -> list[str]:
                 "model again"
             )
     return sorted(names)
-
-
-def check_files(files: Sequence[Path], config: SwinHFConfig) -> None:
-    """Refuse weights that are not numbers with a fraction, or far too few for the configuration, by their headers.
-
-    Raises:
-        ValueError: If a tensor holds integers, or the missing parameters would fill the memory.
-    """
-    for path in files:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                refuse_types(path.name, {name: file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
-    size = sum(path.stat().st_size for path in files)
-    if files and config.parameters > max(size, FREE_PARAMETERS):  # the smallest number has one byte
-        raise ValueError(
-            f"config.json asks for {config.parameters:,} parameters, but the weights have {size:,} bytes, less than "
-            "one for each; save both again with save_pretrained"
-        )
 
 
 def refuse_types(source: str, types: Mapping[str, str]) -> None:

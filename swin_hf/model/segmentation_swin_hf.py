@@ -27,24 +27,16 @@ from .outputs import Record, SwinHFSemanticSegmenterOutput
 class UperNetSizes:
     """Sizes of the heads, ``config.upernet``; the defaults are those of the paper.
 
-    Attributes:
-        hidden_size: Channels of the main head, in [1, 16384].
-        pool_scales: Sides of the maps of the pyramid pooling, each in [1, 256].
-        dropout: Dropout of whole channels before each classifier, in [0, 1).
-        auxiliary_channels: Channels of the auxiliary head, which reads the map before the last, in [1, 16384].
-        auxiliary_loss_weight: Share of its loss, 0 or more; 0 leaves the head out.
-        ignore_index: Label of pixels that have none.
-
     Raises:
         ValueError: If a size is out of its range; the message gives both.
     """
 
-    hidden_size: int = 512
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-    dropout: float = 0.1
-    auxiliary_channels: int = 256
-    auxiliary_loss_weight: float = 0.4
-    ignore_index: int = 255
+    hidden_size: int = 512  # channels of the main head, in [1, 16384]
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)  # sides of the maps of the pyramid pooling, each in [1, 256]
+    dropout: float = 0.1  # of whole channels before each classifier, in [0, 1)
+    auxiliary_channels: int = 256  # of the auxiliary head, which reads the map before the last, in [1, 16384]
+    auxiliary_loss_weight: float = 0.4  # share of its loss, in [0, 1000]; 0 leaves the head out
+    ignore_index: int = 255  # label of pixels that have none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pool_scales", tuple(self.pool_scales))
@@ -60,11 +52,7 @@ class UperNetSizes:
 
     @classmethod
     def of(cls, config: SwinHFConfig) -> "UperNetSizes":
-        """Read them from ``config.upernet``, where anything may be left out.
-
-        Raises:
-            ValueError: If it is not a dictionary, holds a name that is not known, or a value is out of its range.
-        """
+        """Read them from ``config.upernet``, where anything may be left out; ValueError for anything else."""
         given = config.upernet or {}
         names = [field.name for field in fields(cls)]
         if not isinstance(given, dict) or not set(given) <= set(names):
@@ -105,22 +93,15 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
         channels = config.stage_dims
         norms = {f"stage{n}": nn.LayerNorm(dim, eps=config.layer_norm_eps) for n, dim in enumerate(channels, start=1)}
         self.hidden_states_norms = nn.ModuleDict(norms)
-        labels: Any = {"num_labels": config.num_labels}  # of PreTrainedConfig, which takes it without declaring it
-        head_config = UperNetConfig(
-            **labels,
-            hidden_size=sizes.hidden_size,
-            pool_scales=sizes.pool_scales,
-            auxiliary_channels=sizes.auxiliary_channels,
-        )
-        self.decode_head = UperNetHead(head_config, in_channels=channels)
+        shared: Any = {name: getattr(sizes, name) for name in ("hidden_size", "pool_scales", "auxiliary_channels")}
+        heads = UperNetConfig(**shared | {"num_labels": config.num_labels})
+        self.decode_head = UperNetHead(heads, in_channels=channels)
         self.auxiliary_head = None
         if sizes.auxiliary_loss_weight:
-            self.auxiliary_head = UperNetFCNHead(head_config, in_channels=channels, in_index=len(channels) - 2)
-        heads: list[Any] = (
-            [self.decode_head] if self.auxiliary_head is None else [self.decode_head, self.auxiliary_head]
-        )
-        for head in heads:
-            head.classifier = SwinHFPixelClassifier(head.channels, self.num_labels, sizes.dropout)
+            self.auxiliary_head = UperNetFCNHead(heads, in_channels=channels, in_index=len(channels) - 2)
+        for head in (self.decode_head, self.auxiliary_head):
+            if head is not None:
+                head.classifier = SwinHFPixelClassifier(head.channels, self.num_labels, sizes.dropout)
         self.post_init()
 
     @torch.no_grad()

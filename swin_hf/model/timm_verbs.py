@@ -30,27 +30,19 @@ class TimmVerbs:
 
     def get_classifier(self: Any) -> nn.Module:
         """The last Linear layer; ``nn.Identity`` in a model without classes."""
-        classifier: nn.Module = self.classifier
-        return classifier
+        return self.classifier  # type: ignore[no-any-return]
 
     def reset_classifier(self: Any, num_classes: int) -> None:
         """Replace the last Linear layer by a new, random one; the names of the classes start anew.
 
-        Args:
-            num_classes: Number of classes; with 0, the model returns the mean of the last stage's tokens.
-
-        Raises:
-            ValueError: If the number is negative.
+        With 0 classes, the model returns the mean of the last stage's tokens; a negative number is a ValueError.
         """
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; give the number of classes, or 0 for none")
         weight = self.base_model.norm.weight
-        head = (
-            nn.Linear(len(weight), num_classes, device=weight.device, dtype=torch.float32)
-            if num_classes
-            else nn.Identity()
-        )
-        self._init_weights(head)  # in float32: a truncated normal of torch 2.11 is wrong in bfloat16
+        where: Any = {"device": weight.device, "dtype": torch.float32}  # torch 2.11 truncates wrongly in bfloat16
+        head = nn.Linear(len(weight), num_classes, **where) if num_classes else nn.Identity()
+        self._init_weights(head)
         self.classifier = head.to(weight.dtype).train(self.training)
         names = {number: f"LABEL_{number}" for number in range(num_classes)}  # as transformers names what has no name
         self.config.id2label, self.config.label2id = names, {name: number for number, name in names.items()}

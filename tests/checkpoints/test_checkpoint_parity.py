@@ -34,9 +34,8 @@ from swin_hf import (
     load_checkpoint,
 )
 from swin_hf.checkpoints import open_checkpoint
-from swin_hf.checkpoints.conventions import differences
 from swin_hf.checkpoints.tables import LAYOUTS
-from swin_hf.checkpoints.translate import fold, unfold
+from swin_hf.checkpoints.translate import differences, fold, unfold
 from swin_hf.checkpoints.verify import build_peer
 
 # fp32, two orders of summation; of the largest activation.

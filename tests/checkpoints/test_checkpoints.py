@@ -626,9 +626,10 @@ def test_configuration_of_another_model_is_never_replaced(weights_file, tmp_path
 
 def test_weights_without_a_configuration_may_have_new_neighbours(weights_file, tmp_path):
     (tmp_path / "other.pth").write_bytes(b"theirs")
-    written = []
-    convert_checkpoint(weights_file, tmp_path / "new.pth", to="timm", written=written)
-    assert [path.name for path in written] == ["config.json", "preprocessor_config.json", "new.pth"]
+    before = set(tmp_path.iterdir())
+    convert_checkpoint(weights_file, tmp_path / "new.pth", to="timm")
+    written = {path.name for path in set(tmp_path.iterdir()) - before}
+    assert written == {"config.json", "preprocessor_config.json", "new.pth"}
     assert (tmp_path / "other.pth").read_bytes() == b"theirs"
     with pytest.raises(FileExistsError, match=r"holds new.pth, other.pth, to which its config.json and .*may belong"):
         convert_checkpoint(weights_file, tmp_path / "newer.pth", to="timm", overwrite=True)
