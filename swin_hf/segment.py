@@ -35,11 +35,6 @@ def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) 
 
     The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
 
-    Args:
-        model: A segmenter.
-        processor: Its image processor.
-        picture: What :func:`~swin_hf.predict.read_picture` returns for its number of channels.
-
     Raises:
         ValueError: If a logit is NaN or infinite.
     """
@@ -70,8 +65,8 @@ def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess
 
     Args:
         model: A classifier or a segmenter.
-        pixels: What the model takes of a picture, ``(channels, height, width)``.
-        pixel: Row and column in it.
+        pixels: What :func:`~swin_hf.predict.prepare` makes of the picture, ``(channels, height, width)``.
+        pixel: Row and column in ``pixels``.
 
     Raises:
         ValueError: If the pixel of a segmenter is outside of the picture.
@@ -95,34 +90,26 @@ def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess
 def predict_masks(
     model: Any, processor: BaseImageProcessor, sources: Sequence[str], folder: Path, *, top_k: int = 5
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
-    """Segment pictures one by one, and write the mask and the overlay of each.
-
-    Args:
-        model: A segmenter.
-        processor: Its image processor.
-        sources: What :func:`~swin_hf.predict.find_pictures` found.
-        folder: For the files; two pictures of one name get a number.
-        top_k: How many classes for each picture.
+    """Segment what :func:`~swin_hf.predict.find_pictures` found, and write the mask and the overlay of each picture.
 
     Yields:
-        Each source in order, with its classes or with the reason why it cannot be read.
+        Each source in order, with its ``top_k`` classes or with the reason why it cannot be read.
     """
-    mode, names, taken = model.config.num_channels, class_names(model), set()
+    names, taken = class_names(model), set()
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         try:
-            picture = read_picture(source, mode, processor)
+            picture = read_picture(source, model.config.num_channels, processor)
         except PictureError as error:
             yield source, error
             continue
         stem = Path(source).stem if source != "-" else "picture"
-        name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(sources) + 2))) if name not in taken)
+        numbered = (stem, *(f"{stem}-{n}" for n in range(2, len(sources) + 2)))  # two pictures may have one name
+        name = next(name for name in numbered if name not in taken)
         taken.add(name)
         classes = segment(model, processor, picture)
-        for kind, image in (
-            ("mask", draw_mask(classes, len(names))),
-            ("overlay", draw_overlay(picture, classes, names)),
-        ):
+        drawn = {"mask": draw_mask(classes, len(names)), "overlay": draw_overlay(picture, classes, names)}
+        for kind, image in drawn.items():
             with replacing(folder / f"{name}_{kind}.png") as partial:
                 image.save(partial, "PNG")
         yield source, class_shares(classes, names, top_k)

@@ -157,8 +157,9 @@ def test_every_way_gives_the_pixels_of_the_evaluation(run, channels):
     pictures = files()
     expected, module = run(pictures, channels)
     model, processor = load_classifier("user/model", device="cpu")
-    mode = "RGB" if channels == 3 else "L"
-    agree({name: prepare(model, processor, [read_picture(name, mode, processor)])[0] for name in pictures}, expected)
+    agree(
+        {name: prepare(model, processor, [read_picture(name, channels, processor)])[0] for name in pictures}, expected
+    )
     torchvision = AutoImageProcessor.from_pretrained("user/model")
     assert type(torchvision).__name__ == "SwinHFImageProcessor"
     agree(tensors(torchvision, pictures), expected)
@@ -168,7 +169,7 @@ def test_every_way_gives_the_pixels_of_the_evaluation(run, channels):
     values = module.preprocessing.stock_values()
     stock = getattr(transformers, f"{values.pop('image_processor_type')}Pil")(**values)
     for name, pixels in tensors(pil, pictures).items():
-        decoded = stock(read_picture(name, mode), return_tensors="pt")["pixel_values"]
+        decoded = stock(read_picture(name, channels), return_tensors="pt")["pixel_values"]
         assert torch.equal(pixels, decoded), name
         assert (pixels[0] - expected[name]).abs().mean() < ROUNDING, name  # PIL resizes with roundings of its own
 
@@ -207,7 +208,7 @@ def test_few_bits_in_sixteen_are_not_dark(run, top):
     processor = AutoImageProcessor.from_pretrained("user/model")
     agree(tensors(processor, pictures), expected)
     model, loaded = load_classifier("user/model", device="cpu")
-    agree({name: prepare(model, loaded, [read_picture(name, "L", loaded)])[0] for name in pictures}, expected)
+    agree({name: prepare(model, loaded, [read_picture(name, 1, loaded)])[0] for name in pictures}, expected)
     deep = PILImage.fromarray(smooth(40, 60, top=65536, dtype=np.uint16))
     with pytest.raises(
         ValueError, match=f"grey values reach 65535, but white is {top - 1} .*that the model was trained on"

@@ -247,7 +247,7 @@ def test_odd_modes_become_what_training_makes_of_them(tmp_path):
         path = tmp_path / name
         picture.save(path, **options)
         for channels, mode in ((3, "RGB"), (1, "L")):
-            ours, theirs = read_picture(str(path), mode), decode_picture(path.read_bytes(), channels)
+            ours, theirs = read_picture(str(path), channels), decode_picture(path.read_bytes(), channels)
             assert ours.mode == theirs.mode == mode
             assert np.array_equal(np.asarray(ours), np.asarray(theirs)), name
     assert read_picture(str(tmp_path / "turned.png")).size == (9, 7)
