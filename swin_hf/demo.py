@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from swin_hf.explain import BlockAttention, as_seen, attention_maps, enlarge, grad_cam
+from swin_hf.explain import BlockAttention, as_seen, attention_maps, enlarge, grad_cam, heat_over
 from swin_hf.memory import memory_sentence
 from swin_hf.model.attention import backend_report
 from swin_hf.model.windows import Pair, WindowGeometry, cyclic_shift, region_map, window_reverse
@@ -32,6 +32,7 @@ from swin_hf.predict import (
     PictureError,
     check_drawable,
     class_names,
+    class_number,
     classify,
     has_names,
     load_classifier,
@@ -152,14 +153,16 @@ class Explorer:
             caption = f"{record.stage + 1}.{record.block + 1}{' shifted' if record.geometry.is_shifted else ''}"
             small.append((draw_attention(seen, record, (row, column), THUMBNAIL), caption))
         shown, geometry = records[block], records[block].geometry
-        index = self._class(target, pixels, (row, column))
-        cam = grad_cam(self.model, pixels[None], index, pixel=(row, column) if is_segmenter(self.model) else None)[0]
+        place = (row, column) if is_segmenter(self.model) else None
+        target = target.strip()
+        index = class_number(target, self.names) if target else class_at(self.model, pixels, place).index
+        cam = grad_cam(self.model, pixels[None], index, pixel=place)[0]
         size = "x".join(map(str, geometry.window))
         shift = f"shifted by {geometry.shift[0]} {geometry.shift[1]} tokens" if geometry.is_shifted else "not shifted"
         return Look(
             draw_attention(seen, shown, (row, column), VIEW),
             draw_regions(seen, shown, (row, column), VIEW),
-            _picture(_repeat(_heat(seen, cam.cpu(), 1.0), zoom)),
+            _picture(_repeat(heat_over(seen, cam.cpu(), 1.0), zoom)),
             small,
             f"**{self.blocks[block]}**: windows of {size} tokens, {shift}. **Pixel** {row} {column} of "
             f"{shown.image[0]}x{shown.image[1]} is in token {row // shown.cell[0]} {column // shown.cell[1]} of "
@@ -183,15 +186,6 @@ class Explorer:
         (pixels,) = prepare(self.model, self.processor, [picture])
         return picture, pixels
 
-    def _class(self, name: str, pixels: Tensor, pixel: Pair) -> int:
-        """Number of the class with a name; without one, of the most probable class, of a segmenter at the pixel."""
-        if not name.strip():
-            return class_at(self.model, pixels, pixel).index
-        for index, known in self.names.items():
-            if known == name.strip():
-                return index
-        raise ValueError(f"the model has no class {name!r}; click a bar, or write the name as the bars do")
-
 
 def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -> Image.Image:
     """The attention of a pixel's token over the picture, with the windows, what the token may attend to, and the shift.
@@ -203,7 +197,7 @@ def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int)
     heat = record.to_image(record.from_pixel(*pixel).mean(dim=1))[0].cpu()
     areas = cyclic_shift(areas_of(geometry), (-geometry.shift[0], -geometry.shift[1]))
     areas = areas[0, : geometry.grid[0], : geometry.grid[1], 0]
-    picture = _draw(_heat(seen, heat), enlarge(areas, record.cell, record.image, smooth=False), pixel, zoom)
+    picture = _draw(heat_over(seen, heat), enlarge(areas, record.cell, record.image, smooth=False), pixel, zoom)
     if geometry.is_shifted:
         y, x = (tokens * cell * zoom for tokens, cell in zip(geometry.shift, record.cell, strict=True))
         draw = ImageDraw.Draw(picture)
@@ -239,14 +233,6 @@ def areas_of(geometry: WindowGeometry) -> Tensor:
     windows = torch.arange(count).view(-1, 1, 1).expand(-1, geometry.area, 1)
     regions = region_map(geometry.padded, geometry.window, geometry.shift)[None, :, :, None]
     return (window_reverse(windows, geometry.window, geometry.padded) * 9 + regions).float()
-
-
-def _heat(seen: Tensor, heat: Tensor, top: float | None = None) -> Tensor:
-    """A map ``(h, w)`` in colours over a grey picture, which is visible where the map is low; ``(3, h, w)``."""
-    share = (heat / (top or heat.max().clamp(min=1e-12))).clamp(0, 1)
-    colours = torch.tensor(matplotlib.colormaps["inferno"](share.numpy())[..., :3]).float().permute(2, 0, 1)
-    alpha = 0.2 + 0.6 * share
-    return colours * alpha + (0.2 + 0.6 * seen.mean(dim=0)) * (1 - alpha)
 
 
 def _draw(canvas: Tensor, areas: Tensor, pixel: Pair, zoom: int) -> Image.Image:

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
@@ -164,13 +166,13 @@ def grad_cam(
     """
     twin, image = _twin(model), (pixel_values.shape[-2], pixel_values.shape[-1])
     if layer is None:
-        looked_at = _stages(twin)[_check_stage(stage, twin)].blocks[-1].norm1
+        last = _stages(twin)[_check_stage(stage, twin)]
+        looked_at = last.get_submodule(f"blocks.{len(last.blocks) - 1}.norm1")
     else:
-        named = getattr(model, "_orig_mod", model).named_modules()
-        name = next((name for name, module in named if module is layer), None)
-        if name is None:
+        names = [name for name, module in getattr(model, "_orig_mod", model).named_modules() if module is layer]
+        if not names:
             raise ValueError(f"the layer {type(layer).__name__} is not a part of the model; give one that is")
-        looked_at = twin.get_submodule(name)
+        looked_at = twin.get_submodule(names[0])
     maps: list[Tensor] = []
     looked_at.register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.inference_mode(False), torch.enable_grad():
@@ -229,10 +231,8 @@ def explain(
         number = _check_stage(stage, twin)
         blocks = [(number, block) for block in range(len(stages[number].blocks))]
         names = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
-    cams = [
-        grad_cam(twin, pixel_values, target, layer=stages[number].blocks[block].norm1, pixel=pixel)[0]
-        for number, block in blocks
-    ]
+    layers = [stages[number].get_submodule(f"blocks.{block}.norm1") for number, block in blocks]
+    cams = [grad_cam(twin, pixel_values, target, layer=layer, pixel=pixel)[0] for layer in layers]
     if pixel is None:
         peak = int(cams[-1].argmax())
         pixel = (peak // cams[-1].shape[1], peak % cams[-1].shape[1])
@@ -253,10 +253,9 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     lines = len(explanation.names)
     figure = Figure(figsize=(12.0, 0.5 + 2.6 * lines * min(1.5, height / width)), layout="constrained")
     grid = figure.add_gridspec(lines, 4, width_ratios=(0.9, 1, 1, 1))
-    pixels = picture.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()  # height, width, channels
-    grey = pixels.mean(axis=-1)
+    picture = picture.float().clamp(0, 1).cpu().expand(3, -1, -1)
     original = figure.add_subplot(grid[0, 0])
-    original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
+    original.imshow(picture.permute(1, 2, 0).numpy())
     wrapped = "\n".join(textwrap.fill(line, 30) for line in title.split("\n"))  # wrap=True would parse formulas
     original.set_title(wrapped, fontsize=11, parse_math=False)
     marked = [original]
@@ -269,12 +268,9 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     for place, (kind, maps, top) in enumerate(kinds, start=1):
         for line, (name, heat) in enumerate(zip(explanation.names, maps, strict=True)):
             ax = figure.add_subplot(grid[line, place])
-            ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
-            # The picture is visible where the map is low.
-            values = heat.cpu().numpy()
-            share = (values / (top or values.max() or 1)).clip(0, 1)
-            layer = ax.imshow(values, cmap="inferno", alpha=0.2 + 0.6 * share, vmin=0, vmax=top)
-            scale = ScalarMappable(layer.norm, layer.cmap)  # the layer itself is transparent in places
+            heat = heat.cpu()
+            ax.imshow(heat_over(picture, heat, top).permute(1, 2, 0).numpy())
+            scale = ScalarMappable(Normalize(0, top or float(heat.max())), "inferno")
             bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), ticks=MaxNLocator(4))
             bar.ax.tick_params(labelsize=8)
             ax.set_title(f"{kind}, {name}", fontsize=10, parse_math=False)
@@ -288,6 +284,14 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
         ax.set_yticks([0, height - 1])
         ax.tick_params(labelsize=8)
     return figure
+
+
+def heat_over(picture: Tensor, heat: Tensor, top: float | None = None) -> Tensor:
+    """A map ``(h, w)`` in colours over a picture ``(3, h, w)`` in grey, which is visible where the map is low."""
+    share = (heat / (top or heat.max().clamp(min=1e-12))).clamp(0, 1)
+    colours = torch.tensor(colormaps["inferno"](share.numpy())[..., :3]).float().permute(2, 0, 1)
+    alpha = 0.2 + 0.6 * share
+    return colours * alpha + (0.2 + 0.6 * picture.mean(dim=0)) * (1 - alpha)
 
 
 def as_seen(pixels: Tensor, processor: Any) -> Tensor:

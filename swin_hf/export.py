@@ -6,6 +6,7 @@ image size is fixed, because padding and shift are decided while the graph is tr
 """
 
 import copy
+import importlib.util
 import io
 import json
 import math
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -375,7 +375,7 @@ def _milliseconds(engine: Callable[[Tensor], Any], images: Tensor) -> float:
 
 
 def _require(extra: str, *packages: str) -> None:
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} is not installed; run: pip install 'swin-hf[{extra}]'")
 

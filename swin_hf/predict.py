@@ -206,6 +206,17 @@ def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
     return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
 
 
+def class_number(text: str, names: dict[int, str]) -> int:
+    """The class that a user means: its name, else its number; ValueError if there is none."""
+    for index, name in names.items():
+        if name == text:
+            return index
+    if text.isdigit() and int(text) in names:
+        return int(text)
+    some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
+    raise ValueError(f"{text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}")
+
+
 def prepare(
     model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image | Tensor]
 ) -> list[Tensor]:
@@ -239,7 +250,7 @@ def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor
 
     alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
     with torch.inference_mode():
-        batches = [torch.stack(pixels)] if alike else [tensor[None] for tensor in pixels]
+        batches = [torch.stack(tuple(pixels))] if alike else [tensor[None] for tensor in pixels]
         logits = require_finite(torch.cat([model(batch).logits.float() for batch in batches]))  # B, num_labels
     problem = model.config.problem_type
     if problem == "regression":

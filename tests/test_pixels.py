@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import swin_hf
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, convert_checkpoint
-from swin_hf.hub.staging import stage
+from swin_hf.hub.staging import Card, stage
 from swin_hf.model.modeling_swin_hf import SwinHFEmbeddings
 from swin_hf.predict import load_classifier, prepare, read_picture
 from swin_hf.processing import Preprocessing
@@ -254,7 +254,7 @@ def test_the_snippets_of_the_card_and_the_readme_give_the_pixels_of_the_evaluati
     pictures = files()
     expected, _ = run(pictures)
     (tmp_path / "staged").mkdir()
-    card = stage(Path("user/model"), tmp_path / "staged", repo_id="user/model").card
+    card = stage(Path("user/model"), tmp_path / "staged", repo_id="user/model", card=Card()).card
     piped, plain = [code for code in snippet(card, "## Use it") if "import swin_hf" not in code]
     readme = snippet((ROOT / "README.md").read_text(), "# swin_hf")[0].replace("runs/digits/model", "user/model")
     seen = {}
@@ -283,7 +283,7 @@ def test_conversion_and_push_describe_the_same_preprocessing(tmp_path):
         described = Preprocessing.of_release(size)
         assert described.short_side == side
         (place / "staged").mkdir(parents=True)
-        stage(model, place / "staged", repo_id="user/x")
+        stage(model, place / "staged", repo_id="user/x", card=Card())
         convert_checkpoint(model.state_dict(), place / "ours", to="swin_hf", config=config)
         convert_checkpoint(model.state_dict(), place / "theirs", to="transformers", config=config)
         for folder in ("staged", "ours", "theirs"):

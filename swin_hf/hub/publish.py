@@ -7,7 +7,6 @@ answer is lost, the Hub is asked what the head is; and the tag is put on the com
 
 import os
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel
 
 from swin_hf.files import full_disk
 
-from . import remote
 from .model_card import CARD_NAME, is_edited
 from .remote import HubError, ask, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
 from .staging import Card, PushedFile, Stage, StagedFile, is_ours, stage
@@ -246,7 +244,8 @@ class _Push:
 
     def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
         """Make the one commit, and return its id once it is known to be there."""
-        for wait in (*remote.WAITS, None):
+
+        def send() -> str:
             operations: list[CommitOperationAdd | CommitOperationDelete] = [_add(file) for file in changed]
             operations += [CommitOperationDelete(name) for name in stale]
             try:
@@ -259,19 +258,18 @@ class _Push:
             try:
                 head = self._head()
             except HubError:
-                raise failure from None
-            if head != parent:
-                present = self._tree(head)
-                if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
-                    return head
-                raise HubError(
-                    f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit "
-                    "and run the command again"
-                )
-            if not failure.transient or wait is None:
-                break
-            time.sleep(max(wait, failure.wait))
-        raise failure
+                raise HubError(str(failure)) from None  # not to be repeated: it may be there
+            if head == parent:
+                raise failure
+            present = self._tree(head)
+            if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
+                return head
+            raise HubError(
+                f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit and "
+                "run the command again"
+            )
+
+        return attempt(send, self.repo_id)
 
     def _put_tag(self, commit: str) -> None:
         """Tag the commit's id; a tag that points to it already is left as it is."""

@@ -120,7 +120,9 @@ def ask(call: Callable[..., Result], repo_id: str, *args: Any, **options: Any) -
 
 
 def understand(error: BaseException, repo_id: str) -> HubError:
-    """Reduce an error of the client to a sentence with a remedy."""
+    """Reduce an error of the client to a sentence with a remedy; a HubError is one."""
+    if isinstance(error, HubError):
+        return error
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
         problems = "; ".join(line.lstrip("- ") for line in str(error).splitlines()[1:])
         return HubError(f"the Hub refuses the card's metadata ({problems}); correct the block at the top of README.md")
