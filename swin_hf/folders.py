@@ -46,7 +46,7 @@ class PictureFolder:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's name means, in upper or lower case: ``train``, ``validation``, ``test``."""
+    """The split that a folder's name means, in upper or lower case: ``train``, ``validation``, ``test``."""
     return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 
@@ -172,7 +172,7 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
         folder = os.path.join(root, name)
         files = _files(folder, [_identity(root)])
         pictures, unused = _pictures_and_others(files)
-        lost = [path for path in unused if _may_be_picture(path)]
+        lost = [path for path in unused if not path.lower().endswith(_DESCRIPTIONS)]  # they may be pictures
         if len(lost) > len(pictures):
             raise ValueError(
                 f"most files of class {name!r} cannot be used ({len(lost)} of {len(lost) + len(pictures)}):"
@@ -214,7 +214,7 @@ def _unlabelled(root: str, content: PictureFolder) -> dict[str, list[str]]:
     """All pictures of a folder, as those of a class without a name."""
     files = _files(root)
     pictures, unused = _pictures_and_others(files)
-    if not pictures or sum(map(_may_be_picture, unused)) > len(pictures):
+    if not pictures or sum(not path.lower().endswith(_DESCRIPTIONS) for path in unused) > len(pictures):
         raise ValueError(
             f"{root}: {len(pictures)} of {len(files)} files are pictures; found {_kinds(files) or 'nothing'}; {_REMEDY}"
         )
@@ -248,10 +248,6 @@ def is_picture(path: str) -> bool:
 
 def _pictures_and_others(files: Sequence[str]) -> tuple[list[str], list[str]]:
     return [path for path in files if is_picture(path)], [path for path in files if not is_picture(path)]
-
-
-def _may_be_picture(path: str) -> bool:
-    return not path.lower().endswith((*PICTURE_SUFFIXES, *_DESCRIPTIONS))
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:

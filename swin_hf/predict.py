@@ -99,13 +99,10 @@ def _is_address(source: str) -> bool:
 
 
 def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcessor | None = None) -> Any:
-    """Read one picture as training does, see :func:`swin_hf.processing.decode_picture`.
+    """Read one picture of a path, an http(s) address or standard input (``-``) as training does.
 
-    Args:
-        source: A path, an http(s) address, or ``-`` for standard input.
-        num_channels: Those that the model takes.
-        processor: Image processor of the model, which knows the colour behind transparent pixels and the white of
-            grey pictures of 16 bits; if not given, white and 65535.
+    It is what :func:`swin_hf.processing.decode_picture` returns for ``num_channels``. The image processor of a model
+    knows the colour behind transparent pixels and the white of 16-bit grey; without it, they are white and 65535.
 
     Raises:
         PictureError: If it cannot be fetched, opened or decoded.

@@ -34,9 +34,7 @@ def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) 
     """The class number of each pixel of a picture, ``(height, width)`` int64.
 
     The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
-
-    Raises:
-        ValueError: If a logit is NaN or infinite.
+    ValueError if one is NaN or infinite.
     """
     import torch
     import torch.nn.functional as F
@@ -61,15 +59,9 @@ def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list
 
 
 def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess:
-    """The most probable class of a picture; of a segmenter, that of one pixel, or that with the largest share.
+    """The most probable class of ``pixels`` that :func:`~swin_hf.predict.prepare` made, ``(channels, height, width)``.
 
-    Args:
-        model: A classifier or a segmenter.
-        pixels: What :func:`~swin_hf.predict.prepare` makes of the picture, ``(channels, height, width)``.
-        pixel: Row and column in ``pixels``.
-
-    Raises:
-        ValueError: If the pixel of a segmenter is outside of the picture.
+    Of a segmenter, that of one pixel, a row and a column, or that with the largest share; ValueError for one outside.
     """
     import torch
     import torch.nn.functional as F

@@ -94,7 +94,7 @@ class TrainingFacts:
     best_step: int | None = None  # global step that the saved weights come from
 
     def to_json(self) -> str:
-        """Deterministic JSON; a value that is not finite becomes ``null``."""
+        """The same JSON for the same facts; a value that is not finite becomes ``null``."""
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
