@@ -29,89 +29,76 @@ SOURCES = """A model is the same everywhere: a folder, a run folder, a checkpoin
 anyone's Swin on the Hub (user/name, user/name@revision; hf://user/name/FILE names one file of it)."""
 TRAINING = ("train", "pretrain")  # Lightning reads the options of these
 
-# Our option, with a hint where the name alone would mislead: the names that other libraries have for it.
+# Our option, with a hint where the name alone would mislead: the names that other libraries have for it, which mean
+# the same behind a group, as in --trainer.epochs.
 NAMES = {
-    "--model.optimization.learning_rate": "lr learning_rate base_lr blr lr_base max_lr peak_lr model.lr optimizer.lr "
-    "trainer.lr model.base_lr optimizer.learning_rate",
-    "--model.optimization.weight_decay": "wd weight_decay optimizer.weight_decay model.wd trainer.weight_decay",
-    "--model.optimization.betas": "betas opt_betas adam_beta1 adam_beta2 model.beta1 model.beta2 optimizer.betas",
+    "--model.optimization.learning_rate": "lr learning_rate base_lr blr lr_base max_lr peak_lr",
+    "--model.optimization.weight_decay": "wd weight_decay",
+    "--model.optimization.betas": "betas opt_betas adam_beta1 adam_beta2 model.beta1 model.beta2",
     "--model.optimization.betas or --model.optimization.weight_decay (the optimiser is AdamW)": "opt optim optimizer "
-    "model.optimizer model.optim trainer.optimizer momentum model.momentum opt_eps",
-    "--model.optimization.layer_decay": "layer_decay llrd layer_wise_lr_decay model.llrd",
-    "--model.optimization.schedule": "sched lr_scheduler lr_scheduler_type scheduler model.scheduler "
-    "model.lr_scheduler model.sched",
+    "momentum opt_eps",
+    "--model.optimization.layer_decay": "layer_decay llrd layer_wise_lr_decay",
+    "--model.optimization.schedule": "sched lr_scheduler lr_scheduler_type scheduler",
     "--model.optimization.warmup_epochs or --model.optimization.warmup_steps": "warmup warmup_epochs warmup_steps "
-    "warmup_ratio model.warmup num_warmup_steps trainer.warmup_steps trainer.warmup_epochs model.warmup_ratio",
-    "--model.optimization.warmup_lr": "warmup_lr warmup_start_lr model.warmup_start_lr",
-    "--model.optimization.min_lr": "min_lr eta_min model.eta_min",
-    "--model.mixing.label_smoothing": "smoothing label_smoothing label_smoothing_factor model.smoothing",
-    "--model.mixing.mixup_alpha": "mixup mixup_alpha model.mixup data.mixup data.mixup_alpha",
-    "--model.mixing.cutmix_alpha": "cutmix cutmix_alpha model.cutmix data.cutmix data.cutmix_alpha",
-    "--model.mixing.mix_probability": "mixup_prob mix_probability model.mixup_prob",
-    "--model.mixing.class_weights": "class_weights class_weight model.class_weights model.class_weight loss_weights",
-    "--model.network.drop_path_rate": "drop_path drop_path_rate drop_connect model.drop_path model.dropout drop "
-    "dropout",
+    "warmup_ratio num_warmup_steps",
+    "--model.optimization.warmup_lr": "warmup_lr warmup_start_lr",
+    "--model.optimization.min_lr": "min_lr eta_min",
+    "--model.mixing.label_smoothing": "smoothing label_smoothing label_smoothing_factor",
+    "--model.mixing.mixup_alpha": "mixup mixup_alpha",
+    "--model.mixing.cutmix_alpha": "cutmix cutmix_alpha",
+    "--model.mixing.mix_probability": "mixup_prob mix_probability",
+    "--model.mixing.class_weights": "class_weights class_weight loss_weights",
+    "--model.network.drop_path_rate": "drop_path drop_path_rate drop_connect drop dropout",
     "--model.preset NAME for a size or --model.weights PATH for a checkpoint": "arch a model_name model_name_or_path "
-    "backbone model_type config_name model.name model.arch model.model_name model.backbone",
+    "backbone model_type config_name model.name",
     "--model.weights FOLDER, a file or a Hub id": "pretrained initial_checkpoint finetune finetune_from "
-    "checkpoint_path pretrained_path weights model.pretrained model.checkpoint model.checkpoint_path init_from",
+    "checkpoint_path pretrained_path weights model.checkpoint init_from",
     "--model.network.gradient_checkpointing true": "gradient_checkpointing grad_checkpointing use_checkpoint",
-    "--model.network.compile true": "torchcompile torch_compile compile trainer.compile",
-    "--model.freezing.stages": "freeze freeze_backbone freeze_layers model.freeze model.freeze_backbone",
-    "--trainer.max_epochs": "epochs num_epochs max_epochs num_train_epochs n_epochs nb_epochs trainer.epochs "
-    "trainer.num_epochs model.epochs trainer.num_train_epochs model.max_epochs data.epochs",
-    "--trainer.max_steps": "max_steps num_steps iterations max_iters trainer.num_steps",
+    "--model.network.compile true": "torchcompile torch_compile compile",
+    "--model.freezing.stages": "freeze freeze_backbone freeze_layers",
+    "--trainer.max_epochs": "epochs num_epochs max_epochs num_train_epochs n_epochs nb_epochs",
+    "--trainer.max_steps": "max_steps num_steps iterations max_iters",
     "--trainer.accumulate_grad_batches": "grad_accum_steps gradient_accumulation_steps accumulate_grad_batches "
-    "accumulation_steps trainer.gradient_accumulation_steps model.accumulate_grad_batches",
-    "--trainer.gradient_clip_val": "clip_grad max_grad_norm gradient_clip_val grad_clip trainer.max_grad_norm "
-    "model.gradient_clip_val trainer.clip_grad",
-    "--trainer.precision bf16-mixed": "amp fp16 bf16 amp_dtype precision mixed_precision use_amp half dtype "
-    "trainer.amp trainer.fp16 trainer.bf16",
-    "--trainer.accelerator and --trainer.devices": "device gpus num_gpus devices accelerator n_gpu use_cpu no_cuda "
-    "trainer.gpus trainer.device",
+    "accumulation_steps",
+    "--trainer.gradient_clip_val": "clip_grad max_grad_norm gradient_clip_val grad_clip",
+    "--trainer.precision bf16-mixed": "amp fp16 bf16 amp_dtype precision mixed_precision use_amp half dtype",
+    "--trainer.accelerator and --trainer.devices": "device gpus num_gpus devices accelerator n_gpu use_cpu no_cuda",
     "--trainer.strategy": "strategy ddp fsdp deepspeed",
     "--trainer.log_every_n_steps": "log_interval logging_steps log_every_n_steps print_freq",
-    "--trainer.callbacks+=swin_hf.training.EMA (or -c ema)": "model_ema model_ema_decay ema ema_decay model.ema "
-    "trainer.ema",
-    "--trainer.callbacks+=EarlyStopping (or -c early_stopping)": "patience early_stopping trainer.early_stopping",
+    "--trainer.callbacks+=swin_hf.training.EMA (or -c ema)": "model_ema model_ema_decay ema ema_decay",
+    "--trainer.callbacks+=EarlyStopping (or -c early_stopping)": "patience early_stopping",
     "--trainer.logger+=WandbLogger (or -c wandb)": "log_wandb report_to wandb wandb_project project use_wandb",
-    "--data.batch_size": "batch_size b bs train_batch_size per_device_train_batch_size batch data.bs data.batch "
-    "model.batch_size trainer.batch_size data.train_batch_size per_gpu_train_batch_size",
+    "--data.batch_size": "batch_size b bs train_batch_size per_device_train_batch_size batch per_gpu_train_batch_size",
     "--data.eval_batch_size": "validation_batch_size per_device_eval_batch_size eval_batch_size val_batch_size "
-    "data.val_batch_size test_batch_size data.test_batch_size",
-    "--data.image_size": "img_size image_size input_size imgsz resolution size data.img_size data.input_size "
-    "data.size data.resolution model.img_size model.image_size model.input_size train_crop_size",
-    "--data.num_channels": "in_chans num_channels data.in_chans model.in_chans model.num_channels",
-    "--data.num_workers": "workers j num_workers dataloader_num_workers data.workers trainer.num_workers "
-    "preprocessing_num_workers",
+    "test_batch_size",
+    "--data.image_size": "img_size image_size input_size imgsz resolution size train_crop_size",
+    "--data.num_channels": "in_chans num_channels",
+    "--data.num_workers": "workers j num_workers dataloader_num_workers preprocessing_num_workers",
     "--data.dataset and --data.data_dir": "dataset data_path dataset_name train_dir train_data data_root root "
-    "dataset_path data.path data.root data.data_path data.train_dir data.name data.dataset_name train_file data_set",
+    "dataset_path data.path data.name train_file data_set",
     "--data.data_dir": "data_dir data.dir data.folder",
-    "--data.data_files": "val_dir validation_dir test_dir data.val_dir data.test_dir val_data validation_file "
-    "test_file",
+    "--data.data_files": "val_dir validation_dir test_dir val_data validation_file test_file",
     "nothing: the number of classes comes from the data (--data.reading.class_names names them)": "num_classes "
-    "num_labels nb_classes model.num_classes model.num_labels data.num_classes data.num_labels n_classes "
-    "model.nb_classes",
+    "num_labels nb_classes n_classes",
     "--data.reading.label_column": "label_column label_column_name labels_key target_key data.label_key",
     "--data.reading.image_column": "image_column image_column_name input_key data.image_key",
-    "--data.splits.validation_fraction": "train_val_split val_split validation_split val_fraction data.val_split "
-    "data.val_fraction data.train_val_split",
-    "--data.splits.balanced_sampling true": "balanced_sampling data.balanced_sampling class_balanced weighted_sampler",
-    "--data.splits.limit_train": "max_train_samples data.max_train_samples",
-    "--data.augmentation.auto_augment": "aa auto_augment autoaugment data.aa data.augment augment",
-    "--data.augmentation.erasing": "reprob random_erase random_erasing data.reprob data.random_erasing",
-    "--data.augmentation.hflip": "hflip flip data.flip",
-    "--data.augmentation.crop_scale": "scale crop_scale data.scale",
+    "--data.splits.validation_fraction": "train_val_split val_split validation_split val_fraction",
+    "--data.splits.balanced_sampling true": "balanced_sampling class_balanced weighted_sampler",
+    "--data.splits.limit_train": "max_train_samples",
+    "--data.augmentation.auto_augment": "aa auto_augment autoaugment augment",
+    "--data.augmentation.erasing": "reprob random_erase random_erasing",
+    "--data.augmentation.hflip": "hflip flip",
+    "--data.augmentation.crop_scale": "scale crop_scale",
     "--data.pixels.crop_pct": "crop_pct data.crop_ratio_eval",
     "--data.pixels.interpolation": "interpolation train_interpolation",
-    "--data.pixels.mean and --data.pixels.std": "mean std image_mean image_std data.image_mean data.image_std",
+    "--data.pixels.mean and --data.pixels.std": "mean std image_mean image_std",
     "--data.reading.streaming true": "streaming",
     "--ckpt_path FILE (or last)": "resume resume_from_checkpoint resume_from resume_from_ckpt ckpt checkpoint "
-    "auto_resume trainer.resume_from_checkpoint trainer.ckpt_path model.ckpt_path load_checkpoint resume_path",
+    "auto_resume trainer.ckpt_path model.ckpt_path load_checkpoint resume_path",
     "--runs FOLDER and --name NAME": "output_dir output out out_dir o save_dir experiment exp_name experiment_name "
-    "run_name log_dir logging_dir work_dir default_root_dir",
+    "run_name log_dir logging_dir work_dir",
     "--push USER/NAME": "push_to_hub hub_model_id hub_id repo_id",
-    "--seed_everything": "seed random_seed trainer.seed model.seed",
+    "--seed_everything": "seed random_seed",
     "the word fit in front": "do_train train",
     "the word validate or test in front": "do_eval do_predict evaluate eval validate test",
     "torchrun, or --trainer.devices": "local_rank nproc_per_node world_size dist_url",
@@ -124,11 +111,7 @@ GROUPS = {
 
 
 def refuse_foreign_options(words: Sequence[str]) -> None:
-    """Exit with code 2 and one line that gives our names, if an option has the name that another library gives it.
-
-    Args:
-        words: The command line after the program's name.
-    """
+    """Exit with code 2 and one line that gives our names, if an option has the name that another library gives it."""
     found = {}
     for position, word in enumerate(words):
         option, equals, value = word.partition("=")
@@ -139,8 +122,11 @@ def refuse_foreign_options(words: Sequence[str]) -> None:
         if name in GROUPS and option.startswith("--"):  # of ours, it takes a file or {...}
             if not following.startswith("{") and not Path(following).is_file():
                 found[option] = GROUPS[name]
-        elif name in OURS and (len(name) > 1 or not option.startswith("--")):
-            found[option] = OURS[name]
+            continue
+        group, _, end = name.partition(".")
+        ours = OURS.get(name) or (OURS.get(end) if group in ("model", "data", "trainer", "optimizer") else None)
+        if ours and f"--{name}" not in ours.split() and (len(name) > 1 or not option.startswith("--")):
+            found[option] = ours
     if found:
         told = "; ".join(f"{option} has another name here, use {ours}" for option, ours in found.items())
         print(f"error: {told}", file=sys.stderr)

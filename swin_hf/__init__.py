@@ -35,56 +35,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where the other public names are defined; each is imported when it is first used (PEP 562).
-_ROOMS = {
-    "load_checkpoint": "loading",
-    "load_backbone": "loading",
-    "convert_checkpoint": "loading",
-    "export_checkpoint": "checkpoints",
-    "replace_backbone": "checkpoints",
-    "push": "hub",
-    "pull": "hub",
-    "attention_maps": "explain",
-    "grad_cam": "explain",
-    "export_onnx": "export",
-    "export_openvino": "export",
-    "export_torch": "export",
+# The other public names, by the module that defines them; it is imported when one is first used (PEP 562).
+_LATER = {
+    "loading": ("load_checkpoint", "load_backbone", "convert_checkpoint"),
+    "checkpoints": ("export_checkpoint", "replace_backbone"),
+    "hub": ("push", "pull"),
+    "explain": ("attention_maps", "grad_cam"),
+    "export": ("export_onnx", "export_openvino", "export_torch"),
 }
 
 __all__ = [
-    "SwinHFBackbone",
-    "SwinHFConfig",
-    "SwinHFForImageClassification",
-    "SwinHFForMaskedImageModeling",
-    "SwinHFForSemanticSegmentation",
-    "SwinHFModel",
-    "SwinV2HFBackbone",
-    "SwinV2HFConfig",
-    "SwinV2HFForImageClassification",
-    "SwinV2HFForMaskedImageModeling",
-    "SwinV2HFForSemanticSegmentation",
-    "SwinV2HFModel",
-    "__version__",
-    "attention_maps",
-    "convert_checkpoint",
-    "export_checkpoint",
-    "export_onnx",
-    "export_openvino",
-    "export_torch",
-    "grad_cam",
-    "list_presets",
-    "load_backbone",
-    "load_checkpoint",
-    "pull",
-    "push",
+    "SwinHFBackbone", "SwinHFConfig", "SwinHFForImageClassification", "SwinHFForMaskedImageModeling",
+    "SwinHFForSemanticSegmentation", "SwinHFModel", "SwinV2HFBackbone", "SwinV2HFConfig",
+    "SwinV2HFForImageClassification", "SwinV2HFForMaskedImageModeling", "SwinV2HFForSemanticSegmentation",
+    "SwinV2HFModel", "__version__", "attention_maps", "convert_checkpoint", "export_checkpoint", "export_onnx",
+    "export_openvino", "export_torch", "grad_cam", "list_presets", "load_backbone", "load_checkpoint", "pull", "push",
     "replace_backbone",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

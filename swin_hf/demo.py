@@ -23,18 +23,19 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from swin_hf.explain import BlockAttention, as_seen, attention_maps, enlarge, grad_cam
+from swin_hf.explain import BlockAttention, as_seen, attention_maps, enlarge, grad_cam, heat_over
 from swin_hf.memory import memory_sentence
 from swin_hf.model.attention import backend_report
 from swin_hf.model.windows import Pair, WindowGeometry, cyclic_shift, region_map, window_reverse
 from swin_hf.predict import (
     DOWNLOAD_BYTES,
     PictureError,
+    check_drawable,
     class_names,
+    class_number,
     classify,
     has_names,
     load_classifier,
-    picture_mode,
     prepare,
     read_picture,
 )
@@ -89,15 +90,11 @@ class Look(NamedTuple):
 
 
 class Explorer:
-    """A model, and the questions of the page to it. It keeps nothing of a question: visitors do not mix.
-
-    Args:
-        model: A classifier or a segmenter of this family.
-        processor: Its image processor.
-    """
+    """A classifier or a segmenter, and the questions of the page to it; it keeps nothing of a question."""
 
     def __init__(self, model: Any, processor: "BaseImageProcessor") -> None:
-        self.model, self.processor, self.mode = model, processor, picture_mode(model)
+        check_drawable(model)
+        self.model, self.processor = model, processor
         self.resizes = Preprocessing.from_values(processor.to_dict())
         depths = enumerate(model.config.depths, start=1)
         self.blocks = [f"stage {stage}, block {block + 1}" for stage, depth in depths for block in range(depth)]
@@ -144,27 +141,29 @@ class Explorer:
             target: Name of the class of Grad-CAM; the most probable one if empty.
 
         Raises:
-            PictureError: As :meth:`answer` does.
+            PictureError: If it is not a picture, or a damaged one, or too large.
             ValueError: If there is no such pixel or class.
         """
         _, pixels = self._read(path)
         row, column = (side // 2 if at is None else at for at, side in zip(pixel, pixels.shape[-2:], strict=True))
         records = attention_maps(self.model, pixels[None])
-        small = [draw_attention(self._seen(pixels), record, (row, column), THUMBNAIL) for record in records]
+        seen, zoom = as_seen(pixels, self.processor).clamp(0, 1).expand(3, -1, -1), _zoom(pixels.shape[-2:], VIEW)
+        small = []
+        for record in records:
+            caption = f"{record.stage + 1}.{record.block + 1}{' shifted' if record.geometry.is_shifted else ''}"
+            small.append((draw_attention(seen, record, (row, column), THUMBNAIL), caption))
         shown, geometry = records[block], records[block].geometry
-        index = self._class(target, pixels, (row, column))
-        cam = grad_cam(self.model, pixels[None], index, pixel=(row, column) if is_segmenter(self.model) else None)[0]
-        seen, zoom = self._seen(pixels), _zoom(pixels.shape[-2:], VIEW)
+        place = (row, column) if is_segmenter(self.model) else None
+        target = target.strip()
+        index = class_number(target, self.names) if target else class_at(self.model, pixels, place).index
+        cam = grad_cam(self.model, pixels[None], index, pixel=place)[0]
         size = "x".join(map(str, geometry.window))
         shift = f"shifted by {geometry.shift[0]} {geometry.shift[1]} tokens" if geometry.is_shifted else "not shifted"
         return Look(
             draw_attention(seen, shown, (row, column), VIEW),
             draw_regions(seen, shown, (row, column), VIEW),
-            _picture(_repeat(_heat(seen, cam.cpu(), 1.0), zoom)),
-            [
-                (picture, _caption(name, record))
-                for picture, name, record in zip(small, self.blocks, records, strict=True)
-            ],
+            _picture(_repeat(heat_over(seen, cam.cpu(), 1.0), zoom)),
+            small,
             f"**{self.blocks[block]}**: windows of {size} tokens, {shift}. **Pixel** {row} {column} of "
             f"{shown.image[0]}x{shown.image[1]} is in token {row // shown.cell[0]} {column // shown.cell[1]} of "
             f"{geometry.grid[0]}x{geometry.grid[1]}. **Grad-CAM** for {html.escape(self.names[index])}.",
@@ -174,7 +173,7 @@ class Explorer:
     def _read(self, path: str) -> tuple[Image.Image, Tensor]:
         """A picture, and what the model takes of it, ``(channels, h, w)``."""
         try:
-            picture = read_picture(path, self.mode, self.processor)
+            picture = read_picture(path, self.model.config.num_channels, self.processor)
         except PictureError as error:
             raise PictureError(str(error).replace(path, Path(path).name)) from None  # visitors see no folder of ours
         narrow, long = sorted(picture.size)
@@ -187,33 +186,18 @@ class Explorer:
         (pixels,) = prepare(self.model, self.processor, [picture])
         return picture, pixels
 
-    def _seen(self, pixels: Tensor) -> Tensor:
-        return as_seen(pixels, self.processor).clamp(0, 1).expand(3, -1, -1)
-
-    def _class(self, name: str, pixels: Tensor, pixel: Pair) -> int:
-        """Number of the class with a name; without one, of the most probable class, of a segmenter at the pixel."""
-        if name.strip():
-            found = [index for index, known in self.names.items() if known == name.strip()]
-            if not found:
-                raise ValueError(f"the model has no class {name!r}; click a bar, or write the name as the bars do")
-            return found[0]
-        return class_at(self.model, pixels, pixel).index
-
 
 def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -> Image.Image:
     """The attention of a pixel's token over the picture, with the windows, what the token may attend to, and the shift.
 
-    Args:
-        seen: What the model sees, ``(3, h, w)`` in [0, 1].
-        record: The attention of a block for this one picture.
-        pixel: Row and column in ``seen``.
-        side: Least length in pixels that the longer side should have; every pixel is repeated a whole number of times.
+    ``seen`` is what the model sees, ``(3, h, w)`` in [0, 1]; ``pixel`` is a row and a column of it. Every pixel becomes
+    a square, as large as the longer side stays within ``side``.
     """
     geometry, zoom = record.geometry, _zoom(record.image, side)
     heat = record.to_image(record.from_pixel(*pixel).mean(dim=1))[0].cpu()
     areas = cyclic_shift(areas_of(geometry), (-geometry.shift[0], -geometry.shift[1]))
     areas = areas[0, : geometry.grid[0], : geometry.grid[1], 0]
-    picture = _draw(_heat(seen, heat), enlarge(areas, record.cell, record.image, smooth=False), pixel, zoom)
+    picture = _draw(heat_over(seen, heat), enlarge(areas, record.cell, record.image, smooth=False), pixel, zoom)
     if geometry.is_shifted:
         y, x = (tokens * cell * zoom for tokens, cell in zip(geometry.shift, record.cell, strict=True))
         draw = ImageDraw.Draw(picture)
@@ -223,7 +207,7 @@ def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int)
 
 
 def draw_regions(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -> Image.Image:
-    """The padded picture after the cyclic shift, with its windows and regions; see :func:`draw_attention`."""
+    """The padded picture after the cyclic shift, with its windows and regions; arguments of :func:`draw_attention`."""
     geometry, cell, zoom = record.geometry, record.cell, _zoom(record.image, side)
     padded = (geometry.padded[0] * cell[0], geometry.padded[1] * cell[1])
     moves = (geometry.shift[0] * cell[0], geometry.shift[1] * cell[1])
@@ -249,14 +233,6 @@ def areas_of(geometry: WindowGeometry) -> Tensor:
     windows = torch.arange(count).view(-1, 1, 1).expand(-1, geometry.area, 1)
     regions = region_map(geometry.padded, geometry.window, geometry.shift)[None, :, :, None]
     return (window_reverse(windows, geometry.window, geometry.padded) * 9 + regions).float()
-
-
-def _heat(seen: Tensor, heat: Tensor, top: float | None = None) -> Tensor:
-    """A map ``(h, w)`` in colours over a grey picture, which is visible where the map is low; ``(3, h, w)``."""
-    share = (heat / (top or heat.max().clamp(min=1e-12))).clamp(0, 1)
-    colours = torch.tensor(matplotlib.colormaps["inferno"](share.numpy())[..., :3]).float().permute(2, 0, 1)
-    alpha = 0.2 + 0.6 * share
-    return colours * alpha + (0.2 + 0.6 * seen.mean(dim=0)) * (1 - alpha)
 
 
 def _draw(canvas: Tensor, areas: Tensor, pixel: Pair, zoom: int) -> Image.Image:
@@ -287,10 +263,6 @@ def _zoom(size: Sequence[int], side: int) -> int:
     return max(1, side // max(size))
 
 
-def _caption(name: str, record: BlockAttention) -> str:
-    return name.replace("stage ", "").replace(", block ", ".") + (" shifted" if record.geometry.is_shifted else "")
-
-
 def own_samples(model: Any) -> list[Any]:
     """Pictures to begin with: a photograph that matplotlib brings along, and handwritten digits of this package."""
     import pyarrow.parquet
@@ -302,13 +274,7 @@ def own_samples(model: Any) -> list[Any]:
 
 
 def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
-    """The page of a model, a ``gradio.Blocks`` that is not served yet.
-
-    Args:
-        explorer: The model.
-        title: What to call it.
-        samples: Paths or PIL images to choose from; the page opens with the first.
-    """
+    """The page of a model, a ``gradio.Blocks`` that is not served yet; it opens with the first of the samples."""
     import gradio as gr
 
     answer, look = _questions(explorer)
@@ -429,11 +395,11 @@ def serve(
     Args:
         source: Any model, see :mod:`swin_hf.loading`.
         host: Address to listen on; None for what GRADIO_SERVER_NAME says, as in a Space, else the loopback.
-        port: Port to listen on; the first free one from 7860 on if not given.
+        port: The first free one from 7860 on if not given.
         share: Whether Gradio makes a public address, through its servers.
         samples: Paths of pictures to choose from; by default a photograph and digits.
-        device: One of :data:`swin_hf.predict.DEVICES`.
-        dtype: One of :data:`swin_hf.predict.DTYPES`.
+        device: As ``dtype``, see :func:`swin_hf.predict.load_classifier`.
+        dtype: Likewise.
 
     Returns:
         The ``gradio.Blocks``, with ``local_url`` and ``share_url``; ``block_thread()`` waits until it is interrupted.

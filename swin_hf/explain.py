@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
@@ -36,40 +38,27 @@ from swin_hf.text import one_line
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """The attention of one block in its windows, and methods that move it to the map and to the image.
+    """The attention of one block in its windows, and methods that move it to the map and to the image."""
 
-    Args:
-        stage: Position of the stage, from 0.
-        block: Position of the block in its stage, from 0; odd ones have shifted windows.
-        geometry: How the block cut its map.
-        image: Height and width of the image in pixels.
-        cell: Height and width of a token in pixels of the image.
-        weights: Probabilities, ``(B, nW, h, N, N)`` float32: query tokens before key tokens.
-    """
-
-    stage: int
-    block: int
-    geometry: WindowGeometry
-    image: Pair
-    cell: Pair
-    weights: Tensor
+    stage: int  # from 0
+    block: int  # in its stage, from 0; odd ones have shifted windows
+    geometry: WindowGeometry  # how the block cut its map
+    image: Pair  # height and width in pixels
+    cell: Pair  # height and width of a token in pixels
+    weights: Tensor  # probabilities, (B, nW, h, N, N) float32: query tokens before key tokens
 
     def received(self) -> Tensor:
-        """The attention that every token receives: the sum over the tokens of its window.
+        """The attention that every token receives, ``(B, h, H, W)``: the sum over the tokens of its window.
 
         1 is the average, and what uniform attention gives. Tokens that only pad the map neither give nor receive.
-
-        Returns:
-            ``(B, h, H, W)``.
         """
         looking = (self._places() >= 0).to(self.weights)[:, None, :, None]  # nW, 1, N, 1
         return self._to_map((self.weights * looking).sum(dim=-2))  # B, nW, h, N -> B, h, H, W
 
     def from_token(self, row: int, column: int) -> Tensor:
-        """The attention of one token of the map of this stage: its probabilities in its window, 0 elsewhere.
+        """The attention of one token, ``(B, h, H, W)``: its probabilities in its window, 0 elsewhere.
 
-        Returns:
-            ``(B, h, H, W)``; sums to 1 over the map, less what goes to padding.
+        It sums to 1 over the map, less what goes to padding.
 
         Raises:
             ValueError: If the token is outside the map.
@@ -83,11 +72,7 @@ class BlockAttention:
         return self._to_map(looks)
 
     def from_pixel(self, y: int, x: int) -> Tensor:
-        """The attention of the token that covers pixel ``(y, x)`` of the image; see :meth:`from_token`.
-
-        Raises:
-            ValueError: If the pixel is outside the image.
-        """
+        """As :meth:`from_token`, of the token that covers pixel ``(y, x)`` of the image."""
         if not (0 <= y < self.image[0] and 0 <= x < self.image[1]):
             size = f"{self.image[0]}x{self.image[1]}"
             raise ValueError(f"pixel ({y}, {x}) is outside the {size} image; give row and column, from 0 on")
@@ -117,14 +102,14 @@ def attention_maps(model: nn.Module, pixel_values: Tensor) -> list[BlockAttentio
     """Record the attention of every block of every stage; the model's own outputs have the last block of each only.
 
     Args:
-        model: Any model of this family, or a module that holds one. Its mode, hooks and gradients do not change.
+        model: Any model of this package, or a module that holds one. Its mode, hooks and gradients do not change.
         pixel_values: Images, ``(B, channels, height, width)``, as the model takes them; any size.
 
     Returns:
         One entry for each block that ran, from the first stage to the last.
 
     Raises:
-        TypeError: If there is no Swin of this family in the model.
+        TypeError: If there is no Swin of this package in the model.
         ValueError: If the images do not fit the model.
     """
     twin = _twin(model)
@@ -163,43 +148,49 @@ def grad_cam(
     enlarged to the image, smallest value 0 and largest 1. It is 0 everywhere if no part raises the score.
 
     Args:
-        model: Image classifier of this family, or a module that holds one and returns its logits. Its mode,
-            hooks and gradients do not change.
+        model: Classifier or segmenter of this package, or a module that holds one and returns its logits; unchanged.
         pixel_values: Images, ``(B, channels, height, width)``, as the model takes them; any size.
         target: Class number, for all images or one for each; by default the predicted class.
         stage: Stage to look at, from 0; negative ones count from the last. The map is taken where its last block
             reads it, at ``norm1``: before the residual stream is normalised, gradient and activation are
             perpendicular, and nothing of use is left in their product.
-        layer: Module of ``model`` to look at instead; its output is a map ``(B, H, W, C)``.
+        layer: Module of ``model`` to look at instead, whose output is a map ``(B, H, W, C)``.
         pixel: Row and column whose score is meant, of a segmenter; the mean over all pixels if not given.
 
     Returns:
         ``(B, height, width)`` float32 in [0, 1], in pixels of the images.
 
     Raises:
-        TypeError: If there is no Swin of this family in the model, or it gives no logits.
+        TypeError: If there is no Swin of this package in the model, or it gives no logits.
         ValueError: If there is no such stage or class, or the layer is not part of the model or gives no map.
     """
-    twin = _twin(model)
+    twin, image = _twin(model), (pixel_values.shape[-2], pixel_values.shape[-1])
     if layer is None:
-        looked_at = _attention_norm(_stages(twin)[_check_stage(stage, twin)], -1)
+        last = _stages(twin)[_check_stage(stage, twin)]
+        looked_at = last.get_submodule(f"blocks.{len(last.blocks) - 1}.norm1")
     else:
-        looked_at = twin.get_submodule(_name_of(layer, model))
+        names = [name for name, module in getattr(model, "_orig_mod", model).named_modules() if module is layer]
+        if not names:
+            raise ValueError(f"the layer {type(layer).__name__} is not a part of the model; give one that is")
+        looked_at = twin.get_submodule(names[0])
     maps: list[Tensor] = []
     looked_at.register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.inference_mode(False), torch.enable_grad():
         images = pixel_values.detach().clone().to(next(twin.parameters()).device)
         # The gradient is taken through the images, so that frozen parameters do not matter.
-        logits = _logits(twin(images.requires_grad_()), model, pixel, images.shape[-2:])
+        logits = _logits(twin(images.requires_grad_()), model, pixel, image)
         if not maps or not isinstance(maps[0], Tensor) or maps[0].ndim != 4:
             raise ValueError("the layer gives no map (B, H, W, C); choose a norm, such as stages[0].blocks[-1].norm1")
-        targets = _targets(target, logits)
-        score = logits.gather(1, targets[:, None]).sum()
+        score = logits.gather(1, _targets(target, logits)[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, maps[0])  # B, H, W, C
-    activation = maps[0].detach().float()
-    cam = (gradient.float().mean(dim=(1, 2), keepdim=True) * activation).sum(dim=-1).relu()  # B, H, W
-    image = (pixel_values.shape[-2], pixel_values.shape[-1])
-    cam = enlarge(cam, _cell_of_map(twin, image, cam), image, smooth=True)
+    weights = gradient.float().mean(dim=(1, 2), keepdim=True)
+    cam = (weights * maps[0].detach().float()).sum(dim=-1).relu()  # B, H, W
+    cells = [_cell(twin, stage) for stage in range(len(_stages(twin)))]
+    height, width = cam.shape[1:]
+    found = [(y, x) for y, x in cells if (height, width) == (-(-image[0] // y), -(-image[1] // x))]
+    if not found:
+        raise ValueError(f"the layer gives maps of {height}x{width}; no stage has maps of that size")
+    cam = enlarge(cam, found[0], image, smooth=True)
     cam = cam - cam.amin(dim=(1, 2), keepdim=True)
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
 
@@ -207,7 +198,6 @@ def grad_cam(
 class Explanation(NamedTuple):
     """Maps over one image, ``(height, width)`` each, one for each stage or for each block of one stage."""
 
-    target: int  # class of grad_cam
     pixel: Pair  # row and column of the pixel that attention_from starts at
     names: list[str]  # of each stage or block
     grad_cam: list[Tensor]
@@ -216,19 +206,14 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    model: nn.Module,
-    pixel_values: Tensor,
-    target: int | None = None,
-    *,
-    stage: int | None = None,
-    pixel: Pair | None = None,
+    model: nn.Module, pixel_values: Tensor, target: int, *, stage: int | None = None, pixel: Pair | None = None
 ) -> Explanation:
     """Compute the maps that ``swin-hf explain`` draws.
 
     Args:
-        model: Image classifier of this family; it is left as it is.
+        model: Classifier or segmenter of this package.
         pixel_values: One image, ``(1, channels, height, width)``, as the model takes it.
-        target: Class number for Grad-CAM; by default the predicted class.
+        target: Class number for Grad-CAM.
         stage: Show every block of this stage, from 0; by default the last block of every stage.
         pixel: Row and column of the pixel whose attention is shown; by default where the last Grad-CAM is highest.
 
@@ -246,21 +231,14 @@ def explain(
         number = _check_stage(stage, twin)
         blocks = [(number, block) for block in range(len(stages[number].blocks))]
         names = [f"stage {number + 1}, block {block + 1}" for _, block in blocks]
-    if target is None:
-        with torch.no_grad():
-            outputs = twin(pixel_values.to(next(twin.parameters()).device))
-            target = int(_logits(outputs, model, pixel, pixel_values.shape[-2:]).argmax())
-    cams = [
-        grad_cam(twin, pixel_values, target, layer=_attention_norm(stages[number], block), pixel=pixel)[0]
-        for number, block in blocks
-    ]
+    layers = [stages[number].get_submodule(f"blocks.{block}.norm1") for number, block in blocks]
+    cams = [grad_cam(twin, pixel_values, target, layer=layer, pixel=pixel)[0] for layer in layers]
     if pixel is None:
         peak = int(cams[-1].argmax())
         pixel = (peak // cams[-1].shape[1], peak % cams[-1].shape[1])
     attention = {(entry.stage, entry.block): entry for entry in attention_maps(twin, pixel_values)}
     chosen = [attention[place] for place in blocks]
     return Explanation(
-        target=target,
         pixel=pixel,
         names=names,
         grad_cam=cams,
@@ -269,28 +247,19 @@ def explain(
     )
 
 
-def draw_explanation(explanation: Explanation, picture: Tensor, title: str, class_name: str | None = None) -> Figure:
-    """Draw the maps over the picture, each with its colour bar.
-
-    Args:
-        explanation: What :func:`explain` returned.
-        picture: The image that the model saw, ``(channels, height, width)`` in [0, 1].
-        title: Title of the picture.
-        class_name: Name of the class of Grad-CAM; by default its number.
-    """
+def draw_explanation(explanation: Explanation, picture: Tensor, title: str, class_name: str) -> Figure:
+    """Draw the maps over the picture that the model saw, ``(channels, height, width)`` in [0, 1]."""
     height, width = picture.shape[-2:]
     lines = len(explanation.names)
     figure = Figure(figsize=(12.0, 0.5 + 2.6 * lines * min(1.5, height / width)), layout="constrained")
     grid = figure.add_gridspec(lines, 4, width_ratios=(0.9, 1, 1, 1))
-    pixels = picture.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()  # height, width, channels
-    grey = pixels.mean(axis=-1)
+    picture = picture.float().clamp(0, 1).cpu().expand(3, -1, -1)
     original = figure.add_subplot(grid[0, 0])
-    original.imshow(pixels if pixels.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=1)
+    original.imshow(picture.permute(1, 2, 0).numpy())
     wrapped = "\n".join(textwrap.fill(line, 30) for line in title.split("\n"))  # wrap=True would parse formulas
     original.set_title(wrapped, fontsize=11, parse_math=False)
     marked = [original]
-    target = class_name or f"class {explanation.target}"
-    target = one_line(target.partition(",")[0] or target, 14)  # those of ImageNet have up to a hundred letters
+    target = one_line(class_name.partition(",")[0] or class_name, 14)  # those of ImageNet have up to a hundred letters
     kinds = (
         (f"Grad-CAM for {target}", explanation.grad_cam, 1.0),
         ("attention received", explanation.received, None),
@@ -299,12 +268,9 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     for place, (kind, maps, top) in enumerate(kinds, start=1):
         for line, (name, heat) in enumerate(zip(explanation.names, maps, strict=True)):
             ax = figure.add_subplot(grid[line, place])
-            ax.imshow(grey, cmap="gray", vmin=-0.3, vmax=1.3)
-            # The picture is visible where the map is low.
-            values = heat.cpu().numpy()
-            share = (values / (top or values.max() or 1)).clip(0, 1)
-            layer = ax.imshow(values, cmap="inferno", alpha=0.2 + 0.6 * share, vmin=0, vmax=top)
-            scale = ScalarMappable(layer.norm, layer.cmap)  # the layer itself is transparent in places
+            heat = heat.cpu()
+            ax.imshow(heat_over(picture, heat, top).permute(1, 2, 0).numpy())
+            scale = ScalarMappable(Normalize(0, top or float(heat.max())), "inferno")
             bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0, 0.05, 1)), ticks=MaxNLocator(4))
             bar.ax.tick_params(labelsize=8)
             ax.set_title(f"{kind}, {name}", fontsize=10, parse_math=False)
@@ -318,6 +284,14 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
         ax.set_yticks([0, height - 1])
         ax.tick_params(labelsize=8)
     return figure
+
+
+def heat_over(picture: Tensor, heat: Tensor, top: float | None = None) -> Tensor:
+    """A map ``(h, w)`` in colours over a picture ``(3, h, w)`` in grey, which is visible where the map is low."""
+    share = (heat / (top or heat.max().clamp(min=1e-12))).clamp(0, 1)
+    colours = torch.tensor(colormaps["inferno"](share.numpy())[..., :3]).float().permute(2, 0, 1)
+    alpha = 0.2 + 0.6 * share
+    return colours * alpha + (0.2 + 0.6 * picture.mean(dim=0)) * (1 - alpha)
 
 
 def as_seen(pixels: Tensor, processor: Any) -> Tensor:
@@ -337,16 +311,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
-    """Enlarge maps to the size of the image; padding is cut off, so that the map is not distorted.
+    """Enlarge maps ``(..., H, W)`` to pixels of the image, ``(..., height, width)``; what pads the image is cut off.
 
-    Args:
-        maps: ``(..., H, W)``.
-        cell: Height and width of a token in pixels.
-        image: Height and width of the image in pixels.
-        smooth: Interpolate between the centres of the cells, rather than fill every cell with its value.
-
-    Returns:
-        ``(..., height, width)``.
+    A token has ``cell`` pixels, which all get its value; ``smooth`` interpolates between the centres of the cells.
     """
     size = (maps.shape[-2] * cell[0], maps.shape[-1] * cell[1])
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
@@ -358,7 +325,7 @@ def _twin(model: nn.Module) -> nn.Module:
     """A copy of the model that shares its weights, in evaluation mode, for hooks of our own."""
     model = getattr(model, "_orig_mod", model)  # the module inside torch.compile's wrapper
     if not _stages(model):
-        raise TypeError(f"{type(model).__name__} holds no Swin of this family; load one with load_checkpoint()")
+        raise TypeError(f"{type(model).__name__} holds no Swin of this package; load one with load_checkpoint()")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin: nn.Module = copy.deepcopy(model, shared)
     return twin.eval()
@@ -375,21 +342,6 @@ def _cell(model: nn.Module, stage: int) -> Pair:
     return rows * 2**stage, columns * 2**stage
 
 
-def _cell_of_map(model: nn.Module, image: Pair, maps: Tensor) -> Pair:
-    """Pixels of a token of maps ``(B, H, W)``: those of the stage that has maps of this size."""
-    for stage in range(len(_stages(model))):
-        cell = _cell(model, stage)
-        if tuple(maps.shape[1:]) == (-(-image[0] // cell[0]), -(-image[1] // cell[1])):
-            return cell
-    raise ValueError(f"the layer gives maps of {maps.shape[1]}x{maps.shape[2]}; no stage has maps of that size")
-
-
-def _attention_norm(stage: SwinHFStage, block: int) -> nn.Module:
-    """The norm whose output the attention of a block reads: of that map, Grad-CAM is taken."""
-    layer: nn.Module = stage.get_submodule(f"blocks.{block % len(stage.blocks)}.norm1")
-    return layer
-
-
 def _check_stage(stage: int, model: nn.Module) -> int:
     """The number of a stage from 0, of one that may be counted from the last."""
     count = len(_stages(model))
@@ -398,22 +350,15 @@ def _check_stage(stage: int, model: nn.Module) -> int:
     return stage % count
 
 
-def _logits(outputs: Any, model: nn.Module, pixel: Pair | None, size: Sequence[int]) -> Tensor:
+def _logits(outputs: Any, model: nn.Module, pixel: Pair | None, size: Pair) -> Tensor:
     """Logits ``(B, classes)`` of a model's output; of a segmenter, those of a pixel of the images, or their mean."""
     logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if isinstance(logits, Tensor) and logits.ndim == 4:
-        whole = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+        whole = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
         logits = whole.mean(dim=(2, 3)) if pixel is None else whole[:, :, pixel[0], pixel[1]]
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise TypeError(f"{type(model).__name__} gives no logits; give a classifier or a segmenter")
     return require_finite(logits)
-
-
-def _name_of(layer: nn.Module, model: nn.Module) -> str:
-    for name, module in getattr(model, "_orig_mod", model).named_modules():
-        if module is layer:
-            return str(name)
-    raise ValueError(f"the layer {type(layer).__name__} is not a part of {type(model).__name__}; give one that is")
 
 
 def _targets(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:

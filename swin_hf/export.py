@@ -6,6 +6,7 @@ image size is fixed, because padding and shift are decided while the graph is tr
 """
 
 import copy
+import importlib.util
 import io
 import json
 import math
@@ -43,30 +44,17 @@ Engine = Callable[[Tensor], Tensor]  # images (B, channels, height, width) to lo
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The written file, and how its logits compare with the model's.
-
-    Args:
-        path: The file.
-        engine: Engine and version that ran it.
-        form: Format, opset and number type.
-        image_size: Height and width in pixels that it takes.
-        largest_difference: Largest absolute difference of a logit, over all batches that were compared.
-        correlation: Of the engine's logits with the model's, each without its mean over the pictures; 0 for an engine
-            that gives the same answer for every picture.
-        agreement: Share of the pictures for which both name the same class.
-        engine_ms: Milliseconds for a batch of 8 in the engine, the fastest of five.
-        model_ms: The same in the model, eager, on the same machine.
-    """
+    """The written file, and how its logits compare with the model's."""
 
     path: Path
-    engine: str
-    form: str
-    image_size: Pair
-    largest_difference: float
-    correlation: float
-    agreement: float
-    engine_ms: float
-    model_ms: float
+    engine: str  # that ran it, and its version
+    form: str  # format, opset and number type
+    image_size: Pair  # pixels that it takes
+    largest_difference: float  # of a logit, over all batches that were compared
+    correlation: float  # of the logits from picture to picture; 0 for an engine that always gives the same answer
+    agreement: float  # share of the pictures for which both name the same class
+    engine_ms: float  # for a batch of 8, the fastest of five
+    model_ms: float  # likewise, on the same machine
 
     def __str__(self) -> str:
         height, width = self.image_size
@@ -134,7 +122,7 @@ def export_onnx(
 
             quantize_dynamic(str(temporary), str(temporary), weight_type=QuantType.QInt8)
         proto = onnx.load(str(temporary))
-        onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in _facts(model, size).items()})
+        onnx.helper.set_model_props(proto, _facts(model, size))
         onnx.save(proto, str(temporary))
         onnx.checker.check_model(str(temporary))
         form = f"ONNX opset {OPSET} {'int8 (dynamic)' if int8 else 'fp32'}"
@@ -189,7 +177,7 @@ def export_openvino(
                 subset_size=len(batches),
             )
         for key, value in _facts(model, size).items():
-            converted.set_rt_info(json.dumps(value), ["swin_hf", key])
+            converted.set_rt_info(value, ["swin_hf", key])
         openvino.save_model(converted, str(temporary), compress_to_fp16=False)
         form = f"OpenVINO {'fp32' if calibration is None else 'int8 (calibrated)'}"
         engine = f"OpenVINO {openvino.__version__.split('-')[0]}"
@@ -211,9 +199,8 @@ def export_torch(
     """
     size, images = _prepare(model, image_size, images)
     with _destination(path, ".pt2", overwrite) as temporary:
-        facts = {key: json.dumps(value) for key, value in _facts(model, size).items()}
         content = io.BytesIO()  # given a path on a full disk, torch 2.14 aborts the process
-        torch.export.save(_program(model, images), content, extra_files=facts)
+        torch.export.save(_program(model, images), content, extra_files=_facts(model, size))
         temporary.write_bytes(content.getbuffer())
         engine = f"torch {torch.__version__}"
         return compare(model, _torch_engine(temporary), images, path, engine, "torch.export fp32", tolerance)
@@ -222,12 +209,9 @@ def export_torch(
 def load_engine(path: str | os.PathLike[str]) -> Engine:
     """Open an exported file as a function from normalised images to logits.
 
-    Args:
-        path: A file of one of the functions above: ``*.onnx``, ``*.xml`` or ``*.pt2``.
-
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If its name ends otherwise.
+        ValueError: If its name does not end in ``.onnx``, ``.xml`` or ``.pt2``.
         ImportError: If its engine is not installed.
     """
     path = Path(path)
@@ -297,7 +281,7 @@ def _prepare(
     if image_size is None:
         size = model.config.image_hw
     else:
-        size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
     # The first stage holds the most: its map, normalised too, and the four times wider one of its MLP.
     patch = math.prod(model.swin.embeddings.patch_embeddings.kernel_size)
     check_batch(BATCHES[-1], model.config.num_channels + 6 * model.config.embed_dim // patch, size)
@@ -311,8 +295,10 @@ def _prepare(
     return size, images.float()
 
 
-def _facts(model: SwinHFForImageClassification, size: Pair) -> dict[str, Any]:
-    return {"id2label": model.config.id2label, "image_size": size, "model_type": model.config.model_type}
+def _facts(model: SwinHFForImageClassification, size: Pair) -> dict[str, str]:
+    """What is stored in the file, as JSON by name."""
+    facts = {"id2label": model.config.id2label, "image_size": size, "model_type": model.config.model_type}
+    return {name: json.dumps(value) for name, value in facts.items()}
 
 
 @torch.no_grad()
@@ -327,8 +313,6 @@ def compare(
     int8: bool = False,
 ) -> ExportReport:
     """Compare a written file, which ``run`` opened, with the model on several batches, and time both on the largest.
-
-    Path, engine and form are those of the report; the tolerance is the largest difference of a logit, if it is given.
 
     Raises:
         RuntimeError: If the logits differ by more than the tolerance, or do not follow the pictures as the model's do.
@@ -391,9 +375,7 @@ def _milliseconds(engine: Callable[[Tensor], Any], images: Tensor) -> float:
 
 
 def _require(extra: str, *packages: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} is not installed; run: pip install 'swin-hf[{extra}]'")
 

@@ -39,8 +39,7 @@ class WriteError(OSError):
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the name of a temporary file, which replaces ``path`` when the block ends; the folder of ``path`` is made.
 
-    Raises:
-        WriteError: If the disk is full or the folder cannot be written to; the old file is as it was.
+    A full disk or a missing permission is a :class:`WriteError`, and the old file is as it was.
     """
     path = Path(path)
     with temporary_folder(path) as folder:
@@ -51,13 +50,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty temporary folder that replaces ``path`` when the block ends.
-
-    The old folder is removed only when the new one is in its place.
-
-    Raises:
-        WriteError: If the disk is full or the folder cannot be written to; the old folder is as it was.
-    """
+    """As :func:`replacing`, for a folder; the old one is removed only when the new one is in its place."""
     path = Path(path)
     retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
     try:
@@ -74,11 +67,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder in the folder of ``path``, for what will be ``path``; it is removed when the block ends.
-
-    Raises:
-        WriteError: As :func:`replacing` does.
-    """
+    """Give an empty folder next to ``path``, for what will be ``path``; it is removed when the block ends."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,17 +88,12 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            path = Path(place, name)
-            if retired := _RETIRED.fullmatch(name):
-                original = path.with_name(retired["name"])
-                if not original.exists():
-                    path.rename(original)
-                    continue
-            elif not _PARTIAL.fullmatch(name):
-                continue
-            if path.is_dir():
+            path, retired = Path(place, name), _RETIRED.fullmatch(name)
+            if retired and not path.with_name(retired["name"]).exists():
+                path.rename(path.with_name(retired["name"]))
+            elif (retired or _PARTIAL.fullmatch(name)) and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            else:
+            elif retired or _PARTIAL.fullmatch(name):
                 path.unlink(missing_ok=True)
 
 
@@ -124,9 +108,6 @@ def remove_leftovers_of(path: Path) -> None:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
             except (PermissionError, OverflowError):  # another user's process; no number of a process
                 continue
-
-
-_STREAM_BLOCK = 2**20  # bytes; less is free when a writer has filled a disk
 
 
 def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
@@ -145,10 +126,8 @@ def full_disk(
 ) -> "WriteError | None":
     """The message for a full disk, whatever error a library raised for it; None for other errors.
 
-    Args:
-        error: What was raised.
-        folders: Folders that may be full, besides the home and the folder of temporary files.
-        path: The file, if it is known. Few errors name it; without a name, the folder with the least room is named.
+    It names the file ``path``, if that or the error says which, else the one of ``folders``, the home and the folder of
+    temporary files that has the least room.
     """
     while error is not None:
         if isinstance(error, WriteError):
@@ -158,28 +137,20 @@ def full_disk(
             said = str(error)
             number = next((n for n in _NO_ROOM if f"(os error {n})" in said or f"[Errno {n}]" in said), None)
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in said else number
-            if "iostream error" in said and path is not None and _free_bytes(path) < _STREAM_BLOCK:
-                number = errno.ENOSPC  # all that C++ says, OpenVINO's writer for one; the disk is filled to the end
+            if "iostream error" in said and path is not None and _free_bytes(path) < 2**20:
+                number = errno.ENOSPC  # all that C++ says, OpenVINO's writer for one, when it has filled a disk
         if number in _NO_ROOM:
             named = path or getattr(error, "filename", None)
             named = named or min((*folders, tempfile.gettempdir(), Path.home()), key=_free_bytes)
+            free = _free_bytes(named)
+            size = f"{free / 2**30:.1f} GiB" if free >= 2**30 else f"{free / 2**20:.1f} MiB"
             return WriteError(
                 number,
-                f"{named} cannot be written: {_NO_ROOM[number]} ({free_space(named)} free there); make room and run the"
-                " same command again",
+                f"{named} cannot be written: {_NO_ROOM[number]} ({size} free there); make room and run the same command"
+                " again",
             )
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
-
-
-def free_space(path: str | os.PathLike[str]) -> str:
-    """Free space on the disk of a file that may not exist yet, such as ``12.3 GiB``."""
-    size = float(_free_bytes(path))
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def _free_bytes(path: str | os.PathLike[str]) -> int:

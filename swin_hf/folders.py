@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,23 +37,16 @@ _REMEDY = f"convert them, to PNG or JPEG for example (pictures are files with on
 
 @dataclass
 class PictureFolder:
-    """What a folder of pictures holds.
+    """What a folder of pictures holds; the rows of a split are sorted by class and path."""
 
-    Attributes:
-        splits: Columns ``image`` (paths, not decoded) and, with labels, ``label`` (a ClassLabel), sorted by path.
-        class_names: Name of each class id; empty without labels.
-        left_out: Files of each class that are not used although they may be pictures.
-        notes: A sentence for each kind of file or folder that is not used, or used in an unexpected way.
-    """
-
-    splits: dict[str, Dataset]
-    class_names: list[str]
-    left_out: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    splits: dict[str, Dataset] = field(default_factory=dict)  # columns ``image`` (paths) and ``label`` (a ClassLabel)
+    class_names: list[str] = field(default_factory=list)  # by class id; empty without labels
+    left_out: dict[str, int] = field(default_factory=dict)  # files of each class, not used, that may be pictures
+    notes: list[str] = field(default_factory=list)  # on what is not used, or used in an unexpected way
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's name means, in upper or lower case: ``train``, ``validation``, ``test``."""
+    """The split that a folder's name means, in upper or lower case: ``train``, ``validation``, ``test``."""
     return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 
@@ -72,11 +65,7 @@ def is_picture_folder(folder: str | os.PathLike[str]) -> bool:
 
 
 def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Find the pictures of a folder and of all folders below it, links followed.
-
-    Returns:
-        Paths of the pictures, sorted folder by folder; and a sentence on the files that are not used, if there are any.
-    """
+    """Paths of all pictures below a folder, sorted folder by folder; and a sentence on the files that are not used."""
     pictures, unused = _pictures_and_others(_files(os.fspath(folder)))
     return pictures, [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
 
@@ -115,7 +104,7 @@ def read_splits(roots: Mapping[str, str], labelled: bool = True) -> PictureFolde
     from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
     from datasets.table import InMemoryTable
 
-    content = PictureFolder({}, [])
+    content = PictureFolder()
     read = _classes if labelled else _unlabelled
     found = {split: read(os.path.abspath(root), content) for split, root in roots.items()}
     features = Features({"image": Image(decode=False)})
@@ -157,18 +146,14 @@ def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool
     return roots
 
 
-def _holds_class_folders(folder: str, files: Iterable[str]) -> bool:
+def _holds_class_folders(folder: str, files: Sequence[str]) -> bool:
     """Whether most pictures of a folder are in folders inside of it."""
     below = [os.path.dirname(path) != folder for path in files if is_picture(path)]
     return 2 * sum(below) > len(below)
 
 
 def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: int) -> list[str]:
-    """A note on the folders next to those of the splits, which are not read.
-
-    Raises:
-        ValueError: If they hold more files than the splits, so that the splits may be classes.
-    """
+    """A note on the folders next to those of the splits; ValueError if they hold more files: all may be classes."""
     held = {name: sum(map(is_picture, files)) for name, files in others.items()}
     names = ", ".join(f"{name} ({count} pictures)" for name, count in held.items() if count)
     if sum(held.values()) > in_splits:
@@ -180,18 +165,14 @@ def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: i
 
 
 def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
-    """Pictures of each class folder; files that are not used are added to ``content``.
-
-    Raises:
-        ValueError: If there is no class folder, or most files of one are not used.
-    """
+    """Pictures of each class folder; files that are not used are added to ``content``."""
     folders, loose = _entries(root)
     classes: dict[str, list[str]] = {}
     for name in folders:
         folder = os.path.join(root, name)
         files = _files(folder, [_identity(root)])
         pictures, unused = _pictures_and_others(files)
-        lost = [path for path in unused if _may_be_picture(path)]
+        lost = [path for path in unused if not path.lower().endswith(_DESCRIPTIONS)]  # they may be pictures
         if len(lost) > len(pictures):
             raise ValueError(
                 f"most files of class {name!r} cannot be used ({len(lost)} of {len(lost) + len(pictures)}):"
@@ -216,7 +197,6 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
 
 
 def _no_classes(loose: Sequence[str]) -> str:
-    """Why a folder has no classes, and what to do."""
     layout = "sort them into one folder for each class, FOLDER/CLASS/PICTURE"
     pictures = [path for path in loose if is_picture(path)]
     archives = [path for path in loose if path.lower().endswith(ARCHIVES)]
@@ -234,7 +214,7 @@ def _unlabelled(root: str, content: PictureFolder) -> dict[str, list[str]]:
     """All pictures of a folder, as those of a class without a name."""
     files = _files(root)
     pictures, unused = _pictures_and_others(files)
-    if not pictures or sum(map(_may_be_picture, unused)) > len(pictures):
+    if not pictures or sum(not path.lower().endswith(_DESCRIPTIONS) for path in unused) > len(pictures):
         raise ValueError(
             f"{root}: {len(pictures)} of {len(files)} files are pictures; found {_kinds(files) or 'nothing'}; {_REMEDY}"
         )
@@ -267,13 +247,7 @@ def is_picture(path: str) -> bool:
 
 
 def _pictures_and_others(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The pictures among files, and the others."""
     return [path for path in files if is_picture(path)], [path for path in files if not is_picture(path)]
-
-
-def _may_be_picture(path: str) -> bool:
-    """Whether an unused file may be a picture: all files but texts that describe pictures."""
-    return not path.lower().endswith((*PICTURE_SUFFIXES, *_DESCRIPTIONS))
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:

@@ -64,8 +64,7 @@ def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             the bytes of one picture on standard input.
 
     Returns:
-        The pictures in the order of the arguments, each folder and pattern sorted, none twice; and a sentence for
-        each argument that leads to none.
+        The pictures in the order of the arguments, none twice; and a sentence for each argument that leads to none.
     """
     pictures: dict[str, None] = {}  # an ordered set
     problems = []
@@ -82,18 +81,16 @@ def _pictures_of(argument: str) -> list[str]:
         return [argument]
     path = Path(argument)
     if path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
-        if not found:
-            known = " ".join(PICTURE_SUFFIXES)
-            raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
-        return found
+        if found := sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES):
+            return found
+        known = " ".join(PICTURE_SUFFIXES)
+        raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
     if path.exists():
         return [argument]
     if glob.has_magic(argument):
-        matches = sorted(glob.glob(argument, recursive=True))
-        if not matches:
-            raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
-        return [picture for match in matches for picture in _pictures_of(match)]
+        if matches := sorted(glob.glob(argument, recursive=True)):
+            return [picture for match in matches for picture in _pictures_of(match)]
+        raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
     raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")
 
 
@@ -101,21 +98,18 @@ def _is_address(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def read_picture(source: str, mode: str | int = "RGB", processor: BaseImageProcessor | None = None) -> Any:
-    """Read one picture as training does, see :func:`swin_hf.processing.decode_picture`.
+def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcessor | None = None) -> Any:
+    """Read one picture of a path, an http(s) address or standard input (``-``) as training does.
 
-    Args:
-        source: A path, an http(s) address, or ``-`` for standard input.
-        mode: PIL mode that the model wants, ``"RGB"`` or ``"L"``, or its number of channels.
-        processor: Image processor of the model, which knows the colour behind transparent pixels and the white of
-            grey pictures of 16 bits; if not given, white and 65535.
+    It is what :func:`swin_hf.processing.decode_picture` returns for ``num_channels``. The image processor of a model
+    knows the colour behind transparent pixels and the white of 16-bit grey; without it, they are white and 65535.
 
     Raises:
         PictureError: If it cannot be fetched, opened or decoded.
     """
     cell = _stream(source)
     try:
-        return decode_picture(cell, mode if isinstance(mode, int) else len(mode), **decoding(processor))
+        return decode_picture(cell, num_channels, **decoding(processor))
     except UnreadablePictureError as error:
         cause, reason = error.__cause__, "it is not a picture, or a damaged one"  # a decoder's own errors say no more
         is_of_system = isinstance(cause, OSError) and cause.errno is not None
@@ -145,20 +139,16 @@ def _stream(source: str) -> bytes | str:
 def load_classifier(
     source: str, *, device: str = "auto", dtype: str = "auto", segments: bool = False
 ) -> tuple[Any, BaseImageProcessor]:
-    """Load a classifier, wherever it is, and the image processor that belongs to it.
-
-    Weights and configuration have to agree: no layer runs with random values.
+    """Load a classifier and the image processor that belongs to it; no layer runs with random values.
 
     Args:
-        source: A folder, also that of a training run; a checkpoint file in any layout; or a repository of anyone's Swin
-            on the Hub, see :mod:`swin_hf.loading`.
+        source: Any model, see :mod:`swin_hf.loading`.
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
         segments: Whether a segmenter, which classifies each pixel, is taken too.
 
     Returns:
-        The model in evaluation mode, and its image processor; where the source has none, that of the published models
-        of its size.
+        The model in evaluation mode, and its image processor: that of the released models of its size if it has none.
 
     Raises:
         ValueError: If there is no such model, or it is not a classifier, or the device or dtype does not exist.
@@ -213,16 +203,23 @@ def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
     return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
 
 
+def class_number(text: str, names: dict[int, str]) -> int:
+    """The class that a user means: its name, else its number; ValueError if there is none."""
+    for index, name in names.items():
+        if name == text:
+            return index
+    if text.isdigit() and int(text) in names:
+        return int(text)
+    some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
+    raise ValueError(f"{text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}")
+
+
 def prepare(
     model: SwinHFForImageClassification, processor: BaseImageProcessor, pictures: Sequence[Image | Tensor]
 ) -> list[Tensor]:
     """Turn pictures into what the model takes, ``(channels, height, width)`` each, on its device and in its dtype."""
-    return [_pixels_of(processor, picture).to(model.device, model.dtype) for picture in pictures]
-
-
-def _pixels_of(processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
-    pixels: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    return pixels
+    prepared = [processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in pictures]
+    return [pixels.to(model.device, model.dtype) for pixels in prepared]
 
 
 def classify(
@@ -232,18 +229,11 @@ def classify(
     *,
     top_k: int = 5,
 ) -> list[list[Guess]]:
-    """Classify pictures.
-
-    Args:
-        model: A classifier.
-        processor: Its image processor.
-        pictures: PIL images in the mode of the model, see :func:`picture_mode`, or what :func:`read_picture` returns
-            for another number of channels; any sizes.
-        top_k: How many classes for each picture.
+    """Classify pictures of any sizes, which :func:`read_picture` returned for the model's number of channels.
 
     Returns:
-        For each picture its classes, the most probable first. Scores are probabilities: a softmax over the classes, or
-        a sigmoid each for a model of several labels an image; the bare output for a regression.
+        For each picture its ``top_k`` classes, the most probable first. Scores are probabilities: a softmax over the
+        classes, or a sigmoid each for a model of several labels an image; the bare output for a regression.
 
     Raises:
         ValueError: If a score is NaN or infinite.
@@ -252,13 +242,12 @@ def classify(
 
 
 def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
-    """As :func:`classify`, for pictures that :func:`prepare` made tensors of."""
+    """As :func:`classify`, of what :func:`prepare` returned."""
     import torch
 
-    pixels = [tensor.to(model.device, model.dtype) for tensor in pixels]
     alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
     with torch.inference_mode():
-        batches = [torch.stack(pixels)] if alike else [tensor[None] for tensor in pixels]
+        batches = [torch.stack(tuple(pixels))] if alike else [tensor[None] for tensor in pixels]
         logits = require_finite(torch.cat([model(batch).logits.float() for batch in batches]))  # B, num_labels
     problem = model.config.problem_type
     if problem == "regression":
@@ -275,18 +264,13 @@ def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor
     ]
 
 
-def picture_mode(model: SwinHFForImageClassification) -> str:
-    """PIL mode that a model takes.
-
-    Raises:
-        ValueError: If it takes another number of channels than pictures have.
-    """
+def check_drawable(model: SwinHFForImageClassification) -> None:
+    """Raise ValueError for a model of other pictures than those of 1 or 3 channels, on which maps can be drawn."""
     channels = model.config.num_channels
     if channels not in (1, 3):
         raise ValueError(
             f"the model takes {channels} channels, and this draws on pictures of 1 or 3; call it from Python instead"
         )
-    return "L" if channels == 1 else "RGB"
 
 
 def predict(
@@ -297,23 +281,16 @@ def predict(
     top_k: int = 5,
     batch_size: int = 16,
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
-    """Classify many pictures in batches, reading the next while the model works on the last.
+    """Classify what :func:`find_pictures` found in batches, reading the next while the model works on the last.
 
     A picture is shrunk in the thread that read it: as many are held in full size as there are threads, whatever the
     batch.
 
-    Args:
-        model: A classifier.
-        processor: Its image processor.
-        sources: What :func:`find_pictures` found.
-        top_k: How many classes for each picture, of a model that chooses one.
-        batch_size: Pictures in a batch.
-
     Yields:
-        Each source in order, with its classes or with the reason why it cannot be read. Of a model of several labels an
-        image, the classes that are more probable than not, which may be none; of a regression, all its numbers.
+        Each source in order, with its ``top_k`` classes or with the reason why it cannot be read. Of a model of several
+        labels an image, the classes that are more probable than not, which may be none; of a regression, all numbers.
     """
-    mode, problem = model.config.num_channels, model.config.problem_type
+    problem = model.config.problem_type
     if problem in ("multi_label_classification", "regression"):
         top_k = len(class_names(model))
 
@@ -324,7 +301,7 @@ def predict(
 
     def read(source: str) -> Tensor | PictureError:
         try:
-            return _pixels_of(processor, read_picture(source, mode, processor))
+            return prepare(model, processor, [read_picture(source, model.config.num_channels, processor)])[0]
         except PictureError as error:
             return error
 

@@ -18,9 +18,6 @@ def check_range(name: str, value: Any, interval: str) -> None:
         name: What the message calls it.
         value: Number, a list of numbers, or None, which is never refused.
         interval: As mathematics writes it, such as ``[0, 1)``; ``inf`` for no limit. Infinity itself is never inside.
-
-    Raises:
-        ValueError: Names the option, the value and the interval.
     """
     for number in value if isinstance(value, list | tuple) else [value]:
         if number is not None and not _is_inside(number, interval):
@@ -44,11 +41,7 @@ class Options:
     group: ClassVar[str | None] = None  # what messages call it; the name of its class if not given
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ValueError: Names the option after its group (``splits.seed``), its value and what it may be.
-        """
+        """Raise ValueError with the option after its group (``splits.seed``), its value and what it may be."""
         for option in fields(self):
             name = f"{self.group or type(self).__name__.lower()}.{option.name}"
             value, rule = getattr(self, option.name), option.metadata
@@ -60,17 +53,12 @@ class Options:
                 raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, rule['choices']))}")
 
 
+@dataclass(frozen=True)
 class Number:
-    """Type of an option of a command line that takes a number: text to a number of an interval.
+    """Type of an argparse option that takes a number of an interval, see :func:`check_range`."""
 
-    Args:
-        kind: ``int`` or ``float``.
-        interval: As in :func:`check_range`.
-    """
-
-    def __init__(self, kind: type[int] | type[float], interval: str) -> None:
-        self.kind = kind
-        self.interval = interval
+    kind: type[int] | type[float]
+    interval: str
 
     def __call__(self, text: str) -> int | float:
         """The number; ArgumentTypeError if the text is not one in the interval (argparse adds the option)."""
@@ -96,11 +84,10 @@ def one_or_two(option: str, sides: Sequence[int] | None) -> int | tuple[int, int
     raise ValueError(f"{option} has {len(sides)} sides; give one for a square, or height and width")
 
 
-def _is_inside(number: Any, interval: str) -> bool:
-    is_real = isinstance(number, Real)
-    if not (is_real and -math.inf < number < math.inf):  # NaN is on neither side
+def _is_inside(value: Any, interval: str) -> bool:
+    is_real = isinstance(value, Real)
+    if not (is_real and -math.inf < value < math.inf):  # NaN is on neither side
         return False
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = number >= low if interval[0] == "[" else number > low
-    below = number <= high if interval[-1] == "]" else number < high
-    return bool(above and below)
+    is_end = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+    return bool(low < value < high or is_end)

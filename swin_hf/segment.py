@@ -34,14 +34,7 @@ def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) 
     """The class number of each pixel of a picture, ``(height, width)`` int64.
 
     The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
-
-    Args:
-        model: A segmenter.
-        processor: Its image processor.
-        picture: What :func:`~swin_hf.predict.read_picture` returns for its number of channels.
-
-    Raises:
-        ValueError: If a logit is NaN or infinite.
+    ValueError if one is NaN or infinite.
     """
     import torch
     import torch.nn.functional as F
@@ -66,15 +59,9 @@ def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list
 
 
 def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess:
-    """The most probable class of a picture; of a segmenter, that of one pixel, or that with the largest share.
+    """The most probable class of ``pixels`` that :func:`~swin_hf.predict.prepare` made, ``(channels, height, width)``.
 
-    Args:
-        model: A classifier or a segmenter.
-        pixels: What the model takes of a picture, ``(channels, height, width)``.
-        pixel: Row and column in it.
-
-    Raises:
-        ValueError: If the pixel of a segmenter is outside of the picture.
+    Of a segmenter, that of one pixel, a row and a column, or that with the largest share; ValueError for one outside.
     """
     import torch
     import torch.nn.functional as F
@@ -95,34 +82,26 @@ def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess
 def predict_masks(
     model: Any, processor: BaseImageProcessor, sources: Sequence[str], folder: Path, *, top_k: int = 5
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
-    """Segment pictures one by one, and write the mask and the overlay of each.
-
-    Args:
-        model: A segmenter.
-        processor: Its image processor.
-        sources: What :func:`~swin_hf.predict.find_pictures` found.
-        folder: For the files; two pictures of one name get a number.
-        top_k: How many classes for each picture.
+    """Segment what :func:`~swin_hf.predict.find_pictures` found, and write the mask and the overlay of each picture.
 
     Yields:
-        Each source in order, with its classes or with the reason why it cannot be read.
+        Each source in order, with its ``top_k`` classes or with the reason why it cannot be read.
     """
-    mode, names, taken = model.config.num_channels, class_names(model), set()
+    names, taken = class_names(model), set()
     folder.mkdir(parents=True, exist_ok=True)
     for source in sources:
         try:
-            picture = read_picture(source, mode, processor)
+            picture = read_picture(source, model.config.num_channels, processor)
         except PictureError as error:
             yield source, error
             continue
         stem = Path(source).stem if source != "-" else "picture"
-        name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(sources) + 2))) if name not in taken)
+        numbered = (stem, *(f"{stem}-{n}" for n in range(2, len(sources) + 2)))  # two pictures may have one name
+        name = next(name for name in numbered if name not in taken)
         taken.add(name)
         classes = segment(model, processor, picture)
-        for kind, image in (
-            ("mask", draw_mask(classes, len(names))),
-            ("overlay", draw_overlay(picture, classes, names)),
-        ):
+        drawn = {"mask": draw_mask(classes, len(names)), "overlay": draw_overlay(picture, classes, names)}
+        for kind, image in drawn.items():
             with replacing(folder / f"{name}_{kind}.png") as partial:
                 image.save(partial, "PNG")
         yield source, class_shares(classes, names, top_k)

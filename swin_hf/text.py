@@ -11,12 +11,11 @@ _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 def one_line(text: object, limit: int | None = None) -> str:
     r"""Text without line breaks and without control characters, which are written as ``\x1b``.
 
-    Args:
-        text: What is shown.
-        limit: Longest text in characters; the middle of a longer one becomes "…", because ends tell names apart.
+    Of more than ``limit`` characters, the middle becomes "…", because ends tell names apart.
     """
-    line = re.sub(r"\s+", " ", str(text)).strip()
-    line = "".join(_visible(character) for character in line)
+    characters = re.sub(r"\s+", " ", str(text)).strip()
+    hidden = {c for c in characters if c in _TURNS or unicodedata.category(c) in ("Cc", "Cs")}
+    line = "".join(c.encode("unicode_escape").decode() if c in hidden else c for c in characters)
     if limit is None or len(line) <= limit:
         return line
     tail = (limit - 1) // 3
@@ -33,14 +32,7 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        blanks = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
-        cells = [
-            cell + blank if n == left else blank + cell for n, (cell, blank) in enumerate(zip(row, blanks, strict=True))
-        ]
+        padded = [(cell, " " * (width - cell_len(cell))) for cell, width in zip(row, widths, strict=True)]
+        cells = [cell + blank if n == left else blank + cell for n, (cell, blank) in enumerate(padded)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def _visible(character: str) -> str:
-    hidden = character in _TURNS or unicodedata.category(character) in ("Cc", "Cs")
-    return character.encode("unicode_escape").decode() if hidden else character

@@ -133,7 +133,9 @@ def test_backbone_and_wrapped_models_have_maps_too(tiny_config, tiny_model):
 
 def test_long_class_names_are_cut(tiny_model):
     images = torch.rand(1, 3, 32, 48)
-    figure = draw_explanation(explain(tiny_model, images), images[0], "", "Chesapeake Bay retriever, Canis familiaris")
+    figure = draw_explanation(
+        explain(tiny_model, images, 0), images[0], "", "Chesapeake Bay retriever, Canis familiaris"
+    )
     assert figure.axes[1].get_title() == "Grad-CAM for Chesapeak\u2026ever, stage 1"
 
 
@@ -161,7 +163,7 @@ def test_class_names_are_text_whatever_they_hold(tiny_model, tmp_path, capsys, n
     with Image.open(output) as picture:
         assert picture.width > 500
     images = torch.rand(1, 3, 32, 48)
-    figure = draw_explanation(explain(tiny_model, images), images[0], one_line(name), name)
+    figure = draw_explanation(explain(tiny_model, images, 0), images[0], one_line(name), name)
     assert figure.axes[0].get_title() == one_line(name)
     assert not any(axes.title.get_parse_math() for axes in figure.axes if axes.get_title())
 
@@ -263,7 +265,7 @@ def test_nothing_is_left_behind(tiny_model):
 
     swin_hf.attention_maps(tiny_model, images)
     swin_hf.grad_cam(tiny_model, images)
-    explain(tiny_model, images[:1])
+    explain(tiny_model, images[:1], 0)
     with pytest.raises(ValueError, match="channels"):
         swin_hf.attention_maps(tiny_model, images[:, :1])
     with pytest.raises(ValueError, match="channels"):
@@ -339,7 +341,7 @@ def test_enlarging_cuts_off_what_pads():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m, x: swin_hf.attention_maps(nn.Linear(2, 2), x), TypeError, "Linear holds no Swin of this family"),
+        (lambda m, x: swin_hf.attention_maps(nn.Linear(2, 2), x), TypeError, "Linear holds no Swin of this package"),
         (lambda m, x: swin_hf.grad_cam(m.swin, x), TypeError, "SwinHFModel gives no logits"),
         (lambda m, x: swin_hf.grad_cam(m, x, 5), ValueError, "target is 5; the model has classes 0 to 4"),
         (lambda m, x: swin_hf.grad_cam(m, x, [0, 1, 2]), ValueError, r"one for each of the 1 images"),
@@ -353,8 +355,8 @@ def test_enlarging_cuts_off_what_pads():
         (lambda m, x: swin_hf.grad_cam(m, x, layer=m.swin.stages[0]), ValueError, r"gives no map \(B, H, W, C\)"),
         (lambda m, x: swin_hf.attention_maps(m, x)[0].from_token(16, 0), ValueError, r"token \(16, 0\) is outside"),
         (lambda m, x: swin_hf.attention_maps(m, x)[0].from_pixel(0, 48), ValueError, r"pixel \(0, 48\) is outside"),
-        (lambda m, x: explain(m, torch.cat([x, x])), ValueError, "explain one image"),
-        (lambda m, x: explain(m, x, stage=7), ValueError, "stage 7 does not exist"),
+        (lambda m, x: explain(m, torch.cat([x, x]), 0), ValueError, "explain one image"),
+        (lambda m, x: explain(m, x, 0, stage=7), ValueError, "stage 7 does not exist"),
     ],
 )
 def test_wrong_arguments_are_refused(tiny_model, call, error, message):
@@ -370,10 +372,10 @@ def test_layer_without_a_stage_of_its_size_is_refused(tiny_model):
 
 def test_explanation_is_drawn_whole_or_not_at_all(tiny_model, tmp_path):
     images = torch.rand(1, 3, 30, 46)
-    explanation = explain(tiny_model, images, stage=1, pixel=(29, 45))
+    explanation = explain(tiny_model, images, 0, stage=1, pixel=(29, 45))
     assert explanation.names == ["stage 2, block 1", "stage 2, block 2"]
-    assert all(heat.shape == (30, 46) for heats in explanation[3:] for heat in heats)
-    figure = draw_explanation(explanation, images[0], "a title")
+    assert all(heat.shape == (30, 46) for heats in explanation[2:] for heat in heats)
+    figure = draw_explanation(explanation, images[0], "a title", "a class")
     assert len(figure.axes) == 1 + 3 * 2  # the picture, and the maps
     assert all(len(ax.child_axes) == 1 for ax in figure.axes[1:])  # each with its colour bar
     path = save_figure(figure, tmp_path / "maps.png")

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import swin_hf
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, convert_checkpoint
-from swin_hf.hub.staging import stage
+from swin_hf.hub.staging import Card, stage
 from swin_hf.model.modeling_swin_hf import SwinHFEmbeddings
 from swin_hf.predict import load_classifier, prepare, read_picture
 from swin_hf.processing import Preprocessing
@@ -157,8 +157,9 @@ def test_every_way_gives_the_pixels_of_the_evaluation(run, channels):
     pictures = files()
     expected, module = run(pictures, channels)
     model, processor = load_classifier("user/model", device="cpu")
-    mode = "RGB" if channels == 3 else "L"
-    agree({name: prepare(model, processor, [read_picture(name, mode, processor)])[0] for name in pictures}, expected)
+    agree(
+        {name: prepare(model, processor, [read_picture(name, channels, processor)])[0] for name in pictures}, expected
+    )
     torchvision = AutoImageProcessor.from_pretrained("user/model")
     assert type(torchvision).__name__ == "SwinHFImageProcessor"
     agree(tensors(torchvision, pictures), expected)
@@ -168,7 +169,7 @@ def test_every_way_gives_the_pixels_of_the_evaluation(run, channels):
     values = module.preprocessing.stock_values()
     stock = getattr(transformers, f"{values.pop('image_processor_type')}Pil")(**values)
     for name, pixels in tensors(pil, pictures).items():
-        decoded = stock(read_picture(name, mode), return_tensors="pt")["pixel_values"]
+        decoded = stock(read_picture(name, channels), return_tensors="pt")["pixel_values"]
         assert torch.equal(pixels, decoded), name
         assert (pixels[0] - expected[name]).abs().mean() < ROUNDING, name  # PIL resizes with roundings of its own
 
@@ -207,7 +208,7 @@ def test_few_bits_in_sixteen_are_not_dark(run, top):
     processor = AutoImageProcessor.from_pretrained("user/model")
     agree(tensors(processor, pictures), expected)
     model, loaded = load_classifier("user/model", device="cpu")
-    agree({name: prepare(model, loaded, [read_picture(name, "L", loaded)])[0] for name in pictures}, expected)
+    agree({name: prepare(model, loaded, [read_picture(name, 1, loaded)])[0] for name in pictures}, expected)
     deep = PILImage.fromarray(smooth(40, 60, top=65536, dtype=np.uint16))
     with pytest.raises(
         ValueError, match=f"grey values reach 65535, but white is {top - 1} .*that the model was trained on"
@@ -253,7 +254,7 @@ def test_the_snippets_of_the_card_and_the_readme_give_the_pixels_of_the_evaluati
     pictures = files()
     expected, _ = run(pictures)
     (tmp_path / "staged").mkdir()
-    card = stage(Path("user/model"), tmp_path / "staged", repo_id="user/model").card
+    card = stage(Path("user/model"), tmp_path / "staged", repo_id="user/model", card=Card()).card
     piped, plain = [code for code in snippet(card, "## Use it") if "import swin_hf" not in code]
     readme = snippet((ROOT / "README.md").read_text(), "# swin_hf")[0].replace("runs/digits/model", "user/model")
     seen = {}
@@ -282,7 +283,7 @@ def test_conversion_and_push_describe_the_same_preprocessing(tmp_path):
         described = Preprocessing.of_release(size)
         assert described.short_side == side
         (place / "staged").mkdir(parents=True)
-        stage(model, place / "staged", repo_id="user/x")
+        stage(model, place / "staged", repo_id="user/x", card=Card())
         convert_checkpoint(model.state_dict(), place / "ours", to="swin_hf", config=config)
         convert_checkpoint(model.state_dict(), place / "theirs", to="transformers", config=config)
         for folder in ("staged", "ours", "theirs"):

@@ -247,7 +247,7 @@ def test_odd_modes_become_what_training_makes_of_them(tmp_path):
         path = tmp_path / name
         picture.save(path, **options)
         for channels, mode in ((3, "RGB"), (1, "L")):
-            ours, theirs = read_picture(str(path), mode), decode_picture(path.read_bytes(), channels)
+            ours, theirs = read_picture(str(path), channels), decode_picture(path.read_bytes(), channels)
             assert ours.mode == theirs.mode == mode
             assert np.array_equal(np.asarray(ours), np.asarray(theirs)), name
     assert read_picture(str(tmp_path / "turned.png")).size == (9, 7)
@@ -464,9 +464,9 @@ def test_explanation_is_written_and_named_after_the_picture(run, model_folder, p
     [
         (
             ("--target", "fox"),
-            "--target 'fox' is not a class of the model; choose a name, or a number below 5: ant, bee",
+            "'fox' is not a class of the model; choose a name, or a number below 5: ant, bee",
         ),
-        (("--target", "5"), "--target '5' is not a class of the model"),
+        (("--target", "5"), "'5' is not a class of the model"),
         (("--stage", "3"), "--stage 3 does not exist; the model has stages 1 to 2"),
         (("--pixel", "24", "0"), "pixel (24, 0) is outside the 24x32 image"),
         (("--output", "no/such/folder.png"), "the folder no/such does not exist; make it first"),

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Render, then print or write."""
     from swin_hf.files import replacing
-    from swin_hf.hub import CARD_NAME, is_edited
+    from swin_hf.hub import CARD_NAME, Card, is_edited
     from swin_hf.hub.model_card import read_card
     from swin_hf.hub.remote import checked_ref, checked_repo_id
     from swin_hf.hub.staging import model_folder, stage
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     name = folder.parent.name if folder.name == "model" else folder.name
     options = {"repo_id": args.repo_id or f"user/{name}", "tag": args.tag, "license": args.license}
     with TemporaryDirectory(prefix="swin-hf-card-") as room:
-        card = stage(folder, Path(room), **options, keep_card=False, samples=args.samples).card
+        card = stage(folder, Path(room), **options, card=Card(samples=args.samples), keep_card=False).card
     if not args.write:
         print(card, end="")
         return 0

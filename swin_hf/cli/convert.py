@@ -16,7 +16,6 @@ from swin_hf.loading import open_source
 from swin_hf.ranges import SIDES, Number, one_or_two
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from swin_hf.checkpoints import Checkpoint
@@ -47,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
     from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+    from swin_hf.checkpoints.preprocessing import image_processor, processor_values
     from swin_hf.predict import read_picture
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -59,23 +59,17 @@ def run(args: argparse.Namespace) -> int:
     check_destination(destination, args.to, args.overwrite)
     checkpoint = open_source(args.source, args.layout, preset=args.preset, weights=args.weights, **sizes)
     print(checkpoint)
-    pixel_values = None if picture is None else _preprocess(checkpoint, picture)
+    if picture is not None:
+        values = processor_values(checkpoint, checkpoint.target)
+        if values is None:
+            raise ValueError(
+                f"--verify needs the normalisation of images of {checkpoint.target.num_channels} channels, which is "
+                "not known; put a preprocessor_config.json next to the source"
+            )
+        pixel_values = image_processor(values)(picture, return_tensors="pt")["pixel_values"]
     files = write_checkpoint(checkpoint, destination, args.to, args.overwrite)
     print(f"written ({args.to}):", *files, sep="\n  ")
-    return 0 if pixel_values is None else _verify(checkpoint, destination, args.to, pixel_values)
-
-
-def _preprocess(checkpoint: "Checkpoint", picture: "Image") -> "Tensor":
-    from swin_hf.checkpoints.preprocessing import image_processor, processor_values
-
-    values = processor_values(checkpoint, checkpoint.target)
-    if values is None:
-        raise ValueError(
-            f"--verify needs the normalisation of images of {checkpoint.target.num_channels} channels, which is not "
-            "known; put a preprocessor_config.json next to the source"
-        )
-    pixel_values: Tensor = image_processor(values)(picture, return_tensors="pt")["pixel_values"]
-    return pixel_values
+    return 0 if picture is None else _verify(checkpoint, destination, args.to, pixel_values)
 
 
 def _verify(checkpoint: "Checkpoint", written: Path, layout: str, pixel_values: "Tensor") -> int:

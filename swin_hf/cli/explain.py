@@ -8,7 +8,15 @@ import argparse
 from pathlib import Path
 
 from swin_hf.cli import add_device, pictures_of
-from swin_hf.predict import PictureError, class_names, load_classifier, picture_mode, prepare, read_picture
+from swin_hf.predict import (
+    PictureError,
+    check_drawable,
+    class_names,
+    class_number,
+    load_classifier,
+    prepare,
+    read_picture,
+)
 from swin_hf.ranges import COUNT, Number
 from swin_hf.segment import class_at
 from swin_hf.text import one_line
@@ -37,14 +45,16 @@ def run(args: argparse.Namespace) -> int:
     source, *others = pictures_of([args.image])
     if others:
         raise PictureError(f"{args.image} matches {1 + len(others)} images; explain them one by one")
-    output = args.output or Path(f"{_stem(source)}-explained.png")
+    stem = Path(source.partition("?")[0]).stem
+    output = args.output or Path(f"{stem if stem.strip('-.') else 'picture'}-explained.png")
     if output.exists() and not args.overwrite:
         raise ValueError(f"{output} exists; choose another --output, or say --overwrite")
     if not output.parent.is_dir():
         raise ValueError(f"the folder {output.parent} does not exist; make it first, or choose another --output")
 
     model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
-    picture = read_picture(source, picture_mode(model), processor)
+    check_drawable(model)
+    picture = read_picture(source, model.config.num_channels, processor)
     from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
 
     stages = model.config.num_layers
@@ -53,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     (pixels,) = prepare(model, processor, [picture])
     pixel = None if args.pixel is None else (args.pixel[0], args.pixel[1])
     best = class_at(model, pixels, pixel)
-    target = best.index if args.target is None else _class_number(args.target, class_names(model))
+    target = best.index if args.target is None else class_number(args.target, class_names(model))
     stage = None if args.stage is None else args.stage - 1
     explanation = explain(model, pixels[None], target, stage=stage, pixel=pixel)
     shown, title = one_line(class_names(model)[target]), f"{one_line(best.label, 60)}\n{best.score:.1%}"
@@ -64,22 +74,3 @@ def run(args: argparse.Namespace) -> int:
         f"pixel {row} {column} of the {pixels.shape[-2]}x{pixels.shape[-1]} picture that the model sees"
     )
     return 0
-
-
-def _stem(source: str) -> str:
-    """Name for the output: that of the input, in the working folder."""
-    name = Path(source.partition("?")[0]).stem
-    return name if name.strip("-.") else "picture"
-
-
-def _class_number(text: str, names: dict[int, str]) -> int:
-    """Class that the user means: a name, else a number."""
-    for index, name in names.items():
-        if name == text:
-            return index
-    if text.isdigit() and int(text) in names:
-        return int(text)
-    some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
-    raise ValueError(
-        f"--target {text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}"
-    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BaseImageProcessor
 
 from swin_hf.classes import class_table, match_classes
 from swin_hf.cli import pictures_of
@@ -69,38 +70,37 @@ def run(args: argparse.Namespace) -> int:
         mode, sources = model.config.num_channels, pictures_of(args.images, "--images")
         pictures = [read_picture(source, mode, processor) for source in sources]
         options["images"] = torch.stack(prepare(model, processor, pictures))
-    test = _read_test(args.test, model) if args.test else None  # before anything is written
+    if args.test:  # before anything is written
+        test = _read_labelled(args.test, "test")
+        order = match_classes(test.features["label"].names, class_table(model.config.id2label), args.test)
     if args.to == "onnx":
         report = export_onnx(model, output, int8=args.int8, **options)
     elif args.to == "torch":
         report = export_torch(model, output, **options)
     else:
-        found = _read_labelled(args.calibration, "train", CALIBRATION_PICTURES) if args.int8 else None
-        batches = None if found is None else (images for images, _ in _batches(*found, model, processor))
+        rows = _read_labelled(args.calibration, "train", CALIBRATION_PICTURES) if args.int8 else None
+        batches = None if rows is None else (images for images, _ in _batches(rows, model, processor))
         report = export_openvino(model, output, calibration=batches, **options)
     print(report)
-    if test is not None:
-        _print_accuracy(*test, model, processor, report)
+    if args.test:
+        _print_accuracy(test, torch.tensor(order), model, processor, report)
     return 0
 
 
 def _batches(
-    rows: Any, image: str, label: str, model: SwinHFForImageClassification, processor: object
+    rows: Any, model: SwinHFForImageClassification, processor: BaseImageProcessor
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Batches of normalised images, and the class numbers of the data; what :func:`_read_labelled` found, shuffled."""
+    """Batches of normalised images, and the class numbers of the data, of what :func:`_read_labelled` returned."""
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        pictures = [decode_picture(cell, model.config.num_channels, **decoding(processor)) for cell in batch[image]]
-        yield torch.stack(prepare(model, processor, pictures)), batch[label]  # type: ignore[arg-type]
+        pictures = [decode_picture(cell, model.config.num_channels, **decoding(processor)) for cell in batch["image"]]
+        yield torch.stack(prepare(model, processor, pictures)), batch["label"]
 
 
-def _read_labelled(data: str, split: str, limit: int | None = None) -> tuple[Any, str, str]:
-    """Rows of a folder or of a parquet file, shuffled with a fixed seed, and their columns of pictures and of labels.
+def _read_labelled(data: str, split: str, limit: int | None = None) -> Any:
+    """Rows of class folders or of a parquet file, shuffled with a fixed seed: ``image``, not decoded, and ``label``.
 
-    Args:
-        data: Folder of class folders, or of splits that hold them; or a parquet file.
-        split: Which split of a folder to take, if it is there; otherwise the last that is: test, validation, train.
-        limit: Most rows to take.
+    Of a folder without ``split``, the first that it has of test, validation and train is taken.
     """
     from datasets import ClassLabel, Image, load_dataset
 
@@ -111,40 +111,28 @@ def _read_labelled(data: str, split: str, limit: int | None = None) -> tuple[Any
         content = read_folder(data)
         for note in content.notes:
             print(note, file=sys.stderr)
-        last = next(name for name in ("test", "validation", "train") if name in content.splits)
-        rows, image, label = content.splits.get(split, content.splits[last]), "image", "label"
+        rows = next(content.splits[name] for name in (split, "test", "validation", "train") if name in content.splits)
     else:
         rows = load_dataset("parquet", data_files=data, split="train")
         columns = {type(feature): name for name, feature in rows.features.items()}
         if Image not in columns or ClassLabel not in columns:
             raise ValueError(f"{data} has columns {rows.column_names}; one of type Image and one ClassLabel are needed")
-        image, label = columns[Image], columns[ClassLabel]
-        rows = rows.cast_column(image, Image(decode=False))
+        rows = rows.select_columns([columns[Image], columns[ClassLabel]])
+        rows = rows.rename_columns({columns[Image]: "image", columns[ClassLabel]: "label"})
+        rows = rows.cast_column("image", Image(decode=False))
     if len(rows) == 0:
         raise ValueError(f"{data} holds no pictures; give a folder with a folder of pictures for each class")
-    rows = rows.shuffle(seed=0)
-    return rows.select(range(min(limit or len(rows), len(rows)))), image, label
-
-
-def _read_test(data: str, model: SwinHFForImageClassification) -> tuple[tuple[Any, str, str], Tensor]:
-    """Rows and columns of what ``--test`` names, and the model's number of each of its classes."""
-    rows, image, label = _read_labelled(data, "test")
-    order = match_classes(rows.features[label].names, class_table(model.config.id2label), data)
-    return (rows, image, label), torch.tensor(order)
+    return rows.shuffle(seed=0).select(range(min(limit or len(rows), len(rows))))
 
 
 @torch.no_grad()
 def _print_accuracy(
-    found: tuple[Any, str, str],
-    order: Tensor,
-    model: SwinHFForImageClassification,
-    processor: object,
-    report: ExportReport,
+    rows: Any, order: Tensor, model: SwinHFForImageClassification, processor: BaseImageProcessor, report: ExportReport
 ) -> None:
     engine = load_engine(report.path)
     total = before = after = 0
-    for images, numbers in _batches(*found, model, processor):
-        labels = order[numbers]
+    for images, numbers in _batches(rows, model, processor):
+        labels = order[numbers]  # the model's numbers of these classes
         total += len(labels)
         before += int((model(pixel_values=images).logits.argmax(1) == labels).sum())
         after += int((engine(images).argmax(1) == labels).sum())

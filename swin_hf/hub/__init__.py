@@ -3,9 +3,9 @@
 from .download import PullResult, pull
 from .facts import FACTS_NAME, ClassScore, ConfusionMatrix, DataFacts, Metric, SplitFacts, TrainingFacts
 from .model_card import CARD_NAME, CardSource, is_edited, render_card
-from .publish import Card, PushResult, push
+from .publish import PushResult, push
 from .remote import HubError
-from .staging import PushedFile
+from .staging import Card, PushedFile
 
 __all__ = [
     "CARD_NAME", "FACTS_NAME", "Card", "CardSource", "ClassScore", "ConfusionMatrix", "DataFacts", "HubError",

@@ -80,8 +80,8 @@ def pull(
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
         file: Name of the file of weights, for a repository with several or with a pickle.
         pickles: Whether a pickle may be brought where there is nothing else; loading runs no code of it.
-        cache_dir: Another cache.
-        token: Access token; by default that of the environment or the keyring.
+        cache_dir: Another cache than that of huggingface_hub.
+        token: By default that of the environment or the keyring.
         local_files_only: Whether to ask the cache alone.
 
     Raises:
@@ -226,12 +226,10 @@ class _Pull:
             return None
 
     def _check(self, folder: Path) -> None:
-        """Compare the files of a downloaded model of our families."""
         if (folder / CONFIG).is_file() and self._config(folder) is not None:
             check_folder(folder)
 
     def _fetch(self, commit: str, names: list[str], again: bool = False) -> Path:
-        """Download files of a commit and return their folder."""
         options = {"local_dir": self.here, "cache_dir": self.cache_dir, "force_download": again}
         patterns = [glob.escape(name) for name in names]
         return Path(ask(self.api.snapshot_download, self.repo_id, revision=commit, allow_patterns=patterns, **options))
@@ -262,11 +260,7 @@ class _Pull:
     # -- local_dir ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, hashes: Mapping[str, str | None]) -> list[str]:
-        """Note in ``local_dir`` what may come, and return the files of another version, which are to be removed.
-
-        Raises:
-            ValueError: When a file that this version does not have was not written by pull, or was changed since.
-        """
+        """Note in ``local_dir`` what may come, and return the files of another version, which are to be removed."""
         if self.here is None:
             return []
         noted = _read_note(self.here)["files"]
@@ -279,19 +273,18 @@ class _Pull:
                 "folder, or move them"
             )
         coming = {name: [digest] for name, digest in hashes.items() if digest}
-        both = {name: [*noted.get(name, []), *coming.get(name, [])] for name in noted | coming}
-        self._write_note(self.here, None, both)
+        self._note(None, {name: [*noted.get(name, []), *coming.get(name, [])] for name in noted | coming})
         return stale
 
     def _settle(self, here: Path, commit: str, hashes: Mapping[str, str | None], stale: list[str]) -> None:
         """Remove the files of another version, and note what is here now, for a pull without the Hub."""
         for name in stale:
             (here / name).unlink(missing_ok=True)
-        self._write_note(here, commit, {name: [digest or ""] for name, digest in hashes.items()})
+        self._note(commit, {name: [digest or ""] for name, digest in hashes.items()})
 
-    def _write_note(self, here: Path, commit: str | None, files: Mapping[str, list[str]]) -> None:
+    def _note(self, commit: str | None, files: Mapping[str, list[str]]) -> None:
         note = {"repo_id": self.repo_id, "revision": self.revision or "main", "commit": commit, "files": files}
-        with replacing(here / NOTE) as partial:
+        with replacing(Path(self.here or "", NOTE)) as partial:
             partial.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
     def _noted(self, folder: Path) -> PullResult | None:

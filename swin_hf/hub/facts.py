@@ -94,7 +94,7 @@ class TrainingFacts:
     best_step: int | None = None  # global step that the saved weights come from
 
     def to_json(self) -> str:
-        """Deterministic JSON; a value that is not finite becomes ``null``."""
+        """The same JSON for the same facts; a value that is not finite becomes ``null``."""
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -106,12 +106,7 @@ class TrainingFacts:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from parsed JSON.
-
-        Raises:
-            TypeError: For an unknown field, with the nearest known one, or for a value of another type than its field.
-            ValueError: When points or counts do not fit together.
-        """
+        """Build from parsed JSON; TypeError or ValueError names the field that is unknown or does not fit."""
         metrics = values.get("metrics")
         if isinstance(metrics, list):  # a value that was not finite is unknown
             known = [m for m in metrics if not (isinstance(m, dict) and m.get("value", 0) is None)]
@@ -127,11 +122,7 @@ class TrainingFacts:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a ``training_facts.json``, given the file or its folder.
-
-        Raises:
-            ValueError: When the file is not such a JSON object.
-        """
+        """Read a ``training_facts.json``, given the file or its folder; ValueError if it is not one."""
         path = Path(path)
         if path.is_dir():
             path = path / FACTS_NAME

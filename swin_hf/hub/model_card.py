@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from swin_hf.classes import class_table
 from swin_hf.counting import count_macs, count_parameters
 from swin_hf.families import architectures
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -45,11 +46,8 @@ TITLES = {
 }  # fmt: skip
 # What a card opens with, of a task that measures it.
 HEADLINES = {
-    "accuracy": "accuracy",
-    "miou": "mean IoU",
-    "map": "mean average precision",
-    "mae": "mean absolute error",
-}
+    "accuracy": "accuracy", "miou": "mean IoU", "map": "mean average precision", "mae": "mean absolute error",
+}  # fmt: skip
 QUANTITIES = ("loss", "mae", "rmse", "r2")  # no shares, whatever their value
 # Names that the Hub's leaderboards know for ours.
 HUB_METRICS = {
@@ -96,7 +94,7 @@ def render_card(source: CardSource) -> str:
         source = replace(source, facts=facts)
     accuracies = [metric for metric in facts.metrics if metric.name in HEADLINES]
     headline = next((metric for metric in accuracies if metric.split == "test"), next(iter(accuracies), None))
-    labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
+    labels = class_table(config.id2label)
     text = template_environment().get_template("card.md.jinja").render(
         metadata=_metadata(source),
         name=source.repo_id.split("/")[-1],
@@ -121,21 +119,12 @@ def render_card(source: CardSource) -> str:
         command=redact(facts.command) if facts.command else None,
         fence=_fence(facts.command or ""),
     )  # fmt: skip
-    return signed(re.sub(r"\n{3,}", "\n\n", text))
-
-
-def signed(text: str) -> str:
-    """Close a rendered card with its fingerprint."""
-    text = text.rstrip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
     return f"{text}\n<!-- rendered by swin_hf, fingerprint {_fingerprint(text)} -->\n"
 
 
 def read_card(path: Path) -> str:
-    """The text of a card.
-
-    Raises:
-        ValueError: When it is not UTF-8.
-    """
+    """The text of a card; ValueError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -153,11 +142,7 @@ def _fingerprint(text: str) -> str:
 
 
 def check_metadata(card: str) -> None:
-    """Refuse a card whose metadata the Hub would refuse, as far as that can be known here.
-
-    Raises:
-        ValueError: When the metadata is missing, not YAML, or a field has the wrong shape.
-    """
+    """Raise ValueError for a card whose metadata the Hub would refuse, as far as that can be known here."""
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|\Z)", card, re.DOTALL)
     remedy = "correct the block between the two lines of --- at the top of README.md"
     if not match:
@@ -183,9 +168,10 @@ def check_metadata(card: str) -> None:
 def _metadata(source: CardSource) -> str:
     facts = source.facts
     dataset = facts.data
+    task = architectures()[source.architecture].pipeline_tag
     known: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": architectures()[source.architecture].pipeline_tag,
+        "pipeline_tag": task,
         "tags": ["swin", "swin_hf", "vision"],
     }
     if license := source.license or facts.base_model_license:
@@ -203,7 +189,7 @@ def _metadata(source: CardSource) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", dataset.name.lower()).strip("-") or "local"
         known["eval_results"] = [
             EvalResult(
-                task_type=architectures()[source.architecture].pipeline_tag,
+                task_type=task,
                 dataset_type=dataset.name if dataset.is_hub_id else slug,
                 dataset_name=dataset.name,
                 dataset_config=dataset.config,
@@ -320,16 +306,8 @@ def template_environment() -> Environment:
         autoescape=False,  # Markdown; labels and other foreign text go through `escaped` or `code`
     )
     environment.filters |= {
-        "escaped": _escaped,
-        "code": _code,
-        "percent": _percent,
-        "number": _number,
-        "value": _value,
-        "interval": _interval,
-        "duration": _duration,
-        "size": _size,
-        "amount": amount,
+        "escaped": _escaped, "code": _code, "percent": _percent, "number": _number, "value": _value,
+        "interval": _interval, "duration": _duration, "size": _size, "amount": amount, "as_dict": asdict,
         "title": lambda name: TITLES.get(name, name),
-        "as_dict": asdict,
-    }
+    }  # fmt: skip
     return environment

@@ -24,21 +24,16 @@ LINES = ("-", "--", ":", "-.")  # the quantities of a panel
 Curves = Mapping[str, Sequence[Sequence[Any]]]  # name -> [step, value] points
 
 
-def picture_names(facts: TrainingFacts | None) -> list[str]:
+def picture_names(facts: TrainingFacts) -> list[str]:
     """The pictures that can be drawn from the facts."""
-    names = []
-    if facts and facts.confusion_matrix and facts.confusion_matrix.labels:
-        names.append(MATRIX)
-    if facts and any(len(points) > 1 for points in facts.curves.values()):
-        names.append(CURVES)
-    return names
+    has_matrix = facts.confusion_matrix is not None and len(facts.confusion_matrix.labels) > 0
+    has_curves = any(len(points) > 1 for points in facts.curves.values())
+    return [MATRIX] * has_matrix + [CURVES] * has_curves
 
 
-def draw_pictures(facts: TrainingFacts | None, folder: Path) -> list[Path]:
+def draw_pictures(facts: TrainingFacts, folder: Path) -> list[Path]:
     """Draw the pictures that the facts allow; the same facts give the same bytes."""
     names = picture_names(facts)
-    if not names or facts is None:
-        return []
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         matrix = facts.confusion_matrix

@@ -7,8 +7,6 @@ answer is lost, the Hub is asked what the head is; and the tag is put on the com
 
 import os
 import tempfile
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,9 @@ from transformers import PreTrainedModel
 
 from swin_hf.files import full_disk
 
-from . import remote
-from .facts import TrainingFacts
-from .model_card import CARD_NAME, is_edited, read_card
+from .model_card import CARD_NAME, is_edited
 from .remote import HubError, ask, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
-from .staging import PushedFile, Stage, StagedFile, is_ours, stage
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a push does about the model card."""
-
-    text: str | os.PathLike[str] | None = None  # written by hand, or its path, instead of the rendered one
-    facts: TrainingFacts | None = None  # of the training, for a model or a folder without facts
-    replace: bool = False  # whether a card that was edited by hand on the Hub may be overwritten
-    samples: bool = False  # whether pictures of the run's test split, with predictions, are shown, and so sent
+from .staging import Card, PushedFile, Stage, StagedFile, is_ours, stage
 
 
 @dataclass(frozen=True)
@@ -67,11 +53,11 @@ def push(
 ) -> PushResult:
     """Publish a model on the Hub in one commit.
 
-    Pushing the same thing twice, with its tag or without it, makes no second commit, and repeating a push that broke
-    off completes it. The access token is taken from HF_TOKEN or from the keyring of ``hf auth login``.
+    Pushing the same thing twice makes no second commit, and repeating a push that broke off completes it. The access
+    token is taken from HF_TOKEN or from the keyring of ``hf auth login``.
 
     Args:
-        model_or_folder: A model of this family; the folder of a saved one; or the folder of a training run.
+        model_or_folder: A model of this package; the folder of a saved one; or the folder of a training run.
         repo_id: ``user/name``; the repository is made if it does not exist.
         tag: A new tag for the commit, such as ``v1.0``.
         private: Visibility of a new repository. One that exists must have it already; None takes any.
@@ -88,8 +74,8 @@ def push(
         ValueError: When an argument, the folder or the card is not fit to be sent; nothing was sent.
         HubError: When the Hub refused or could not be reached. The commit is then there as a whole or not at all.
     """
-    repo_id = checked_repo_id(repo_id)
     branch = checked_ref(revision or "main", "branch")
+    job = _Push(client(endpoint), checked_repo_id(repo_id), branch, tag, private)
     if tag is not None:
         checked_ref(tag, "tag")
     card = card if isinstance(card, Card) else Card(card)
@@ -101,24 +87,19 @@ def push(
                 repo_id=repo_id,
                 tag=tag,
                 include_code=include_code,
-                card=_card_text(card.text),
+                card=card,
                 processor=processor,
-                facts=card.facts,
                 license=license,
-                samples=card.samples,
             )
         except Exception as error:
             if not isinstance(error, OSError) and full_disk(error) is None:  # safetensors only quotes the system
                 raise
             raise OSError(f"{understand(error, repo_id)} (while preparing the push; nothing was sent)") from None
-        job = _Push(client(endpoint), repo_id, branch, tag, private)
         return job.result(staged) if dry_run else job.run(staged, card.replace, message)
 
 
 def check_access(repo_id: str, endpoint: str | None = None) -> None:
-    """Ask the Hub whether it would accept a push to a repository, before a long run whose result is to be pushed.
-
-    Without such a repository, the token must be able to make it.
+    """Ask the Hub whether it would accept a push to a repository, or to make it, before a long run that ends in one.
 
     Raises:
         ValueError: When the id is malformed.
@@ -194,7 +175,12 @@ class _Push:
         if created:
             message = message or f"Upload {self.repo_id.split('/')[1]} with swin_hf"
             commit = self._commit(parent, changed, stale, message)
-            self._compare(commit, files)
+            arrived = self._tree(commit)
+            if wrong := sorted(name for name, file in files.items() if not _same(file, arrived.get(name))):
+                raise HubError(
+                    f"commit {commit[:12]} of {self.repo_id} does not hold what was sent ({', '.join(wrong)}), and was "
+                    "not tagged; run the command again to repair it"
+                )
         if self.tag is not None and tag_target is None:
             self._put_tag(commit)
         return self.result(Stage(files, staged.card), commit, created, tuple(notes))
@@ -258,7 +244,8 @@ class _Push:
 
     def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
         """Make the one commit, and return its id once it is known to be there."""
-        for wait in (*remote.WAITS, None):
+
+        def send() -> str:
             operations: list[CommitOperationAdd | CommitOperationDelete] = [_add(file) for file in changed]
             operations += [CommitOperationDelete(name) for name in stale]
             try:
@@ -271,29 +258,18 @@ class _Push:
             try:
                 head = self._head()
             except HubError:
-                raise failure from None
-            if head != parent:
-                present = self._tree(head)
-                if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
-                    return head
-                raise HubError(
-                    f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit "
-                    "and run the command again"
-                )
-            if not failure.transient or wait is None:
-                break
-            time.sleep(max(wait, failure.wait))
-        raise failure
-
-    def _compare(self, commit: str, files: Mapping[str, StagedFile]) -> None:
-        """Compare every hash on the Hub with the file it came from."""
-        present = self._tree(commit)
-        wrong = sorted(name for name, file in files.items() if not _same(file, present.get(name)))
-        if wrong:
+                raise HubError(str(failure)) from None  # not to be repeated: it may be there
+            if head == parent:
+                raise failure
+            present = self._tree(head)
+            if not any(name in present for name in stale) and all(_same(f, present.get(f.name)) for f in changed):
+                return head
             raise HubError(
-                f"commit {commit[:12]} of {self.repo_id} does not hold what was sent ({', '.join(wrong)}), and was not "
-                "tagged; run the command again to repair it"
+                f"somebody else committed to {self.repo_id} in the meantime ({head[:12]}); look at their commit and "
+                "run the command again"
             )
+
+        return attempt(send, self.repo_id)
 
     def _put_tag(self, commit: str) -> None:
         """Tag the commit's id; a tag that points to it already is left as it is."""
@@ -326,12 +302,3 @@ def _same(file: StagedFile, entry: RepoFile | None) -> bool:
     if entry is None or entry.size != file.size:
         return False
     return entry.lfs.sha256 == file.sha256 if entry.lfs else has_digest(file.path, entry.blob_id)
-
-
-def _card_text(card: str | os.PathLike[str] | None) -> str | None:
-    if card is None or (isinstance(card, str) and "\n" in card):
-        return card
-    path = Path(card).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there is no card {path}; give the path or the text of a Markdown file")
-    return read_card(path)

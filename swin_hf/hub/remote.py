@@ -58,11 +58,7 @@ def client(endpoint: str | None = None) -> HfApi:
 
 
 def checked_repo_id(repo_id: str) -> str:
-    """Return a valid ``user/name``.
-
-    Raises:
-        ValueError: When it is malformed.
-    """
+    """Return a valid ``user/name``; ValueError if it is malformed."""
     try:
         validate_repo_id(repo_id)
         valid = isinstance(repo_id, str) and repo_id.count("/") == 1
@@ -77,11 +73,7 @@ def checked_repo_id(repo_id: str) -> str:
 
 
 def checked_ref(name: str, what: str) -> str:
-    """Return a name that a ``tag`` or a ``branch`` can have; ``what`` is for the message.
-
-    Raises:
-        ValueError: When it cannot be one, or looks like the id of a commit.
-    """
+    """Return the name of a tag or branch, ``what`` it is; ValueError if it cannot be, or looks like a commit's id."""
     if not isinstance(name, str) or not REF.fullmatch(name) or COMMIT_ID.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a {what}; use letters, digits, '.', '-', '_' and '/', such as v1.0")
     return name
@@ -104,18 +96,13 @@ def has_digest(path: Path, digest: str) -> bool:
 
 def redact(text: str) -> str:
     """Replace access tokens by ``<token>``."""
-    token = get_token()
-    if token:
+    if token := get_token():
         text = text.replace(token, "<token>")
     return TOKEN.sub("<token>", text)
 
 
 def attempt(call: Callable[[], Result], repo_id: str) -> Result:
-    """Call the client until it answers; doing it twice must do no harm.
-
-    Raises:
-        HubError: If it fails for good, or too often; with the remedy.
-    """
+    """Call the client until it answers; doing it twice must do no harm. HubError if it fails for good, or too often."""
     for wait in (*WAITS, None):
         try:
             return call()
@@ -133,7 +120,9 @@ def ask(call: Callable[..., Result], repo_id: str, *args: Any, **options: Any) -
 
 
 def understand(error: BaseException, repo_id: str) -> HubError:
-    """Reduce an error of the client to a sentence with a remedy."""
+    """Reduce an error of the client to a sentence with a remedy; a HubError is one."""
+    if isinstance(error, HubError):
+        return error
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
         problems = "; ".join(line.lstrip("- ") for line in str(error).splitlines()[1:])
         return HubError(f"the Hub refuses the card's metadata ({problems}); correct the block at the top of README.md")

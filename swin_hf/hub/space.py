@@ -42,11 +42,7 @@ class SpaceResult:
 def space_files(repo_id: str, model_id: str, commit: str | None) -> dict[str, str]:
     """The files of a Space by name: header, requirements pinned to what is installed here, and the program.
 
-    It shows a commit of the model; None for its newest.
-
-    Raises:
-        ImportError: If gradio is not installed, whose release the Space asks for.
-        ValueError: If an id is malformed.
+    It shows a commit of the model, or its newest. ImportError without gradio; ValueError if an id is malformed.
     """
     checked_repo_id(repo_id)
     if find_spec("gradio") is None:

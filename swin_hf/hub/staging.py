@@ -39,6 +39,16 @@ PRIVATE_KEYS = ("auto_map", "_name_or_path", "_attn_implementation", "_attn_impl
 
 
 @dataclass(frozen=True)
+class Card:
+    """What a push does about the model card."""
+
+    text: str | os.PathLike[str] | None = None  # written by hand, or its path, instead of the rendered one
+    facts: TrainingFacts | None = None  # of the training, for a model or a folder without facts
+    replace: bool = False  # whether a card that was edited by hand on the Hub may be overwritten
+    samples: bool = False  # whether pictures of the run's test split, with predictions, are shown, and so sent
+
+
+@dataclass(frozen=True)
 class PushedFile:
     """Name in the repository, size in bytes and sha256 of a file."""
 
@@ -84,11 +94,7 @@ def is_ours(name: str) -> bool:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder with ``config.json``: the one given, or ``model/`` in it, as a training run leaves it.
-
-    Raises:
-        ValueError: When there is neither; the message names the newest run below.
-    """
+    """The folder with ``config.json``: the one given, or ``model/`` in it, as a run leaves it; else ValueError."""
     for candidate in (folder, folder / "model"):
         if (candidate / CONFIG).is_file():
             return candidate
@@ -106,22 +112,15 @@ def stage(
     repo_id: str,
     tag: str | None = None,
     include_code: bool = True,
-    card: str | None = None,
+    card: Card,
     processor: Any = None,
-    facts: TrainingFacts | None = None,
     license: str | None = None,
     keep_card: bool = True,
-    samples: bool = False,
 ) -> Stage:
-    """Put together what a push sends; see :func:`swin_hf.push` for the arguments that it has too.
+    """Put together what a push sends, with the arguments of :func:`swin_hf.push`; ValueError if it is not fit.
 
     What has to be written is written into ``folder``, which is empty; weights of a ``source`` folder stay where they
-    are. With ``keep_card``, a card in it that was written or edited by hand is sent instead of a rendered one. With
-    ``samples``, the card shows the test pictures of the run.
-
-    Raises:
-        ValueError: When the source is not a whole model of this family, a text is not fit to be sent, or a run has no
-            sample pictures and they are asked for.
+    are. With ``keep_card``, a card in it that was written or edited by hand is sent instead of a rendered one.
     """
     saved = _saved(source, folder)
     config, weights = read_config(saved / CONFIG), weight_files(saved)
@@ -134,20 +133,20 @@ def stage(
     published = {key: value for key, value in values.items() if key not in PRIVATE_KEYS}
     if include_code:
         published["auto_map"] = built.family.auto_map(built.task)
-    paths[CONFIG] = _write_values(folder / CONFIG, published)
+    paths[CONFIG] = _write_json(folder / CONFIG, published)
     paths[PROCESSOR] = _write_processor(saved, folder, processor, config, include_code)
     if include_code:  # copied: an upgrade during the push must not mix two versions
         paths |= {path.name: Path(shutil.copy(path, folder)) for path in built.family.travelling_files(built.task)}
-    facts, recorded = _recorded(saved, folder, facts)
+    facts, recorded = _recorded(saved, folder, card.facts)
     paths |= recorded
-    if samples:
+    if card.samples:
         paths[f"assets/{SAMPLES}"] = _find_samples(saved)
     staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
-    if card is None and keep_card and (saved / CARD_NAME).is_file():
+    text, rendered_from = _card_text(card.text), None
+    if text is None and keep_card and (saved / CARD_NAME).is_file():
         written = read_card(saved / CARD_NAME)
-        card = written if written and is_edited(written) else None  # by a person
-    rendered_from = None
-    if card is None:
+        text = written if written and is_edited(written) else None  # by a person
+    if text is None:
         rendered_from = CardSource(
             config,
             architecture,
@@ -160,12 +159,12 @@ def stage(
             files=tuple((file.name, file.size, file.sha256) for file in staged.values()),
             has_code=include_code,
         )
-        card = render_card(rendered_from)
-    check_metadata(card)
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        text = render_card(rendered_from)
+    check_metadata(text)
+    (folder / CARD_NAME).write_text(text, encoding="utf-8")
     staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
     _refuse_tokens(staged.values())
-    return Stage(dict(sorted(staged.items())), card, rendered_from)
+    return Stage(dict(sorted(staged.items())), text, rendered_from)
 
 
 def _saved(source: PreTrainedModel | str | os.PathLike[str], folder: Path) -> Path:
@@ -174,7 +173,7 @@ def _saved(source: PreTrainedModel | str | os.PathLike[str], folder: Path) -> Pa
         return model_folder(Path(source).expanduser())
     if not isinstance(source, PreTrainedModel):
         raise ValueError(
-            f"{type(source).__name__} cannot be pushed; give a model of this family, or the folder of one or of a run"
+            f"{type(source).__name__} cannot be pushed; give a model of swin_hf, or the folder of one or of a run"
         )
     if source.config.model_type not in FAMILIES:
         raise ValueError(
@@ -184,17 +183,13 @@ def _saved(source: PreTrainedModel | str | os.PathLike[str], folder: Path) -> Pa
     return folder / "saved"
 
 
-def _write_values(path: Path, values: Mapping[str, Any]) -> Path:
+def _write_json(path: Path, values: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
 
 
 def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig, include_code: bool) -> Path:
-    """Write the values of the image processor, without keys that load foreign code or name local paths.
-
-    Raises:
-        ValueError: When the file is not a JSON object, or its class is neither ours nor one of transformers.
-    """
+    """Write the values of the image processor, without keys that load foreign code or name local paths."""
     path = folder / PROCESSOR
     remedy = "save the image processor again, or remove the file for the one of the published models"
     if given is None and (saved / PROCESSOR).is_file():
@@ -216,7 +211,7 @@ def _write_processor(saved: Path, folder: Path, given: Any, config: SwinHFConfig
             f"{PROCESSOR} names the image processor {name!r}; it must be a class of transformers, because no code "
             f"but this package's travels with it: {remedy}"
         )
-    return _write_values(path, values)
+    return _write_json(path, values)
 
 
 def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[TrainingFacts | None, dict[str, Path]]:
@@ -233,6 +228,15 @@ def _recorded(saved: Path, folder: Path, facts: TrainingFacts | None) -> tuple[T
         drawn = draw_pictures(facts, folder / "assets")
         paths |= {FACTS_NAME: folder / FACTS_NAME, **{f"assets/{path.name}": path for path in drawn}}
     return facts, paths
+
+
+def _card_text(card: str | os.PathLike[str] | None) -> str | None:
+    if card is None or (isinstance(card, str) and "\n" in card):
+        return card
+    path = Path(card).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no card {path}; give the path or the text of a Markdown file")
+    return read_card(path)
 
 
 def _find_samples(saved: Path) -> Path:

@@ -54,12 +54,7 @@ def read_config(path: Path) -> SwinHFConfig:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards that its index names.
-
-    Raises:
-        ValueError: Without safetensors weights (the message says when there are pickles), or when the index names a
-            file that is missing or outside of the folder.
-    """
+    """The safetensors files of a folder: one, or the shards that its index names; ValueError if there are none."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
@@ -74,11 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards_present(index: Path, present: Iterable[str]) -> list[str]:
-    """The shards that an index names, all of them in ``present``.
-
-    Raises:
-        ValueError: When the index cannot be read, or names anything but a shard of the same folder.
-    """
+    """The shards that an index names; ValueError unless each is a shard of the same folder, and ``present``."""
     names = shard_names(index, SHARD.pattern)
     if missing := sorted(set(names) - set(present)):
         raise ValueError(f"{INDEX} names {missing[0]}, which is missing; copy or download the folder again")
@@ -86,11 +77,7 @@ def shards_present(index: Path, present: Iterable[str]) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes from the header of a safetensors file; no tensor is read.
-
-    Raises:
-        ValueError: When the file is truncated or not safetensors, or holds tensors of integers.
-    """
+    """Tensor names and shapes from the header of a safetensors file; ValueError unless it is whole and of floats."""
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -103,11 +90,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 def check_weights(files: list[Path], config: SwinHFConfig) -> str:
     """Compare the headers of weight files with what ``config.json`` builds, before a byte is allocated for it.
 
-    Returns:
-        The name of the architecture, one of :func:`~swin_hf.families.architectures`.
-
-    Raises:
-        ValueError: When the architecture is unknown, or tensors are missing, left over or of another shape.
+    Returns the name of the architecture; ValueError if it is unknown, or tensors are missing, left over or of another
+    shape.
     """
     named = config.architectures
     architecture = named[0] if isinstance(named, list) and named else None
@@ -144,12 +128,7 @@ def check_weights(files: list[Path], config: SwinHFConfig) -> str:
 
 
 def check_folder(folder: Path) -> str:
-    """Check a folder of our families before anything of it is loaded; returns the name of the architecture.
-
-    Raises:
-        OtherFamilyError: When it belongs to none of ours.
-        ValueError: As :func:`read_config`, :func:`weight_files` and :func:`check_weights` do.
-    """
+    """Check a folder before anything of it is loaded, as the functions above; returns the name of the architecture."""
     config = read_config(folder / CONFIG)
     path = folder / PROCESSOR
     if path.is_file():

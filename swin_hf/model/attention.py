@@ -381,7 +381,10 @@ def additive_mask(layer: Any, query: Tensor, geometry: WindowGeometry, may_keep:
         bias = biases.look_up(key, sources, compute)
     else:
         bias = compute()
-    return bias if len(bias) in (1, len(query)) else bias.repeat(len(query) // len(bias), 1, 1, 1)
+    windows = query.shape[0]  # len(query) would fix the batch of an export, and so would the comparison
+    if len(bias) == 1 or (not torch.compiler.is_exporting() and len(bias) == windows):
+        return bias
+    return bias.repeat(windows // len(bias), 1, 1, 1)
 
 
 def look_up(table: Tensor, window: Pair, table_window: Pair) -> Tensor:

@@ -158,7 +158,7 @@ def test_what_is_no_picture_is_told_in_a_sentence(tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(PictureError, match=r"^notes.png: cannot be read: it is not a picture, or a damaged one"):
         asked.answer(str(tmp_path / "notes.png"))
-    with pytest.raises(ValueError, match="the model has no class 'rde'; click a bar"):
+    with pytest.raises(ValueError, match="'rde' is not a class of the model; choose a name"):
         asked.look(picture(tmp_path / "red.png", (200, 40, 40)), target="rde")
     with pytest.raises(ValueError, match=r"pixel \(32, 0\) is outside the 32x48 image"):
         asked.look(str(tmp_path / "red.png"), (32, 0))

@@ -251,6 +251,7 @@ def test_what_the_parser_refuses_is_one_line(words, said, parsers, capsys):
         ("fit --resume last.ckpt", "--ckpt_path FILE"),
         ("fit --resume-from-checkpoint last.ckpt", "--ckpt_path FILE"),
         ("fit --data.img_size 224", "--data.image_size"),
+        ("fit --model.epochs 3", "--trainer.max_epochs"),
         ("fit --img-size 224", "--data.image_size"),
         ("fit --opt sgd", "--model.optimization.weight_decay (the optimiser is AdamW)"),
         ("fit --drop-path 0.1", "--model.network.drop_path_rate"),
@@ -283,6 +284,7 @@ def test_the_table_of_names_is_about_options_that_exist(parsers):
     assert not {name for name in swin_hf_cli.OURS if f"--{name}" in ours or f"-{name}" in ours}
     told = {word for line in swin_hf_cli.NAMES for word in re.findall(r"--[\w.]+\+?", line)}
     assert told and not {word for word in told if word.removesuffix("+") not in ours}
+    swin_hf_cli.refuse_foreign_options(["fit", *sorted(ours - {"--model", "--data"})])
     swin_hf_cli.refuse_foreign_options(
         ["fit", "--model.optimization.learning_rate", "-1", "-c", "a.yaml", "--data", "{batch_size: 3}"]
     )
