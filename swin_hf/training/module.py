@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, SumMetric
 from swin_hf.loading import Origin
 from swin_hf.memory import check_training
 
-from .data import ImageDataModule
+from .data.module import ImageDataModule
 from .data.sampling import seed_rank
 from .network import Network, load_network, new_network, resolve
 from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
