@@ -99,22 +99,16 @@ class SwinMaskedImageModeler(SwinModule):
         """Loss under one fixed mask for all images, so that epochs, ranks and runs can be compared.
 
         Returns:
-            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden; nothing for an
-            empty batch.
+            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden.
         """
-        loss, outputs = getattr(self, f"{split}_loss"), {}
-        if batch:
-            images = batch["pixel_values"]
-            height, width = images.shape[-2:]
-            patch = self.model.config.patch_hw
-            one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
-            masks = one.to(images.device).expand(len(images), -1, -1)
-            answer = self(images, masks)
-            loss.update(answer.loss, weight=len(images))
-            pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
-            outputs = {"reconstruction": answer.reconstruction, "mask": pixels.to(images.dtype)}
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        return outputs
+        images, patch = batch["pixel_values"], self.model.config.patch_hw
+        height, width = images.shape[-2:]
+        one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
+        masks = one.to(images.device).expand(len(images), -1, -1)
+        answer = self(images, masks)
+        getattr(self, f"{split}_loss").update(answer.loss, weight=len(images))
+        pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
+        return {"reconstruction": answer.reconstruction, "mask": pixels.to(images.dtype)}
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """The sheet of reconstructions."""

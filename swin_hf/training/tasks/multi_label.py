@@ -85,21 +85,17 @@ class SwinMultiLabelClassifier(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split; one of unreadable pictures is empty.
+        """Add a batch to the metrics of a split.
 
         Returns:
-            ``logits`` ``(B, num_labels)``; nothing for an empty batch.
+            ``logits`` ``(B, num_labels)``.
         """
-        loss, outputs = getattr(self, f"{split}_loss"), {}
-        if batch:
-            labels = batch["labels"]
-            logits = self(batch["pixel_values"]).float()
-            loss.update(F.binary_cross_entropy_with_logits(logits, labels), weight=len(labels))
-            for name in ("precision", "counts"):
-                getattr(self, f"{split}_{name}").update(logits.sigmoid(), labels.long())
-            outputs = {"logits": logits}
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        return outputs
+        labels, logits = batch["labels"], self(batch["pixel_values"]).float()
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
+        getattr(self, f"{split}_loss").update(loss, weight=len(labels))
+        for name in ("precision", "counts"):
+            getattr(self, f"{split}_{name}").update(logits.sigmoid(), labels.long())
+        return {"logits": logits}
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean average precision and F1."""
