@@ -36,34 +36,25 @@ class ClassModule(SwinModule):
         return data.id2label if name == "id2label" else data.num_classes
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data.
-
-        Raises:
-            ValueError: If the data has other classes.
-        """
-        super().setup(stage)
-        if stage != "predict":
-            self.match_data(fitting=stage == "fit")
-
-    def match_data(self, fitting: bool) -> None:
         """Make the data number its classes as the model does; a model without names takes those of its training data.
 
         Raises:
             ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
         """
+        super().setup(stage)
         theirs = class_table(getattr(self.datamodule, "id2label", None))
         ours = class_table(self.model.config.id2label)
-        if not theirs or theirs == ours:
+        if stage == "predict" or not theirs or theirs == ours:
             return
-        if fitting and not has_names(ours) and len(ours) == len(theirs):
-            name_classes(self.model.config, theirs)
-            return
-        if fitting and len(theirs) != len(ours):
+        if stage == "fit" and len(theirs) != len(ours):
             raise ValueError(
                 f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
                 " the data"
             )
-        self.datamodule.renumber(match_classes(theirs, ours), ours)
+        if stage == "fit" and not has_names(ours):
+            name_classes(self.model.config, theirs)
+        else:
+            self.datamodule.renumber(match_classes(theirs, ours), ours)
 
     def on_test_start(self) -> None:
         """Forget the pictures of an earlier test."""
@@ -103,11 +94,7 @@ class ClassModule(SwinModule):
         return {name: partial(self.draw, name) for name, sheet in self.sheets.items() if sheet.kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of other classes, or of another model, before anything is loaded.
-
-        Raises:
-            ValueError: If classes, or names or shapes of tensors differ.
-        """
+        """Refuse the checkpoint of other classes, or of another model, before anything is loaded."""
         ours = class_table(self.model.config.id2label)
         theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
         if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
@@ -119,18 +106,13 @@ class ClassModule(SwinModule):
 
 
 def class_fields(num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:
-    """Fields of a configuration for the classes: their number, or their names too.
-
-    Raises:
-        ValueError: If the two contradict each other.
-    """
+    """Fields of a configuration for the classes: their number, or their names too; ValueError if they contradict."""
     if id2label is None:
         return {"num_labels": num_labels}
     if num_labels is not None and num_labels != len(id2label):
         raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
     names = {int(number): name for number, name in id2label.items()}
-    label2id = {name: number for number, name in names.items()}
-    return {"num_labels": len(names), "id2label": names, "label2id": label2id}
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
 def name_classes(config: Any, names: Sequence[str]) -> None:

@@ -40,8 +40,8 @@ class Teacher(nn.Module):
     Args:
         network: Image classifier of transformers.
         order: The network's number of each class of the student.
-        scale: Factor on the student's normalised pixels, for each channel of the network.
-        shift: What is added then.
+        scale: Factor on the student's normalised pixels, ``(C,)``.
+        shift: What is added then, ``(C,)``.
     """
 
     order: Tensor
@@ -71,7 +71,7 @@ class Teacher(nn.Module):
 def imitation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of a student's logits ``(B, num_labels)`` from those of its teacher, softened.
 
-    It is scaled by the square of the temperature, so that gradients keep their size.
+    The square of the temperature keeps the size of the gradients.
     """
     given, target = (F.log_softmax(scores / temperature, -1) for scores in (logits, wanted))
     return F.kl_div(given, target, reduction="batchmean", log_target=True) * temperature**2
@@ -89,15 +89,14 @@ def load_teacher(
         source: Folder or Hub id of any image classifier of transformers, or anyone's Swin, see :mod:`swin_hf.loading`.
         id2label: Class number to name, of the student.
         num_channels: Channels of the student's images.
-        normalization: Mean and standard deviation of each channel that the student's images are normalised with;
-            ``None`` where they are unknown, and taken for the teacher's.
+        normalization: Mean and standard deviation of each channel of the student's images; the teacher's if not given.
 
     Raises:
         ValueError: If it is missing, knows other classes or takes images of other channels.
     """
     path = resolve(source).path
     network: Any
-    theirs: tuple[Sequence[float], Sequence[float]] | None
+    theirs: Any
     try:
         if path.is_file() or "architecture" in PreTrainedConfig.get_config_dict(path)[0]:  # a Swin of timm, or a file
             network, _ = load_model(path, "image-classification")

@@ -44,13 +44,10 @@ class SwinMaskedImageModeler(SwinModule):
         weights: What to go on from: an earlier pre-training, or anyone's Swin, see :mod:`swin_hf.loading`; what it
             lacks of mask token and decoder is new.
         image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; from the data when run by the command line.
+        num_channels: Channels of the images; likewise.
         network: What is changed in the network of the preset or the weights.
         optimization: AdamW, its learning rate and the schedule.
         masking: What is hidden, and what is predicted.
-
-    Raises:
-        ValueError: For a value out of range; the message says which.
     """
 
     task = "masked-image-modeling"
@@ -71,8 +68,8 @@ class SwinMaskedImageModeler(SwinModule):
     ) -> None:
         super().__init__(optimization, network.compile)
         self.save_hyperparameters(logger=False)
-        norm = masking.norm_targets
-        self.build(preset, weights, network, image_size=image_size, num_channels=num_channels, norm_targets=norm)
+        fields = {"image_size": image_size, "num_channels": num_channels, "norm_targets": masking.norm_targets}
+        self.build(preset, weights, network, **fields)
         patch = self.model.config.patch_hw
         if masking.cell % patch[0] or masking.cell % patch[1]:
             raise ValueError(f"masking.cell is {masking.cell} pixels; it must be a multiple of the patch, {patch}")
@@ -82,11 +79,10 @@ class SwinMaskedImageModeler(SwinModule):
         """Loss and reconstruction of normalised images ``(B, C, H, W)`` under a mask ``(B, rows, columns)``."""
         return self.model(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
 
-    def draw_masks(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_masks(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One random mask for each image, ``(B, rows, columns)`` booleans on the patch grid."""
-        height, width = pixel_values.shape[-2:]
-        patch, count, device = self.model.config.patch_hw, len(pixel_values), pixel_values.device
-        return random_masks(count, (height, width), self.masking.cell, patch, self.masking.ratio, device, generator)
+        size, patch = (images.shape[-2], images.shape[-1]), self.model.config.patch_hw
+        return random_masks(len(images), size, self.masking.cell, patch, self.masking.ratio, images.device, generator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """L1 loss of one batch under fresh masks."""
@@ -118,9 +114,7 @@ class SwinMaskedImageModeler(SwinModule):
 class Reconstructions(Callback):
     """Draws original, masked input and reconstruction of the first validation pictures of a SimMIM run.
 
-    Args:
-        folder: The run folder, where the sheet of each epoch replaces the one before; without one, TensorBoard has it.
-        pictures: Number of pictures.
+    In the run folder, the sheet of each epoch replaces the one before; TensorBoard has all.
     """
 
     def __init__(self, folder: Path | None, pictures: int = 4) -> None:
@@ -152,7 +146,7 @@ def random_masks(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Masks of SimMIM: a fixed number of random square cells, the same number in each image.
+    """Masks of SimMIM: the same number of random square cells in each of ``count`` images.
 
     Args:
         count: Number of masks.
