@@ -57,30 +57,17 @@ class PictureReader:
         return [self.image_column]
 
     def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
-        """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)``.
+        """The sample of a decoded picture and the cells of its row, without its class.
 
-        Args:
-            picture: What the decoder returns.
-            cells: The stored cells of its row.
-
-        Raises:
-            UnreadablePictureError: If the targets cannot be read.
+        ``pixel_values`` are ``(C, H, W)``; UnreadablePictureError if the targets cannot be read.
         """
         return {"pixel_values": self.transform(picture)}
 
     def read(self, cells: Mapping[str, Any], seed: int, row: Any) -> Batch | UnreadablePictureError:
-        """Decode and transform one picture with random numbers of its own.
-
-        Args:
-            cells: Stored cells of its row.
-            seed: Seed of the augmentation; the caller's random stream is left as it was.
-            row: Row number, for the message.
+        """Decode and transform one picture with random numbers of its own; the caller's are left as they were.
 
         Returns:
-            The sample, or the error when the policy is to go on.
-
-        Raises:
-            UnreadablePictureError: If the policy is ``raise``.
+            The sample, or the error, which is raised if the policy is ``raise``.
         """
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
@@ -122,9 +109,9 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         training: bool,
         named: bool = False,
     ) -> None:
-        self.named = named
         self.data = data.select_columns(reader.columns)
-        self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
+        self.rows, self.labels, self.reader, self.seed = rows, labels, reader, seed
+        self.training, self.named = training, named
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,10 +124,9 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         started = time.perf_counter()
         asked = [key if isinstance(key, tuple) else (0, key) for key in keys]
         table = self.data[[int(self.rows[index]) for _, index, *_ in asked]]
-        samples = []
-        for place, (epoch, index, *draw) in enumerate(asked):
-            samples.append(self._sample(epoch, index, {name: cells[place] for name, cells in table.items()}, *draw))
-        if self.training and all("pixel_values" not in sample for sample in samples):
+        cells = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        samples = [self._sample(*key[:2], row, *key[2:]) for key, row in zip(asked, cells, strict=True)]
+        if self.training and not any("pixel_values" in sample for sample in samples):
             samples.append(self._replacement(*asked[0][:2]))  # a batch must not be empty: the other ranks wait for it
         if self.training:
             samples[0]["seconds"] = time.perf_counter() - started
@@ -206,8 +192,7 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
         named: bool = False,
     ) -> None:
         self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
-        self.target = source.target if source.label_columns else None
-        self.named = named
+        self.target, self.named = source.target if source.label_columns else None, named
         self.epoch = self.done = 0
         self.timed = False  # until it is trained on
 
@@ -241,9 +226,7 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into ``{"pixel_values": (B, C, H, W), "labels": (B, ...)}``.
-
-    Evaluation has the numbers of the rows too, ``rows`` ``(B,)``.
+    """Stack samples into ``{"pixel_values": (B, C, H, W), "labels": (B, ...)}``; in evaluation with ``rows`` ``(B,)``.
 
     Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
     read, that is all there is in the batch. Row and name of the others are listed under ``sources``, where they have

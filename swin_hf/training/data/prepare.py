@@ -64,19 +64,12 @@ class Shrinking(Options):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What :func:`prepare` left.
+    """What :func:`prepare` left."""
 
-    Attributes:
-        folder: The data set.
-        pictures: Number of pictures of each split.
-        size: Bytes of all files.
-        unreadable: A sentence for each picture that could not be read, of all runs that wrote the data set.
-    """
-
-    folder: Path
-    pictures: dict[str, int]
-    size: int
-    unreadable: list[str]
+    folder: Path  # the data set
+    pictures: dict[str, int]  # number of each split
+    size: int  # bytes of all files
+    unreadable: list[str]  # a sentence for each picture that could not be read, of all runs that wrote the data set
 
 
 @dataclass(frozen=True)
@@ -100,11 +93,11 @@ def prepare(
     """Write a data set again with smaller pictures; called again after an interruption, it writes what is missing.
 
     Args:
-        dataset: As of :class:`~swin_hf.training.ImageDataModule`; so are the next three.
+        dataset: As of :class:`~swin_hf.training.ImageDataModule`, like data_files, data_dir and reading.
         destination: A new or an empty folder, or that of an interrupted run with the same options.
-        data_files: See there.
-        data_dir: See there.
-        reading: See there; only what names the data and the column of the pictures is used.
+        data_files: Files of the data.
+        data_dir: Their folder.
+        reading: Only what names the data and the column of the pictures is used.
         shrinking: What becomes of the pictures.
         watch: Wraps the iterator over the pictures, given with their number: ``watch(pictures, total)``, for a bar.
 
@@ -136,10 +129,7 @@ def prepare(
 
 
 def _kept_features(source: Source, split: str) -> Features:
-    """The columns of the result: all but those that no longer fit a picture that is smaller.
-
-    Other pictures, masks among them, and bounding boxes are left out, and named.
-    """
+    """The columns of the result: all but other pictures, masks among them, and boxes, which would no longer fit."""
     features = source.splits[split].features
     left_out = [name for name, feature in features.items() if name != source.image_column and not _fits(name, feature)]
     if left_out:
@@ -164,10 +154,8 @@ def _parts(source: Source, length: int) -> Iterator[_Part]:
 
 def _plan(source: Source, features: dict[str, Features], shrinking: Shrinking) -> dict[str, Any]:
     """What has to be the same in all runs that write one data set, as JSON; files that are whole skipped nothing."""
-    options = asdict(shrinking)
-    del options["on_error"]
     return {
-        **options,
+        **{name: value for name, value in asdict(shrinking).items() if name != "on_error"},
         "source": fingerprint(source),
         "pictures": {split: len(data) for split, data in source.splits.items()},
         "columns": {split: {name: repr(kind) for name, kind in columns.items()} for split, columns in features.items()},
@@ -175,11 +163,7 @@ def _plan(source: Source, features: dict[str, Features], shrinking: Shrinking) -
 
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Take a folder for a data set, or go on in it.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
+    """Take a folder for a data set, or go on in it; ValueError if it holds something else."""
     record = folder / RECORD
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
@@ -249,13 +233,10 @@ class _Writer:
     def encode(self, picture: Pictures.Image | Tensor) -> bytes:
         """A smaller picture as JPEG, in grey where it has no colour."""
         pixels = self.smaller.pixels(picture)
-        if bool((pixels[0] == pixels[1]).all()) and bool((pixels[0] == pixels[2]).all()):
-            pixels = pixels[:1]
-        array = pixels.permute(1, 2, 0).numpy()
+        is_grey = bool((pixels[:1] == pixels).all())
         stream = io.BytesIO()
-        Pictures.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(
-            stream, "JPEG", quality=self.shrinking.quality
-        )
+        image = Pictures.fromarray(pixels[0].numpy() if is_grey else pixels.permute(1, 2, 0).numpy())
+        image.save(stream, "JPEG", quality=self.shrinking.quality)
         return stream.getvalue()
 
     def table(self, split: str, cells: dict[int, dict[str, Any]], unreadable: list[str]) -> pa.Table:
@@ -264,8 +245,7 @@ class _Writer:
         features, image = self.features[split], self.source.image_column
         schema = features.arrow_schema
         columns = {image: pa.array(list(cells.values()), schema.field(image).type)}
-        others = [name for name in features if name != image]
-        if others:
+        if others := [name for name in features if name != image]:
             stored = data.select_columns(others).with_format("arrow")[list(cells)]
             columns |= {name: stored[name] for name in others}
         said = {UNREADABLE: json.dumps(unreadable)} if unreadable else {}

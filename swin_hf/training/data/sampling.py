@@ -39,11 +39,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed_rank(trainer: Trainer, seed: int) -> None:
-    """Give this rank random streams of its own; call it once the model has been built alike on all ranks.
-
-    A run on :class:`~swin_hf.training.ImageDataModule` is seeded anew at each batch (:func:`seed_batch`); this covers
-    what is drawn before the first batch, and data modules that do not.
-    """
+    """Give this rank random streams of its own, for what is drawn before :func:`seed_batch` or without it."""
     torch.manual_seed(derive_seed(seed, "rank", trainer.global_rank))
 
 
@@ -61,8 +57,7 @@ def training_position(trainer: Trainer) -> Position:
 def rewind_to_optimizer_step(trainer: Trainer) -> None:
     """Step a restored trainer back over batches whose gradients had not reached the weights.
 
-    Gradients are not in a checkpoint. One that was written in the middle of an accumulation window (SIGTERM, an
-    exception) would otherwise go on with part of the gradient; computing those batches again loses nothing.
+    Gradients are not in a checkpoint: one from the middle of an accumulation window would go on with part of them.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     excess = progress.current.processed % trainer.accumulate_grad_batches
@@ -83,11 +78,7 @@ def gathered(mine: list[Any]) -> list[Any]:
 
 
 def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
-    """Return the number of training batches per epoch and rank; data smaller than one global batch give one.
-
-    Raises:
-        ValueError: If there are fewer samples than ranks.
-    """
+    """Training batches per epoch and rank, at least one; ValueError if there are fewer samples than ranks."""
     if size < world_size:
         raise ValueError(
             f"{size} training samples cannot be shared by {world_size} ranks; use fewer devices or more data"
@@ -96,14 +87,10 @@ def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
 
 
 def balanced_order(classes: Integers, generator: np.random.Generator) -> tuple[Integers, Integers]:
-    """Draw as many rows as there are, of each class equally many, in random order.
+    """Draw as many rows as there are, of each of the ``classes`` of the rows equally many, in random order.
 
     A class with fewer rows than its share is gone through again, in another order each time; a class with more gives
     others in each epoch. Where the share is not whole, some classes, drawn at random, get one row more.
-
-    Args:
-        classes: Class id of each row.
-        generator: Source of the random numbers.
 
     Returns:
         The rows, and how often each had been drawn before.
@@ -131,7 +118,7 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
-        classes: Class id of each row, of which equally many are drawn; see :func:`balanced_order`.
+        classes: Class id of each row where equally many of each are drawn.
     """
 
     def __init__(
@@ -176,15 +163,10 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        position: Callable[[], Position] | None = None,
-        steps: int | None = None,
-        **kwargs: Any,
+        self, *args: Any, position: Callable[[], Position] | None = None, steps: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.position = position
-        self.steps = steps
+        self.position, self.steps = position, steps
         self.read_seconds = self.waited_seconds = 0.0  # of all batches so far: of the readers, and of who wanted them
 
     def __len__(self) -> int:
@@ -225,12 +207,9 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def check_launch(trainer: Trainer) -> None:
-    """Refuse a launcher that started more processes than the trainer knows of.
+    """Refuse a launcher that started more processes than the trainer knows of, with ValueError.
 
-    ``torchrun --nproc-per-node 2`` with ``devices: 1`` trains two unrelated models into the same files and exits 0.
-
-    Raises:
-        ValueError: If ``WORLD_SIZE`` and ``trainer.world_size`` differ.
+    ``torchrun --nproc-per-node 2`` with ``devices: 1`` would train two unrelated models into the same files.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and launched != trainer.world_size:
@@ -249,10 +228,7 @@ def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int 
         num_shards: Files (or row groups) that the stream is made of.
         world_size: Number of ranks.
         num_workers: Loader workers per rank.
-        steps: ``trainer.limit_train_batches``.
-
-    Returns:
-        The number of batches in an epoch.
+        steps: ``trainer.limit_train_batches``, which is returned: the number of batches in an epoch.
 
     Raises:
         ValueError: If the epoch has no length in steps, or the shards cannot be dealt out evenly.
@@ -277,13 +253,7 @@ def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int 
 
 
 def check_restored(trainer: Trainer, restored: dict[str, Any], state: dict[str, Any], batch_size: int) -> None:
-    """Refuse to resume on other data or in another order, rather than train on something unintended.
-
-    Args:
-        trainer: The trainer, with its loops restored.
-        restored: State of the data module in the checkpoint.
-        state: State of the data module of this run.
-        batch_size: Training pictures per step on each device.
+    """Refuse to resume on other data or in another order than the state of the data module in a checkpoint says.
 
     Raises:
         ValueError: If a value differs. At the start of an epoch another global batch is accepted, with as many
