@@ -245,7 +245,7 @@ class ImageDataModule(LightningDataModule):
 
     def _stream_steps(self) -> int:
         steps = self.trainer.limit_train_batches if self.trainer is not None else None
-        return sampling.check_stream(self.load().num_shards, self._ranks[1], self._workers(), steps)
+        return sampling.check_stream(self._shards, self._ranks[1], self._workers(), steps)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -440,7 +440,13 @@ class ImageDataModule(LightningDataModule):
             return 0  # the model needs the cores more
         local = max(1, self.trainer.num_devices)
         workers = min(8, len(os.sched_getaffinity(0)) // local)
-        return min(workers, self.load().num_shards // self.trainer.world_size) if self.reading.streaming else workers
+        return min(workers, self._shards // self.trainer.world_size) if self.reading.streaming else workers
+
+    @property
+    def _shards(self) -> int:
+        """Of the stream."""
+        source = self.load()
+        return int(source.splits[source.reference].num_shards)
 
     def _loader_options(self, persistent: bool) -> dict[str, Any]:
         workers = self._workers()

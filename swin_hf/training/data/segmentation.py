@@ -206,13 +206,7 @@ class SegmentationDataModule(ImageDataModule):
 
 
 class PairReader(PictureReader):
-    """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too.
-
-    Args:
-        *args: As of :class:`PictureReader`.
-        column: Column of the masks.
-        masks: What their values mean.
-    """
+    """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too."""
 
     def __init__(self, source: Source, *args: Any, column: str, masks: Masks) -> None:
         super().__init__(source, *args)
@@ -246,7 +240,7 @@ class PairReader(PictureReader):
 
 def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None) -> Tensor:
     """Class number of each pixel of a stored mask, ``(H, W)`` int64; UnreadablePictureError if it has none."""
-    name = (cell.get("path") if isinstance(cell, dict) else None) or "a mask"
+    name = (cell or {}).get("path") or "a mask"
     try:
         with open_picture(cell, root) as picture:
             kind, values = getattr(picture, "mode", ""), np.array(picture)
@@ -283,13 +277,9 @@ class JointTransform:
     """
 
     def __init__(
-        self,
-        size: tuple[int, int],
-        options: JointAugmentation,
-        interpolation: Interpolation,
-        fill: Sequence[float],
+        self, size: tuple[int, int], options: JointAugmentation, interpolation: Interpolation, fill: Sequence[float],
         ignore_index: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.size, self.options, self.resampling = size, options, resampling_of(interpolation)
         self.fill, self.ignore_index = list(fill), ignore_index
         changes = v2.RandomPhotometricDistort(
@@ -302,10 +292,11 @@ class JointTransform:
         """``(C, H, W)`` of its type and ``(H, W)`` of ``int64``, both of the size of the crop."""
         pixels, mask = tv_tensors.Image(to_tensor(picture)), tv_tensors.Mask(labels)
         low, high = self.options.scale
-        factor = low + (high - low) * float(torch.rand(()))
-        shape = _scaled((pixels.shape[-2], pixels.shape[-1]), factor * min(self.size))
-        pixels = tvf.resize(pixels, list(shape), interpolation=self.resampling, antialias=True)
-        mask = tvf.resize(mask, list(shape), interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        short = (low + (high - low) * float(torch.rand(()))) * min(self.size)
+        factor = min(short / min(labels.shape), LONG_SIDES * short / max(labels.shape))
+        shape = [max(1, round(side * factor)) for side in labels.shape]
+        pixels = tvf.resize(pixels, shape, interpolation=self.resampling, antialias=True)
+        mask = tvf.resize(mask, shape, interpolation=v2.InterpolationMode.NEAREST_EXACT)
         top, left = self._corner(mask, shape)
         height, width = (min(side, crop) for side, crop in zip(shape, self.size, strict=True))
         pixels, mask = tvf.crop(pixels, top, left, height, width), tvf.crop(mask, top, left, height, width)
@@ -318,7 +309,7 @@ class JointTransform:
         mask = tvf.pad(mask, around, fill=self.ignore_index)
         return pixels.as_subclass(Tensor), mask.as_subclass(Tensor)
 
-    def _corner(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
+    def _corner(self, mask: Tensor, shape: Sequence[int]) -> tuple[int, int]:
         """Top and left of a crop that no class fills too much."""
         largest = self.options.largest_class
         for _ in range(CROPS):
@@ -337,31 +328,16 @@ def whole_picture(preprocessing: Preprocessing, picture: Any, labels: Tensor) ->
     return preprocessing.pixels(picture), labels
 
 
-def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
-    """Height and width with a short side of so many pixels and the same proportions, unless it gets too long."""
-    factor = min(short / min(shape), LONG_SIDES * short / max(shape))
-    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
-
-
 def find_columns(features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
     """Names of the columns of pictures and of masks: those that are asked for, else by type and name."""
-
-    def is_mask(name: str, feature: Any) -> bool:
-        return name in MASK_NAMES and isinstance(feature, Image)
-
-    def is_picture(name: str, feature: Any) -> bool:
-        return name != mask and isinstance(feature, Image)
-
     mask = find_column(
-        features,
-        "mask column",
-        "masks.column",
-        mask,
-        is_mask,
+        features, "mask column", "masks.column", mask,
+        lambda name, feature: name in MASK_NAMES and isinstance(feature, Image),
         lambda name, feature: name in MASK_NAMES and is_text(feature),
-    )
+    )  # fmt: skip
     image = find_column(
-        features, "image column", "reading.image_column", image, is_picture,
+        features, "image column", "reading.image_column", image,
+        lambda name, feature: name != mask and isinstance(feature, Image),
         lambda name, feature: name != mask and is_text(feature),  # a table with the paths of pictures
         usual=IMAGE_NAMES,
     )  # fmt: skip
@@ -393,10 +369,9 @@ def read_pairs(folder: str) -> dict[str, Dataset]:
 
 def _pair_of(folder: Path) -> tuple[Path, Path] | None:
     """The folders of pictures and of masks in a folder."""
-    images, masks = (
-        [folder / name for name in names if (folder / name).is_dir()] for names in (IMAGE_FOLDERS, MASK_FOLDERS)
-    )
-    return (images[0], masks[0]) if images and masks else None
+    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    masks = next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
+    return (images, masks) if images and masks else None
 
 
 def _read_pair(images: Path, masks: Path) -> Dataset:

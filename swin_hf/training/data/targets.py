@@ -39,15 +39,10 @@ FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, 
 
 @dataclass
 class RowSource(Source):
-    """A source whose target is a row of numbers; all are NaN where a picture has no label.
+    """A source whose target is a row of numbers; all are NaN where a picture has no label."""
 
-    Attributes:
-        columns: Columns with a number each; empty where one column has lists.
-        places: The place in the row of the number of each column.
-    """
-
-    columns: list[str] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)  # with a number each; empty where one column has lists
+    places: list[int] = field(default_factory=list)  # in the row, of the number of each column
 
     @property
     def label_columns(self) -> list[str]:
@@ -55,11 +50,7 @@ class RowSource(Source):
         return self.columns or super().label_columns
 
     def use_columns(self, columns: list[str]) -> None:
-        """Take a column for each number of a row.
-
-        Raises:
-            ValueError: If one does not exist, or is named twice.
-        """
+        """Take a column for each number of a row; ValueError if one does not exist, or is named twice."""
         for column in columns:
             require_column(self.features, column)
         if len(set(columns)) < len(columns) or not columns:
@@ -74,11 +65,7 @@ class RowSource(Source):
         return np.full_like(row, np.nan) if np.isnan(row).any() else row
 
     def number(self, cell: Any, column: str) -> float:
-        """The number of a cell, NaN where it is empty.
-
-        Raises:
-            ValueError: If it is not a number.
-        """
+        """The number of a cell, NaN where it is empty; ValueError if it is not a number."""
         raise NotImplementedError
 
     def labels(self, split: str) -> Targets:
@@ -111,10 +98,12 @@ class MultiLabelSource(RowSource):
         if isinstance(reading.label_column, list):
             self.use_columns(reading.label_column)
             for column in self.columns:
-                if not (is_label(features[column]) or is_fraction(features[column]) or _is_pair(features[column])):
+                feature = features[column]
+                is_pair = isinstance(feature, ClassLabel) and len(feature.names) == 2
+                if not (is_label(feature) or is_fraction(feature) or is_pair):
                     raise ValueError(
-                        f"label column {column!r} is of type {kind(features[column])}; a column of a class holds 0 or"
-                        f" 1, or true or false; {remedy(features[column], column)}"
+                        f"label column {column!r} is of type {kind(feature)}; a column of a class holds 0 or 1, or true"
+                        f" or false; {remedy(feature, column)}"
                     )
             return
         column = _find(features, reading.label_column, "a list of labels", LIST_NAMES, _is_list)
@@ -175,11 +164,7 @@ class MultiLabelSource(RowSource):
         return np.asarray(np.nansum(labels, axis=0), dtype=np.int64)
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing.
-
-        Raises:
-            ValueError: If all have the same classes.
-        """
+        """Refuse training rows that teach nothing, for all have the same classes."""
         if np.all(labels == labels[0]):
             raise ValueError(f"all training pictures have the same labels, in {shorten(self.label_columns)}")
 
@@ -216,11 +201,7 @@ class NumberSource(RowSource):
         return np.zeros(len(labels), dtype=np.int64)
 
     def reorder(self, labels: Targets, order: Sequence[int]) -> Targets:
-        """Labelled rows in the order that :meth:`renumber` has been told.
-
-        Raises:
-            ValueError: If the model knows more numbers than the data.
-        """
+        """Labelled rows in the order that :meth:`renumber` has been told; ValueError if the model knows more."""
         if len(order) < len(self.class_names):
             raise ValueError(
                 f"the model predicts {shorten(self.class_names)}, and the data have {len(order)} of these numbers; name"
@@ -229,11 +210,7 @@ class NumberSource(RowSource):
         return super().reorder(labels, order)
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing.
-
-        Raises:
-            ValueError: If a number is always the same.
-        """
+        """Refuse training rows that teach nothing, for a number is always the same."""
         same = [name for name, column in zip(self.class_names, labels.T, strict=True) if np.all(column == column[0])]
         if same:
             raise ValueError(f"column {same[0]!r} has the same number for all training pictures; name another one")
@@ -247,13 +224,8 @@ def _find(features: Features, wanted: str | None, what: str, names: Sequence[str
 
 
 def _is_list(feature: Any) -> bool:
-    if not isinstance(feature, List | LargeList):
-        return False
-    return is_label(feature.feature) or isinstance(feature.feature, ClassLabel)
-
-
-def _is_pair(feature: Any) -> bool:
-    return isinstance(feature, ClassLabel) and len(feature.names) == 2
+    inner = getattr(feature, "feature", None) if isinstance(feature, List | LargeList) else None
+    return is_label(inner) or isinstance(inner, ClassLabel)
 
 
 def _other_kind(feature: Any, column: str) -> str:
