@@ -129,7 +129,7 @@ class SwinModule(LightningModule):
         A batch of unreadable pictures is empty. It is logged all the same: ranks meet in every metric that is logged.
         """
         outputs = self.evaluate(batch, split) if batch else {}
-        shown = {"on_step": False, "on_epoch": True, "prog_bar": True}
+        shown: Any = {"on_step": False, "on_epoch": True, "prog_bar": True}
         self.log(f"{split}_loss", getattr(self, f"{split}_loss"), **shown)
         if hasattr(self, f"{split}_metrics"):
             self.log_dict(getattr(self, f"{split}_metrics"), **shown)

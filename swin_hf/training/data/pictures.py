@@ -125,14 +125,14 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         asked = [key if isinstance(key, tuple) else (0, key) for key in keys]
         table = self.data[[int(self.rows[index]) for _, index, *_ in asked]]
         cells = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-        samples = [self._sample(*key[:2], row, *key[2:]) for key, row in zip(asked, cells, strict=True)]
+        samples = [self._sample(row, *key) for key, row in zip(asked, cells, strict=True)]
         if self.training and not any("pixel_values" in sample for sample in samples):
             samples.append(self._replacement(*asked[0][:2]))  # a batch must not be empty: the other ranks wait for it
         if self.training:
             samples[0]["seconds"] = time.perf_counter() - started
         return samples
 
-    def _sample(self, epoch: int, index: int, cells: Mapping[str, Any], draw: int = 0) -> Batch:
+    def _sample(self, cells: Mapping[str, Any], epoch: int, index: int, draw: int = 0) -> Batch:
         row = int(self.rows[index])
         place = ("sample", epoch, row) if draw == 0 else ("draw", epoch, row, draw)
         read = self.reader.read(cells, sampling.derive_seed(self.seed, *place), row)

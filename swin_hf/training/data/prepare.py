@@ -1,11 +1,11 @@
 """Pictures made smaller once, so that each epoch of each training decodes fewer pixels: ``swin-hf prepare``.
 
-The result is a folder of parquet files that ``train`` reads as it reads any data set: the same rows in the same order,
-with the same columns, classes and splits. Only the pictures differ: those whose shorter side is longer than asked for
-are resized, as evaluation does it, and stored upright as JPEG; all others are stored as they are, byte for byte.
+The result is a folder of parquet files with the same rows in the same order, with the same columns, classes and splits.
+Only the pictures differ: those whose shorter side is longer than asked for are resized, as evaluation does it, and
+stored upright as JPEG; all others are stored as they are, byte for byte.
 
-Files are written under a hidden folder, each under a temporary name until it is whole; the folder gets its name when
-all of them are there. So a training never sees a part of the data, and a run that was killed goes on where it stopped.
+Files are written under a hidden folder, which gets its name when all of them are there. So a training never sees a part
+of the data, and a run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def prepare(
     features = {split: _kept_features(source, split) for split in source.splits}
     parts = list(_parts(source, shrinking.pictures_per_file))
     folder, unfinished = Path(destination), Path(destination, UNFINISHED)
-    _claim(folder, _plan(source, features, shrinking))
+    _claim(folder, source, features, shrinking)
     if not (folder / FILES).is_dir():
         missing = [part for part in parts if _find(folder, part) is None]
         writer = _Writer(source, features, shrinking, base)
@@ -130,49 +130,44 @@ def prepare(
 
 def _kept_features(source: Source, split: str) -> Features:
     """The columns of the result: all but other pictures, masks among them, and boxes, which would no longer fit."""
-    features = source.splits[split].features
-    left_out = [name for name, feature in features.items() if name != source.image_column and not _fits(name, feature)]
-    if left_out:
+    features = dict(source.splits[split].features) | {source.image_column: Image()}
+    others = [name for name in features if name != source.image_column]
+    if left_out := [name for name in others if name in BOX_NAMES or _holds_pictures(features[name])]:
         rank_zero_info(f"{split}: not kept, for they would not fit smaller pictures: columns {', '.join(left_out)}")
-    kept = {name: feature for name, feature in features.items() if name not in left_out}
-    return Features(kept | {source.image_column: Image()})
+    return Features({name: feature for name, feature in features.items() if name not in left_out})
 
 
-def _fits(name: str, feature: Any) -> bool:
-    inner = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
-    return not isinstance(feature, Image) and name not in BOX_NAMES and all(_fits("", f) for f in inner if f)
+def _holds_pictures(feature: Any) -> bool:
+    inner = feature.values() if isinstance(feature, dict) else filter(None, [getattr(feature, "feature", None)])
+    return isinstance(feature, Image) or any(map(_holds_pictures, inner))
 
 
 def _parts(source: Source, length: int) -> Iterator[_Part]:
     """The files of all splits, named as ``datasets`` names the shards of a split."""
     for split, data in source.splits.items():
-        count = -(-len(data) // length)
-        for number in range(count):
-            rows = range(number * length, min((number + 1) * length, len(data)))
-            yield _Part(f"{split}-{number:05d}-of-{count:05d}.parquet", split, rows)
+        starts = range(0, len(data), length)
+        for number, start in enumerate(starts):
+            name = f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
+            yield _Part(name, split, range(start, min(start + length, len(data))))
 
 
-def _plan(source: Source, features: dict[str, Features], shrinking: Shrinking) -> dict[str, Any]:
-    """What has to be the same in all runs that write one data set, as JSON; files that are whole skipped nothing."""
-    return {
+def _claim(folder: Path, source: Source, features: dict[str, Features], shrinking: Shrinking) -> None:
+    """Take a folder for a data set, or go on in it; ValueError if it holds something else."""
+    plan = {  # what has to be the same in all runs that write one data set; files that are whole skipped nothing
         **{name: value for name, value in asdict(shrinking).items() if name != "on_error"},
         "source": fingerprint(source),
         "pictures": {split: len(data) for split, data in source.splits.items()},
         "columns": {split: {name: repr(kind) for name, kind in columns.items()} for split, columns in features.items()},
     }
-
-
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Take a folder for a data set, or go on in it; ValueError if it holds something else."""
     record = folder / RECORD
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else plan
+    if different := [name for name, value in plan.items() if known.get(name) != value]:
+        name = different[0]
+        raise ValueError(
+            f"{folder} was begun with {name} {known.get(name)}, and this command has {plan[name]}; go on with the"
+            " same source and options, or give another folder"
+        )
     if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        for name, value in plan.items():
-            if known.get(name) != value:
-                raise ValueError(
-                    f"{folder} was begun with {name} {known.get(name)}, and this command has {value}; go on with the"
-                    " same source and options, or give another folder"
-                )
         return
     others = [path.name for path in folder.iterdir() if path.suffix != ".partial"] if folder.is_dir() else []
     if others:

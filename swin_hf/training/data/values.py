@@ -47,7 +47,7 @@ def look_at_pictures(source: Source) -> list[Look]:
         try:
             with open_picture(cell, root) as picture:
                 count, is_array = count_channels(picture), isinstance(picture, np.ndarray)
-                unread = 0 if is_array else count - len(picture.getbands())
+                unread = 0 if isinstance(picture, np.ndarray) else count - len(picture.getbands())
                 name = picture_name(cell, root, f"{split} row {place}")
                 looks.append(Look(name, count, unread, is_array, least_white(picture)))
         except Exception:  # said when it is read

@@ -68,8 +68,8 @@ class SwinMaskedImageModeler(SwinModule):
     ) -> None:
         super().__init__(optimization, network.compile)
         self.save_hyperparameters(logger=False)
-        fields = {"image_size": image_size, "num_channels": num_channels, "norm_targets": masking.norm_targets}
-        self.build(preset, weights, network, **fields)
+        norm = masking.norm_targets
+        self.build(preset, weights, network, image_size=image_size, num_channels=num_channels, norm_targets=norm)
         patch = self.model.config.patch_hw
         if masking.cell % patch[0] or masking.cell % patch[1]:
             raise ValueError(f"masking.cell is {masking.cell} pixels; it must be a multiple of the patch, {patch}")

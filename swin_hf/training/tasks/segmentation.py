@@ -159,7 +159,7 @@ class SwinSegmenter(ClassModule):
         pixels = int((labels != self.ignore_index).sum())
         total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
         getattr(self, f"{split}_loss").update(total / max(pixels, 1), weight=pixels)
-        outputs = {"predictions": logits.argmax(1)}
+        outputs: dict[str, Any] = {"predictions": logits.argmax(1)}
         getattr(self, f"{split}_confusion").update(outputs["predictions"], labels)
         if split == "test":
             outputs["regions"] = self.count_regions(outputs["predictions"], labels)
