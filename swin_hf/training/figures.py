@@ -6,10 +6,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-# The figures of a run are those of its card.
-from swin_hf.hub.pictures import draw_confusion as draw_confusion
-from swin_hf.hub.pictures import draw_curves as draw_curves
-
 LONGEST_NAME = 32  # characters
 
 

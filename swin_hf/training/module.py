@@ -18,7 +18,7 @@ from swin_hf.loading import Origin
 from swin_hf.memory import check_training
 
 from .data.module import ImageDataModule
-from .data.sampling import seed_rank
+from .data.sampling import derive_seed
 from .network import Network, load_network, new_network, resolve
 from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
 from .options import plain
@@ -191,7 +191,8 @@ class SwinModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
-        seed_rank(self.trainer, int(getattr(self.datamodule, "seed", 0) or 0))
+        seed = int(getattr(self.datamodule, "seed", 0) or 0)
+        torch.manual_seed(derive_seed(seed, "rank", self.trainer.global_rank))
         if self.interrupted_loss is not None:
             # Where no batch of the epoch is left, nothing else would log it.
             self.train_loss.update(0.0, weight=0.0)

@@ -18,11 +18,8 @@ NAME = "predictions.csv"
 class Predictions(Callback):
     """Writes a line for each picture of a test that could be read, in the order of the data, and says where.
 
-    The columns after ``path`` are the :attr:`~swin_hf.training.SwinModule.answer_columns` of the task; a task without
-    them gets no file.
-
-    Args:
-        folder: The run folder, or what makes it.
+    The columns after ``path`` are the ``answer_columns`` of the task; a task without them gets no file. The folder is
+    that of the run, or what makes it.
     """
 
     def __init__(self, folder: Path | Callable[[], Path]) -> None:

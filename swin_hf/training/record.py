@@ -13,24 +13,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swin_hf.files import replacing_folder
 from swin_hf.hub.facts import Metric, TrainingFacts
+from swin_hf.hub.pictures import draw_curves
 from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
 from .checkpointing import best_checkpoint
 from .facts import data_facts, default_settings, hardware, hyper_parameters, versions, with_known_base
-from .figures import draw_curves
 from .loggers import AppendingCSVLogger
 from .module import TestReport
 
 
 class RunRecord(Callback):
-    """Leaves the run's result: ``model/`` with the best weights and their facts, and the figures.
+    """Leaves the run's result in its folder: ``model/`` with the best weights and their facts, and the figures.
 
-    ``model/`` is what ``save_pretrained`` writes plus ``training_facts.json``. It appears complete or not at all.
-
-    Args:
-        folder: The run folder; ``None`` prints the report of a test and writes nothing.
-        command: Command line of the run, for the record.
+    ``model/`` is what ``save_pretrained`` writes plus ``training_facts.json``, complete or not at all. Without a
+    folder, the report of a test is printed and nothing is written. The ``command`` is for the facts.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, command: str | None = None) -> None:
@@ -102,11 +99,7 @@ class RunRecord(Callback):
             keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves(), best_step))
 
     def write_model(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none.
-
-        Returns:
-            The step that its weights come from.
-        """
+        """Write ``model/`` from the best checkpoint, or the weights at hand without one; return the step of them."""
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
         facts, best = self.facts(trainer, pl_module), best_checkpoint(trainer)

@@ -16,10 +16,11 @@ from torchmetrics.classification import MulticlassF1Score
 from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf.files import redact
+from swin_hf.hub.pictures import draw_confusion, draw_curves
 from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
 from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
 from swin_hf.training.facts import command_line
-from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
+from swin_hf.training.figures import draw_pictures, to_pixels
 from swin_hf.training.tasks.classification import class_scores, macro_f1, score_table
 
 pytestmark = [

@@ -23,7 +23,7 @@ from swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing, UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
 from swin_hf.training.data.pictures import collate
-from swin_hf.training.data.sources import count_classes, load_source, natural_order
+from swin_hf.training.data.sources import Source, load_source, natural_order
 from swin_hf.training.data.splits import stratified_split
 from swin_hf.training.record import RunRecord
 
@@ -355,7 +355,7 @@ def test_a_training_split_without_any_label(tmp_path):
 
 def test_class_ids_beyond_the_names_are_refused():
     with pytest.raises(ValueError, match="class ids run from 0 to 7, but there are 3 classes"):
-        count_classes(np.array([0, 7]), 3)
+        Source({}, "image", class_names=["a", "b", "c"]).counts(np.array([0, 7]))
 
 
 def test_the_class_table_shows_ids_names_and_counts(tmp_path, caplog):

@@ -227,13 +227,9 @@ class ImageDataModule(LightningDataModule):
         return self._fingerprint
 
     def steps_per_epoch(self, world_size: int = 1, accumulate: int = 1) -> int:
-        """Number of optimiser steps in an epoch, by arithmetic: no loader is built, so resuming stays exact.
+        """Number of optimiser steps of so many batches in an epoch, by arithmetic: no loader is built.
 
         ``trainer.limit_train_batches`` is taken into account when the data module belongs to a trainer.
-
-        Args:
-            world_size: Number of ranks.
-            accumulate: Batches per optimiser step.
         """
         if self.reading.streaming:
             batches = self._stream_steps()
@@ -431,7 +427,8 @@ class ImageDataModule(LightningDataModule):
         else:
             data = split_dataset_by_node(data, *ranks)
         batch_size = self.batch_size if name == "train" else self.eval_batch_size
-        return PictureStream(data, source, reader, self.seed, ranks[0], batch_size, named)
+        target = source.target if source.label_columns else None
+        return PictureStream(data, target, reader, self.seed, ranks[0], batch_size, named)
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -458,11 +455,7 @@ class ImageDataModule(LightningDataModule):
         }
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Take the names of pictures out of the batch and remember them: all of a test, and the unreadable ones.
-
-        Raises:
-            UnreadablePictureError: If no picture of the batch can be read, other than in validation and test.
-        """
+        """Take the names of pictures out of the batch and remember them: all of a test, and the unreadable ones."""
         self.batch_sources = batch.pop("sources", [])
         unreadable = batch.pop("unreadable", ())
         for message in unreadable:
@@ -507,8 +500,8 @@ class ImageDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What must not change between an interruption and its resumption.
 
-        Until a restored state has been compared with this run's, it is passed on as it is: a run that is refused saves
-        its state like any other that fails, and must not be accepted the next time.
+        A restored state is passed on until it has been compared: a run that is refused saves its state like any other
+        that fails, and must not be accepted the next time.
         """
         return self._state() if self._restored is None else self._restored
 

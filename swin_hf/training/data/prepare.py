@@ -176,18 +176,22 @@ def _claim(folder: Path, source: Source, features: dict[str, Features], shrinkin
         partial.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
+@dataclass(eq=False)
 class _Writer:
     """Writes parquet files, on all cores: decoding, resizing and encoding release the interpreter."""
 
-    def __init__(self, source: Source, features: dict[str, Features], shrinking: Shrinking, base: str) -> None:
-        self.source, self.features, self.shrinking, self.base = source, features, shrinking, base
-        looks = look_at_pictures(source)
+    source: Source
+    features: dict[str, Features]
+    shrinking: Shrinking
+    base: str
+
+    def __post_init__(self) -> None:
+        looks, side = look_at_pictures(self.source), self.shrinking.short_side
         channels, self.grey_maximum = find_channels(looks, None), find_white(looks)
         if channels not in (1, 3):
             raise ValueError(
                 f"{looks[0].name} has {channels} channels, and JPEG has 1 or 3; train on these pictures as they are"
             )
-        side = shrinking.short_side
         self.smaller = Preprocessing((side, side), side, crop=False)
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

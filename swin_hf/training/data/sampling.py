@@ -38,11 +38,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_rank(trainer: Trainer, seed: int) -> None:
-    """Give this rank random streams of its own, for what is drawn before :func:`seed_batch` or without it."""
-    torch.manual_seed(derive_seed(seed, "rank", trainer.global_rank))
-
-
 def seed_batch(trainer: Trainer, seed: int, purpose: str = "step") -> None:
     """Seed torch's generators for what is drawn from now on for the current training batch on this rank."""
     epoch, batch = training_position(trainer)

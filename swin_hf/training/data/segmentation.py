@@ -185,7 +185,7 @@ class SegmentationDataModule(ImageDataModule):
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
         """How a picture and its mask become a sample."""
         decode, on_error = self.decoder(decode_picture), self.reading.on_error
-        return PairReader(self.load(), split, transform, decode, on_error, column=self.mask_column, masks=self.masks)
+        return PairReader(self.load(), split, transform, decode, on_error, self.mask_column, self.masks)
 
     def train_transform(self) -> Callable[..., Any]:
         """Resize, crop, flip and distort both at random."""
@@ -205,12 +205,15 @@ class SegmentationDataModule(ImageDataModule):
         return self.masks.ignore_index
 
 
+@dataclass(eq=False)
 class PairReader(PictureReader):
     """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too."""
 
-    def __init__(self, source: Source, *args: Any, column: str, masks: Masks) -> None:
-        super().__init__(source, *args)
-        self.column, self.masks = column, masks
+    column: str  # of the masks
+    masks: Masks
+
+    def __post_init__(self, source: Source) -> None:
+        super().__post_init__(source)
         numbers = source.encode or {}  # those of a model that is measured
         self.order = [numbers[number] for number in sorted(numbers) if number != UNLABELLED]
         self.num_classes = len(self.order or source.class_names)
@@ -265,28 +268,22 @@ def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None
     return labels
 
 
+@dataclass(eq=False)
 class JointTransform:
-    """Resize, crop, flip and distort a picture and its labels at random, for training.
+    """Resize, crop, flip and distort a picture and its labels at random, for training."""
 
-    Args:
-        size: Height and width of the crop in pixels.
-        options: What is done.
-        interpolation: Resampling of the picture.
-        fill: Colour around a picture that is smaller than the crop, 0..255 for each channel.
-        ignore_index: Label there.
-    """
+    size: tuple[int, int]  # height and width of the crop in pixels
+    options: JointAugmentation
+    interpolation: Interpolation  # of the picture
+    fill: Sequence[float]  # colour around a picture that is smaller than the crop, 0..255 for each channel
+    ignore_index: int  # label there
 
-    def __init__(
-        self, size: tuple[int, int], options: JointAugmentation, interpolation: Interpolation, fill: Sequence[float],
-        ignore_index: int,
-    ) -> None:  # fmt: skip
-        self.size, self.options, self.resampling = size, options, resampling_of(interpolation)
-        self.fill, self.ignore_index = list(fill), ignore_index
+    def __post_init__(self) -> None:
         changes = v2.RandomPhotometricDistort(
             brightness=(1 - 32 / 255, 1 + 32 / 255), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.1, 0.1),
-            p=options.distort,
+            p=self.options.distort,
         )  # fmt: skip
-        self.distort = changes if options.distort and len(fill) == 3 else None
+        self.distort = changes if self.options.distort and len(self.fill) == 3 else None
 
     def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """``(C, H, W)`` of its type and ``(H, W)`` of ``int64``, both of the size of the crop."""
@@ -295,7 +292,7 @@ class JointTransform:
         short = (low + (high - low) * float(torch.rand(()))) * min(self.size)
         factor = min(short / min(labels.shape), LONG_SIDES * short / max(labels.shape))
         shape = [max(1, round(side * factor)) for side in labels.shape]
-        pixels = tvf.resize(pixels, shape, interpolation=self.resampling, antialias=True)
+        pixels = tvf.resize(pixels, shape, interpolation=resampling_of(self.interpolation), antialias=True)
         mask = tvf.resize(mask, shape, interpolation=v2.InterpolationMode.NEAREST_EXACT)
         top, left = self._corner(mask, shape)
         height, width = (min(side, crop) for side, crop in zip(shape, self.size, strict=True))
@@ -305,7 +302,7 @@ class JointTransform:
         if self.distort is not None:
             pixels = self.distort(pixels)
         around = [0, 0, self.size[1] - width, self.size[0] - height]  # left, top, right, bottom
-        pixels = tvf.pad(pixels, around, fill=self.fill)
+        pixels = tvf.pad(pixels, around, fill=list(self.fill))
         mask = tvf.pad(mask, around, fill=self.ignore_index)
         return pixels.as_subclass(Tensor), mask.as_subclass(Tensor)
 

@@ -104,8 +104,11 @@ class Source:
         return labels
 
     def counts(self, labels: Targets) -> Integers:
-        """Number of rows of each class."""
-        return count_classes(labels, len(self.class_names))
+        """Number of rows of each class; ValueError if a number is not that of a class."""
+        known, classes = labels[labels != UNLABELLED], len(self.class_names)
+        if len(known) and (known.min() < 0 or known.max() >= classes):
+            raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {classes} classes")
+        return np.bincount(known, minlength=classes)
 
     def reorder(self, labels: Targets, order: Sequence[int]) -> Targets:
         """Labelled rows with the classes numbered as :meth:`renumber` has been told."""
@@ -262,7 +265,9 @@ def find_column(
     than one; ``what`` it is, and what ``more`` to do where there is none, are for the message.
     """
     if wanted is not None:
-        return require_column(features, wanted, option)
+        if wanted not in features:
+            raise ValueError(f"{option} {wanted!r} does not exist; the columns are {describe(features)}")
+        return wanted
     found = next(filter(None, ([n for n, feature in features.items() if fits(n, feature)] for fits in kinds)), [])
     if len(found) > 1 and len(some := [name for name in found if name in usual]) == 1:
         found = some
@@ -270,13 +275,6 @@ def find_column(
         return str(found[0])
     problem = f"{len(found)} {what.replace('column', 'columns')} {found}" if found else f"no {what}"
     raise ValueError(f"{problem} among {describe(features)}; name one with {option}{'' if found else more}")
-
-
-def require_column(features: Features, column: str, option: str = "label_column") -> str:
-    """The column that an option names; ValueError if it does not exist."""
-    if column not in features:
-        raise ValueError(f"{option} {column!r} does not exist; the columns are {describe(features)}")
-    return column
 
 
 def is_text(feature: Any) -> bool:
@@ -347,14 +345,6 @@ def _bare(cell: Any) -> Any:
     return (cell.strip() or None) if isinstance(cell, str) else cell
 
 
-def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[Any, Any]:
-    """Number of rows of each class id, those without a label left out; ValueError if one is not below the number."""
-    known = labels[labels != UNLABELLED]
-    if len(known) and (known.min() < 0 or known.max() >= num_classes):
-        raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {num_classes} classes")
-    return np.bincount(known, minlength=num_classes)
-
-
 def fingerprint(source: Source) -> str:
     """Hash what the training split (or the first that there is) holds, independently of paths, caches and machines.
 
@@ -368,15 +358,12 @@ def fingerprint(source: Source) -> str:
         if source.label_column is not None:
             digest.update(source.labels(source.reference).tobytes())
         stored = [name for name, kind in train.features.items() if isinstance(kind, Image) and not kind.decode]
-        train = train.select_columns(stored)
+        train, root = train.select_columns(stored), source.roots.get(source.reference) or ""
         for row in np.linspace(0, len(train) - 1, num=min(64, len(train)), dtype=int):
             for cell in train[int(row)].values():
-                digest.update(_stored_bytes(cell, source.roots.get(source.reference)))
+                path = Path(root, (cell or {}).get("path") or "")
+                if (cell or {}).get("bytes") is not None:
+                    digest.update(cell["bytes"])
+                elif path.is_file():
+                    digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _stored_bytes(cell: Any, root: str | None) -> bytes:
-    if isinstance(cell, Mapping) and cell["bytes"] is not None:
-        return bytes(cell["bytes"])
-    path = Path(root or "", (cell or {}).get("path") or "")
-    return path.read_bytes() if path.is_file() else b""

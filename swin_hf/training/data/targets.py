@@ -29,7 +29,6 @@ from .sources import (
     is_text,
     kind,
     remedy,
-    require_column,
 )
 
 LIST_NAMES = (*LABEL_NAMES, "classes", "tags")
@@ -52,7 +51,7 @@ class RowSource(Source):
     def use_columns(self, columns: list[str]) -> None:
         """Take a column for each number of a row; ValueError if one does not exist, or is named twice."""
         for column in columns:
-            require_column(self.features, column)
+            find_column(self.features, "", "label_column", column)
         if len(set(columns)) < len(columns) or not columns:
             raise ValueError(f"label_column {columns} names a column twice, or none; name each column once")
         self.columns, self.class_names = columns, list(columns)

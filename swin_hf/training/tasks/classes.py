@@ -38,8 +38,7 @@ class ClassModule(SwinModule):
     def setup(self, stage: str) -> None:
         """Make the data number its classes as the model does; a model without names takes those of its training data.
 
-        Raises:
-            ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
+        ValueError if a class of the data is unknown to the model, or it would not be trained on all that it knows.
         """
         super().setup(stage)
         theirs = class_table(getattr(self.datamodule, "id2label", None))

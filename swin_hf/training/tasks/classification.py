@@ -16,9 +16,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
+from swin_hf.hub.pictures import draw_confusion
 from swin_hf.text import one_line, text_table
 
-from ..figures import LONGEST_NAME, draw_confusion
+from ..figures import LONGEST_NAME
 from ..module import TestReport
 from ..network import Network
 from ..optim import Optimization

@@ -37,11 +37,8 @@ class Distillation(Options):
 class Teacher(nn.Module):
     """A frozen image classifier that takes the student's pixels and answers with the student's classes.
 
-    Args:
-        network: Image classifier of transformers.
-        order: The network's number of each class of the student.
-        scale: Factor on the student's normalised pixels, ``(C,)``.
-        shift: What is added then, ``(C,)``.
+    ``order`` has the network's number of each class of the student; ``scale`` ``(C,)`` is the factor on the student's
+    normalised pixels, and ``shift`` ``(C,)`` what is added then.
     """
 
     order: Tensor
@@ -83,13 +80,9 @@ def load_teacher(
     num_channels: int,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Teacher:
-    """A frozen image classifier, adapted to its student.
+    """Any image classifier of transformers, or anyone's Swin, adapted to the classes and images of its student.
 
-    Args:
-        source: Folder or Hub id of any image classifier of transformers, or anyone's Swin, see :mod:`swin_hf.loading`.
-        id2label: Class number to name, of the student.
-        num_channels: Channels of the student's images.
-        normalization: Mean and standard deviation of each channel of the student's images; the teacher's if not given.
+    ``normalization`` is the mean and standard deviation of each channel of these images; the teacher's if not given.
 
     Raises:
         ValueError: If it is missing, knows other classes or takes images of other channels.

@@ -176,11 +176,7 @@ class HeadModule(ClassModule):
         rank_zero_info(f"{trained:,} of {total:,} parameters are trained")
 
     def weigh_classes(self, wanted: str | list[float] | dict[str, float]) -> None:
-        """Set :attr:`class_weights`; the data number their classes as the model does by now.
-
-        Raises:
-            ValueError: If the weights are not those of the classes, or would have to be counted in a stream.
-        """
+        """Set :attr:`class_weights`; the data number their classes as the model does by now."""
         names = class_table(self.model.config.id2label)
         if isinstance(wanted, Mapping):
             if different := set(wanted) ^ set(names):

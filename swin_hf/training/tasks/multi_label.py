@@ -24,9 +24,8 @@ class SwinMultiLabelClassifier(HeadModule):
     """Train a Swin Transformer to find every class that a picture shows.
 
     The loss is transformers' for ``problem_type="multi_label_classification"``. The best checkpoint is the one with the
-    highest mean average precision (mAP) over the classes that occur in the validation split.
-
-    The other arguments and the errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`.
+    highest mean average precision (mAP) over the classes that occur in the validation split. The other arguments and
+    the errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`.
 
     Args:
         mixing: Label smoothing (towards 0.5), Mixup, CutMix and class weights.
@@ -85,11 +84,7 @@ class SwinMultiLabelClassifier(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split.
-
-        Returns:
-            ``logits`` ``(B, num_labels)``.
-        """
+        """Add a batch to the metrics of a split; ``logits`` ``(B, num_labels)``."""
         labels, logits = batch["labels"], self(batch["pixel_values"]).float()
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         getattr(self, f"{split}_loss").update(loss, weight=len(labels))
