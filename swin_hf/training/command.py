@@ -253,7 +253,7 @@ class RecipeCLI(LightningCLI):
             )
             return
         best = best_checkpoint(self.trainer)
-        if self.model.is_tested and self.datamodule.has_split("test"):
+        if self.model.is_tested and self.datamodule.has_test:
             path = best.best_model_path or None if best is not None else None
             self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
         if self.run_folder is not None and self.trainer.is_global_zero:

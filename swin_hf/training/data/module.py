@@ -204,8 +204,12 @@ class ImageDataModule(LightningDataModule):
         self.load()
         return {name: len(self._rows[name]) for name in ("train", "validation", "test") if name in self._rows}
 
-    def has_split(self, name: str) -> bool:
-        """Whether there is such a split, with labels where they are wanted."""
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split with labels."""
+        return self._has("test")
+
+    def _has(self, name: str) -> bool:
         return name in (self.load().splits if self.reading.streaming else self.split_sizes)
 
     @property
@@ -241,7 +245,7 @@ class ImageDataModule(LightningDataModule):
 
     def _stream_steps(self) -> int:
         steps = self.trainer.limit_train_batches if self.trainer is not None else None
-        return sampling.check_stream(self._shards, self._ranks[1], self._workers(), steps)
+        return sampling.check_stream(self.load().num_shards, self._ranks[1], self._workers(), steps)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -382,11 +386,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Batches of the validation split, each picture once; an empty list if there is none."""
-        return self._eval_loader("validation", persistent=True) if self.has_split("validation") else []
+        return self._eval_loader("validation", persistent=True) if self._has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, each picture once."""
-        if not self.has_split("test"):
+        if not self._has("test"):
             raise ValueError(
                 f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
                 " in data_files, or hold out a share with test_fraction before training"
@@ -395,7 +399,7 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, or of the validation split if there is none."""
-        return self._eval_loader("test" if self.has_split("test") else "validation", persistent=False)
+        return self._eval_loader("test" if self._has("test") else "validation", persistent=False)
 
     def _eval_loader(self, name: str, persistent: bool, named: bool = False) -> DataLoader[Any]:
         rank, world_size = self._ranks
@@ -437,13 +441,7 @@ class ImageDataModule(LightningDataModule):
             return 0  # the model needs the cores more
         local = max(1, self.trainer.num_devices)
         workers = min(8, len(os.sched_getaffinity(0)) // local)
-        return min(workers, self._shards // self.trainer.world_size) if self.reading.streaming else workers
-
-    @property
-    def _shards(self) -> int:
-        """Of the stream."""
-        source = self.load()
-        return int(source.splits[source.reference].num_shards)
+        return min(workers, self.load().num_shards // self.trainer.world_size) if self.reading.streaming else workers
 
     def _loader_options(self, persistent: bool) -> dict[str, Any]:
         workers = self._workers()

@@ -49,6 +49,11 @@ class Source:
         """The columns of the data."""
         return self.splits[self.reference].features
 
+    @property
+    def num_shards(self) -> int:
+        """Shards of the training stream."""
+        return int(self.splits[self.reference].num_shards)
+
     # What other kinds of labels replace, in :mod:`swin_hf.training.data.targets`.
 
     def find_labels(self, reading: Reading, dataset: str) -> None:
