@@ -154,10 +154,8 @@ class ImageDataModule(LightningDataModule):
             self.grey_maximum = self.grey_maximum or GREY_MAXIMUM
             for name, off in self.colour_options.items():
                 if (asked := getattr(self.augmentation, name)) != off:
-                    rank_zero_info(
-                        f"augmentation.{name} {asked} is left out: it changes colours, and these pictures have"
-                        f" {self.num_channels} channels"
-                    )
+                    why = f"it changes colours, and these pictures have {self.num_channels} channels"
+                    rank_zero_info(f"augmentation.{name} {asked} is left out: {why}")
                     self.augmentation = replace(self.augmentation, **{name: off})
         elif self.grey_maximum is None:
             self.grey_maximum = find_white(looks)

@@ -229,10 +229,8 @@ class PairReader(PictureReader):
         name = (cells[self.column] or {}).get("path") or "a mask"
         height, width = tvf.get_size(picture)
         if labels.shape != (height, width):
-            raise UnreadablePictureError(
-                f"{name} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}; a mask has "
-                "the size of its picture"
-            )
+            sizes = f"{labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}"
+            raise UnreadablePictureError(f"{name} has {sizes}; a mask has the size of its picture")
         if self.order:
             table = torch.arange(max(self.masks.ignore_index, self.num_classes) + 1)
             table[: len(self.order)] = torch.tensor(self.order)
@@ -354,10 +352,8 @@ def read_pairs(folder: str) -> dict[str, Dataset]:
     roots = {split: _pair_of(path) for path in sorted(root.iterdir()) if (split := split_of(path.name))}
     found = {split: pair for split, pair in roots.items() if pair is not None}
     if found and (others := sorted(roots.keys() - found.keys())):
-        rank_zero_warn(
-            f"{folder}: the folders of {', '.join(others)} are not used, for they do not hold both "
-            f"{IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/"
-        )
+        why = f"they do not hold both {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/"
+        rank_zero_warn(f"{folder}: the folders of {', '.join(others)} are not used, for {why}")
     if not found and (pair := _pair_of(root)) is not None:
         inner = {split: path for path in sorted(pair[0].iterdir()) if path.is_dir() and (split := split_of(path.name))}
         found = {split: (path, pair[1] / path.name) for split, path in inner.items()} or {"train": pair}
@@ -376,10 +372,8 @@ def _read_pair(images: Path, masks: Path) -> Dataset:
     pictures, targets = _by_name(images), _by_name(masks)
     for one, other, kind, missing in ((pictures, targets, "picture", "mask"), (targets, pictures, "mask", "picture")):
         if alone := sorted(one.keys() - other.keys()):
-            raise ValueError(
-                f"{len(alone)} of {len(one)} files have no {missing}, the first is {one[alone[0]]}; each {kind} has a "
-                f"{missing} of the same name ({images} and {masks})"
-            )
+            problem = f"{len(alone)} of {len(one)} files have no {missing}, the first is {one[alone[0]]}"
+            raise ValueError(f"{problem}; each {kind} has a {missing} of the same name ({images} and {masks})")
     if not pictures:
         raise ValueError(f"{images} holds no picture")
     columns = {"image": list(pictures.values()), "mask": [targets[name] for name in pictures]}

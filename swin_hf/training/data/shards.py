@@ -106,16 +106,12 @@ def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     for split, parts in pieces.items():
         features = parts[0].features
         if missing := set().union(*(set(features) ^ set(part.features) for part in parts)):
-            raise ValueError(
-                f"files of split {split!r} have different columns: {sorted(missing)} are not in all of them"
-            )
+            raise ValueError(f"files of split {split!r} have different columns: not all of them have {sorted(missing)}")
         for name, feature in features.items():
             is_list = isinstance(getattr(feature, "feature", None), ClassLabel)
             if is_list and any(part.features[name] != feature for part in parts):
-                raise ValueError(
-                    f"column {name!r}: files of split {split!r} number the classes of their lists differently;"
-                    " write all files with the same ClassLabel, or lists of text"
-                )
+                problem = f"column {name!r}: files of split {split!r} number the classes of their lists differently"
+                raise ValueError(f"{problem}; write all files with the same ClassLabel, or lists of text")
         parts = [part if part.features == features else part.cast(features) for part in parts]
         joined[split] = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     return joined

@@ -157,10 +157,8 @@ class Source:
         if isinstance(feature, ClassLabel):
             self.class_names = list(feature.names)
             if names is not None and declared != self.class_names:
-                raise ValueError(
-                    f"class_names says {shorten(declared)}, but label column {column!r} declares"
-                    f" {shorten(self.class_names)}; leave class_names out"
-                )
+                theirs = f"label column {column!r} declares {shorten(self.class_names)}"
+                raise ValueError(f"class_names says {shorten(declared)}, but {theirs}; leave class_names out")
         elif not is_label(feature):
             gap = ""
             if is_fraction(feature) and not reading.streaming:  # so tables hold whole numbers where a value is missing

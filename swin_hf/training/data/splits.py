@@ -63,10 +63,8 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
         size = len(labels["train"])
         kept, held = stratified_split(source.strata(labels["train"]), round(fraction * size), options.seed)
         if len(held) == 0:
-            raise ValueError(
-                f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a larger"
-                " fraction"
-            )
+            what = f"{name}_fraction {fraction} of {size} training pictures is none"
+            raise ValueError(f"{what}; give a {name} split or a larger fraction")
         rows[name], labels[name] = rows["train"][held], labels["train"][held]
         rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
         held_out.append(name)

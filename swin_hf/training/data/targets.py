@@ -100,10 +100,8 @@ class MultiLabelSource(RowSource):
                 feature = features[column]
                 is_pair = isinstance(feature, ClassLabel) and len(feature.names) == 2
                 if not (is_label(feature) or is_fraction(feature) or is_pair):
-                    raise ValueError(
-                        f"label column {column!r} is of type {kind(feature)}; a column of a class holds 0 or 1, or true"
-                        f" or false; {remedy(feature, column)}"
-                    )
+                    rule = f"a column of a class holds 0 or 1, or true or false; {remedy(feature, column)}"
+                    raise ValueError(f"label column {column!r} is of type {kind(feature)}; {rule}")
             return
         column = _find(features, reading.label_column, "a list of labels", LIST_NAMES, _is_list)
         feature = features[column]
@@ -115,10 +113,8 @@ class MultiLabelSource(RowSource):
             )
         for name, split in self.splits.items():
             if column in split.features and split.features[column] != feature:
-                raise ValueError(
-                    f"column {column!r} of split {name!r} declares other labels than that of {self.reference!r};"
-                    " declare the same in both"
-                )
+                others = f"{name!r} declares other labels than that of {self.reference!r}"
+                raise ValueError(f"column {column!r} of split {others}; declare the same in both")
         self.label_column = column
         self.name_classes(feature.feature, reading)
 
@@ -135,10 +131,8 @@ class MultiLabelSource(RowSource):
             return np.full(classes, np.nan, dtype=np.float32)
         numbers = [self.class_id(label) for label in cell]
         if not all(0 <= number < classes for number in numbers):
-            raise ValueError(
-                f"column {self.label_column!r} holds {cell}, and there are {classes} classes,"
-                f" {shorten(self.class_names)}; correct it, or name all classes with class_names"
-            )
+            problem = f"holds {cell}, and there are {classes} classes, {shorten(self.class_names)}"
+            raise ValueError(f"column {self.label_column!r} {problem}; correct it, or name all in class_names")
         row = np.zeros(classes, dtype=np.float32)
         row[numbers] = 1
         return row
@@ -147,10 +141,8 @@ class MultiLabelSource(RowSource):
         """0 or 1."""
         text = "" if cell is None else str(cell).strip().lower()
         if text and text not in FLAGS:
-            raise ValueError(
-                f"column {column!r} holds {cell!r}; a column of a class holds 0 or 1, true or false, or nothing where"
-                " that is unknown"
-            )
+            rule = "a column of a class holds 0 or 1, true or false, or nothing where that is unknown"
+            raise ValueError(f"column {column!r} holds {cell!r}; {rule}")
         return FLAGS.get(text, np.nan)
 
     def strata(self, labels: Targets) -> Integers:
@@ -179,10 +171,8 @@ class NumberSource(RowSource):
         for column in self.columns:
             feature = self.features[column]
             if not (is_fraction(feature) or is_integer(feature) or is_text(feature)):
-                raise ValueError(
-                    f"label column {column!r} is of type {kind(feature)}; a regression learns whole numbers and"
-                    f" fractions; {_other_kind(feature, column)}"
-                )
+                rule = f"a regression learns whole numbers and fractions; {_other_kind(feature, column)}"
+                raise ValueError(f"label column {column!r} is of type {kind(feature)}; {rule}")
 
     def number(self, cell: Any, column: str) -> float:
         """The number of a cell, NaN where it is empty."""

@@ -77,10 +77,8 @@ def find_channels(looks: Sequence[Look], wanted: int | None) -> int:
         first = {wanted: first.pop(wanted, Look("num_channels is", wanted, 0, True, None)), **first}
     if len(first) > 1:
         (one, other), *_ = itertools.combinations(first.items(), 2)
-        raise ValueError(
-            f"all pictures have the same number of channels (data.num_channels): {other[1].name} has {other[0]}, and "
-            f"{one[1].name} {one[0]}"
-        )
+        numbers = f"{other[1].name} has {other[0]}, and {one[1].name} {one[0]}"
+        raise ValueError(f"all pictures have the same number of channels (data.num_channels): {numbers}")
     return next(iter(first))
 
 

@@ -104,10 +104,8 @@ def load_teacher(
     order = match_classes(class_table(id2label), class_table(network.config.id2label), model=f"the teacher {source!r}")
     channels = getattr(network.config, "num_channels", 3)
     if channels != num_channels and (num_channels, channels) != (1, 3):
-        raise ValueError(
-            f"the teacher {source!r} takes images of {channels} channels but the student's have {num_channels}; choose"
-            " a teacher of as many channels (data.num_channels)"
-        )
+        problem = f"the teacher {source!r} takes images of {channels} channels but the student's have {num_channels}"
+        raise ValueError(f"{problem}; choose a teacher of as many channels (data.num_channels)")
     scale, shift = torch.ones(channels), torch.zeros(channels)
     if normalization is not None and theirs is not None:
         (mean, std), (their_mean, their_std) = (map(torch.tensor, pair) for pair in (normalization, theirs))

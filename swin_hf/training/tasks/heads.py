@@ -180,17 +180,13 @@ class HeadModule(ClassModule):
         names = class_table(self.model.config.id2label)
         if isinstance(wanted, Mapping):
             if different := set(wanted) ^ set(names):
-                raise ValueError(
-                    f"mixing.class_weights differs from the classes in {shorten(sorted(different))}; give the weight "
-                    f"of each of {shorten(names)}"
-                )
+                problem = f"mixing.class_weights differs from the classes in {shorten(sorted(different))}"
+                raise ValueError(f"{problem}; give the weight of each of {shorten(names)}")
             wanted = [wanted[name] for name in names]
         values = self.balance() if isinstance(wanted, str) else torch.tensor(wanted)
         if len(values) != len(names):
-            raise ValueError(
-                f"mixing.class_weights has {len(values)} weights for {len(names)} classes; give one for each of"
-                f" {shorten(names)}, in this order or by name"
-            )
+            problem = f"mixing.class_weights has {len(values)} weights for {len(names)} classes"
+            raise ValueError(f"{problem}; give one for each of {shorten(names)}, in this order or by name")
         self.class_weights = values.float()
         shown = [f"{name} {value:.4g}" for name, value in zip(names, values.tolist(), strict=True)]
         rank_zero_info(f"class weights: {shorten(shown)}")
