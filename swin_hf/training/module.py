@@ -42,6 +42,10 @@ class SwinModule(LightningModule):
     and :meth:`evaluate`. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the ``labels`` of the task.
 
     Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
         optimization: AdamW, its learning rate and the schedule.
         compile: Whether the network is compiled.
     """

@@ -66,10 +66,15 @@ class Reading(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.class_names, list):
-            check_range("class_names", self.class_names, "[1, inf)")
-        elif len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class_names {shorten(self.class_names)} names a class twice")
+        check_class_names("class_names", self.class_names, "[1, inf)")
+
+
+def check_class_names(option: str, names: list[str] | int | None, interval: str) -> None:
+    """Refuse a number of classes that is not in an interval, and names that come twice."""
+    if not isinstance(names, list):
+        check_range(option, names, interval)
+    elif len(set(names)) < len(names):
+        raise ValueError(f"{option} {shorten(names)} names a class twice")
 
 
 def read(

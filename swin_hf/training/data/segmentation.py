@@ -30,12 +30,12 @@ from swin_hf.processing import (
     resampling_of,
     to_tensor,
 )
-from swin_hf.ranges import Options, check_range, ranged
+from swin_hf.ranges import Options, ranged
 
 from ..options import plain
 from .module import ImageDataModule
 from .pictures import Batch, PictureReader
-from .reading import Reading, find_folder, picture_folder, read
+from .reading import Reading, check_class_names, find_folder, picture_folder, read
 from .shards import shorten
 from .sources import IMAGE_NAMES, UNLABELLED, Source, find_column, find_roots, is_text
 from .splits import Splits
@@ -67,10 +67,7 @@ class Masks(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.class_names, list):
-            check_range("masks.class_names", self.class_names, "[1, 65535]")
-        elif len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"masks.class_names {shorten(self.class_names)} names a class twice")
+        check_class_names("masks.class_names", self.class_names, "[1, 65535]")
 
 
 @dataclass(frozen=True)
@@ -101,19 +98,12 @@ class SegmentationDataModule(ImageDataModule):
 
     Training batches are ``{"pixel_values": (B, C, H, W), "labels": (B, H, W)}`` of crops. Evaluation takes a picture at
     a time, its short side that of ``image_size`` and the proportions kept, with the labels ``(1, height, width)`` of
-    the picture as it is stored.
+    the picture as it is stored. The other arguments are those of :class:`ImageDataModule`.
 
     Args:
         dataset: A folder with ``images/`` and ``masks/`` (in it, or in a folder for each split), where files of one
             name belong together; or whatever :class:`ImageDataModule` takes, with a column of masks.
-        data_files: See there.
-        data_dir: See there.
         image_size: Height and width of the training crops in pixels, or one number for both.
-        num_channels: 3 (RGB), 1 (grey), or all that the files have; that of .npy files, and 3 of others, if not given.
-        batch_size: Training pictures per step on each device.
-        num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
-        reading: How the data set is read.
-        splits: What is held out, and how much is trained on.
         masks: What the values of a mask mean.
         augmentation: How a picture and its mask are changed at random.
         pixels: What the values of a picture mean.
@@ -158,10 +148,8 @@ class SegmentationDataModule(ImageDataModule):
             splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
         features = next(iter(splits.values())).features
         image, self.mask_column = find_columns(features, self.reading.image_column, self.masks.column)
-        splits = {
-            name: split.cast_column(image, Image(decode=False)).cast_column(self.mask_column, Image(decode=False))
-            for name, split in splits.items()
-        }
+        for column in (image, self.mask_column):
+            splits = {name: split.cast_column(column, Image(decode=False)) for name, split in splits.items()}
         source = Source(splits, image)
         if folder is None:  # whose paths start from the working directory
             find_roots(source, dataset, self.data_files, self.data_dir)

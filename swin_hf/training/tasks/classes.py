@@ -17,7 +17,12 @@ from .sheets import Sheet, Shown, caption, draw_sheet
 
 
 class ClassModule(SwinModule):
-    """Trains a network whose classes have names, those of its data."""
+    """Trains a network whose classes have names, those of its data.
+
+    Args:
+        num_labels: Number of classes, or of numbers in a regression; from the data when run by the command line.
+        id2label: Class number to name; from the data when run by the command line.
+    """
 
     data_options = (*SwinModule.data_options, "id2label", "num_labels")
     sheet_sizes: ClassVar[dict[str, int]] = {"sample_pictures": 8}  # pictures of each sheet of a test

@@ -94,19 +94,12 @@ class Mixing(Options):
 class HeadModule(ClassModule):
     """Trains an ``...ForImageClassification``; the ``problem_type`` of its configuration says what its answers mean.
 
-    A subclass makes its metrics in :meth:`configure_metrics`, and may set :attr:`mixing`.
+    A subclass makes its metrics in :meth:`configure_metrics`, and may set :attr:`mixing`. The other arguments are those
+    of :class:`~swin_hf.training.tasks.classes.ClassModule` and :class:`~swin_hf.training.SwinModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
         weights: Weights to start from: a ``save_pretrained`` folder (SimMIM too), a Hub id, or a checkpoint of
             Microsoft, timm, torchvision, transformers or OpenMMLab. The head is replaced when the classes differ.
-        num_labels: Number of classes, or of numbers in a regression; this and the next three come from the data when
-            run by the command line.
-        id2label: Class number to name.
-        image_size: Side, or height and width, of the images in pixels.
-        num_channels: Channels of the images.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
         freezing: What is not trained.
         lora: Low-rank adapters.
 

@@ -37,16 +37,12 @@ class SwinMaskedImageModeler(SwinModule):
     """Pre-train a Swin Transformer without labels; its result is a starting point for ``SwinClassifier``.
 
     The defaults are those of SimMIM's Swin-B. A part of each image is hidden in square cells, and the model predicts
-    the hidden pixels; the loss is the mean L1 distance there.
+    the hidden pixels; the loss is the mean L1 distance there. The other arguments are those of
+    :class:`~swin_hf.training.SwinModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
         weights: What to go on from: an earlier pre-training, or anyone's Swin, see :mod:`swin_hf.loading`; what it
             lacks of mask token and decoder is new.
-        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; likewise.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
         masking: What is hidden, and what is predicted.
     """
 

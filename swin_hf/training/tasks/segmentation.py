@@ -66,18 +66,13 @@ class SwinSegmenter(ClassModule):
     """Train a Swin Transformer with UperNet to name the class of each pixel.
 
     The defaults are those of the paper for ADE20K with 16 pictures a step: AdamW at 6e-5, a warm-up and a linear decay
-    to 0. Metrics are measured at the size of the stored pictures, from one confusion matrix over the whole split.
+    to 0. Metrics are measured at the size of the stored pictures, from one confusion matrix over the whole split. The
+    other arguments are those of :class:`~swin_hf.training.tasks.classes.ClassModule` and
+    :class:`~swin_hf.training.SwinModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
         weights: Weights to start from: any Swin (classifier, SimMIM, backbone), whose heads are new, or a segmenter.
-        num_labels: Number of classes; this and the next four come from the data when run by the command line.
-        id2label: Class number to name.
-        image_size: Side, or height and width, of the training crops in pixels.
-        num_channels: Channels of the images.
-        ignore_index: Label of pixels without a class.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
+        ignore_index: Label of pixels without a class; from the data when run by the command line.
         head: The UperNet head, and how it evaluates.
     """
 
