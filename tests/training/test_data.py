@@ -291,7 +291,7 @@ def test_a_stream_is_told_its_classes(tmp_path):
     }
     module = short(ImageDataModule, "json", data_files=files, streaming=True, class_names=3, **OPTIONS)
     assert module.id2label == {0: "0", 1: "1", 2: "2"}
-    stream = module._stream("train", Preprocessing((8, 8), None).pixels, 0, 1)
+    stream = module._samples("train", Preprocessing((8, 8), None).pixels)
     assert sorted({int(sample["labels"]) for sample, _ in zip(stream, range(24), strict=False)}) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"label 7 of column 'label' is none of the 3 classes 0, 1, 2"):
         list(module.test_dataloader())

@@ -371,20 +371,19 @@ class ImageDataModule(LightningDataModule):
                 sampling.check_restored(trainer, self._restored, self._state(), self.batch_size)
                 self._restored = None
             sampling.rewind_to_optimizer_step(trainer)
-        position = (lambda: sampling.training_position(trainer)) if trainer is not None else None
-        options = {"position": position, **self._loader_options(persistent=not self.reading.streaming)}
-        if self.reading.streaming:
-            stream = self._stream("train", self.train_transform())
-            return sampling.ResumableLoader(stream, steps=self._stream_steps(), batch_size=self.batch_size, **options)
-        data = self._dataset("train", self.train_transform(), training=True)
+        options = self._loader_options("train", self.batch_size)
+        options["position"] = None if trainer is None else partial(sampling.training_position, trainer)
+        data = self._samples("train", self.train_transform())
+        if isinstance(data, PictureStream):
+            return sampling.ResumableLoader(data, steps=self._stream_steps(), **options)
         classes = self._labels["train"] if self.splits.balanced_sampling else None
         sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, *self._ranks, classes)
-        size = min(self.batch_size, sampler.num_samples)
-        return sampling.ResumableLoader(data, batch_size=size, sampler=sampler, drop_last=True, **options)
+        options["batch_size"] = min(self.batch_size, sampler.num_samples)
+        return sampling.ResumableLoader(data, sampler=sampler, drop_last=True, **options)
 
     def val_dataloader(self) -> Any:
         """Batches of the validation split, each picture once; an empty list if there is none."""
-        return self._eval_loader("validation", persistent=True) if self._has("validation") else []
+        return self._eval_loader("validation") if self._has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, each picture once."""
@@ -393,44 +392,38 @@ class ImageDataModule(LightningDataModule):
                 f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
                 " in data_files, or hold out a share with test_fraction before training"
             )
-        return self._eval_loader("test", persistent=False, named=True)
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, or of the validation split if there is none."""
-        return self._eval_loader("test" if self._has("test") else "validation", persistent=False)
+        return self._eval_loader("test" if self._has("test") else "validation")
 
-    def _eval_loader(self, name: str, persistent: bool, named: bool = False) -> DataLoader[Any]:
-        rank, world_size = self._ranks
-        options = {
-            "batch_size": self.eval_batch_size,
-            **self._loader_options(persistent and not self.reading.streaming),
-        }
-        if self.reading.streaming:
-            return DataLoader(self._stream(name, self.eval_transform(), named), **options)
-        data = self._dataset(name, self.eval_transform(), training=False, named=named)
+    def _eval_loader(self, name: str) -> DataLoader[Any]:
+        (rank, world_size), data = self._ranks, self._samples(name, self.eval_transform())
+        options = self._loader_options(name, self.eval_batch_size)
+        if isinstance(data, PictureStream):
+            return DataLoader(data, **options)
         if len(data) < world_size:
             raise ValueError(f"{len(data)} pictures of split {name!r} for {world_size} ranks; use fewer devices")
         sampler = UnrepeatedDistributedSampler(data, num_replicas=world_size, rank=rank, shuffle=False)
         return DataLoader(data, sampler=sampler, **options)
 
-    def _dataset(self, name: str, transform: Callable[..., Any], training: bool, named: bool = False) -> PictureDataset:
-        source = self.load()
-        stored = name if name in source.splits else "train"  # held out of the training split
-        labels = self._labels[name] if source.label_column is not None else None
+    def _samples(self, name: str, transform: Callable[..., Any]) -> PictureDataset | PictureStream:
+        source, (rank, world_size), training, named = self.load(), self._ranks, name == "train", name == "test"
+        stored = name if self.reading.streaming or name in source.splits else "train"  # held out of the training split
         reader = self.reader(stored, transform)
-        return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training, named)
-
-    def _stream(self, name: str, transform: Callable[..., Any], named: bool = False) -> PictureStream:
-        source, reader, ranks = self.load(), self.reader(name, transform), self._ranks
-        data = source.splits[name].select_columns([*reader.columns, *source.label_columns])
-        if name == "train":
+        data: Any = source.splits[stored]
+        if not self.reading.streaming:
+            labels = self._labels[name] if source.label_column is not None else None
+            return PictureDataset(data, self._rows[name], labels, reader, self.seed, training, named)
+        data = data.select_columns([*reader.columns, *source.label_columns])
+        if training:
             data = data.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
-            data = split_dataset_by_node(data, *ranks).repeat(None)
-        else:
-            data = split_dataset_by_node(data, *ranks)
-        batch_size = self.batch_size if name == "train" else self.eval_batch_size
+        data = split_dataset_by_node(data, rank, world_size)
         target = source.target if source.label_columns else None
-        return PictureStream(data, target, reader, self.seed, ranks[0], batch_size, named)
+        if training:
+            return PictureStream(data.repeat(None), target, reader, self.seed, rank, self.batch_size)
+        return PictureStream(data, target, reader, self.seed, rank, self.eval_batch_size, named)
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -441,12 +434,13 @@ class ImageDataModule(LightningDataModule):
         workers = min(8, len(os.sched_getaffinity(0)) // local)
         return min(workers, self.load().num_shards // self.trainer.world_size) if self.reading.streaming else workers
 
-    def _loader_options(self, persistent: bool) -> dict[str, Any]:
+    def _loader_options(self, name: str, batch_size: int) -> dict[str, Any]:
         workers = self._workers()
         return {
+            "batch_size": batch_size,
             "num_workers": workers,
             "collate_fn": self.collate,
-            "persistent_workers": persistent and workers > 0,
+            "persistent_workers": workers > 0 and not self.reading.streaming and name != "test",
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
