@@ -3,8 +3,6 @@
 ``datasets`` would search its paths for the names of splits and drop what does not match.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 

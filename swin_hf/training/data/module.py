@@ -5,8 +5,6 @@ and the random numbers are made reproducible is told in :mod:`swin_hf.training.d
 are found, in :mod:`swin_hf.training.data.sources`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """From stored pictures to batches: decoding, transforms with random numbers of their own, unreadable files."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

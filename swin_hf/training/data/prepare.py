@@ -8,8 +8,6 @@ Files are written under a hidden folder, which gets its name when all of them ar
 of the data, and a run that was killed goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -3,8 +3,6 @@
 ``datasets`` reads the files. What it would guess or pass over is settled here.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import re

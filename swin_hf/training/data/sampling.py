@@ -15,8 +15,6 @@ Lightning's restored progress how many batches of the epoch are done, so the two
 **Evaluation** visits every sample once, on some rank; nothing is repeated to even out the ranks.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

@@ -1,7 +1,5 @@
 """Finding pictures and labels in anything that ``datasets`` can read: :func:`load_source`."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os

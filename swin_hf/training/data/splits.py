@@ -1,7 +1,5 @@
 """Which rows are trained on, and which are held out: stratified shares, counts and the table of classes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Pictures with several labels each, or with numbers: where these are found, and what a row of them means."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain

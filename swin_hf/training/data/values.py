@@ -1,7 +1,5 @@
 """What the values of pictures are, found in samples of them: channels, white, mean and standard deviation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
