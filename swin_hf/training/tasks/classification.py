@@ -1,7 +1,7 @@
 """Image classification: cross-entropy on hard or soft targets, everything else is regularisation."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -212,15 +212,14 @@ def macro_f1(counts: np.ndarray[Any, Any]) -> float:
 
 
 def score_table(
-    scores: list[ClassScore],
-    columns: Sequence[str] = ("precision", "recall", "f1"),
-    size: tuple[str, Callable[[ClassScore], str]] = ("images", lambda score: str(score.support)),
+    scores: list[ClassScore], columns: Sequence[str] = ("precision", "recall", "f1"), pixels: int | None = None
 ) -> str:
-    """Some scores of the first 100 classes as text; ``size`` is the heading of the last column, and its cells."""
-    lines = [["class", *columns, size[0]]]
+    """Scores of the first 100 classes as text, with the images of each, or the share that it has of the pixels."""
+    lines = [["class", *columns, "pixels" if pixels else "images"]]
     for score in scores[:SHOWN_CLASSES]:
         shares = (getattr(score, column.lower()) for column in columns)
         cells = ["-" if share is None else f"{share:.4f}" for share in shares]
-        lines.append([one_line(score.label, LONGEST_NAME), *cells, size[1](score)])
+        size = f"{score.support / pixels:.2%}" if pixels else str(score.support)
+        lines.append([one_line(score.label, LONGEST_NAME), *cells, size])
     more = f"\n... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json"
     return text_table(lines) + (more if len(scores) > SHOWN_CLASSES else "")

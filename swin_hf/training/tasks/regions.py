@@ -10,7 +10,7 @@ from torch import Tensor
 from swin_hf.hub.facts import ClassScore
 
 from ..data.sampling import derive_seed
-from .classification import class_scores, score_table
+from .classification import class_scores
 
 RESAMPLES = 1000
 LEAST_PICTURES = 10  # the bootstrap of fewer is too narrow
@@ -98,10 +98,3 @@ def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[Class
         replace(score, iou=None if np.isnan(iou) else float(iou))
         for score, iou in zip(class_scores(counts, labels), class_iou(counts), strict=True)
     ]
-
-
-def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
-    """The table of a test, as text."""
-    pixels = max(int(counts.sum()), 1)
-    columns = ["IoU", "recall", "precision"]
-    return score_table(scores, columns, ("pixels", lambda score: f"{score.support / pixels:.2%}"))

@@ -27,7 +27,8 @@ from ..module import TestReport
 from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
-from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores, region_table
+from .classification import score_table
+from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores
 from .sheets import NO_CLASS, Shown, overlay
 
 SHOWN_SIDE = 320  # pixels of the longer side of a picture on a sheet
@@ -235,7 +236,7 @@ class SwinSegmenter(ClassModule):
         counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
         report = TestReport(figures=self.sheet_figures())
         report.facts["per_class"] = scores = region_scores(counts, labels)
-        report.table = region_table(scores, counts)
+        report.table = score_table(scores, ("IoU", "recall", "precision"), max(int(counts.sum()), 1))
         if (interval := self.bootstrap.interval()) is not None:
             report.intervals["miou"] = interval
             ends = "{:.4f} to {:.4f}".format(*interval)
@@ -267,12 +268,14 @@ def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stri
         sorted({max(min(start, side - window), 0) for start in range(0, max(side - window + step, 1), step)})
         for side in (height, width)
     )
-    total, seen = torch.zeros(()), images.new_zeros(height, width)
+    total: Any = None
+    seen = images.new_zeros(height, width)
     for top, left in product(tops, lefts):
         area = (..., slice(top, top + window), slice(left, left + window))
         logits = network(images[area])
-        if not total.ndim:
+        if total is None:
             total = logits.new_zeros(len(images), logits.shape[1], height, width)
         total[area] += logits
         seen[area] += 1
-    return total / seen
+    mean: Tensor = total / seen
+    return mean
