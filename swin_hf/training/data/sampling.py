@@ -128,15 +128,16 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         batches = epoch_batches(size, batch_size, world_size)
         self.num_samples = min(batches * batch_size, size // world_size)
         self.total_size = self.num_samples * world_size
-        self.classes = classes
+        self.size, self.classes = size, classes
         self.start = 0  # samples of this rank to leave out: they were trained on before the interruption
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        seed, epoch, order = derive_seed(self.seed, "order", self.epoch), self.epoch, tuple[Any, ...]()
-        if self.classes is not None:
-            order = balanced_order(self.classes, np.random.default_rng(seed))
+        seed, epoch = derive_seed(self.seed, "order", self.epoch), self.epoch
+        order: tuple[Any, ...]
+        if self.classes is None:
+            order = (torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)),)
         else:
-            order = (torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed)),)  # type: ignore[arg-type]
+            order = balanced_order(self.classes, np.random.default_rng(seed))
         mine = (part[self.rank : self.total_size : self.num_replicas][self.start :].tolist() for part in order)
         return ((epoch, *key) for key in zip(*mine, strict=True))
 
@@ -268,7 +269,6 @@ def check_restored(trainer: Trainer, restored: dict[str, Any], state: dict[str, 
         raise ValueError(
             f"the checkpoint was trained with {before} images a step, and this run has {images} (batch_size"
             f" {batch_size} x {trainer.world_size} ranks x {trainer.accumulate_grad_batches} batches accumulated); with"
-            " lr_scaling the learning rate follows them, but a restored optimiser keeps its own: resume with"
-            f" batch_size, ranks and --trainer.accumulate_grad_batches that make {before}, or start a new run from the"
-            " saved weights (--model.weights)"
+            " lr_scaling the learning rate follows them, but a restored optimiser keeps its own: resume with options"
+            f" that make {before}, or start a new run from the saved weights (--model.weights)"
         )
