@@ -458,7 +458,8 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         training = trainer is not None and trainer.training
         if trainer is not None and training:
-            sampling.seed_batch(trainer, self.seed, "pixels")
+            position = sampling.training_position(trainer)
+            torch.manual_seed(sampling.derive_seed(self.seed, "pixels", trainer.global_rank, *position))
         pixels = batch.get("pixel_values")
         if pixels is not None and (pixels.dtype == torch.uint8 or self.num_channels not in (None, 1, 3)):
             pixels = normalize(pixels, self.mean, self.std)  # type: ignore[arg-type]

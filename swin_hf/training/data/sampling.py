@@ -36,12 +36,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_batch(trainer: Trainer, seed: int, purpose: str = "step") -> None:
-    """Seed torch's generators for what is drawn from now on for the current training batch on this rank."""
-    epoch, batch = training_position(trainer)
-    torch.manual_seed(derive_seed(seed, purpose, trainer.global_rank, epoch, batch))
-
-
 def training_position(trainer: Trainer) -> Position:
     """Return the running epoch and how many of its batches have been started on, restored progress included."""
     return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
