@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
@@ -38,18 +38,18 @@ class TrainingBar(TQDMProgressBar):
         self.drawn = self.started = 0.0
         self.first_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self.started, self.first_step = time.monotonic(), trainer.global_step
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """The metrics of the bar, and the time left until the last epoch ends."""
         items = {name.removesuffix("_step"): value for name, value in super().get_metrics(trainer, pl_module).items()}
         items.pop("v_num", None)
         done = trainer.global_step - self.first_step
         if done > 0 and trainer.training:
-            _, total = pl_module.planned_steps()  # type: ignore[operator]  # it is a SwinModule
+            _, total = pl_module.planned_steps()
             seconds = (time.monotonic() - self.started) / done * (total - trainer.global_step)
             items["left"] = str(timedelta(seconds=round(max(seconds, 0))))
         return items
@@ -70,19 +70,17 @@ class EpochReport(Callback):
         self.is_first = False
         self.warm = (0, 0.0, 0.0, 0.0)  # what there was after the first batches, see `counts`
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock; an epoch that is resumed in its middle has no other start."""
         self.is_first = True
         self.on_train_epoch_start(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self.images = self.batches = 0
         self.started = self.ended = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count images; the last batch stops the clock, before validation."""
         if self.is_first and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # what is still computed while the loader is waited for is not waiting
@@ -98,7 +96,7 @@ class EpochReport(Callback):
         seconds = getattr(loader, "read_seconds", 0.0), getattr(loader, "waited_seconds", 0.0)
         return self.images, self.ended, *seconds
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Report."""
         seconds = max(self.ended - self.started, 1e-9)
         speed = self.images * trainer.world_size / seconds

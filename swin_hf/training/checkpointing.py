@@ -240,9 +240,7 @@ class NonFiniteGuard(Callback):
         """Forget an earlier run."""
         self.first_bad = torch.full((), -1, dtype=torch.long, device=pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the first step with a bad loss; check the record every ``every_n_steps`` batches."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is None or self.first_bad is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from swin_hf.files import replacing_folder
 from swin_hf.hub.facts import Metric, TrainingFacts
@@ -54,14 +54,14 @@ class RunRecord(Callback):
         """Seconds spent in fit."""
         return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock, and continue the log where the checkpoint was written."""
         self.started = time.monotonic()
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
                 logger.rewind(trainer.global_step, self.shown_curves())
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write the log to the disk before the checkpoint: a run that resumes there continues the log."""
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
@@ -71,12 +71,12 @@ class RunRecord(Callback):
         """Now the run has something to record."""
         self.trained = True
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add a point to the validation curves."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.add_points(trainer, "val_")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add a point to the training curves; validation is over by now, so all its pictures have been tried too."""
         trainer.datamodule.share_unreadable()
         self.add_points(trainer, "train_")
@@ -89,7 +89,7 @@ class RunRecord(Callback):
             if name.startswith(prefix) and not name.endswith("_step"):
                 self.curves.setdefault(name, []).append([trainer.global_step, float(value)])
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the model folder and the learning curves."""
         self.seconds, self.started = self.elapsed(), None
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:
@@ -98,7 +98,7 @@ class RunRecord(Callback):
         if self.curves:
             keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves(), best_step))
 
-    def write_model(self, trainer: Trainer, pl_module: LightningModule) -> int:
+    def write_model(self, trainer: Trainer, pl_module: Any) -> int:
         """Write ``model/`` from the best checkpoint, or the weights at hand without one; return the step of them."""
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
@@ -127,17 +127,17 @@ class RunRecord(Callback):
             if name.startswith("val_") and at == step
         ]
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Every rank learns which pictures could not be read."""
         trainer.datamodule.share_unreadable()
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print what the task found; add it to the facts and draw its figures."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
         n = int(metrics.pop("test_images", 0)) or trainer.datamodule.split_sizes.get("test")
         if not trainer.is_global_zero:
             return
-        found: TestReport = pl_module.test_report()  # type: ignore[operator]  # it is a SwinModule
+        found: TestReport = pl_module.test_report()
         lines = [found.table, *(f"{name} {value:.4f}" for name, value in metrics.items())]
         print("\n".join(filter(None, lines)), flush=True)  # noqa: T201 - the result
         if self.folder is None or not (self.folder / "model").is_dir():
@@ -153,7 +153,7 @@ class RunRecord(Callback):
         for name, draw in found.figures.items():
             keep_figure(trainer, self.folder, name, draw)
 
-    def facts(self, trainer: Trainer, pl_module: LightningModule) -> TrainingFacts:
+    def facts(self, trainer: Trainer, pl_module: Any) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
         origin: Origin | None = getattr(pl_module, "origin", None)
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
