@@ -98,9 +98,14 @@ def read(
         stored = _read_metadata(os.path.abspath(folder), tables)
     else:
         stored = _load(dataset, data_files, data_dir, reading)
+    named = {ours: stored[theirs] for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in stored}
+    if not named and len(stored) == 1:  # an unusual name, but there is no other
+        named = {"train": next(iter(stored.values()))}
+    if not named:
+        raise ValueError(f"no training split among {sorted(stored)}; name the files of each split in data_files")
     pieces = {  # streams of formats such as json declare their columns by their first rows
         name: [part._resolve_features() if isinstance(part, IterableDataset) else part for part in parts]
-        for name, parts in _name_splits(stored).items()
+        for name, parts in named.items()
     }
     splits = _split_by_column(unite(pieces), reading.label_column)
     if reading.streaming:
@@ -241,16 +246,6 @@ def _literal(data_files: DataFiles | None, data_dir: str | None) -> dict[str, An
         files = {split: [escape(file) for file in some] for split, some in _by_split(data_files).items()}
     folder = glob.escape(data_dir) if data_dir is not None and "://" not in data_dir else data_dir
     return {"data_files": files, "data_dir": folder}
-
-
-def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the splits our names, in the order of :data:`SPLIT_NAMES`."""
-    found = {ours: raw[theirs] for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in raw}
-    if not found and len(raw) == 1:  # an unusual name, but there is no other
-        found = {"train": next(iter(raw.values()))}
-    if not found:
-        raise ValueError(f"no training split among {sorted(raw)}; name the files of each split in data_files")
-    return found
 
 
 def find_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> str:

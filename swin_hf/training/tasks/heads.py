@@ -176,24 +176,23 @@ class HeadModule(ClassModule):
                 problem = f"mixing.class_weights differs from the classes in {shorten(sorted(different))}"
                 raise ValueError(f"{problem}; give the weight of each of {shorten(names)}")
             wanted = [wanted[name] for name in names]
-        values = self.balance() if isinstance(wanted, str) else torch.tensor(wanted)
+        elif isinstance(wanted, str):
+            counts = torch.tensor(list(getattr(self.datamodule, "class_counts", {}).values()), dtype=torch.float64)
+            if not len(counts):
+                raise ValueError(
+                    "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
+                    "or without an ImageDataModule; give the weights"
+                )
+            # A weight of 1 for classes without pictures: nothing shows what they are worth.
+            balanced = self.balanced_weights(counts, self.datamodule.split_sizes["train"])
+            wanted = torch.where(counts > 0, balanced, 1.0).tolist()
+        values = torch.tensor(wanted)
         if len(values) != len(names):
             problem = f"mixing.class_weights has {len(values)} weights for {len(names)} classes"
             raise ValueError(f"{problem}; give one for each of {shorten(names)}, in this order or by name")
         self.class_weights = values.float()
         shown = [f"{name} {value:.4g}" for name, value in zip(names, values.tolist(), strict=True)]
         rank_zero_info(f"class weights: {shorten(shown)}")
-
-    def balance(self) -> Tensor:
-        """The weights that ``balanced`` means for the training pictures of each class, ``(num_labels,)``."""
-        counts = torch.tensor(list(getattr(self.datamodule, "class_counts", {}).values()), dtype=torch.float64)
-        if not len(counts):
-            raise ValueError(
-                "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
-                "or without an ImageDataModule; give the weights"
-            )
-        # A weight of 1 for classes without pictures: nothing shows what they are worth.
-        return torch.where(counts > 0, self.balanced_weights(counts, self.datamodule.split_sizes["train"]), 1.0)
 
     def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
         """The weights for these training pictures of each class, out of so many; where a count is 0, any value."""

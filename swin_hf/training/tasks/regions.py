@@ -1,16 +1,12 @@
 """Intersection over union (IoU) of the classes of a picture and of a split, and how sure its mean is."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swin_hf.hub.facts import ClassScore
-
 from ..data.sampling import derive_seed
-from .classification import class_scores
 
 RESAMPLES = 1000
 LEAST_PICTURES = 10  # the bootstrap of fewer is too narrow
@@ -90,11 +86,3 @@ def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     hits, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
     iou: np.ndarray[Any, Any] = np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)
     return iou
-
-
-def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1, IoU and number of pixels of each class; None where one would divide by zero."""
-    return [
-        replace(score, iou=None if np.isnan(iou) else float(iou))
-        for score, iou in zip(class_scores(counts, labels), class_iou(counts), strict=True)
-    ]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,8 +27,8 @@ from ..module import TestReport
 from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
-from .classification import score_table
-from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores
+from .classification import class_scores, score_table
+from .regions import PictureBootstrap, class_iou, picture_scores, region_counts
 from .sheets import NO_CLASS, Shown, overlay
 
 SHOWN_SIDE = 320  # pixels of the longer side of a picture on a sheet
@@ -235,7 +235,9 @@ class SwinSegmenter(ClassModule):
             return TestReport(figures=self.sheet_figures())
         counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
         report = TestReport(figures=self.sheet_figures())
-        report.facts["per_class"] = scores = region_scores(counts, labels)
+        iou = [None if np.isnan(value) else float(value) for value in class_iou(counts)]
+        scores = [replace(score, iou=value) for score, value in zip(class_scores(counts, labels), iou, strict=True)]
+        report.facts["per_class"] = scores
         report.table = score_table(scores, ("IoU", "recall", "precision"), max(int(counts.sum()), 1))
         if (interval := self.bootstrap.interval()) is not None:
             report.intervals["miou"] = interval
