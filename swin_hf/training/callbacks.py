@@ -21,7 +21,6 @@ from swin_hf.files import replacing
 from swin_hf.processing import as_rgb
 
 from .data.sampling import ResumableLoader
-from .figures import to_pixels
 
 REFRESH_SECONDS = 0.25
 WARM_UP, FEWEST = 2, 10  # batches: not measured, for workers start and kernels are compiled; measured at least
@@ -151,3 +150,13 @@ def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable
                 logger.experiment.add_image(name, to_pixels(figure), trainer.global_step, dataformats="HWC")
     except Exception as error:
         warnings.warn(f"the figure {name} could not be drawn, the run goes on without it: {error}", stacklevel=2)
+
+
+def to_pixels(figure: Figure, dpi: int = 100) -> np.ndarray[Any, Any]:
+    """A figure as ``(H, W, 3)`` ``uint8`` pixels, for TensorBoard."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -18,8 +18,8 @@ from short import short
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swin_hf.training import EpochReport, SwinMaskedImageModeler
-from swin_hf.training.figures import draw_pictures
 from swin_hf.training.tasks.masked_image_modeling import Reconstructions, random_masks
+from swin_hf.training.tasks.sheets import draw_pictures
 
 pytestmark = TRAINING_WARNINGS
 LINE = re.compile(

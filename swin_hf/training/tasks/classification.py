@@ -19,13 +19,12 @@ from swin_hf.hub.facts import ClassScore, ConfusionMatrix
 from swin_hf.hub.pictures import draw_confusion
 from swin_hf.text import one_line, text_table
 
-from ..figures import LONGEST_NAME
 from ..module import TestReport
 from ..network import Network
 from ..optim import Optimization
 from .distillation import Distillation, Teacher, imitation_loss, load_teacher
 from .heads import Freezing, HeadModule, Lora, Mixing
-from .sheets import draw_sheet
+from .sheets import LONGEST_NAME, draw_sheet
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000

@@ -12,10 +12,10 @@ from torch import Tensor
 from swin_hf.ranges import Options, ranged
 
 from ..callbacks import keep_figure, to_pictures
-from ..figures import draw_pictures
 from ..module import SwinModule
 from ..network import Network
 from ..optim import Optimization
+from .sheets import draw_pictures
 
 
 @dataclass(frozen=True)

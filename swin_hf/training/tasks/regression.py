@@ -12,9 +12,9 @@ from swin_hf.classes import class_table
 from swin_hf.text import one_line, text_table
 
 from ..data.targets import RegressionDataModule
-from ..figures import LONGEST_NAME
 from ..module import TestReport
 from .heads import HeadModule
+from .sheets import LONGEST_NAME
 
 
 class SwinRegressor(HeadModule):
