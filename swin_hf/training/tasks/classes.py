@@ -1,6 +1,6 @@
 """What the tasks share whose answers have names: those of the model and of the data are matched, and shown."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from swin_hf.classes import ClassMismatchError, class_table, has_names, match_cl
 
 from ..callbacks import to_pictures
 from ..data.sources import shorten
-from ..module import SwinModule
+from ..module import SwinModule, TestReport
 from .sheets import Sheet, Shown, caption, draw_sheet
 
 
@@ -90,9 +90,9 @@ class ClassModule(SwinModule):
         """A sheet; without names of files, for a card may show it."""
         return draw_sheet([shown for _, shown in self.sheets[sheet].kept], class_table(self.model.config.id2label))
 
-    def sheet_figures(self) -> dict[str, Callable[[], Figure]]:
+    def test_report(self) -> TestReport:
         """How the sheets are drawn that have pictures."""
-        return {name: partial(self.draw, name) for name, sheet in self.sheets.items() if sheet.kept}
+        return TestReport(figures={name: partial(self.draw, name) for name, sheet in self.sheets.items() if sheet.kept})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of other classes, or of another model, before anything is loaded."""

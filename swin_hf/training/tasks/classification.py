@@ -162,16 +162,16 @@ class SwinClassifier(HeadModule):
 
     def test_report(self) -> TestReport:
         """Scores of each class, the confusion matrix, and the sheets of test pictures."""
-        labels, figures = class_table(self.model.config.id2label), self.sheet_figures()
+        report, labels = super().test_report(), class_table(self.model.config.id2label)
         if self.confusion_counts is None:
-            return TestReport(figures=figures)
+            return report
         counts = self.confusion_counts.numpy()
         scores = class_scores(counts, labels)
         return TestReport(
             table=score_table(scores),
             metrics={"f1_macro": macro_f1(counts)},
             facts={"per_class": scores, "confusion_matrix": ConfusionMatrix(labels, counts.tolist(), "test")},
-            figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | figures,
+            figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | report.figures,
         )
 
     def draw(self, sheet: str) -> Figure:

@@ -138,11 +138,11 @@ class SwinMultiLabelClassifier(HeadModule):
 
     def test_report(self) -> TestReport:
         """Scores of each class."""
-        if self.tested_counts is None:
-            return TestReport(figures=self.sheet_figures())
-        names = class_table(self.model.config.id2label)
-        scores = [
-            class_score(name, hits, support, hits + wrong)
-            for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
-        ]
-        return TestReport(table=score_table(scores), facts={"per_class": scores}, figures=self.sheet_figures())
+        report, names = super().test_report(), class_table(self.model.config.id2label)
+        if self.tested_counts is not None:
+            report.facts["per_class"] = scores = [
+                class_score(name, hits, support, hits + wrong)
+                for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
+            ]
+            report.table = score_table(scores)
+        return report

@@ -109,9 +109,10 @@ class SwinRegressor(HeadModule):
 
     def test_report(self) -> TestReport:
         """The errors of each number, where there are several."""
+        report = super().test_report()
         names = [one_line(name, LONGEST_NAME) for name in class_table(self.model.config.id2label)]
-        if len(names) == 1 or not self.tested_each:
-            return TestReport(figures=self.sheet_figures())
-        errors = (self.tested_each[metric].tolist() for metric in ("mae", "rmse"))
-        lines = [(name, f"{mae:.6g}", f"{rmse:.6g}") for name, mae, rmse in zip(names, *errors, strict=True)]
-        return TestReport(table=text_table([("number", "MAE", "RMSE"), *lines]), figures=self.sheet_figures())
+        if len(names) > 1 and self.tested_each:
+            errors = (self.tested_each[metric].tolist() for metric in ("mae", "rmse"))
+            lines = [(name, f"{mae:.6g}", f"{rmse:.6g}") for name, mae, rmse in zip(names, *errors, strict=True)]
+            report.table = text_table([("number", "MAE", "RMSE"), *lines])
+        return report

@@ -231,10 +231,9 @@ class SwinSegmenter(ClassModule):
 
     def test_report(self) -> TestReport:
         """IoU and share of the pixels of each class, and the interval of the mean IoU."""
-        if self.confusion_counts is None:
-            return TestReport(figures=self.sheet_figures())
-        counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
-        report = TestReport(figures=self.sheet_figures())
+        report, counts, labels = super().test_report(), self.confusion_counts, class_table(self.model.config.id2label)
+        if counts is None:
+            return report
         iou = [None if np.isnan(value) else float(value) for value in class_iou(counts)]
         scores = [replace(score, iou=value) for score, value in zip(class_scores(counts, labels), iou, strict=True)]
         report.facts["per_class"] = scores
