@@ -429,7 +429,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
             return 0  # the model needs the cores more
         local = max(1, self.trainer.num_devices)
-        workers = min(8, len(os.sched_getaffinity(0)) // local)
+        workers = min(8, usable_cores() // local)
         return min(workers, self.load().num_shards // self.trainer.world_size) if self.reading.streaming else workers
 
     def _loader_options(self, name: str, batch_size: int) -> dict[str, Any]:
@@ -509,6 +509,11 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the state of the interrupted run; it is compared when training goes on."""
         self._restored = state_dict
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; macOS does not tell, so there it is all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shareable(value: Any) -> Any:

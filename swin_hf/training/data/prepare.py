@@ -31,7 +31,7 @@ from swin_hf.model.pixels import WHITE
 from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, picture_bytes
 from swin_hf.ranges import SIDES, Options, choice, ranged
 
-from .module import ImageDataModule
+from .module import ImageDataModule, usable_cores
 from .reading import UNFINISHED, DataFiles, Reading, find_folder
 from .sources import BOX_NAMES, Source, fingerprint, load_source
 from .values import find_channels, find_white, look_at_pictures
@@ -191,13 +191,12 @@ class _Writer:
                 f"{looks[0].name} has {channels} channels, and JPEG has 1 or 3; train on these pictures as they are"
             )
         self.smaller = Preprocessing((side, side), side, crop=False)
-        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def write(self, part: _Part, folder: Path) -> Iterator[int]:
         """Write one file whole, and yield each row that is done."""
         image, cells, unreadable = self.source.image_column, dict[int, dict[str, Any]](), list[str]()
         pictures: Any = self.source.splits[part.split].select_columns([image])
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for start in part.rows[::CHUNK]:
                 rows = range(start, min(start + CHUNK, part.rows.stop))
                 done = pool.map(self.cell, itertools.repeat(part.split), rows, pictures[rows.start : rows.stop][image])
