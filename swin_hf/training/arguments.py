@@ -109,10 +109,10 @@ def with_configs(words: Sequence[str], default: str | Path) -> list[str]:
 
 
 def refuse_names(words: Sequence[str], linked: Sequence[str]) -> None:
-    """Refuse the option names of earlier releases with ValueError, which gives the new ones.
+    """Refuse the option names of earlier releases in the words of :func:`with_configs`: ValueError gives the new ones.
 
-    ``words`` are those of :func:`with_configs`. Options of the model that the data decide (``linked``) end the process
-    when they are in a configuration file: the parser would drop them without a word.
+    Options of the model that the data decide (``linked``) end the process when they are in a configuration file: the
+    parser would drop them without a word.
     """
     given = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
     found = [f"--{old} is now --{new}" for old, new in renamed(given).items()]

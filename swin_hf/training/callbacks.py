@@ -96,7 +96,7 @@ class EpochReport(Callback):
         return self.images, self.ended, *seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Report."""
+        """Log the speed of the epoch, and print its line."""
         seconds = max(self.ended - self.started, 1e-9)
         speed = self.images * trainer.world_size / seconds
         if self.images:  # none where the run was interrupted after them

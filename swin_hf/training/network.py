@@ -57,7 +57,7 @@ def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[st
     """The network for a task from anyone's Swin of any task on this machine, with these fields set.
 
     Returns:
-        The network, and whether its head is new, for none fits.
+        The network, and whether its head is new because none fits.
 
     Raises:
         ValueError: If the checkpoint cannot be read, or more than the head is missing or of another size.
@@ -83,7 +83,7 @@ def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[st
 
 
 def resolve(source: str) -> Origin:
-    """Where a checkpoint is, with its commit and its licence (that of an earlier run's start); or ValueError."""
+    """Where a checkpoint is, with its commit and its licence (of a run: that of its start); or ValueError."""
     try:
         origin = find_model(source)
     except HubError as error:

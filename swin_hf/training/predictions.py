@@ -43,7 +43,7 @@ class Predictions(Callback):
         self.rows = gathered(self.rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write."""
+        """Write the file, on rank 0."""
         if not (pl_module.answer_columns and trainer.is_global_zero) or trainer.fast_dev_run:
             return
         path = (self.folder if isinstance(self.folder, Path) else self.folder()) / NAME

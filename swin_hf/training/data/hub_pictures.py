@@ -17,7 +17,7 @@ from swin_hf.hub.remote import attempt, client, understand
 
 
 def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, streaming: bool) -> str | None:
-    """Copy a folder of pictures (of which ``data_dir`` is wanted) from the Hub into the cache.
+    """Copy a folder of pictures, or only the ``data_dir`` in it, from the Hub into the cache.
 
     Returns:
         The copy, an earlier one where the Hub is out of reach; None for a data set of tables or archives, or one whose

@@ -227,7 +227,7 @@ class ImageDataModule(LightningDataModule):
         return self._fingerprint
 
     def steps_per_epoch(self, world_size: int = 1, accumulate: int = 1) -> int:
-        """Number of optimiser steps of so many batches in an epoch, by arithmetic: no loader is built.
+        """Optimiser steps in an epoch, of ``accumulate`` batches each, by arithmetic: no loader is built.
 
         ``trainer.limit_train_batches`` is taken into account when the data module belongs to a trainer.
         """

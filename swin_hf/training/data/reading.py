@@ -249,7 +249,9 @@ def _literal(data_files: DataFiles | None, data_dir: str | None) -> dict[str, An
 
 
 def find_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> str:
-    """Check that local files are there; find the folder of a data set of the package or of pictures on the Hub.
+    """Check that local files are there, and find the folder of a data set of the package or of pictures on the Hub.
+
+    Any other name is returned as it is.
 
     Raises:
         FileNotFoundError: If a local file or folder is missing.

@@ -118,7 +118,7 @@ class Source:
         return np.asarray(order)[labels]
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing, for all are of one class."""
+        """Refuse training rows that are all of one class: they teach nothing."""
         if len(present := np.unique(labels)) == 1:
             raise ValueError(
                 f"all training pictures are of one class, {self.class_names[int(present[0])]!r}; a classifier needs two"

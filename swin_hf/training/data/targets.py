@@ -153,7 +153,7 @@ class MultiLabelSource(RowSource):
         return np.asarray(np.nansum(labels, axis=0), dtype=np.int64)
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing, for all have the same classes."""
+        """Refuse training rows that all have the same classes: they teach nothing."""
         if np.all(labels == labels[0]):
             raise ValueError(f"all training pictures have the same labels, in {shorten(self.label_columns)}")
 
@@ -197,7 +197,7 @@ class NumberSource(RowSource):
         return super().reorder(labels, order)
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing, for a number is always the same."""
+        """Refuse a number that is the same in all training rows: it teaches nothing."""
         same = [name for name, column in zip(self.class_names, labels.T, strict=True) if np.all(column == column[0])]
         if same:
             raise ValueError(f"column {same[0]!r} has the same number for all training pictures; name another one")

@@ -123,11 +123,7 @@ class SwinClassifier(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the loss and accuracies of a split, in a test also to the confusion counts.
-
-        Returns:
-            ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``.
-        """
+        """Add a batch to the metrics of a split; return its ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``."""
         labels, logits = batch["labels"], self(batch["pixel_values"])
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         getattr(self, f"{split}_loss").update(losses)

@@ -84,7 +84,7 @@ class SwinMultiLabelClassifier(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split; ``logits`` ``(B, num_labels)``."""
+        """Add a batch to the metrics of a split, and return its ``logits`` ``(B, num_labels)``."""
         labels, logits = batch["labels"], self(batch["pixel_values"]).float()
         loss = F.binary_cross_entropy_with_logits(logits, labels)
         getattr(self, f"{split}_loss").update(loss, weight=len(labels))

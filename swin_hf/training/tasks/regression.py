@@ -69,7 +69,7 @@ class SwinRegressor(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split; ``values`` ``(B, num_labels)``."""
+        """Add a batch to the metrics of a split, and return its ``values`` ``(B, num_labels)``."""
         labels, values, metrics = (
             batch["labels"],
             self(batch["pixel_values"]).float(),
