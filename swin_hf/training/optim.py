@@ -64,8 +64,7 @@ def layer_id(name: str, depths: Sequence[int]) -> int:
     """Depth of a parameter for layer-wise learning rate decay; its name may have a prefix, such as LoRA's.
 
     The patch embedding and the mask token are 0, block ``k`` (counted through all stages) is ``k + 1``, a downsampling
-    shares the id of the block before it, and everything else (last norm, head, position embeddings) comes last,
-    ``sum(depths) + 1``.
+    shares the id of the block before it, and everything else (last norm, head, position embeddings) comes last.
     """
     if match := _STAGE.search(name):
         stage, block = int(match[1]), match[2]

@@ -99,19 +99,14 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
 
     A ``DistributedSampler`` by type, also for one process, so that Lightning never puts its own in place of it.
 
-    Args:
-        size: Number of rows in the training split.
-        batch_size: Samples per batch and rank.
-        seed: Seed of the order.
-        rank: This process.
-        world_size: Number of processes.
-        classes: Class id of each row where equally many of each are drawn.
+    It draws from the ``size`` rows of the training split; ``classes``, the class id of each row, are given where
+    equally many of each are drawn.
     """
 
     def __init__(
         self,
         size: int,
-        batch_size: int,
+        batch_size: int,  # of one rank
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -210,16 +205,10 @@ def check_launch(trainer: Trainer) -> None:
 
 
 def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int | float | None) -> int:
-    """Make sure that a streamed run cannot hang, before its first step.
-
-    Args:
-        num_shards: Files (or row groups) that the stream is made of.
-        world_size: Number of ranks.
-        num_workers: Loader workers per rank.
-        steps: ``trainer.limit_train_batches``, which is returned: the number of batches in an epoch.
+    """Make sure that a streamed run cannot hang: the ``steps`` of an epoch, ``trainer.limit_train_batches``.
 
     Raises:
-        ValueError: If the epoch has no length in steps, or the shards cannot be dealt out evenly.
+        ValueError: If that is not a number of steps, or the shards cannot be dealt out evenly to ranks and workers.
     """
     if not isinstance(steps, int):
         raise ValueError(

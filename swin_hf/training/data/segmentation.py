@@ -330,11 +330,10 @@ def find_columns(features: Features, image: str | None, mask: str | None) -> tup
 def read_pairs(folder: str) -> dict[str, Dataset]:
     """Read pictures and masks that belong together by their file names; each needs the other.
 
-    Args:
-        folder: ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
+    They are in ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
 
     Returns:
-        A data set of two columns, ``image`` and ``mask``, for each split; nothing where there are no such folders.
+        Columns ``image`` and ``mask`` for each split; nothing where there are no such folders.
     """
     root = Path(folder)
     roots = {split: _pair_of(path) for path in sorted(root.iterdir()) if (split := split_of(path.name))}

@@ -1,7 +1,6 @@
 """Files that declare their columns each for itself: class ids are matched by name, cells of tables stay text.
 
-``datasets`` reads all files with the columns of the first. Here each file is asked for its own, files that agree are
-loaded together, and class ids that files number differently are brought into one table of names.
+``datasets`` would read all files with the columns of the first.
 """
 
 import csv

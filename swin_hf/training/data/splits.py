@@ -100,15 +100,10 @@ def announce_classes(source: Source, counts: Mapping[str, Integers], limit: int 
 
 
 def stratified_split(labels: Integers, count: int, seed: int) -> tuple[Integers, Integers]:
-    """Part rows into kept ones and ``count`` held-out ones, fewer if the classes cannot spare them.
+    """Part rows into kept and ``count`` held-out ones, fewer if their classes (``labels``) cannot spare so many.
 
     The rows are sorted by class, at random within each class, and taken at even distances, so that the classes are in
     proportion. Every class keeps at least one row: ``datasets.train_test_split`` refuses classes with a single picture.
-
-    Args:
-        labels: Class id of every row.
-        count: Number of rows to hold out.
-        seed: Seed of the draw.
 
     Returns:
         Kept and held-out row numbers, each in ascending order.

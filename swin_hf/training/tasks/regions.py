@@ -13,12 +13,9 @@ LEAST_PICTURES = 10  # the bootstrap of fewer is too narrow
 
 
 def region_counts(guess: Tensor, truth: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Pixels of each class of one picture: those in both, in the truth, and in the guess.
+    """Pixels of each class of one picture, ``(classes, 3)`` int64 on the CPU: in both, in the truth, and in the guess.
 
     Both are ``(height, width)`` class numbers; pixels of ``ignore_index`` in the truth do not count.
-
-    Returns:
-        ``(classes, 3)`` int64 on the CPU.
     """
     known = truth != ignore_index
     guess, truth = guess[known], truth[known]
