@@ -88,7 +88,7 @@ def check_batches(module: ImageDataModule, names=("blue", "green", "red")):
         batches = list(loader)
         assert batches
         for batch in batches:
-            assert set(batch) - {"rows"} == {"pixel_values", "labels"}
+            assert batch.keys() == {"pixel_values", "labels"}
             assert batch["pixel_values"].dtype == torch.uint8
             assert batch["labels"].dtype == torch.int64
             assert batch["pixel_values"].shape[1:] == (3, *module.image_size)
@@ -660,8 +660,7 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         worst = [shown for _, shown in model.sheets["worst_pictures"].kept]
         assert len(worst) == len(model.sheets["sample_pictures"].kept) == 5
         for shown in worst:  # each picture has the name of its file, although others could not be read
-            name = data.test_dataloader().dataset.file_name(shown.row)
-            assert shown.captions[0].startswith(f"label {sorted(COLOURS)[int(name.split('.')[0]) % 3]}\n")
+            assert shown.captions[0].startswith(f"label {sorted(COLOURS)[int(shown.file.split('.')[0]) % 3]}\n")
         simmim = short(SwinMaskedImageModeler, "swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
         trainer(tmp_path).test(simmim, data, verbose=False)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)

@@ -138,14 +138,7 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         )
 
     def _labelled(self, sample: Batch, index: int) -> Batch:
-        if self.labels is None:
-            return sample
-        row = {} if self.training else {"rows": int(self.rows[index])}
-        return sample | row | {"labels": self.labels[index]}
-
-    def file_name(self, row: int) -> str:
-        """Name of the picture file of a row of the data, without its folder; the number of the row if it has none."""
-        return os.path.basename(picture_name(self.data[row][self.reader.image_column], None, f"row {row}"))
+        return sample if self.labels is None else sample | {"labels": self.labels[index]}
 
 
 @dataclass(eq=False)
@@ -193,7 +186,7 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into ``{"pixel_values": (B, C, H, W), "labels": (B, ...)}``; in evaluation with ``rows`` ``(B,)``.
+    """Stack samples into ``{"pixel_values": (B, C, H, W), "labels": (B, ...)}``.
 
     Unreadable pictures are left out and named under ``unreadable``; where none can be read, that is all there is. Row
     and name of the others are under ``sources``, where they have them. ``seconds`` is what a training batch took.
@@ -202,7 +195,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
     # Without any, all are unreadable, or counted and not decoded: see PictureStream.
     batch: Batch = {
         name: torch.stack([torch.as_tensor(sample[name]) for sample in readable])
-        for name in ("pixel_values", "labels", "rows")
+        for name in ("pixel_values", "labels")
         if readable and name in readable[0]
     }
     for name in ("unreadable", "sources"):

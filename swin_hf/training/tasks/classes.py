@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,8 +79,8 @@ class ClassModule(SwinModule):
         area = slice(place, place + 1)
         (answer,) = self.answers({name: values[area] for name, values in outputs.items()}, batch["labels"][area])
         pictures = to_pictures(batch["pixel_values"][area], self.datamodule)
-        row = int(batch["rows"][place]) if "rows" in batch else -1  # of a stream it is unknown
-        return Shown(list(pictures), [caption(self.answer_columns, answer)], row)
+        file = Path(self.datamodule.batch_sources[place][1]).name
+        return Shown(list(pictures), [caption(self.answer_columns, answer)], file)
 
     def on_test_epoch_end(self) -> None:
         """Gather the pictures of all processes."""

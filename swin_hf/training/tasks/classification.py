@@ -174,12 +174,11 @@ class SwinClassifier(HeadModule):
         """A sheet; that of the worst pictures has losses and names of files."""
         if sheet != "worst_pictures":
             return super().draw(sheet)
-        loader: Any = self.trainer.test_dataloaders
         worst = [
             replace(shown, captions=[f"{text}, loss {loss:.2f}" for text in shown.captions])
             for loss, shown in self.sheets[sheet].kept
         ]
-        files = ["" if it.row < 0 else one_line(loader.dataset.file_name(it.row), LONGEST_NAME) for it in worst]
+        files = [one_line(shown.file, LONGEST_NAME) for shown in worst]
         return draw_sheet(worst, class_table(self.model.config.id2label), files)
 
 

@@ -30,7 +30,7 @@ class Shown:
 
     pictures: Sequence[Picture]  # the picture, and others made of it that are shown to its right
     captions: Sequence[str]  # above each of them
-    row: int = -1  # of the picture in the data; -1 where it is unknown
+    file: str = ""  # what the picture is called
     pixels: Counter[int] = field(default_factory=Counter)  # of each class, for the legend
 
 
