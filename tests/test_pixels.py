@@ -125,7 +125,7 @@ def run(request, tmp_path, monkeypatch):
             resize_mode=request.param, **options,
         )  # fmt: skip
         module.load()
-        dataset = module._dataset("train", module.preprocessing.pixels, training=False)
+        dataset = module._samples("train", module.preprocessing.pixels)
         pixels = torch.stack([dataset[index]["pixel_values"] for index in range(len(dataset))])
         expected = module.on_after_batch_transfer({"pixel_values": pixels}, 0)["pixel_values"]
         torch.manual_seed(0)

@@ -8,11 +8,12 @@ from markdown_it import MarkdownIt
 
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix, TrainingFacts
 from swin_hf.hub.model_card import template_environment
+from swin_hf.hub.pictures import draw_confusion
 from swin_hf.hub.pictures import draw_pictures as draw_card_pictures
 from swin_hf.text import one_line
-from swin_hf.training.callbacks import keep_figure
-from swin_hf.training.figures import draw_confusion, draw_pictures, to_pixels
+from swin_hf.training.callbacks import keep_figure, to_pixels
 from swin_hf.training.tasks.classification import score_table
+from swin_hf.training.tasks.sheets import draw_pictures
 
 NAMES = [
     r"$\frac$",

@@ -17,7 +17,7 @@ from swin_hf.hub.facts import TrainingFacts
 
 from .command import RecipeCLI, quieten
 from .module import SwinModule
-from .options import plain
+from .options import dotted, plain
 from .tasks import MODULES
 
 
@@ -95,7 +95,5 @@ def words_of(module_class: type[SwinModule], data: Any, options: Mapping[str, An
         raise ValueError(f"data is a {type(data).__name__}; give a folder, a Hub id or a {wanted}")
     for name, value in options.items():
         section = next((f"{section}." for section, names in sections.items() if name in names), "")
-        value = plain(value)
-        group = {f"{name}.{i}": item for i, item in value.items()} if isinstance(value, dict) else {name: value}
-        for inner, item in group.items():
+        for inner, item in dotted({name: plain(value)}).items():
             yield section + inner, item if isinstance(item, str) else json.dumps(item)

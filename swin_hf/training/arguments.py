@@ -87,15 +87,9 @@ def with_verb(words: list[str]) -> list[str]:
 
 
 def with_configs(words: Sequence[str], default: str | Path) -> list[str]:
-    """The words after the verb, with every configuration as ``--config=FILE``.
+    """The words after the verb, with every configuration as ``--config=FILE``; ValueError if there is no such file.
 
-    Args:
-        words: They name configurations of the package or files. Where they name neither one nor a data set, the
-            configuration of the checkpoint's run is taken.
-        default: The configuration where there is no such run either.
-
-    Raises:
-        ValueError: If there is no such configuration.
+    Where they name neither a configuration nor a data set, that of the checkpoint's run is taken, or else the default.
     """
     joined: list[str] = []
     for word in words:
@@ -115,17 +109,10 @@ def with_configs(words: Sequence[str], default: str | Path) -> list[str]:
 
 
 def refuse_names(words: Sequence[str], linked: Sequence[str]) -> None:
-    """Refuse the option names of earlier releases, and options in configuration files that the data decide.
+    """Refuse the option names of earlier releases in the words of :func:`with_configs`: ValueError gives the new ones.
 
-    The parser drops the latter without a word.
-
-    Args:
-        words: As :func:`with_configs` returns them.
-        linked: Options of the model that the data decide.
-
-    Raises:
-        ValueError: Gives the new name of each.
-        SystemExit: Names the file and the options.
+    Options of the model that the data decide (``linked``) end the process when they are in a configuration file: the
+    parser would drop them without a word.
     """
     given = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
     found = [f"--{old} is now --{new}" for old, new in renamed(given).items()]

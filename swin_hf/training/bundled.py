@@ -9,18 +9,14 @@ DATA_SETS = {"swin_hf:digits": CONFIGS / "digits"}  # a colon: neither a folder 
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """The file of a configuration: one of the package, such as ``digits``, or the path of any YAML file.
-
-    Raises:
-        ValueError: If there is neither.
-    """
+    """The file of a configuration: one of the package, such as ``digits``, or any YAML file; ValueError if neither."""
     names = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
     path = names.get(str(name), Path(name))
     if path.is_file():
         return path
     near = get_close_matches(path.stem, names, n=1)
-    hint = f"did you mean --config {near[0]}?" if near else "give the path of a YAML file, or one of these names: "
-    raise ValueError(f"there is no configuration {name}; {hint}{'' if near else ', '.join(names)}")
+    hint = f"give the path of a YAML file, or one of these names: {', '.join(names)}"
+    raise ValueError(f"there is no configuration {name}; {f'did you mean --config {near[0]}?' if near else hint}")
 
 
 def find_data_set(dataset: str) -> str:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
@@ -21,16 +21,9 @@ from swin_hf.files import replacing
 from swin_hf.processing import as_rgb
 
 from .data.sampling import ResumableLoader
-from .figures import to_pixels
 
 REFRESH_SECONDS = 0.25
 WARM_UP, FEWEST = 2, 10  # batches: not measured, for workers start and kernels are compiled; measured at least
-
-
-def loader_seconds(trainer: Trainer) -> tuple[float, float]:
-    """Seconds that the training batches so far were read (by all workers of this rank) and waited for."""
-    loader: Any = trainer.train_dataloader
-    return getattr(loader, "read_seconds", 0.0), getattr(loader, "waited_seconds", 0.0)
 
 
 class TrainingBar(TQDMProgressBar):
@@ -44,18 +37,18 @@ class TrainingBar(TQDMProgressBar):
         self.drawn = self.started = 0.0
         self.first_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self.started, self.first_step = time.monotonic(), trainer.global_step
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """The metrics of the bar, and the time left until the last epoch ends."""
         items = {name.removesuffix("_step"): value for name, value in super().get_metrics(trainer, pl_module).items()}
         items.pop("v_num", None)
         done = trainer.global_step - self.first_step
         if done > 0 and trainer.training:
-            _, total = pl_module.planned_steps()  # type: ignore[operator]  # it is a SwinModule
+            _, total = pl_module.planned_steps()
             seconds = (time.monotonic() - self.started) / done * (total - trainer.global_step)
             items["left"] = str(timedelta(seconds=round(max(seconds, 0))))
         return items
@@ -74,21 +67,19 @@ class EpochReport(Callback):
         self.images = self.batches = 0
         self.started = self.ended = 0.0
         self.is_first = False
-        self.warm = (0, 0.0, 0.0, 0.0)  # images, clock, and the seconds of the loader after the first batches
+        self.warm = (0, 0.0, 0.0, 0.0)  # what there was after the first batches, see `counts`
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock; an epoch that is resumed in its middle has no other start."""
         self.is_first = True
         self.on_train_epoch_start(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self.images = self.batches = 0
         self.started = self.ended = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count images; the last batch stops the clock, before validation."""
         if self.is_first and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # what is still computed while the loader is waited for is not waiting
@@ -96,21 +87,31 @@ class EpochReport(Callback):
         self.batches += 1
         self.ended = time.perf_counter()
         if self.batches == WARM_UP:
-            self.warm = (self.images, self.ended, *loader_seconds(trainer))
+            self.warm = self.counts(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
+    def counts(self, trainer: Trainer) -> tuple[int, float, float, float]:
+        """Images, the clock, and the seconds that batches were read (by all workers of this rank) and waited for."""
+        loader: Any = trainer.train_dataloader
+        seconds = getattr(loader, "read_seconds", 0.0), getattr(loader, "waited_seconds", 0.0)
+        return self.images, self.ended, *seconds
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Log the speed of the epoch, and print its line."""
         seconds = max(self.ended - self.started, 1e-9)
         speed = self.images * trainer.world_size / seconds
         if self.images:  # none where the run was interrupted after them
             pl_module.log("train_images_per_s", speed, rank_zero_only=False, sync_dist=False)
         metrics = dict(trainer.callback_metrics)  # on every rank: reading them gathers the values of all
-        lines = [self.line(trainer, metrics, speed, seconds), *self.who_waits(trainer)]
+        names = dict.fromkeys(("train_loss", "val_loss", getattr(pl_module, "monitor", "val_loss")))
+        shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics)
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        pace = f"  {speed:,.0f} images/s  {seconds:.1f} s" if self.images else ""
+        line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  lr {rate:.2e}{pace}"
+        lines = [line, *self.who_waits(trainer)]
         if trainer.is_global_zero:
             bar = trainer.progress_bar_callback  # the lines come above it
             show = partial(print, flush=True) if bar is None else bar.print
-            for line in lines:
-                show(line)
+            show("\n".join(lines))
 
     def who_waits(self, trainer: Trainer) -> list[str]:
         """The line of the first epoch on the loader and the model, of all ranks; none after too few batches."""
@@ -118,22 +119,15 @@ class EpochReport(Callback):
         if not is_told or not isinstance(trainer.train_dataloader, ResumableLoader):
             return []
         workers = trainer.train_dataloader.num_workers
-        before, now = self.warm, (self.images, self.ended, *loader_seconds(trainer))
-        images, seconds, read, waited = (after - start for start, after in zip(before, now, strict=True))
+        images, seconds, read, waited = (
+            after - before for before, after in zip(self.warm, self.counts(trainer), strict=True)
+        )
         rates = [images * max(1, workers) / max(read, 1e-9), images / max(seconds - waited, 1e-9), waited / seconds]
         sums = trainer.strategy.reduce(torch.tensor(rates, device=trainer.strategy.root_device), reduce_op="sum")
         loader, model, share = (float(number) for number in sums)
         share /= trainer.world_size
         who = f"the model waits {share:.0%} of the time" if workers == 0 or loader < model else "the loader waits"
         return [f"loader {loader:,.0f} images/s ({workers} workers), model {model:,.0f} images/s: {who}"]
-
-    def line(self, trainer: Trainer, metrics: Mapping[str, Any], speed: float, seconds: float) -> str:
-        """The line of an epoch."""
-        names = dict.fromkeys(("train_loss", "val_loss", getattr(trainer.lightning_module, "monitor", "val_loss")))
-        shown = [f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics]
-        rate = trainer.optimizers[0].param_groups[-1]["lr"]
-        pace = f"  {speed:,.0f} images/s  {seconds:.1f} s" if self.images else ""
-        return f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {'  '.join(shown)}  lr {rate:.2e}{pace}"
 
 
 def to_pictures(pixel_values: Tensor, datamodule: Any) -> np.ndarray[Any, Any]:
@@ -156,3 +150,13 @@ def keep_figure(trainer: Trainer, folder: Path | None, name: str, draw: Callable
                 logger.experiment.add_image(name, to_pixels(figure), trainer.global_step, dataformats="HWC")
     except Exception as error:
         warnings.warn(f"the figure {name} could not be drawn, the run goes on without it: {error}", stacklevel=2)
+
+
+def to_pixels(figure: Figure, dpi: int = 100) -> np.ndarray[Any, Any]:
+    """A figure as ``(H, W, 3)`` ``uint8`` pixels, for TensorBoard."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -90,8 +90,7 @@ class EMA(WeightAveraging):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name and renames it when it is complete and on the disk.
 
-    Lightning's own goes through the folder of temporary files. From another file system than the run's, the last step
-    is a copy, which a full disk or a kill leaves half done in place of the previous checkpoint.
+    Lightning's own copies it from the folder of temporary files, which a full disk or a kill leaves half done.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -115,10 +114,9 @@ class AtomicCheckpoint(ModelCheckpoint):
 class LastCheckpoint(AtomicCheckpoint):
     """Keeps ``last.ckpt``, the whole state of the run, at every epoch and when the training is interrupted.
 
-    A file is replaced when its successor is complete; a full disk leaves the old one. After a loss that is not finite
-    nothing is saved, so that the last good state stays; nor after an interruption of the test that follows the
-    training, when the module has the best weights and not the last. Of several ranks, the state is saved when they stop
-    together (SIGTERM): to save, all of them have to meet, and a rank that fails alone would wait for the others.
+    After a loss that is not finite nothing is saved, so that the last good state stays; nor after an interruption of
+    the test that follows the training, when the module has the best weights and not the last. Of several ranks, the
+    state is saved when they stop together (SIGTERM): a rank that fails alone would wait for the others.
 
     Args:
         dirpath: Folder of the checkpoints.
@@ -182,13 +180,7 @@ class LastCheckpoint(AtomicCheckpoint):
 
 
 class BestCheckpoint(AtomicCheckpoint):
-    """Keeps ``best.ckpt``, the state with the best validation metric.
-
-    Args:
-        dirpath: Folder of the checkpoints.
-        monitor: Name of the metric.
-        mode: ``max`` or ``min``.
-    """
+    """Keeps ``best.ckpt`` in a folder: the state with the best validation metric, the ``max`` or ``min`` of it."""
 
     def __init__(self, dirpath: str | None = None, monitor: str = "val_accuracy", mode: str = "max") -> None:
         super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
@@ -236,11 +228,8 @@ class BestCheckpoint(AtomicCheckpoint):
 class NonFiniteGuard(Callback):
     """Stops a run whose loss or weights are NaN or infinite, and keeps such weights out of every checkpoint.
 
-    The loss stays on the device; it is looked at every ``every_n_steps`` batches and before anything is saved, when the
-    weights are looked at too: the last step before it may have spoilt them after a loss that was finite.
-
-    Args:
-        every_n_steps: Batches between two looks; each waits for the device.
+    The loss stays on the device; it is looked at every ``every_n_steps`` batches (each look waits for the device) and
+    before anything is saved, when the weights are looked at too: the last step may have spoilt them.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -251,9 +240,7 @@ class NonFiniteGuard(Callback):
         """Forget an earlier run."""
         self.first_bad = torch.full((), -1, dtype=torch.long, device=pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the first step with a bad loss; check the record every ``every_n_steps`` batches."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is None or self.first_bad is None:
@@ -270,11 +257,7 @@ class NonFiniteGuard(Callback):
     on_validation_start = on_train_epoch_end = on_save_checkpoint
 
     def look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
-        """Raise on every process when any of them has met a bad loss, or has bad weights in a module that is given.
-
-        Raises:
-            NonFiniteLossError: Names the step, and the checkpoint to go back to.
-        """
+        """Raise on every process when any of them has met a bad loss, or has bad weights in a module that is given."""
         if self.first_bad is None:
             return
         what, first_bad = "loss is not finite at", self.first_bad.clone()

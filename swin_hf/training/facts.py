@@ -63,7 +63,7 @@ def default_settings(trainer: Trainer, pl_module: LightningModule) -> list[str]:
     """Names of the hyper-parameters that have the default value of their option."""
     defaults: dict[str, Any] = {}
     for owner in (trainer, trainer.datamodule, pl_module):  # of a name that two have, the model's
-        parameters = inspect.signature(type(owner).__init__).parameters.values()
+        parameters = inspect.signature(type(owner)).parameters.values()
         defaults |= flat(plain({p.name: p.default for p in parameters if p.default is not p.empty}))
     values = hyper_parameters(trainer, pl_module)
     return [name for name, value in values.items() if name in defaults and plain(value) == defaults[name]]

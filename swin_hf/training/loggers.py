@@ -27,11 +27,9 @@ class AppendingCSVLogger(CSVLogger):
 
     @rank_zero_only
     def rewind(self, step: int, curves: dict[str, list[list[float]]]) -> None:
-        """Restore the log of the moment when a checkpoint was written.
+        """Restore the log of the moment when a checkpoint was written: rows of later steps go, they come again.
 
-        Args:
-            step: Global step of the checkpoint; rows of later steps go, they come again.
-            curves: Name to ``[global step, value]`` points up to there; rows that a kill kept from the disk come back.
+        Rows that a kill kept from the disk come back from the curves: name to ``[global step, value]`` points.
         """
         rows = [row for row in self.experiment.rows if int(row["step"]) < step]
         epochs = {int(row["step"]): row["epoch"] for row in rows if row.get("epoch")}

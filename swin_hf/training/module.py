@@ -17,8 +17,8 @@ from torchmetrics import MeanMetric, SumMetric
 from swin_hf.loading import Origin
 from swin_hf.memory import check_training
 
-from .data import ImageDataModule
-from .data.sampling import seed_rank
+from .data.module import ImageDataModule
+from .data.sampling import derive_seed
 from .network import Network, load_network, new_network, resolve
 from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
 from .options import plain
@@ -38,11 +38,14 @@ class TestReport:
 class SwinModule(LightningModule):
     """Trains a network with AdamW as Microsoft does; each task is a subclass.
 
-    A subclass sets :attr:`task`, :attr:`monitor` and :attr:`mode`, builds :attr:`model`, and writes
-    ``training_step`` and :meth:`evaluate`. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the
-    ``labels`` of the task. The command line and the record of a run ask the methods and attributes here.
+    A subclass sets :attr:`task`, :attr:`monitor` and :attr:`mode`, builds :attr:`model`, and writes ``training_step``
+    and :meth:`evaluate`. Batches are ``{"pixel_values": (B, C, H, W)}``, normalised, with the ``labels`` of the task.
 
     Args:
+        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
+        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
+        num_channels: Channels of the images; from the data when run by the command line.
+        network: What is changed in the network of the preset or the weights.
         optimization: AdamW, its learning rate and the schedule.
         compile: Whether the network is compiled.
     """
@@ -74,17 +77,9 @@ class SwinModule(LightningModule):
     def build(
         self, preset: str, weights: str | None, network: Network, load: Callable[..., Any] = load_network, **fields: Any
     ) -> None:
-        """Build :attr:`model`: a new one of a preset, or one that starts from weights.
+        """Build :attr:`model`: a new one of a preset, or one that starts from weights, which ``load`` loads.
 
-        Args:
-            preset: Name of a preset, for a new model.
-            weights: Anyone's Swin, see :mod:`swin_hf.loading`; None for a new model.
-            network: What is changed in it.
-            load: What loads the weights: :func:`~swin_hf.training.network.load_network`, or what a task does with it.
-            fields: Fields of its configuration to set, those that are not None.
-
-        Raises:
-            ValueError: If there are no such weights, or they do not fit.
+        ``fields`` of its configuration are set, those that are not None; ValueError if the weights do not fit.
         """
         fields, self.starting_point = network.fields(**fields), weights
         if weights is None:
@@ -105,8 +100,8 @@ class SwinModule(LightningModule):
 
         ``measured`` are the options of the model that ``validate`` or ``test`` measures; ``None`` in training.
         """
-        if getattr(data, name) is None:  # it is found in the data
-            data.load()
+        if getattr(data, name) is None:
+            data.load()  # finds it
         return getattr(data, name)
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
@@ -132,21 +127,27 @@ class SwinModule(LightningModule):
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train_loss_step", loss.detach(), prog_bar=True)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """See :meth:`evaluate`."""
-        return self.evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """See :meth:`evaluate`."""
-        return self.evaluate(batch, "test")
-
-    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split, ``val`` or ``test``, and log them.
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, split: str = "val") -> dict[str, Any]:
+        """Evaluate a batch, and log the loss of its split and the collection ``<split>_metrics``, where there is one.
 
         A batch of unreadable pictures is empty. It is logged all the same: ranks meet in every metric that is logged.
+        """
+        outputs = self.evaluate(batch, split) if batch else {}
+        shown: Any = {"on_step": False, "on_epoch": True, "prog_bar": True}
+        self.log(f"{split}_loss", getattr(self, f"{split}_loss"), **shown)
+        if hasattr(self, f"{split}_metrics"):
+            self.log_dict(getattr(self, f"{split}_metrics"), **shown)
+        return outputs
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Likewise."""
+        return self.validation_step(batch, batch_idx, "test")
+
+    def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Any]:
+        """Add a batch, never an empty one, to the metrics of a split, ``val`` or ``test``.
 
         Returns:
-            What the callbacks of the task look at; nothing for an empty batch.
+            What the callbacks of the task look at.
         """
         raise NotImplementedError(f"{type(self).__name__} has to say what is measured")
 
@@ -194,7 +195,8 @@ class SwinModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Give this rank its own random numbers; the data module seeds each batch anew from there on."""
-        seed_rank(self.trainer, int(getattr(self.datamodule, "seed", 0) or 0))
+        seed = int(getattr(self.datamodule, "seed", 0) or 0)
+        torch.manual_seed(derive_seed(seed, "rank", self.trainer.global_rank))
         if self.interrupted_loss is not None:
             # Where no batch of the epoch is left, nothing else would log it.
             self.train_loss.update(0.0, weight=0.0)
@@ -246,20 +248,16 @@ class SwinModule(LightningModule):
             raise ValueError("the end of the training is unknown; set trainer.max_epochs or trainer.max_steps")
         return steps, min(totals)
 
-    def lr_scale(self) -> float:
-        """Factor on the learning rates: global batch / 512, or 1 without ``lr_scaling``."""
-        if not self.optimization.lr_scaling:
-            return 1.0
-        batch = getattr(self.datamodule, "batch_size", None)
-        if batch is None:
-            raise ValueError(
-                "the batch size is unknown without an ImageDataModule; set optimization.lr_scaling to False"
-            )
-        return scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
-
     def configure_optimizers(self) -> Any:
         """AdamW on the parameter groups, with the schedule stepped per optimiser step."""
-        options, scale = self.optimization, self.lr_scale()
+        options, scale = self.optimization, 1.0
+        if options.lr_scaling:
+            batch = getattr(self.datamodule, "batch_size", None)
+            if batch is None:
+                raise ValueError(
+                    "the batch size is unknown without an ImageDataModule; set optimization.lr_scaling to False"
+                )
+            scale = scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
         peak = options.learning_rate * scale
         groups = parameter_groups(self.model, peak, options.weight_decay, options.layer_decay)
         # Under the GradScaler of 16-mixed, a fused step unscales the gradients itself: too late for clipping.

@@ -48,21 +48,16 @@ class Network(Options):
 
 
 def new_network(task: str, preset: str, fields: dict[str, Any], backend: dict[str, Any]) -> Any:
-    """A network with random weights for a task of ``swin_hf.families.TASKS``, of the family that has the preset.
-
-    ``fields`` of its configuration are set; ``backend`` is :attr:`Network.backend`.
-    """
+    """A network with random weights for a task, of the family that has the preset, with these fields set."""
     config = config_of_preset(preset, **fields)
     return family_of(config).model_class(task)._from_config(config, **backend)
 
 
 def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> tuple[Any, bool]:
-    """The network for a task from anyone's Swin of any task on this machine; its head is new where none fits.
-
-    ``fields`` of its configuration are set; ``backend`` is :attr:`Network.backend`.
+    """The network for a task from anyone's Swin of any task on this machine, with these fields set.
 
     Returns:
-        The network, and whether its head is new.
+        The network, and whether its head is new because none fits.
 
     Raises:
         ValueError: If the checkpoint cannot be read, or more than the head is missing or of another size.
@@ -88,16 +83,7 @@ def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[st
 
 
 def resolve(source: str) -> Origin:
-    """Where a checkpoint is, with its commit and its licence as far as they are known.
-
-    The result of an earlier run has the licence of what that run started from.
-
-    Args:
-        source: A file or folder, the folder of a training run, or anyone's Swin on the Hub, see :mod:`swin_hf.loading`.
-
-    Raises:
-        ValueError: If it is a path that does not exist, or a repository that cannot be pulled.
-    """
+    """Where a checkpoint is, with its commit and its licence (of a run: that of its start); or ValueError."""
     try:
         origin = find_model(source)
     except HubError as error:

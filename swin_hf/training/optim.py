@@ -64,8 +64,7 @@ def layer_id(name: str, depths: Sequence[int]) -> int:
     """Depth of a parameter for layer-wise learning rate decay; its name may have a prefix, such as LoRA's.
 
     The patch embedding and the mask token are 0, block ``k`` (counted through all stages) is ``k + 1``, a downsampling
-    shares the id of the block before it, and everything else (last norm, head, position embeddings) comes last,
-    ``sum(depths) + 1``.
+    shares the id of the block before it, and everything else (last norm, head, position embeddings) comes last.
     """
     if match := _STAGE.search(name):
         stage, block = int(match[1]), match[2]
@@ -78,12 +77,9 @@ def layer_id(name: str, depths: Sequence[int]) -> int:
 def parameter_groups(
     model: Any, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Group the trainable parameters by weight decay and, below a ``layer_decay`` of 1, by depth.
+    """Groups of the trainable parameters by weight decay and, below a ``layer_decay`` of 1, by depth, in its order.
 
-    The deepest group has the ``learning_rate``; matrices have the ``weight_decay``, everything else 0.
-
-    Returns:
-        Groups in order of depth, as ``torch.optim`` takes them, each with a ``name``.
+    The deepest has the ``learning_rate``; matrices have the ``weight_decay``, everything else 0. Each has a ``name``.
     """
     depths, undecayed = model.config.depths, family_of(model.config).undecayed
     last = sum(depths) + 1

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from swin_hf.files import replacing
 
@@ -18,11 +18,8 @@ NAME = "predictions.csv"
 class Predictions(Callback):
     """Writes a line for each picture of a test that could be read, in the order of the data, and says where.
 
-    The columns after ``path`` are the :attr:`~swin_hf.training.SwinModule.answer_columns` of the task; a task without
-    them gets no file.
-
-    Args:
-        folder: The run folder, or what makes it.
+    The columns after ``path`` are the ``answer_columns`` of the task; a task without them gets no file. The folder is
+    that of the run, or what makes it.
     """
 
     def __init__(self, folder: Path | Callable[[], Path]) -> None:
@@ -30,38 +27,34 @@ class Predictions(Callback):
         self.rows: list[tuple[tuple[int, int], str, tuple[Any, ...]]] = []  # place in the data, name, answer
         self.written: Path | None = None
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Forget the answers of an earlier test."""
         self.rows = []
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Keep the answers."""
-        module: Any = pl_module
-        if module.answer_columns and outputs:
+        if pl_module.answer_columns and outputs:
             sources = trainer.datamodule.batch_sources
-            for (row, name), answer in zip(sources, module.answers(outputs, batch["labels"]), strict=True):
+            for (row, name), answer in zip(sources, pl_module.answers(outputs, batch["labels"]), strict=True):
                 self.rows.append(((row, trainer.global_rank), name, answer))
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Gather the answers of all processes."""
         self.rows = gathered(self.rows)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write."""
-        module: Any = pl_module
-        if not (module.answer_columns and trainer.is_global_zero) or trainer.fast_dev_run:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the file, on rank 0."""
+        if not (pl_module.answer_columns and trainer.is_global_zero) or trainer.fast_dev_run:
             return
         path = (self.folder if isinstance(self.folder, Path) else self.folder()) / NAME
         with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("path", *module.answer_columns))
+            writer.writerow(("path", *pl_module.answer_columns))
             for _, name, answer in sorted(self.rows, key=lambda row: row[0]):
                 writer.writerow((name, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in answer)))
         self.written = path
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Say where, after Lightning's table of results."""
         if self.written is not None:
             print(f"predictions: {self.written}", flush=True)  # noqa: T201 - the result

@@ -9,28 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from swin_hf.files import replacing_folder
 from swin_hf.hub.facts import Metric, TrainingFacts
+from swin_hf.hub.pictures import draw_curves
 from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
 from .checkpointing import best_checkpoint
 from .facts import data_facts, default_settings, hardware, hyper_parameters, versions, with_known_base
-from .figures import draw_curves
 from .loggers import AppendingCSVLogger
 from .module import TestReport
 
 
 class RunRecord(Callback):
-    """Leaves the run's result: ``model/`` with the best weights and their facts, and the figures.
+    """Leaves the run's result in its folder: ``model/`` with the best weights and their facts, and the figures.
 
-    ``model/`` is what ``save_pretrained`` writes plus ``training_facts.json``. It appears complete or not at all.
-
-    Args:
-        folder: The run folder; ``None`` prints the report of a test and writes nothing.
-        command: Command line of the run, for the record.
+    ``model/`` is what ``save_pretrained`` writes plus ``training_facts.json``, complete or not at all. Without a
+    folder, the report of a test is printed and nothing is written. The ``command`` is for the facts.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, command: str | None = None) -> None:
@@ -57,14 +54,14 @@ class RunRecord(Callback):
         """Seconds spent in fit."""
         return self.seconds + (0.0 if self.started is None else time.monotonic() - self.started)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock, and continue the log where the checkpoint was written."""
         self.started = time.monotonic()
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
                 logger.rewind(trainer.global_step, self.shown_curves())
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write the log to the disk before the checkpoint: a run that resumes there continues the log."""
         for logger in trainer.loggers:
             if isinstance(logger, AppendingCSVLogger):
@@ -74,12 +71,12 @@ class RunRecord(Callback):
         """Now the run has something to record."""
         self.trained = True
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add a point to the validation curves."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.add_points(trainer, "val_")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add a point to the training curves; validation is over by now, so all its pictures have been tried too."""
         trainer.datamodule.share_unreadable()
         self.add_points(trainer, "train_")
@@ -92,7 +89,7 @@ class RunRecord(Callback):
             if name.startswith(prefix) and not name.endswith("_step"):
                 self.curves.setdefault(name, []).append([trainer.global_step, float(value)])
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the model folder and the learning curves."""
         self.seconds, self.started = self.elapsed(), None
         if self.folder is None or trainer.fast_dev_run or not trainer.is_global_zero:
@@ -101,12 +98,8 @@ class RunRecord(Callback):
         if self.curves:
             keep_figure(trainer, self.folder, "curves", lambda: draw_curves(self.shown_curves(), best_step))
 
-    def write_model(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        """Write ``model/`` from the best checkpoint, or from the weights at hand when there is none.
-
-        Returns:
-            The step that its weights come from.
-        """
+    def write_model(self, trainer: Trainer, pl_module: Any) -> int:
+        """Write ``model/`` from the best checkpoint, or the weights at hand without one; return the step of them."""
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
         facts, best = self.facts(trainer, pl_module), best_checkpoint(trainer)
@@ -134,17 +127,17 @@ class RunRecord(Callback):
             if name.startswith("val_") and at == step
         ]
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Every rank learns which pictures could not be read."""
         trainer.datamodule.share_unreadable()
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print what the task found; add it to the facts and draw its figures."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
         n = int(metrics.pop("test_images", 0)) or trainer.datamodule.split_sizes.get("test")
         if not trainer.is_global_zero:
             return
-        found: TestReport = pl_module.test_report()  # type: ignore[operator]  # it is a SwinModule
+        found: TestReport = pl_module.test_report()
         lines = [found.table, *(f"{name} {value:.4f}" for name, value in metrics.items())]
         print("\n".join(filter(None, lines)), flush=True)  # noqa: T201 - the result
         if self.folder is None or not (self.folder / "model").is_dir():
@@ -160,7 +153,7 @@ class RunRecord(Callback):
         for name, draw in found.figures.items():
             keep_figure(trainer, self.folder, name, draw)
 
-    def facts(self, trainer: Trainer, pl_module: LightningModule) -> TrainingFacts:
+    def facts(self, trainer: Trainer, pl_module: Any) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
         origin: Origin | None = getattr(pl_module, "origin", None)
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]

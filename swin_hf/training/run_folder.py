@@ -21,14 +21,10 @@ def last_run(runs: Path, name: str) -> Path | None:
 
 
 def new_run_folder(runs: Path, name: str) -> Path:
-    """Make the folder of a new run, which no other run can get.
+    """Make the folder of a new run, which no other run can get; ValueError if the name is a path.
 
     A rank other than the first makes nothing and returns a guess: all that is written comes from rank 0, and Lightning
     gives its checkpoint folder to every rank.
-
-    Raises:
-        ValueError: If the name is a path.
-        WriteError: If the folder cannot be made.
     """
     folders = _folders(runs, name)
     number = folders[-1][0] + 1 if folders else 1

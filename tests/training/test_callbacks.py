@@ -16,11 +16,13 @@ from torchmetrics.classification import MulticlassF1Score
 from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf.files import redact
+from swin_hf.hub.pictures import draw_confusion, draw_curves
 from swin_hf.training import EMA, LastCheckpoint, NonFiniteGuard
+from swin_hf.training.callbacks import to_pixels
 from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteLossError
 from swin_hf.training.facts import command_line
-from swin_hf.training.figures import draw_confusion, draw_curves, draw_pictures, to_pixels
 from swin_hf.training.tasks.classification import class_scores, macro_f1, score_table
+from swin_hf.training.tasks.sheets import draw_pictures
 
 pytestmark = [
     # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning

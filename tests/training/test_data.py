@@ -23,7 +23,7 @@ from swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing, UnreadablePictureError
 from swin_hf.training import ImageDataModule, SwinClassifier, SwinMaskedImageModeler
 from swin_hf.training.data.pictures import collate
-from swin_hf.training.data.sources import count_classes, load_source, natural_order
+from swin_hf.training.data.sources import Source, load_source, natural_order
 from swin_hf.training.data.splits import stratified_split
 from swin_hf.training.record import RunRecord
 
@@ -88,7 +88,7 @@ def check_batches(module: ImageDataModule, names=("blue", "green", "red")):
         batches = list(loader)
         assert batches
         for batch in batches:
-            assert set(batch) - {"rows"} == {"pixel_values", "labels"}
+            assert batch.keys() == {"pixel_values", "labels"}
             assert batch["pixel_values"].dtype == torch.uint8
             assert batch["labels"].dtype == torch.int64
             assert batch["pixel_values"].shape[1:] == (3, *module.image_size)
@@ -291,7 +291,7 @@ def test_a_stream_is_told_its_classes(tmp_path):
     }
     module = short(ImageDataModule, "json", data_files=files, streaming=True, class_names=3, **OPTIONS)
     assert module.id2label == {0: "0", 1: "1", 2: "2"}
-    stream = module._stream("train", Preprocessing((8, 8), None).pixels, 0, 1)
+    stream = module._samples("train", Preprocessing((8, 8), None).pixels)
     assert sorted({int(sample["labels"]) for sample, _ in zip(stream, range(24), strict=False)}) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"label 7 of column 'label' is none of the 3 classes 0, 1, 2"):
         list(module.test_dataloader())
@@ -355,7 +355,7 @@ def test_a_training_split_without_any_label(tmp_path):
 
 def test_class_ids_beyond_the_names_are_refused():
     with pytest.raises(ValueError, match="class ids run from 0 to 7, but there are 3 classes"):
-        count_classes(np.array([0, 7]), 3)
+        Source({}, "image", class_names=["a", "b", "c"]).counts(np.array([0, 7]))
 
 
 def test_the_class_table_shows_ids_names_and_counts(tmp_path, caplog):
@@ -660,8 +660,7 @@ def test_an_evaluation_batch_that_cannot_be_read_changes_no_metric(tmp_path, bat
         worst = [shown for _, shown in model.sheets["worst_pictures"].kept]
         assert len(worst) == len(model.sheets["sample_pictures"].kept) == 5
         for shown in worst:  # each picture has the name of its file, although others could not be read
-            name = data.test_dataloader().dataset.file_name(shown.row)
-            assert shown.captions[0].startswith(f"label {sorted(COLOURS)[int(name.split('.')[0]) % 3]}\n")
+            assert shown.captions[0].startswith(f"label {sorted(COLOURS)[int(shown.file.split('.')[0]) % 3]}\n")
         simmim = short(SwinMaskedImageModeler, "swin_digits_patch4_window4_32", image_size=16, mask_cell=8)
         trainer(tmp_path).test(simmim, data, verbose=False)
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)

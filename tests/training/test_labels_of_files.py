@@ -100,7 +100,7 @@ def test_shards_are_matched_by_name(tmp_path, kind, train, test, expected):
                 name for labels, _ in parts for name in labels
             ]
         elif loader is None:
-            data = module._dataset("train", torch_pixels, training=False)
+            data = module._samples("train", torch_pixels)
             said = [module.id2label[int(sample["labels"])] for sample in data.__getitems__(range(len(data)))]
             assert said == [name for labels, _ in parts for name in labels]
         else:

@@ -27,7 +27,7 @@ from swin_hf.training import (
     SwinRegressor,
     SwinSegmenter,
 )
-from swin_hf.training.figures import to_pixels
+from swin_hf.training.callbacks import to_pixels
 from swin_hf.training.tasks.sheets import COVER, NO_CLASS, Sheet, Shown, draw_sheet, overlay
 
 pytestmark = [

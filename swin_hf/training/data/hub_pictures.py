@@ -1,13 +1,10 @@
 """A data set on the Hub that is a folder of pictures: copied, so that it is read by the rule of every other folder.
 
-``datasets`` would search its paths for the names of splits and drop what does not match (:mod:`swin_hf.folders`).
+``datasets`` would search its paths for the names of splits and drop what does not match.
 """
-
-from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 
 from datasets import load_dataset_builder
 from datasets.exceptions import DataFilesNotFoundError
@@ -20,28 +17,20 @@ from swin_hf.hub.remote import attempt, client, understand
 
 
 def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, streaming: bool) -> str | None:
-    """Copy a folder of pictures from the Hub into the cache; from the cache alone where the Hub is out of reach.
-
-    Args:
-        dataset: Id of the data set.
-        data_dir: The only folder of it that is wanted.
-        revision: Branch, tag or commit.
-        streaming: Whether it is to be read without a copy, which raises.
+    """Copy a folder of pictures, or only the ``data_dir`` in it, from the Hub into the cache.
 
     Returns:
-        The copy; None for a data set of tables or archives, or one whose card says which files are which split.
+        The copy, an earlier one where the Hub is out of reach; None for a data set of tables or archives, or one whose
+        card says which files are which split.
 
     Raises:
         HubError: If there is no such data set, or no access to it.
         ValueError: If it is a folder of pictures, and ``streaming``.
     """
     wanted = f"{data_dir.strip('/')}/" if data_dir else ""
+    patterns = f"{wanted}*" if wanted else None
     copy = functools.partial(
-        snapshot_download,
-        dataset,
-        repo_type="dataset",
-        revision=revision,
-        allow_patterns=f"{wanted}*" if wanted else None,
+        snapshot_download, dataset, repo_type="dataset", revision=revision, allow_patterns=patterns
     )
     try:
         info = client().dataset_info(dataset, revision=revision)
@@ -49,7 +38,12 @@ def copy_pictures(dataset: str, data_dir: str | None, revision: str | None, stre
         failure = understand(error, dataset)
         if isinstance(error, HfHubHTTPError) and not failure.transient:  # the Hub answered
             raise failure from None
-        return _cached(copy, wanted)
+        try:
+            folder = copy(local_files_only=True)
+        except Exception:
+            return None  # `datasets` has a cache of its own
+        inside = os.path.join(folder, wanted)
+        return folder if is_picture_folder(inside) and list_pictures(inside)[0] else None
     names = [file.rfilename for file in info.siblings or []]
     pictures = [name for name in names if is_picture(name) and name.startswith(wanted)]
     names_files = info.card_data is not None and info.card_data.get("configs") is not None
@@ -70,13 +64,3 @@ def _is_imagefolder(dataset: str, data_dir: str | None, revision: str | None) ->
         return bool(load_dataset_builder(dataset, data_dir=data_dir, revision=revision).name == "imagefolder")
     except DataFilesNotFoundError:  # pictures with suffixes, or in folders, that it does not know
         return True
-
-
-def _cached(copy: Callable[..., str], wanted: str) -> str | None:
-    """The copy of an earlier run; None where there is none, for ``datasets`` has a cache of its own."""
-    try:
-        folder = copy(local_files_only=True)
-    except Exception:
-        return None
-    inside = os.path.join(folder, wanted)
-    return folder if is_picture_folder(inside) and list_pictures(inside)[0] else None

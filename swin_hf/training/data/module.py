@@ -5,8 +5,6 @@ and the random numbers are made reproducible is told in :mod:`swin_hf.training.d
 are found, in :mod:`swin_hf.training.data.sources`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -49,7 +47,7 @@ class ImageDataModule(LightningDataModule):
     choose anything. Batches are ``{"pixel_values": (B, C, H, W), "labels": (B,)}``.
 
     A task with other targets has a subclass, which replaces :attr:`source_class` or :meth:`find_source`,
-    :meth:`reader`, :meth:`train_transform`, :meth:`eval_transform` and :attr:`collate`.
+    :meth:`reader`, :meth:`train_transform` and :meth:`eval_transform`.
 
     Args:
         dataset: Hub id (a folder of pictures on the Hub is copied first), local folder, a folder written by
@@ -104,10 +102,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"dataset {dataset!r} is a format; say where the files are: data_files or data_dir")
         self.dataset, self.data_files, self.data_dir = dataset, data_files, data_dir
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        self.num_channels = num_channels
-        self.batch_size = batch_size
+        self.num_channels, self.num_workers, self.batch_size = num_channels, num_workers, batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.num_workers = num_workers
         self.reading, self.splits, self.augmentation, self.pixels = reading, splits, augmentation, pixels
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if reading.seed is None else reading.seed
         self.mean, self.std = pixels.channel_values(num_channels or 3)
@@ -133,28 +129,20 @@ class ImageDataModule(LightningDataModule):
                 self._rows, self._labels, self._held_out = divide(source, self.splits)
             self._fingerprint = sources.fingerprint(source)
             self._source = source
-            if self.splits.balanced_sampling:
-                self._check_balance(source)
-            self._measure()
+            problem = None
+            if self.reading.streaming:
+                problem = "the classes of a stream are not known before they come"
+            elif type(source) is not sources.Source or source.label_column is None:
+                problem = "these pictures do not have one class each"
+            if self.splits.balanced_sampling and problem is not None:
+                raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
+            self._measure(source)
         return self._source
 
-    def _check_balance(self, source: sources.Source) -> None:
-        problem = None
-        if self.reading.streaming:
-            problem = "the classes of a stream are not known before they come"
-        elif type(source) is not sources.Source or source.label_column is None:
-            problem = "these pictures do not have one class each"
-        if problem is not None:
-            raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
-
-    def _measure(self) -> None:
-        """Find the channels and the white of 16-bit pictures; replace mean="dataset" and std="dataset" by statistics.
-
-        All of it from samples.
-        """
-        source, wanted = self.load(), self.num_channels
-        unusual = wanted not in (1, 3)
-        looks = look_at_pictures(source) if unusual or self.grey_maximum is None else []
+    def _measure(self, source: sources.Source) -> None:
+        """Find channels, white of 16-bit pictures and, if asked for, mean and standard deviation, all from samples."""
+        wanted = self.num_channels
+        looks = look_at_pictures(source) if wanted not in (1, 3) or self.grey_maximum is None else []
         self.num_channels = find_channels(looks, wanted)
         if wanted is None and self.num_channels != 3:
             rank_zero_info(f"num_channels {self.num_channels}, as in {looks[0].name}")
@@ -162,7 +150,11 @@ class ImageDataModule(LightningDataModule):
             check_batch(max(self.batch_size, self.eval_batch_size), self.num_channels, self.image_size)
         if self.num_channels not in (1, 3):
             self.grey_maximum = self.grey_maximum or GREY_MAXIMUM
-            self._leave_colours()
+            for name, off in self.colour_options.items():
+                if (asked := getattr(self.augmentation, name)) != off:
+                    why = f"it changes colours, and these pictures have {self.num_channels} channels"
+                    rank_zero_info(f"augmentation.{name} {asked} is left out: {why}")
+                    self.augmentation = replace(self.augmentation, **{name: off})
         elif self.grey_maximum is None:
             self.grey_maximum = find_white(looks)
         if "dataset" not in (self.mean, self.std):
@@ -178,16 +170,6 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean if self.mean == "dataset" else self.mean
         self.std = std if self.std == "dataset" else self.std
 
-    def _leave_colours(self) -> None:
-        """Switch off what changes colours, of pictures of other than 1 or 3 channels, and say so."""
-        for name, off in self.colour_options.items():
-            if getattr(self.augmentation, name) != off:
-                rank_zero_info(
-                    f"augmentation.{name} {getattr(self.augmentation, name)} is left out: it changes colours, and these"
-                    f" pictures have {self.num_channels} channels"
-                )
-                self.augmentation = replace(self.augmentation, **{name: off})
-
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
@@ -199,12 +181,7 @@ class ImageDataModule(LightningDataModule):
         return dict(enumerate(self.load().class_names))
 
     def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
-        """Number the classes as a model does that is measured on these data.
-
-        Args:
-            order: The model's number of each class.
-            names: All classes of the model.
-        """
+        """Number the classes as a model does, whose number of each is in ``order`` and whose classes are ``names``."""
         self.load().renumber(order, names)
         self._labels = {split: self.load().reorder(labels, order) for split, labels in self._labels.items()}
 
@@ -250,13 +227,9 @@ class ImageDataModule(LightningDataModule):
         return self._fingerprint
 
     def steps_per_epoch(self, world_size: int = 1, accumulate: int = 1) -> int:
-        """Number of optimiser steps in an epoch, by arithmetic: no loader is built, so resuming stays exact.
+        """Optimiser steps in an epoch, of ``accumulate`` batches each, by arithmetic: no loader is built.
 
         ``trainer.limit_train_batches`` is taken into account when the data module belongs to a trainer.
-
-        Args:
-            world_size: Number of ranks.
-            accumulate: Batches per optimiser step.
         """
         if self.reading.streaming:
             batches = self._stream_steps()
@@ -316,8 +289,7 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Check how the processes were started, print the class table and record the held-out rows."""
-        source = self.load()
-        trainer = self.trainer
+        source, trainer = self.load(), self.trainer
         if trainer is not None:
             sampling.check_launch(trainer)
         if stage != "fit":
@@ -333,12 +305,9 @@ class ImageDataModule(LightningDataModule):
             self.announce()
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            # Asked for by every rank: Lightning broadcasts it. Without a logger it is default_root_dir, which is the
-            # working directory where nobody gave one.
-            folder = trainer.log_dir
-            if trainer.logger is None and folder is not None and Path(folder).resolve() == Path.cwd():
-                folder = None
-            if folder is not None and trainer.is_global_zero:
+            folder = trainer.log_dir  # asked for by every rank: Lightning broadcasts it
+            nobodys = trainer.logger is None and folder is not None and Path(folder).resolve() == Path.cwd()
+            if folder is not None and not nobodys and trainer.is_global_zero:
                 self.save_split(folder)
 
     def save_split(self, folder: str | Path) -> None:
@@ -400,30 +369,19 @@ class ImageDataModule(LightningDataModule):
                 sampling.check_restored(trainer, self._restored, self._state(), self.batch_size)
                 self._restored = None
             sampling.rewind_to_optimizer_step(trainer)
-        position = (lambda: sampling.training_position(trainer)) if trainer is not None else None
-        if self.reading.streaming:
-            return sampling.ResumableLoader(
-                self._stream("train", self.train_transform(), *self._ranks),
-                position=position,
-                steps=self._stream_steps(),
-                batch_size=self.batch_size,
-                **self._loader_options(persistent=False),
-            )
-        data = self._dataset("train", self.train_transform(), training=True)
+        options = self._loader_options("train", self.batch_size)
+        options["position"] = None if trainer is None else partial(sampling.training_position, trainer)
+        data = self._samples("train", self.train_transform())
+        if isinstance(data, PictureStream):
+            return sampling.ResumableLoader(data, steps=self._stream_steps(), **options)
         classes = self._labels["train"] if self.splits.balanced_sampling else None
         sampler = sampling.EpochSampler(len(data), self.batch_size, self.seed, *self._ranks, classes)
-        return sampling.ResumableLoader(
-            data,
-            position=position,
-            batch_size=min(self.batch_size, sampler.num_samples),
-            sampler=sampler,
-            drop_last=True,
-            **self._loader_options(persistent=True),
-        )
+        options["batch_size"] = min(self.batch_size, sampler.num_samples)
+        return sampling.ResumableLoader(data, sampler=sampler, drop_last=True, **options)
 
     def val_dataloader(self) -> Any:
         """Batches of the validation split, each picture once; an empty list if there is none."""
-        return self._eval_loader("validation", persistent=True) if self._has("validation") else []
+        return self._eval_loader("validation") if self._has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, each picture once."""
@@ -432,45 +390,38 @@ class ImageDataModule(LightningDataModule):
                 f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
                 " in data_files, or hold out a share with test_fraction before training"
             )
-        return self._eval_loader("test", persistent=False, named=True)
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, or of the validation split if there is none."""
-        return self._eval_loader("test" if self._has("test") else "validation", persistent=False)
+        return self._eval_loader("test" if self._has("test") else "validation")
 
-    def _eval_loader(self, name: str, persistent: bool, named: bool = False) -> DataLoader[Any]:
-        (rank, world_size), transform = self._ranks, self.eval_transform()
-        if self.reading.streaming:
-            stream = self._stream(name, transform, rank, world_size, named)
-            return DataLoader(stream, batch_size=self.eval_batch_size, **self._loader_options(persistent=False))
-        data = self._dataset(name, transform, training=False, named=named)
+    def _eval_loader(self, name: str) -> DataLoader[Any]:
+        (rank, world_size), data = self._ranks, self._samples(name, self.eval_transform())
+        options = self._loader_options(name, self.eval_batch_size)
+        if isinstance(data, PictureStream):
+            return DataLoader(data, **options)
         if len(data) < world_size:
             raise ValueError(f"{len(data)} pictures of split {name!r} for {world_size} ranks; use fewer devices")
         sampler = UnrepeatedDistributedSampler(data, num_replicas=world_size, rank=rank, shuffle=False)
-        return DataLoader(
-            data, batch_size=self.eval_batch_size, sampler=sampler, **self._loader_options(persistent=persistent)
-        )
+        return DataLoader(data, sampler=sampler, **options)
 
-    def _dataset(self, name: str, transform: Callable[..., Any], training: bool, named: bool = False) -> PictureDataset:
-        source = self.load()
-        stored = name if name in source.splits else "train"  # held out of the training split
-        labels = self._labels[name] if source.label_column is not None else None
+    def _samples(self, name: str, transform: Callable[..., Any]) -> PictureDataset | PictureStream:
+        source, (rank, world_size), training, named = self.load(), self._ranks, name == "train", name == "test"
+        stored = name if self.reading.streaming or name in source.splits else "train"  # held out of the training split
         reader = self.reader(stored, transform)
-        return PictureDataset(source.splits[stored], self._rows[name], labels, reader, self.seed, training, named)
-
-    def _stream(
-        self, name: str, transform: Callable[..., Any], rank: int, world_size: int, named: bool = False
-    ) -> PictureStream:
-        source = self.load()
-        reader = self.reader(name, transform)
-        data = source.splits[name].select_columns([*reader.columns, *source.label_columns])
-        if name == "train":
+        data: Any = source.splits[stored]
+        if not self.reading.streaming:
+            labels = self._labels[name] if source.label_column is not None else None
+            return PictureDataset(data, self._rows[name], labels, reader, self.seed, training, named)
+        data = data.select_columns([*reader.columns, *source.label_columns])
+        if training:
             data = data.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
         data = split_dataset_by_node(data, rank, world_size)
-        if name == "train":
-            data = data.repeat(None)
-        batch_size = self.batch_size if name == "train" else self.eval_batch_size
-        return PictureStream(data, source, reader, self.seed, rank, batch_size, named)
+        target = source.target if source.label_columns else None
+        if training:
+            return PictureStream(data.repeat(None), target, reader, self.seed, rank, self.batch_size)
+        return PictureStream(data, target, reader, self.seed, rank, self.eval_batch_size, named)
 
     def _workers(self) -> int:
         if self.num_workers is not None:
@@ -478,24 +429,21 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
             return 0  # the model needs the cores more
         local = max(1, self.trainer.num_devices)
-        workers = min(8, len(os.sched_getaffinity(0)) // local)
+        workers = min(8, usable_cores() // local)
         return min(workers, self.load().num_shards // self.trainer.world_size) if self.reading.streaming else workers
 
-    def _loader_options(self, persistent: bool) -> dict[str, Any]:
+    def _loader_options(self, name: str, batch_size: int) -> dict[str, Any]:
         workers = self._workers()
         return {
+            "batch_size": batch_size,
             "num_workers": workers,
             "collate_fn": self.collate,
-            "persistent_workers": persistent and workers > 0,
+            "persistent_workers": workers > 0 and not self.reading.streaming and name != "test",
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Take the names of pictures out of the batch and remember them: all of a test, and the unreadable ones.
-
-        Raises:
-            UnreadablePictureError: If no picture of the batch can be read, other than in validation and test.
-        """
+        """Take the names of pictures out of the batch and remember them: all of a test, and the unreadable ones."""
         self.batch_sources = batch.pop("sources", [])
         unreadable = batch.pop("unreadable", ())
         for message in unreadable:
@@ -510,7 +458,8 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         training = trainer is not None and trainer.training
         if trainer is not None and training:
-            sampling.seed_batch(trainer, self.seed, "pixels")
+            position = sampling.training_position(trainer)
+            torch.manual_seed(sampling.derive_seed(self.seed, "pixels", trainer.global_rank, *position))
         pixels = batch.get("pixel_values")
         if pixels is not None and (pixels.dtype == torch.uint8 or self.num_channels not in (None, 1, 3)):
             pixels = normalize(pixels, self.mean, self.std)  # type: ignore[arg-type]
@@ -540,8 +489,8 @@ class ImageDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What must not change between an interruption and its resumption.
 
-        Until a restored state has been compared with this run's, it is passed on as it is: a run that is refused saves
-        its state like any other that fails, and must not be accepted the next time.
+        A restored state is passed on until it has been compared: a run that is refused saves its state like any other
+        that fails, and must not be accepted the next time.
         """
         return self._state() if self._restored is None else self._restored
 
@@ -560,6 +509,11 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the state of the interrupted run; it is compared when training goes on."""
         self._restored = state_dict
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; macOS does not tell, so there it is all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shareable(value: Any) -> Any:

@@ -1,10 +1,9 @@
 """From stored pictures to batches: decoding, transforms with random numbers of their own, unreadable files."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,30 +21,22 @@ Batch = dict[str, Any]
 REPLACEMENTS = 50  # pictures tried in place of an unreadable one before giving up
 
 
+@dataclass(eq=False)
 class PictureReader:
     """From the stored cells of a row to a sample; a plain object that travels to loader workers.
 
     A task whose targets are not one number for each picture has a subclass: :attr:`columns` are the cells that it
     reads, and :meth:`sample` makes its targets of them, transformed together with the picture.
-
-    Args:
-        source: Where pictures and labels are.
-        split: Name of the stored split.
-        transform: From a decoded picture to ``(C, H, W)`` of ``uint8``, or float32 of other than 1 or 3 channels.
-        decode: From a stored cell, and the ``root`` of relative paths, to a decoded picture.
-        on_error: What to do with a picture that cannot be read.
     """
 
-    def __init__(
-        self,
-        source: sources.Source,
-        split: str,
-        transform: Callable[..., Any],
-        decode: Callable[..., Any],
-        on_error: OnError,
-    ) -> None:
-        self.image_column, self.root = source.image_column, source.roots.get(split)
-        self.split, self.transform, self.decode, self.on_error = split, transform, decode, on_error
+    source: InitVar[sources.Source]
+    split: str  # the stored one
+    transform: Callable[..., Any]  # to (C, H, W) of uint8, or float32 of other than 1 or 3 channels
+    decode: Callable[..., Any]  # from a stored cell, and the root of relative paths, to a picture
+    on_error: OnError
+
+    def __post_init__(self, source: sources.Source) -> None:
+        self.image_column, self.root = source.image_column, source.roots.get(self.split)
 
     def name(self, cells: Mapping[str, Any], row: Any) -> str:
         """What a picture is called: its path, or its row where it has none."""
@@ -57,30 +48,17 @@ class PictureReader:
         return [self.image_column]
 
     def sample(self, picture: Any, cells: Mapping[str, Any]) -> Batch:
-        """The sample of a decoded picture, without its class: ``pixel_values`` are ``(C, H, W)``.
+        """The sample of a decoded picture and the cells of its row, without its class.
 
-        Args:
-            picture: What the decoder returns.
-            cells: The stored cells of its row.
-
-        Raises:
-            UnreadablePictureError: If the targets cannot be read.
+        ``pixel_values`` are ``(C, H, W)``; UnreadablePictureError if the targets cannot be read.
         """
         return {"pixel_values": self.transform(picture)}
 
     def read(self, cells: Mapping[str, Any], seed: int, row: Any) -> Batch | UnreadablePictureError:
-        """Decode and transform one picture with random numbers of its own.
-
-        Args:
-            cells: Stored cells of its row.
-            seed: Seed of the augmentation; the caller's random stream is left as it was.
-            row: Row number, for the message.
+        """Decode and transform one picture with random numbers of its own; the caller's are left as they were.
 
         Returns:
-            The sample, or the error when the policy is to go on.
-
-        Raises:
-            UnreadablePictureError: If the policy is ``raise``.
+            The sample, or the error, which is raised if the policy is ``raise``.
         """
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
@@ -97,34 +75,23 @@ class PictureReader:
             torch.set_rng_state(state)
 
 
+@dataclass(eq=False)
 class PictureDataset(torch.utils.data.Dataset[Any]):
     """The rows of a split as batches; asked for by row number, or by ``(epoch, row)`` when training.
 
     A third number is how often balanced sampling has drawn the row in the epoch before.
-
-    Args:
-        data: Split with undecoded pictures.
-        rows: Row of ``data`` behind each index.
-        labels: Class id, or numbers, of each index; None without labels.
-        reader: Decoder and transform.
-        seed: Seed of the augmentation.
-        training: Whether an unreadable picture may be replaced by another.
-        named: Whether a sample says under ``sources`` which row it is, and what it is called.
     """
 
-    def __init__(
-        self,
-        data: Dataset,
-        rows: np.ndarray[Any, Any],
-        labels: np.ndarray[Any, Any] | None,
-        reader: PictureReader,
-        seed: int,
-        training: bool,
-        named: bool = False,
-    ) -> None:
-        self.named = named
-        self.data = data.select_columns(reader.columns)
-        self.rows, self.labels, self.reader, self.seed, self.training = rows, labels, reader, seed, training
+    data: Dataset  # with undecoded pictures
+    rows: np.ndarray[Any, Any]  # row of the data behind each index
+    labels: np.ndarray[Any, Any] | None  # class id, or numbers, of each index
+    reader: PictureReader
+    seed: int  # of the augmentation
+    training: bool  # whether an unreadable picture may be replaced by another
+    named: bool = False  # whether a sample says under "sources" which row it is, and what it is called
+
+    def __post_init__(self) -> None:
+        self.data = self.data.select_columns(self.reader.columns)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,16 +104,15 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         started = time.perf_counter()
         asked = [key if isinstance(key, tuple) else (0, key) for key in keys]
         table = self.data[[int(self.rows[index]) for _, index, *_ in asked]]
-        samples = []
-        for place, (epoch, index, *draw) in enumerate(asked):
-            samples.append(self._sample(epoch, index, {name: cells[place] for name, cells in table.items()}, *draw))
-        if self.training and all("pixel_values" not in sample for sample in samples):
+        cells = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        samples = [self._sample(row, *key) for key, row in zip(asked, cells, strict=True)]
+        if self.training and not any("pixel_values" in sample for sample in samples):
             samples.append(self._replacement(*asked[0][:2]))  # a batch must not be empty: the other ranks wait for it
         if self.training:
             samples[0]["seconds"] = time.perf_counter() - started
         return samples
 
-    def _sample(self, epoch: int, index: int, cells: Mapping[str, Any], draw: int = 0) -> Batch:
+    def _sample(self, cells: Mapping[str, Any], epoch: int, index: int, draw: int = 0) -> Batch:
         row = int(self.rows[index])
         place = ("sample", epoch, row) if draw == 0 else ("draw", epoch, row, draw)
         read = self.reader.read(cells, sampling.derive_seed(self.seed, *place), row)
@@ -172,44 +138,23 @@ class PictureDataset(torch.utils.data.Dataset[Any]):
         )
 
     def _labelled(self, sample: Batch, index: int) -> Batch:
-        if self.labels is None:
-            return sample
-        row = {} if self.training else {"rows": int(self.rows[index])}
-        return sample | row | {"labels": self.labels[index]}
-
-    def file_name(self, row: int) -> str:
-        """Name of the picture file of a row of the data, without its folder; the number of the row if it has none."""
-        return os.path.basename(picture_name(self.data[row][self.reader.image_column], None, f"row {row}"))
+        return sample if self.labels is None else sample | {"labels": self.labels[index]}
 
 
+@dataclass(eq=False)
 class PictureStream(torch.utils.data.IterableDataset[Any]):
-    """A stream as samples. An unreadable picture leaves its place in the batch empty, whatever the policy.
+    """A stream as samples. An unreadable picture leaves its place in the batch empty, whatever the policy."""
 
-    Args:
-        data: This rank's share of the stream, endless when training.
-        source: For class ids.
-        reader: Decoder and transform.
-        seed: Seed of the augmentation.
-        rank: This process.
-        batch_size: Samples per batch, to count batches that need not be decoded.
-        named: As for :class:`PictureDataset`.
-    """
-
-    def __init__(
-        self,
-        data: IterableDataset,
-        source: sources.Source,
-        reader: PictureReader,
-        seed: int,
-        rank: int,
-        batch_size: int,
-        named: bool = False,
-    ) -> None:
-        self.data, self.reader, self.seed, self.rank, self.batch_size = data, reader, seed, rank, batch_size
-        self.target = source.target if source.label_columns else None
-        self.named = named
-        self.epoch = self.done = 0
-        self.timed = False  # until it is trained on
+    data: IterableDataset  # this rank's share of the stream, endless when training
+    target: Callable[..., Any] | None  # of the cells of a row
+    reader: PictureReader
+    seed: int  # of the augmentation
+    rank: int
+    batch_size: int  # to count batches that need not be decoded
+    named: bool = False  # as for a PictureDataset
+    epoch: int = 0
+    done: int = 0  # batches of the epoch that have been trained on
+    timed: bool = False  # whether it is trained on
 
     def set_position(self, epoch: int, done: int) -> None:
         """Choose the epoch's order, and how many batches are only counted because they have been trained on."""
@@ -243,24 +188,19 @@ class PictureStream(torch.utils.data.IterableDataset[Any]):
 def collate(samples: Sequence[Batch]) -> Batch:
     """Stack samples into ``{"pixel_values": (B, C, H, W), "labels": (B, ...)}``.
 
-    Evaluation has the numbers of the rows too, ``rows`` ``(B,)``.
-
-    Unreadable pictures are left out and named under ``unreadable``, for the main process to count. When none can be
-    read, that is all there is in the batch. Row and name of the others are listed under ``sources``, where they have
-    them. ``seconds`` is what a training batch took to read; the loader takes it out.
+    Unreadable pictures are left out and named under ``unreadable``; where none can be read, that is all there is. Row
+    and name of the others are under ``sources``, where they have them. ``seconds`` is what a training batch took.
     """
-    unreadable = [sample["unreadable"] for sample in samples if "unreadable" in sample]
     readable = [sample for sample in samples if "pixel_values" in sample]
     # Without any, all are unreadable, or counted and not decoded: see PictureStream.
     batch: Batch = {
         name: torch.stack([torch.as_tensor(sample[name]) for sample in readable])
-        for name in ("pixel_values", "labels", "rows")
+        for name in ("pixel_values", "labels")
         if readable and name in readable[0]
     }
-    if unreadable:
-        batch["unreadable"] = unreadable
-    if any("sources" in sample for sample in readable):
-        batch["sources"] = [sample["sources"] for sample in readable]
+    for name in ("unreadable", "sources"):
+        if found := [sample[name] for sample in samples if name in sample]:
+            batch[name] = found
     if seconds := sum(sample.get("seconds", 0.0) for sample in samples):
         batch["seconds"] = seconds
     return batch

@@ -1,14 +1,12 @@
 """Pictures made smaller once, so that each epoch of each training decodes fewer pixels: ``swin-hf prepare``.
 
-The result is a folder of parquet files that ``train`` reads as it reads any data set: the same rows in the same order,
-with the same columns, classes and splits. Only the pictures differ: those whose shorter side is longer than asked for
-are resized, as evaluation does it, and stored upright as JPEG; all others are stored as they are, byte for byte.
+The result is a folder of parquet files with the same rows in the same order, with the same columns, classes and splits.
+Only the pictures differ: those whose shorter side is longer than asked for are resized, as evaluation does it, and
+stored upright as JPEG; all others are stored as they are, byte for byte.
 
-Files are written under a hidden folder, each under a temporary name until it is whole; the folder gets its name when
-all of them are there. So a training never sees a part of the data, and a run that was killed goes on where it stopped.
+Files are written under a hidden folder, which gets its name when all of them are there. So a training never sees a part
+of the data, and a run that was killed goes on where it stopped.
 """
-
-from __future__ import annotations
 
 import io
 import itertools
@@ -33,7 +31,7 @@ from swin_hf.model.pixels import WHITE
 from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, picture_bytes
 from swin_hf.ranges import SIDES, Options, choice, ranged
 
-from .module import ImageDataModule
+from .module import ImageDataModule, usable_cores
 from .reading import UNFINISHED, DataFiles, Reading, find_folder
 from .sources import BOX_NAMES, Source, fingerprint, load_source
 from .values import find_channels, find_white, look_at_pictures
@@ -64,19 +62,12 @@ class Shrinking(Options):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What :func:`prepare` left.
+    """What :func:`prepare` left."""
 
-    Attributes:
-        folder: The data set.
-        pictures: Number of pictures of each split.
-        size: Bytes of all files.
-        unreadable: A sentence for each picture that could not be read, of all runs that wrote the data set.
-    """
-
-    folder: Path
-    pictures: dict[str, int]
-    size: int
-    unreadable: list[str]
+    folder: Path  # the data set
+    pictures: dict[str, int]  # number of each split
+    size: int  # bytes of all files
+    unreadable: list[str]  # a sentence for each picture that could not be read, of all runs that wrote the data set
 
 
 @dataclass(frozen=True)
@@ -100,11 +91,11 @@ def prepare(
     """Write a data set again with smaller pictures; called again after an interruption, it writes what is missing.
 
     Args:
-        dataset: As of :class:`~swin_hf.training.ImageDataModule`; so are the next three.
+        dataset: As of :class:`~swin_hf.training.ImageDataModule`, like data_files, data_dir and reading.
         destination: A new or an empty folder, or that of an interrupted run with the same options.
-        data_files: See there.
-        data_dir: See there.
-        reading: See there; only what names the data and the column of the pictures is used.
+        data_files: Files of the data.
+        data_dir: Their folder.
+        reading: Only what names the data and the column of the pictures is used.
         shrinking: What becomes of the pictures.
         watch: Wraps the iterator over the pictures, given with their number: ``watch(pictures, total)``, for a bar.
 
@@ -122,7 +113,7 @@ def prepare(
     features = {split: _kept_features(source, split) for split in source.splits}
     parts = list(_parts(source, shrinking.pictures_per_file))
     folder, unfinished = Path(destination), Path(destination, UNFINISHED)
-    _claim(folder, _plan(source, features, shrinking))
+    _claim(folder, source, features, shrinking)
     if not (folder / FILES).is_dir():
         missing = [part for part in parts if _find(folder, part) is None]
         writer = _Writer(source, features, shrinking, base)
@@ -136,59 +127,45 @@ def prepare(
 
 
 def _kept_features(source: Source, split: str) -> Features:
-    """The columns of the result: all but those that no longer fit a picture that is smaller.
-
-    Other pictures, masks among them, and bounding boxes are left out, and named.
-    """
-    features = source.splits[split].features
-    left_out = [name for name, feature in features.items() if name != source.image_column and not _fits(name, feature)]
-    if left_out:
+    """The columns of the result: all but other pictures, masks among them, and boxes, which would no longer fit."""
+    features = dict(source.splits[split].features) | {source.image_column: Image()}
+    others = [name for name in features if name != source.image_column]
+    if left_out := [name for name in others if name in BOX_NAMES or _holds_pictures(features[name])]:
         rank_zero_info(f"{split}: not kept, for they would not fit smaller pictures: columns {', '.join(left_out)}")
-    kept = {name: feature for name, feature in features.items() if name not in left_out}
-    return Features(kept | {source.image_column: Image()})
+    return Features({name: feature for name, feature in features.items() if name not in left_out})
 
 
-def _fits(name: str, feature: Any) -> bool:
-    inner = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
-    return not isinstance(feature, Image) and name not in BOX_NAMES and all(_fits("", f) for f in inner if f)
+def _holds_pictures(feature: Any) -> bool:
+    inner = feature.values() if isinstance(feature, dict) else filter(None, [getattr(feature, "feature", None)])
+    return isinstance(feature, Image) or any(map(_holds_pictures, inner))
 
 
 def _parts(source: Source, length: int) -> Iterator[_Part]:
     """The files of all splits, named as ``datasets`` names the shards of a split."""
     for split, data in source.splits.items():
-        count = -(-len(data) // length)
-        for number in range(count):
-            rows = range(number * length, min((number + 1) * length, len(data)))
-            yield _Part(f"{split}-{number:05d}-of-{count:05d}.parquet", split, rows)
+        starts = range(0, len(data), length)
+        for number, start in enumerate(starts):
+            name = f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
+            yield _Part(name, split, range(start, min(start + length, len(data))))
 
 
-def _plan(source: Source, features: dict[str, Features], shrinking: Shrinking) -> dict[str, Any]:
-    """What has to be the same in all runs that write one data set, as JSON; files that are whole skipped nothing."""
-    options = asdict(shrinking)
-    del options["on_error"]
-    return {
-        **options,
+def _claim(folder: Path, source: Source, features: dict[str, Features], shrinking: Shrinking) -> None:
+    """Take a folder for a data set, or go on in it; ValueError if it holds something else."""
+    plan = {  # what has to be the same in all runs that write one data set; files that are whole skipped nothing
+        **{name: value for name, value in asdict(shrinking).items() if name != "on_error"},
         "source": fingerprint(source),
         "pictures": {split: len(data) for split, data in source.splits.items()},
         "columns": {split: {name: repr(kind) for name, kind in columns.items()} for split, columns in features.items()},
     }
-
-
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Take a folder for a data set, or go on in it.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
     record = folder / RECORD
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else plan
+    if different := [name for name, value in plan.items() if known.get(name) != value]:
+        name = different[0]
+        raise ValueError(
+            f"{folder} was begun with {name} {known.get(name)}, and this command has {plan[name]}; go on with the"
+            " same source and options, or give another folder"
+        )
     if record.is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        for name, value in plan.items():
-            if known.get(name) != value:
-                raise ValueError(
-                    f"{folder} was begun with {name} {known.get(name)}, and this command has {value}; go on with the"
-                    " same source and options, or give another folder"
-                )
         return
     others = [path.name for path in folder.iterdir() if path.suffix != ".partial"] if folder.is_dir() else []
     if others:
@@ -197,26 +174,29 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
         partial.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
+@dataclass(eq=False)
 class _Writer:
     """Writes parquet files, on all cores: decoding, resizing and encoding release the interpreter."""
 
-    def __init__(self, source: Source, features: dict[str, Features], shrinking: Shrinking, base: str) -> None:
-        self.source, self.features, self.shrinking, self.base = source, features, shrinking, base
-        looks = look_at_pictures(source)
+    source: Source
+    features: dict[str, Features]
+    shrinking: Shrinking
+    base: str
+
+    def __post_init__(self) -> None:
+        looks, side = look_at_pictures(self.source), self.shrinking.short_side
         channels, self.grey_maximum = find_channels(looks, None), find_white(looks)
         if channels not in (1, 3):
             raise ValueError(
                 f"{looks[0].name} has {channels} channels, and JPEG has 1 or 3; train on these pictures as they are"
             )
-        side = shrinking.short_side
         self.smaller = Preprocessing((side, side), side, crop=False)
-        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def write(self, part: _Part, folder: Path) -> Iterator[int]:
         """Write one file whole, and yield each row that is done."""
         image, cells, unreadable = self.source.image_column, dict[int, dict[str, Any]](), list[str]()
         pictures: Any = self.source.splits[part.split].select_columns([image])
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for start in part.rows[::CHUNK]:
                 rows = range(start, min(start + CHUNK, part.rows.stop))
                 done = pool.map(self.cell, itertools.repeat(part.split), rows, pictures[rows.start : rows.stop][image])
@@ -249,13 +229,10 @@ class _Writer:
     def encode(self, picture: Pictures.Image | Tensor) -> bytes:
         """A smaller picture as JPEG, in grey where it has no colour."""
         pixels = self.smaller.pixels(picture)
-        if bool((pixels[0] == pixels[1]).all()) and bool((pixels[0] == pixels[2]).all()):
-            pixels = pixels[:1]
-        array = pixels.permute(1, 2, 0).numpy()
+        is_grey = bool((pixels[:1] == pixels).all())
         stream = io.BytesIO()
-        Pictures.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(
-            stream, "JPEG", quality=self.shrinking.quality
-        )
+        image = Pictures.fromarray(pixels[0].numpy() if is_grey else pixels.permute(1, 2, 0).numpy())
+        image.save(stream, "JPEG", quality=self.shrinking.quality)
         return stream.getvalue()
 
     def table(self, split: str, cells: dict[int, dict[str, Any]], unreadable: list[str]) -> pa.Table:
@@ -264,8 +241,7 @@ class _Writer:
         features, image = self.features[split], self.source.image_column
         schema = features.arrow_schema
         columns = {image: pa.array(list(cells.values()), schema.field(image).type)}
-        others = [name for name in features if name != image]
-        if others:
+        if others := [name for name in features if name != image]:
             stored = data.select_columns(others).with_format("arrow")[list(cells)]
             columns |= {name: stored[name] for name in others}
         said = {UNREADABLE: json.dumps(unreadable)} if unreadable else {}

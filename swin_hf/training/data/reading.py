@@ -1,10 +1,7 @@
 """From files to splits: folders of pictures, tables, and shards that declare their classes each for itself.
 
-``datasets`` reads the files. What it would guess or pass over is settled here: the splits and classes of folders
-(:mod:`swin_hf.folders`), the text of a table's cells, and class ids that files number differently.
+``datasets`` reads the files. What it would guess or pass over is settled here.
 """
-
-from __future__ import annotations
 
 import glob
 import os
@@ -16,28 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Image,
-    IterableDataset,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset, load_dataset_builder
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from swin_hf.folders import (
-    ARCHIVES,
-    SPLIT_NAMES,
-    is_picture_folder,
-    list_pictures,
-    metadata_files,
-    read_folder,
-    read_splits,
-    split_of,
-)
+from swin_hf import folders
+from swin_hf.folders import SPLIT_NAMES, split_of
 from swin_hf.processing import PICTURE_SUFFIXES
 from swin_hf.ranges import Options, check_range, choice, ranged
 
@@ -84,28 +64,33 @@ class Reading(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.class_names, list):
-            check_range("class_names", self.class_names, "[1, inf)")
-        elif len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"class_names {shorten(self.class_names)} names a class twice")
+        check_class_names("class_names", self.class_names, "[1, inf)")
+
+
+def check_class_names(option: str, names: list[str] | int | None, interval: str) -> None:
+    """Refuse a number of classes that is not in an interval, and names that come twice."""
+    if not isinstance(names, list):
+        check_range(option, names, interval)
+    elif len(set(names)) < len(names):
+        raise ValueError(f"{option} {shorten(names)} names a class twice")
 
 
 def read(
     dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read the splits of a source; the arguments are those of :func:`swin_hf.training.data.sources.load_source`.
+    """Read ``train``, ``validation`` and ``test``, those that there are, in this order.
 
     Returns:
-        Those of ``train``, ``validation`` and ``test`` that there are, in this order; and of each class, the files that
-        were found but cannot be used.
+        The splits; and of each class, the number of files that were found but cannot be used.
     """
     folder = picture_folder(dataset, data_files, data_dir)
-    tables = [] if folder is None else metadata_files(folder)
+    tables = [] if folder is None else folders.metadata_files(folder)
     roots = _split_roots(data_files, data_dir) if dataset == "imagefolder" and data_files is not None else {}
     left_out: dict[str, int] = {}
     stored: Mapping[str, list[Any]]
     if roots or (folder is not None and not tables):
-        content = read_splits(roots, reading.labelled) if roots else read_folder(str(folder), reading.labelled)
+        labelled = reading.labelled
+        content = folders.read_splits(roots, labelled) if roots else folders.read_folder(str(folder), labelled)
         for note in content.notes:
             rank_zero_warn(note)
         stored, left_out = {name: [split] for name, split in content.splits.items()}, content.left_out
@@ -113,9 +98,14 @@ def read(
         stored = _read_metadata(os.path.abspath(folder), tables)
     else:
         stored = _load(dataset, data_files, data_dir, reading)
+    named = {ours: stored[theirs] for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in stored}
+    if not named and len(stored) == 1:  # an unusual name, but there is no other
+        named = {"train": next(iter(stored.values()))}
+    if not named:
+        raise ValueError(f"no training split among {sorted(stored)}; name the files of each split in data_files")
     pieces = {  # streams of formats such as json declare their columns by their first rows
         name: [part._resolve_features() if isinstance(part, IterableDataset) else part for part in parts]
-        for name, parts in _name_splits(stored).items()
+        for name, parts in named.items()
     }
     splits = _split_by_column(unite(pieces), reading.label_column)
     if reading.streaming:
@@ -128,7 +118,7 @@ def picture_folder(dataset: str, data_files: DataFiles | None, data_dir: str | N
     if data_files is not None or (dataset in FORMATS and dataset != "imagefolder"):
         return None
     folder = (data_dir or ".") if dataset == "imagefolder" else os.path.join(dataset, data_dir or "")
-    is_one = os.path.isdir(folder) and (dataset == "imagefolder" or is_picture_folder(folder))
+    is_one = os.path.isdir(folder) and (dataset == "imagefolder" or folders.is_picture_folder(folder))
     return folder if is_one else None
 
 
@@ -154,7 +144,7 @@ def _read_metadata(root: str, files: Sequence[str]) -> dict[str, list[Any]]:
     missing = sorted(path for path in listed if not os.path.isfile(path))
     if missing:
         rank_zero_warn(f"{len(missing)} pictures that the metadata name do not exist, such as {missing[0]}")
-    unlisted = [path for path in list_pictures(root)[0] if path not in listed]
+    unlisted = [path for path in folders.list_pictures(root)[0] if path not in listed]
     if unlisted:
         rank_zero_warn(f"{root}: {len(unlisted)} pictures, such as {unlisted[0]}, are not used: no metadata name them")
     first = {path: os.path.relpath(path, root).split(os.sep)[0] for path in listed}
@@ -203,7 +193,7 @@ def _split_by_column(splits: dict[str, Any], label_column: str | list[str] | Non
 def _split_roots(data_files: DataFiles, data_dir: str | None) -> dict[str, str]:
     """Folder of each split where ``data_files`` names whole folders: ``{train: FOLDER}``, or ``FOLDER/**``."""
     for file in flat(data_files):
-        if file.lower().endswith(ARCHIVES):
+        if file.lower().endswith(folders.ARCHIVES):
             raise ValueError(f"{file} is an archive, which is not opened; unpack it, and give data_dir")
     roots: dict[str, str] = {}
     for name, patterns in _by_split(data_files).items():
@@ -220,10 +210,10 @@ def _load(
     """Pieces of each stored split, under its own name."""
     streaming = reading.streaming
     folder = Path(data_dir if dataset == "arrow" and data_dir else dataset)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        stored = load_from_disk(str(folder))
-        splits = stored if isinstance(stored, DatasetDict) else {"train": stored}
-        return {name: [split] for name, split in splits.items()}
+    if (folder / "dataset_dict.json").is_file():
+        return {name: [split] for name, split in DatasetDict.load_from_disk(str(folder)).items()}
+    if (folder / "state.json").is_file():
+        return {"train": [Dataset.load_from_disk(str(folder))]}
     options: dict[str, Any] = {"data_files": data_files, "data_dir": data_dir, "revision": reading.revision}
     try:
         if dataset in FORMATS or os.path.isdir(dataset):
@@ -258,21 +248,10 @@ def _literal(data_files: DataFiles | None, data_dir: str | None) -> dict[str, An
     return {"data_files": files, "data_dir": folder}
 
 
-def _name_splits(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the splits our names, in the order of :data:`SPLIT_NAMES`."""
-    found = {ours: raw[theirs] for ours, names in SPLIT_NAMES.items() for theirs in names if theirs in raw}
-    if not found and len(raw) == 1:  # an unusual name, but there is no other
-        found = {"train": next(iter(raw.values()))}
-    if not found:
-        raise ValueError(f"no training split among {sorted(raw)}; name the files of each split in data_files")
-    return found
-
-
 def find_folder(dataset: str, data_files: DataFiles | None, data_dir: str | None, reading: Reading) -> str:
-    """Find what the name of a data set means, and check that its local files are there.
+    """Check that local files are there, and find the folder of a data set of the package or of pictures on the Hub.
 
-    Returns:
-        The folder of a data set of the package, or of a folder of pictures on the Hub; any other name as it is.
+    Any other name is returned as it is.
 
     Raises:
         FileNotFoundError: If a local file or folder is missing.
@@ -303,9 +282,8 @@ def _check_files(data_files: DataFiles | None, data_dir: str | None, start: str)
     if data_dir is not None and "://" not in data_dir and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir {data_dir!r} is not a folder (looked in {Path.cwd()})")
     for file in flat(data_files):
-        if "://" in file or any(sign in file for sign in "*?["):
-            continue
-        if not (Path(start) / file).exists():
+        is_one = "://" not in file and not set(file) & set("*?[")
+        if is_one and not Path(start, file).exists():
             raise FileNotFoundError(f"data file {file!r} does not exist (looked in {Path(start).resolve()})")
 
 

@@ -15,8 +15,6 @@ Lightning's restored progress how many batches of the epoch are done, so the two
 **Evaluation** visits every sample once, on some rank; nothing is repeated to even out the ranks.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time
@@ -38,21 +36,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_rank(trainer: Trainer, seed: int) -> None:
-    """Give this rank random streams of its own; call it once the model has been built alike on all ranks.
-
-    A run on :class:`~swin_hf.training.ImageDataModule` is seeded anew at each batch (:func:`seed_batch`); this covers
-    what is drawn before the first batch, and data modules that do not.
-    """
-    torch.manual_seed(derive_seed(seed, "rank", trainer.global_rank))
-
-
-def seed_batch(trainer: Trainer, seed: int, purpose: str = "step") -> None:
-    """Seed torch's generators for what is drawn from now on for the current training batch on this rank."""
-    epoch, batch = training_position(trainer)
-    torch.manual_seed(derive_seed(seed, purpose, trainer.global_rank, epoch, batch))
-
-
 def training_position(trainer: Trainer) -> Position:
     """Return the running epoch and how many of its batches have been started on, restored progress included."""
     return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -61,8 +44,7 @@ def training_position(trainer: Trainer) -> Position:
 def rewind_to_optimizer_step(trainer: Trainer) -> None:
     """Step a restored trainer back over batches whose gradients had not reached the weights.
 
-    Gradients are not in a checkpoint. One that was written in the middle of an accumulation window (SIGTERM, an
-    exception) would otherwise go on with part of the gradient; computing those batches again loses nothing.
+    Gradients are not in a checkpoint: one from the middle of an accumulation window would go on with part of them.
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     excess = progress.current.processed % trainer.accumulate_grad_batches
@@ -83,11 +65,7 @@ def gathered(mine: list[Any]) -> list[Any]:
 
 
 def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
-    """Return the number of training batches per epoch and rank; data smaller than one global batch give one.
-
-    Raises:
-        ValueError: If there are fewer samples than ranks.
-    """
+    """Training batches per epoch and rank, at least one; ValueError if there are fewer samples than ranks."""
     if size < world_size:
         raise ValueError(
             f"{size} training samples cannot be shared by {world_size} ranks; use fewer devices or more data"
@@ -96,14 +74,10 @@ def epoch_batches(size: int, batch_size: int, world_size: int) -> int:
 
 
 def balanced_order(classes: Integers, generator: np.random.Generator) -> tuple[Integers, Integers]:
-    """Draw as many rows as there are, of each class equally many, in random order.
+    """Draw as many rows as there are, of each of the ``classes`` of the rows equally many, in random order.
 
     A class with fewer rows than its share is gone through again, in another order each time; a class with more gives
     others in each epoch. Where the share is not whole, some classes, drawn at random, get one row more.
-
-    Args:
-        classes: Class id of each row.
-        generator: Source of the random numbers.
 
     Returns:
         The rows, and how often each had been drawn before.
@@ -125,19 +99,14 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
 
     A ``DistributedSampler`` by type, also for one process, so that Lightning never puts its own in place of it.
 
-    Args:
-        size: Number of rows in the training split.
-        batch_size: Samples per batch and rank.
-        seed: Seed of the order.
-        rank: This process.
-        world_size: Number of processes.
-        classes: Class id of each row, of which equally many are drawn; see :func:`balanced_order`.
+    It draws from the ``size`` rows of the training split; ``classes``, the class id of each row, are given where
+    equally many of each are drawn.
     """
 
     def __init__(
         self,
         size: int,
-        batch_size: int,
+        batch_size: int,  # of one rank
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -148,15 +117,16 @@ class EpochSampler(DistributedSampler[tuple[int, ...]]):
         batches = epoch_batches(size, batch_size, world_size)
         self.num_samples = min(batches * batch_size, size // world_size)
         self.total_size = self.num_samples * world_size
-        self.classes = classes
+        self.size, self.classes = size, classes
         self.start = 0  # samples of this rank to leave out: they were trained on before the interruption
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        seed, epoch, order = derive_seed(self.seed, "order", self.epoch), self.epoch, tuple[Any, ...]()
-        if self.classes is not None:
-            order = balanced_order(self.classes, np.random.default_rng(seed))
+        seed, epoch = derive_seed(self.seed, "order", self.epoch), self.epoch
+        order: tuple[Any, ...]
+        if self.classes is None:
+            order = (torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)),)
         else:
-            order = (torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed)),)  # type: ignore[arg-type]
+            order = balanced_order(self.classes, np.random.default_rng(seed))
         mine = (part[self.rank : self.total_size : self.num_replicas][self.start :].tolist() for part in order)
         return ((epoch, *key) for key in zip(*mine, strict=True))
 
@@ -176,15 +146,10 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        position: Callable[[], Position] | None = None,
-        steps: int | None = None,
-        **kwargs: Any,
+        self, *args: Any, position: Callable[[], Position] | None = None, steps: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.position = position
-        self.steps = steps
+        self.position, self.steps = position, steps
         self.read_seconds = self.waited_seconds = 0.0  # of all batches so far: of the readers, and of who wanted them
 
     def __len__(self) -> int:
@@ -225,12 +190,9 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def check_launch(trainer: Trainer) -> None:
-    """Refuse a launcher that started more processes than the trainer knows of.
+    """Refuse a launcher that started more processes than the trainer knows of, with ValueError.
 
-    ``torchrun --nproc-per-node 2`` with ``devices: 1`` trains two unrelated models into the same files and exits 0.
-
-    Raises:
-        ValueError: If ``WORLD_SIZE`` and ``trainer.world_size`` differ.
+    ``torchrun --nproc-per-node 2`` with ``devices: 1`` would train two unrelated models into the same files.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and launched != trainer.world_size:
@@ -243,19 +205,10 @@ def check_launch(trainer: Trainer) -> None:
 
 
 def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int | float | None) -> int:
-    """Make sure that a streamed run cannot hang, before its first step.
-
-    Args:
-        num_shards: Files (or row groups) that the stream is made of.
-        world_size: Number of ranks.
-        num_workers: Loader workers per rank.
-        steps: ``trainer.limit_train_batches``.
-
-    Returns:
-        The number of batches in an epoch.
+    """Make sure that a streamed run cannot hang: the ``steps`` of an epoch, ``trainer.limit_train_batches``.
 
     Raises:
-        ValueError: If the epoch has no length in steps, or the shards cannot be dealt out evenly.
+        ValueError: If that is not a number of steps, or the shards cannot be dealt out evenly to ranks and workers.
     """
     if not isinstance(steps, int):
         raise ValueError(
@@ -277,13 +230,7 @@ def check_stream(num_shards: int, world_size: int, num_workers: int, steps: int 
 
 
 def check_restored(trainer: Trainer, restored: dict[str, Any], state: dict[str, Any], batch_size: int) -> None:
-    """Refuse to resume on other data or in another order, rather than train on something unintended.
-
-    Args:
-        trainer: The trainer, with its loops restored.
-        restored: State of the data module in the checkpoint.
-        state: State of the data module of this run.
-        batch_size: Training pictures per step on each device.
+    """Refuse to resume on other data or in another order than the state of the data module in a checkpoint says.
 
     Raises:
         ValueError: If a value differs. At the start of an epoch another global batch is accepted, with as many
@@ -305,7 +252,6 @@ def check_restored(trainer: Trainer, restored: dict[str, Any], state: dict[str, 
         raise ValueError(
             f"the checkpoint was trained with {before} images a step, and this run has {images} (batch_size"
             f" {batch_size} x {trainer.world_size} ranks x {trainer.accumulate_grad_batches} batches accumulated); with"
-            " lr_scaling the learning rate follows them, but a restored optimiser keeps its own: resume with"
-            f" batch_size, ranks and --trainer.accumulate_grad_batches that make {before}, or start a new run from the"
-            " saved weights (--model.weights)"
+            " lr_scaling the learning rate follows them, but a restored optimiser keeps its own: resume with options"
+            f" that make {before}, or start a new run from the saved weights (--model.weights)"
         )

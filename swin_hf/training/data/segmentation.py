@@ -30,12 +30,12 @@ from swin_hf.processing import (
     resampling_of,
     to_tensor,
 )
-from swin_hf.ranges import Options, check_range, ranged
+from swin_hf.ranges import Options, ranged
 
 from ..options import plain
 from .module import ImageDataModule
 from .pictures import Batch, PictureReader
-from .reading import Reading, find_folder, picture_folder, read
+from .reading import Reading, check_class_names, find_folder, picture_folder, read
 from .shards import shorten
 from .sources import IMAGE_NAMES, UNLABELLED, Source, find_column, find_roots, is_text
 from .splits import Splits
@@ -67,10 +67,7 @@ class Masks(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.class_names, list):
-            check_range("masks.class_names", self.class_names, "[1, 65535]")
-        elif len(set(self.class_names)) < len(self.class_names):
-            raise ValueError(f"masks.class_names {shorten(self.class_names)} names a class twice")
+        check_class_names("masks.class_names", self.class_names, "[1, 65535]")
 
 
 @dataclass(frozen=True)
@@ -101,19 +98,12 @@ class SegmentationDataModule(ImageDataModule):
 
     Training batches are ``{"pixel_values": (B, C, H, W), "labels": (B, H, W)}`` of crops. Evaluation takes a picture at
     a time, its short side that of ``image_size`` and the proportions kept, with the labels ``(1, height, width)`` of
-    the picture as it is stored.
+    the picture as it is stored. The other arguments are those of :class:`ImageDataModule`.
 
     Args:
         dataset: A folder with ``images/`` and ``masks/`` (in it, or in a folder for each split), where files of one
             name belong together; or whatever :class:`ImageDataModule` takes, with a column of masks.
-        data_files: See there.
-        data_dir: See there.
         image_size: Height and width of the training crops in pixels, or one number for both.
-        num_channels: 3 (RGB), 1 (grey), or all that the files have; that of .npy files, and 3 of others, if not given.
-        batch_size: Training pictures per step on each device.
-        num_workers: Loader processes per device; if not given, 0 on the CPU and up to 8 otherwise.
-        reading: How the data set is read.
-        splits: What is held out, and how much is trained on.
         masks: What the values of a mask mean.
         augmentation: How a picture and its mask are changed at random.
         pixels: What the values of a picture mean.
@@ -158,10 +148,8 @@ class SegmentationDataModule(ImageDataModule):
             splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
         features = next(iter(splits.values())).features
         image, self.mask_column = find_columns(features, self.reading.image_column, self.masks.column)
-        splits = {
-            name: split.cast_column(image, Image(decode=False)).cast_column(self.mask_column, Image(decode=False))
-            for name, split in splits.items()
-        }
+        for column in (image, self.mask_column):
+            splits = {name: split.cast_column(column, Image(decode=False)) for name, split in splits.items()}
         source = Source(splits, image)
         if folder is None:  # whose paths start from the working directory
             find_roots(source, dataset, self.data_files, self.data_dir)
@@ -185,7 +173,7 @@ class SegmentationDataModule(ImageDataModule):
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
         """How a picture and its mask become a sample."""
         decode, on_error = self.decoder(decode_picture), self.reading.on_error
-        return PairReader(self.load(), split, transform, decode, on_error, column=self.mask_column, masks=self.masks)
+        return PairReader(self.load(), split, transform, decode, on_error, self.mask_column, self.masks)
 
     def train_transform(self) -> Callable[..., Any]:
         """Resize, crop, flip and distort both at random."""
@@ -205,18 +193,15 @@ class SegmentationDataModule(ImageDataModule):
         return self.masks.ignore_index
 
 
+@dataclass(eq=False)
 class PairReader(PictureReader):
-    """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too.
+    """Reads a picture and its mask, and transforms both together; the transform takes its labels ``(H, W)`` too."""
 
-    Args:
-        *args: As of :class:`PictureReader`.
-        column: Column of the masks.
-        masks: What their values mean.
-    """
+    column: str  # of the masks
+    masks: Masks
 
-    def __init__(self, source: Source, *args: Any, column: str, masks: Masks) -> None:
-        super().__init__(source, *args)
-        self.column, self.masks = column, masks
+    def __post_init__(self, source: Source) -> None:
+        super().__post_init__(source)
         numbers = source.encode or {}  # those of a model that is measured
         self.order = [numbers[number] for number in sorted(numbers) if number != UNLABELLED]
         self.num_classes = len(self.order or source.class_names)
@@ -232,10 +217,8 @@ class PairReader(PictureReader):
         name = (cells[self.column] or {}).get("path") or "a mask"
         height, width = tvf.get_size(picture)
         if labels.shape != (height, width):
-            raise UnreadablePictureError(
-                f"{name} has {labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}; a mask has "
-                "the size of its picture"
-            )
+            sizes = f"{labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}"
+            raise UnreadablePictureError(f"{name} has {sizes}; a mask has the size of its picture")
         if self.order:
             table = torch.arange(max(self.masks.ignore_index, self.num_classes) + 1)
             table[: len(self.order)] = torch.tensor(self.order)
@@ -246,7 +229,7 @@ class PairReader(PictureReader):
 
 def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None) -> Tensor:
     """Class number of each pixel of a stored mask, ``(H, W)`` int64; UnreadablePictureError if it has none."""
-    name = (cell.get("path") if isinstance(cell, dict) else None) or "a mask"
+    name = (cell or {}).get("path") or "a mask"
     try:
         with open_picture(cell, root) as picture:
             kind, values = getattr(picture, "mode", ""), np.array(picture)
@@ -271,41 +254,32 @@ def read_mask(cell: Any, masks: Masks, num_classes: int, root: str | None = None
     return labels
 
 
+@dataclass(eq=False)
 class JointTransform:
-    """Resize, crop, flip and distort a picture and its labels at random, for training.
+    """Resize, crop, flip and distort a picture and its labels at random, for training."""
 
-    Args:
-        size: Height and width of the crop in pixels.
-        options: What is done.
-        interpolation: Resampling of the picture.
-        fill: Colour around a picture that is smaller than the crop, 0..255 for each channel.
-        ignore_index: Label there.
-    """
+    size: tuple[int, int]  # height and width of the crop in pixels
+    options: JointAugmentation
+    interpolation: Interpolation  # of the picture
+    fill: Sequence[float]  # colour around a picture that is smaller than the crop, 0..255 for each channel
+    ignore_index: int  # label there
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        options: JointAugmentation,
-        interpolation: Interpolation,
-        fill: Sequence[float],
-        ignore_index: int,
-    ) -> None:
-        self.size, self.options, self.resampling = size, options, resampling_of(interpolation)
-        self.fill, self.ignore_index = list(fill), ignore_index
+    def __post_init__(self) -> None:
         changes = v2.RandomPhotometricDistort(
             brightness=(1 - 32 / 255, 1 + 32 / 255), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.1, 0.1),
-            p=options.distort,
+            p=self.options.distort,
         )  # fmt: skip
-        self.distort = changes if options.distort and len(fill) == 3 else None
+        self.distort = changes if self.options.distort and len(self.fill) == 3 else None
 
     def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """``(C, H, W)`` of its type and ``(H, W)`` of ``int64``, both of the size of the crop."""
         pixels, mask = tv_tensors.Image(to_tensor(picture)), tv_tensors.Mask(labels)
         low, high = self.options.scale
-        factor = low + (high - low) * float(torch.rand(()))
-        shape = _scaled((pixels.shape[-2], pixels.shape[-1]), factor * min(self.size))
-        pixels = tvf.resize(pixels, list(shape), interpolation=self.resampling, antialias=True)
-        mask = tvf.resize(mask, list(shape), interpolation=v2.InterpolationMode.NEAREST_EXACT)
+        short = (low + (high - low) * float(torch.rand(()))) * min(self.size)
+        factor = min(short / min(labels.shape), LONG_SIDES * short / max(labels.shape))
+        shape = [max(1, round(side * factor)) for side in labels.shape]
+        pixels = tvf.resize(pixels, shape, interpolation=resampling_of(self.interpolation), antialias=True)
+        mask = tvf.resize(mask, shape, interpolation=v2.InterpolationMode.NEAREST_EXACT)
         top, left = self._corner(mask, shape)
         height, width = (min(side, crop) for side, crop in zip(shape, self.size, strict=True))
         pixels, mask = tvf.crop(pixels, top, left, height, width), tvf.crop(mask, top, left, height, width)
@@ -314,11 +288,11 @@ class JointTransform:
         if self.distort is not None:
             pixels = self.distort(pixels)
         around = [0, 0, self.size[1] - width, self.size[0] - height]  # left, top, right, bottom
-        pixels = tvf.pad(pixels, around, fill=self.fill)
+        pixels = tvf.pad(pixels, around, fill=list(self.fill))
         mask = tvf.pad(mask, around, fill=self.ignore_index)
         return pixels.as_subclass(Tensor), mask.as_subclass(Tensor)
 
-    def _corner(self, mask: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
+    def _corner(self, mask: Tensor, shape: Sequence[int]) -> tuple[int, int]:
         """Top and left of a crop that no class fills too much."""
         largest = self.options.largest_class
         for _ in range(CROPS):
@@ -337,31 +311,16 @@ def whole_picture(preprocessing: Preprocessing, picture: Any, labels: Tensor) ->
     return preprocessing.pixels(picture), labels
 
 
-def _scaled(shape: tuple[int, int], short: float) -> tuple[int, int]:
-    """Height and width with a short side of so many pixels and the same proportions, unless it gets too long."""
-    factor = min(short / min(shape), LONG_SIDES * short / max(shape))
-    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
-
-
 def find_columns(features: Features, image: str | None, mask: str | None) -> tuple[str, str]:
     """Names of the columns of pictures and of masks: those that are asked for, else by type and name."""
-
-    def is_mask(name: str, feature: Any) -> bool:
-        return name in MASK_NAMES and isinstance(feature, Image)
-
-    def is_picture(name: str, feature: Any) -> bool:
-        return name != mask and isinstance(feature, Image)
-
     mask = find_column(
-        features,
-        "mask column",
-        "masks.column",
-        mask,
-        is_mask,
+        features, "mask column", "masks.column", mask,
+        lambda name, feature: name in MASK_NAMES and isinstance(feature, Image),
         lambda name, feature: name in MASK_NAMES and is_text(feature),
-    )
+    )  # fmt: skip
     image = find_column(
-        features, "image column", "reading.image_column", image, is_picture,
+        features, "image column", "reading.image_column", image,
+        lambda name, feature: name != mask and isinstance(feature, Image),
         lambda name, feature: name != mask and is_text(feature),  # a table with the paths of pictures
         usual=IMAGE_NAMES,
     )  # fmt: skip
@@ -371,20 +330,17 @@ def find_columns(features: Features, image: str | None, mask: str | None) -> tup
 def read_pairs(folder: str) -> dict[str, Dataset]:
     """Read pictures and masks that belong together by their file names; each needs the other.
 
-    Args:
-        folder: ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
+    They are in ``FOLDER/images`` and ``FOLDER/masks``, ``FOLDER/SPLIT/images`` and so on, or ``FOLDER/images/SPLIT``.
 
     Returns:
-        A data set of two columns, ``image`` and ``mask``, for each split; nothing where there are no such folders.
+        Columns ``image`` and ``mask`` for each split; nothing where there are no such folders.
     """
     root = Path(folder)
     roots = {split: _pair_of(path) for path in sorted(root.iterdir()) if (split := split_of(path.name))}
     found = {split: pair for split, pair in roots.items() if pair is not None}
     if found and (others := sorted(roots.keys() - found.keys())):
-        rank_zero_warn(
-            f"{folder}: the folders of {', '.join(others)} are not used, for they do not hold both "
-            f"{IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/"
-        )
+        why = f"they do not hold both {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/"
+        rank_zero_warn(f"{folder}: the folders of {', '.join(others)} are not used, for {why}")
     if not found and (pair := _pair_of(root)) is not None:
         inner = {split: path for path in sorted(pair[0].iterdir()) if path.is_dir() and (split := split_of(path.name))}
         found = {split: (path, pair[1] / path.name) for split, path in inner.items()} or {"train": pair}
@@ -393,10 +349,9 @@ def read_pairs(folder: str) -> dict[str, Dataset]:
 
 def _pair_of(folder: Path) -> tuple[Path, Path] | None:
     """The folders of pictures and of masks in a folder."""
-    images, masks = (
-        [folder / name for name in names if (folder / name).is_dir()] for names in (IMAGE_FOLDERS, MASK_FOLDERS)
-    )
-    return (images[0], masks[0]) if images and masks else None
+    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    masks = next((folder / name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
+    return (images, masks) if images and masks else None
 
 
 def _read_pair(images: Path, masks: Path) -> Dataset:
@@ -404,10 +359,8 @@ def _read_pair(images: Path, masks: Path) -> Dataset:
     pictures, targets = _by_name(images), _by_name(masks)
     for one, other, kind, missing in ((pictures, targets, "picture", "mask"), (targets, pictures, "mask", "picture")):
         if alone := sorted(one.keys() - other.keys()):
-            raise ValueError(
-                f"{len(alone)} of {len(one)} files have no {missing}, the first is {one[alone[0]]}; each {kind} has a "
-                f"{missing} of the same name ({images} and {masks})"
-            )
+            problem = f"{len(alone)} of {len(one)} files have no {missing}, the first is {one[alone[0]]}"
+            raise ValueError(f"{problem}; each {kind} has a {missing} of the same name ({images} and {masks})")
     if not pictures:
         raise ValueError(f"{images} holds no picture")
     columns = {"image": list(pictures.values()), "mask": [targets[name] for name in pictures]}

@@ -1,7 +1,6 @@
 """Files that declare their columns each for itself: class ids are matched by name, cells of tables stay text.
 
-``datasets`` reads all files with the columns of the first. Here each file is asked for its own, files that agree are
-loaded together, and class ids that files number differently are brought into one table of names.
+``datasets`` would read all files with the columns of the first.
 """
 
 import csv
@@ -29,22 +28,20 @@ def load_files(kind: str, files: Mapping[str, Sequence[str]], streaming: bool) -
     """
     if kind == "json":
         return {split: [_read_json(path) for path in group] for split, group in files.items()}
-    paths, options = [path for group in files.values() for path in group], {}
-    if kind == "csv":
-        options = {path: _text_options(path) for path in paths}
-        declared = {path: repr(options[path]) for path in paths}
-    else:
+    paths = [path for group in files.values() for path in group]
+    options: dict[str, Any] = {path: _text_options(path) for path in paths} if kind == "csv" else {}
+    declared: dict[str, Any] = options
+    if kind != "csv":
         features = {path: _declared_features(path) for path in paths}
         columns = [column for each in features.values() for column in each.items()]
         labels = {name for name, feature in columns if isinstance(getattr(feature, "feature", feature), ClassLabel)}
-        declared = {path: repr([each.get(name) for name in sorted(labels)]) for path, each in features.items()}
-    pieces: dict[str, list[Any]] = {}
+        declared = {path: [each.get(name) for name in sorted(labels)] for path, each in features.items()}
+    pieces: dict[str, list[Any]] = {split: [] for split in files}
     for split, group in files.items():
-        pieces[split] = []
-        for _, alike in groupby(group, declared.__getitem__):
-            first, *others = alike
-            escaped = [path if "://" in path else glob.escape(path) for path in (first, *others)]
-            loaded = load_dataset(kind, data_files={split: escaped}, streaming=streaming, **options.get(first, {}))
+        for _, neighbours in groupby(group, declared.__getitem__):
+            alike = list(neighbours)
+            escaped = [path if "://" in path else glob.escape(path) for path in alike]
+            loaded = load_dataset(kind, data_files={split: escaped}, streaming=streaming, **options.get(alike[0], {}))
             pieces[split].append(loaded[split])
     return pieces
 
@@ -84,8 +81,8 @@ def _text_options(file: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text ({error.reason}); save the table as CSV in UTF-8") from error
     rows = {separator: next(csv.reader([line], delimiter=separator), []) for separator in SEPARATORS}
-    separator = max(SEPARATORS, key=lambda separator: len(rows[separator]))  # the one that makes most columns
-    columns = [name.strip() for name in rows[separator]]
+    separator, names = max(rows.items(), key=lambda row: len(row[1]))  # the one that makes most columns
+    columns = [name.strip() for name in names]
     if len(set(columns)) < len(columns):
         raise ValueError(f"{file} names a column twice in its first line: {', '.join(columns)}; rename one")
     return {
@@ -101,24 +98,19 @@ def _text_options(file: str) -> dict[str, Any]:
 
 def unite(pieces: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Join the pieces of each split; class ids are matched by name, ValueError where they cannot be."""
-    declared = [piece.features for parts in pieces.values() for piece in parts]
-    labels = [name for features in declared for name in features if isinstance(features[name], ClassLabel)]
-    for column in dict.fromkeys(labels):
-        pieces = _match(column, pieces)
+    columns = [column for parts in pieces.values() for piece in parts for column in piece.features.items()]
+    for name in dict.fromkeys(name for name, feature in columns if isinstance(feature, ClassLabel)):
+        pieces = _match(name, pieces)
     joined = {}
     for split, parts in pieces.items():
         features = parts[0].features
         if missing := set().union(*(set(features) ^ set(part.features) for part in parts)):
-            raise ValueError(
-                f"files of split {split!r} have different columns: {sorted(missing)} are not in all of them"
-            )
+            raise ValueError(f"files of split {split!r} have different columns: not all of them have {sorted(missing)}")
         for name, feature in features.items():
             is_list = isinstance(getattr(feature, "feature", None), ClassLabel)
             if is_list and any(part.features[name] != feature for part in parts):
-                raise ValueError(
-                    f"column {name!r}: files of split {split!r} number the classes of their lists differently;"
-                    " write all files with the same ClassLabel, or lists of text"
-                )
+                problem = f"column {name!r}: files of split {split!r} number the classes of their lists differently"
+                raise ValueError(f"{problem}; write all files with the same ClassLabel, or lists of text")
         parts = [part if part.features == features else part.cast(features) for part in parts]
         joined[split] = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     return joined
@@ -149,10 +141,7 @@ def _match(column: str, pieces: Mapping[str, Sequence[Any]]) -> dict[str, list[A
                 f" {_listed(names)}, so {_listed(foreign)} cannot be matched; give the same class the same name"
             )
     rank_zero_info(f"column {column!r}: files number their classes differently; matched by name: {_listed(names)}")
-    return {
-        split: [_renumber(part, column, names) if column in part.features else part for part in parts]
-        for split, parts in pieces.items()
-    }
+    return {split: [_renumber(part, column, names) for part in parts] for split, parts in pieces.items()}
 
 
 def _names(part: Any, column: str) -> tuple[str, ...]:
@@ -178,7 +167,9 @@ def _union(tables: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _renumber(part: Any, column: str, names: Sequence[str]) -> Any:
-    """Replace the ids or texts of a column by the ids of ``names``."""
+    """Replace the ids or texts of a column, where a piece has it, by the ids of ``names``."""
+    if column not in part.features:
+        return part
     feature = part.features[column]
     ids: dict[Any, int | None] = {name: index for index, name in enumerate(names)}
     if isinstance(feature, ClassLabel):

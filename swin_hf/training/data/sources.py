@@ -1,10 +1,4 @@
-"""Finding pictures and labels in anything that ``datasets`` can read.
-
-:func:`load_source` is the only door: it loads, finds the columns by the type of their features, makes class ids out of
-labels that are not yet, and refuses what would otherwise go wrong much later, or never visibly.
-"""
-
-from __future__ import annotations
+"""Finding pictures and labels in anything that ``datasets`` can read: :func:`load_source`."""
 
 import glob
 import hashlib
@@ -33,25 +27,15 @@ UNLABELLED = -1  # the Hub's convention for a test split whose labels are kept s
 
 @dataclass
 class Source:
-    """What was found: the splits, and where in them the pictures and labels are.
+    """What was found: the splits, and where in them the pictures and labels are."""
 
-    Attributes:
-        splits: Those of ``train``, ``validation`` and ``test`` that exist, in this order. Image cells are not decoded.
-        image_column: Name of the image column.
-        label_column: Name of the label column; None for pictures without labels.
-        class_names: Name of each class id, in order; empty without labels.
-        encode: From a stored label to its class id where they differ (labels that were text or arbitrary integers).
-        roots: Folder that relative image paths of a split start from, where there is one.
-        left_out: Files of each class that were found but cannot be used.
-    """
-
-    splits: dict[str, Dataset | IterableDataset]
+    splits: dict[str, Dataset | IterableDataset]  # of train, validation and test, in this order; images not decoded
     image_column: str
-    label_column: str | None = None
-    class_names: list[str] = field(default_factory=list)
-    encode: dict[Any, int] | None = None
-    roots: dict[str, str | None] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    label_column: str | None = None  # None for pictures without labels
+    class_names: list[str] = field(default_factory=list)  # of each class id, in order; empty without labels
+    encode: dict[Any, int] | None = None  # from a stored label to its class id where they differ
+    roots: dict[str, str | None] = field(default_factory=dict)  # folder that relative paths of a split start from
+    left_out: dict[str, int] = field(default_factory=dict)  # files of each class that were found but cannot be used
 
     @property
     def reference(self) -> str:
@@ -71,11 +55,7 @@ class Source:
     # What other kinds of labels replace, in :mod:`swin_hf.training.data.targets`.
 
     def find_labels(self, reading: Reading, dataset: str) -> None:
-        """Find the column of the labels and the classes.
-
-        Raises:
-            ValueError: If they are missing, ambiguous, or of another kind.
-        """
+        """Find the column of the labels and the classes; ValueError if there are none, or they are of another kind."""
         wanted = reading.label_column
         if isinstance(wanted, list):
             raise ValueError(
@@ -112,11 +92,7 @@ class Source:
         return self.class_id(cells[str(self.label_column)])
 
     def labels(self, split: str) -> Targets:
-        """Class id of every row of a map-style split; :data:`UNLABELLED` where there is none.
-
-        Raises:
-            ValueError: If a number is not that of a class.
-        """
+        """Class id of every row of a map-style split; :data:`UNLABELLED` where there is none."""
         cells = cells_of(self.splits[split], str(self.label_column))
         labels = np.array([self.class_id(cell) for cell in cells], dtype=np.int64)
         self.counts(labels)
@@ -131,30 +107,25 @@ class Source:
         return labels
 
     def counts(self, labels: Targets) -> Integers:
-        """Number of rows of each class."""
-        return count_classes(labels, len(self.class_names))
+        """Number of rows of each class; ValueError if a number is not that of a class."""
+        known, classes = labels[labels != UNLABELLED], len(self.class_names)
+        if len(known) and (known.min() < 0 or known.max() >= classes):
+            raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {classes} classes")
+        return np.bincount(known, minlength=classes)
 
     def reorder(self, labels: Targets, order: Sequence[int]) -> Targets:
         """Labelled rows with the classes numbered as :meth:`renumber` has been told."""
         return np.asarray(order)[labels]
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing.
-
-        Raises:
-            ValueError: If all are of one class.
-        """
+        """Refuse training rows that are all of one class: they teach nothing."""
         if len(present := np.unique(labels)) == 1:
             raise ValueError(
                 f"all training pictures are of one class, {self.class_names[int(present[0])]!r}; a classifier needs two"
             )
 
     def class_id(self, cell: Any) -> int:
-        """Class id of a stored label; blanks around a text do not count, and an empty one means that there is none.
-
-        Raises:
-            ValueError: If the label is none of the classes.
-        """
+        """Class id of a stored label; blanks around a text do not count, and an empty one means that there is none."""
         cell = _bare(cell)
         if cell is None:
             return UNLABELLED
@@ -169,12 +140,7 @@ class Source:
         return self.encode[cell]
 
     def renumber(self, order: Sequence[int], names: Sequence[str]) -> None:
-        """Number the classes as a model does.
-
-        Args:
-            order: The model's number of each class.
-            names: All classes of the model.
-        """
+        """Number the classes as a model does, whose number of each is in ``order`` and whose classes are ``names``."""
         encode = self.encode or {UNLABELLED: UNLABELLED, **{number: number for number in range(len(self.class_names))}}
         self.encode = {cell: order[number] if number != UNLABELLED else number for cell, number in encode.items()}
         self.class_names = list(names)
@@ -182,24 +148,23 @@ class Source:
     def name_classes(self, feature: Any, reading: Reading) -> None:
         """Find the classes of the label column, and the class id of each value that it holds.
 
-        Args:
-            feature: That of a label.
-            reading: Whether the values cannot be looked at, and the classes where the user named them.
-
-        Raises:
-            ValueError: If the values are not labels, or contradict the names.
+        ValueError if the values of the ``feature`` are not labels, or contradict the names that the user gave.
         """
         column, names = self.label_column, reading.class_names
         declared = [str(n) for n in range(names)] if isinstance(names, int) else list(names or [])
         if isinstance(feature, ClassLabel):
             self.class_names = list(feature.names)
             if names is not None and declared != self.class_names:
-                raise ValueError(
-                    f"class_names says {shorten(declared)}, but label column {column!r} declares"
-                    f" {shorten(self.class_names)}; leave class_names out"
-                )
+                theirs = f"label column {column!r} declares {shorten(self.class_names)}"
+                raise ValueError(f"class_names says {shorten(declared)}, but {theirs}; leave class_names out")
         elif not is_label(feature):
-            gap = "" if reading.streaming or not is_fraction(feature) else self._gap()
+            gap = ""
+            if is_fraction(feature) and not reading.streaming:  # so tables hold whole numbers where a value is missing
+                cells = np.array(self.values(), dtype=np.float64)
+                missing = np.flatnonzero(np.isnan(cells))
+                if len(missing) and not np.any(cells[~np.isnan(cells)] % 1):
+                    row = f"row {missing[0]} of {self.reference!r}"
+                    gap = f", because {row} has no value (write {UNLABELLED} for a picture without a label)"
             raise ValueError(
                 f"label column {column!r} is of type {kind(feature)}{gap}; class labels are a ClassLabel, text,"
                 f" integers or true and false; {remedy(feature, str(column))}"
@@ -221,15 +186,6 @@ class Source:
             self.encode = {value: index for index, value in enumerate(known)} | {UNLABELLED: UNLABELLED}
             self.class_names = [str(value) for value in known]
 
-    def _gap(self) -> str:
-        """Where a column of whole numbers has no value: tables hold such a column as fractions."""
-        cells = np.array(self.values(), dtype=np.float64)
-        missing = np.flatnonzero(np.isnan(cells))
-        if len(missing) == 0 or np.any(cells[~np.isnan(cells)] % 1):
-            return ""
-        row = f"row {missing[0]} of {self.reference!r}"
-        return f", because {row} has no value (write {UNLABELLED} for a picture without a label)"
-
 
 def load_source(
     dataset: str,
@@ -240,14 +196,8 @@ def load_source(
 ) -> Source:
     """Load a dataset and find its pictures and labels.
 
-    Args:
-        dataset: Hub id, local folder, a folder written by ``save_to_disk``, or a format: ``imagefolder``, ``parquet``,
-            ``webdataset``, ``arrow``, ``csv``, ``json``.
-        data_files: Files of the format: one pattern, a list, or one or the other for each split. Relative paths of
-            pictures start from the folder of the split's files.
-        data_dir: Folder of the format; ``data_files`` and the paths of pictures are relative to it.
-        reading: How it is read.
-        source_class: What the labels are; a class for each picture if not given. None finds only the pictures.
+    The first four arguments are those of :class:`~swin_hf.training.ImageDataModule`; ``source_class`` says what the
+    labels are, and None finds only the pictures.
 
     Raises:
         FileNotFoundError: If a local file or folder is missing.
@@ -266,9 +216,9 @@ def load_source(
     if source_class is not None and (reading.labelled or source_class is not Source):
         source.find_labels(reading, dataset)
     for name, split in splits.items():
-        for column in source.label_columns:
-            if column not in split.features:
-                raise ValueError(f"split {name!r} has no column {column!r}; its columns are {describe(split.features)}")
+        if missing := [column for column in source.label_columns if column not in split.features]:
+            columns = describe(split.features)
+            raise ValueError(f"split {name!r} has no column {missing[0]!r}; its columns are {columns}")
     return source
 
 
@@ -284,11 +234,7 @@ def find_roots(source: Source, dataset: str, data_files: DataFiles | None, data_
 
 
 def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: str | None) -> str | None:
-    """Folder that relative image paths of a split start from.
-
-    Raises:
-        ValueError: If there are such paths, and the files of the split are in several folders.
-    """
+    """Folder that relative image paths of a split start from; ValueError if its files are in several folders."""
     if data_dir is not None:
         return data_dir
     names = SPLIT_NAMES.get(split, (split,))
@@ -311,24 +257,18 @@ def _root(source: Source, split: str, data_files: DataFiles | None, data_dir: st
 
 
 def find_column(
-    features: Features,
-    what: str,
-    option: str,
-    wanted: str | None,
-    *kinds: Kind,
-    usual: Sequence[str] = (),
-    more: str = "",
-) -> str:
+    features: Features, what: str, option: str, wanted: str | None, *kinds: Kind,
+    usual: Sequence[str] = (), more: str = "",
+) -> str:  # fmt: skip
     """The column that an option names (``wanted``), or else the only one of the first of the ``kinds`` that there is.
 
-    Of several of a kind, one with a ``usual`` name is taken. ``what`` it is, and what ``more`` to do where there is
-    none, are for the message.
-
-    Raises:
-        ValueError: If it does not exist, or there is none or more than one.
+    Of several of a kind, one with a ``usual`` name is taken. ValueError if it does not exist, or there is none or more
+    than one; ``what`` it is, and what ``more`` to do where there is none, are for the message.
     """
     if wanted is not None:
-        return require_column(features, wanted, option)
+        if wanted not in features:
+            raise ValueError(f"{option} {wanted!r} does not exist; the columns are {describe(features)}")
+        return wanted
     found = next(filter(None, ([n for n, feature in features.items() if fits(n, feature)] for fits in kinds)), [])
     if len(found) > 1 and len(some := [name for name in found if name in usual]) == 1:
         found = some
@@ -336,13 +276,6 @@ def find_column(
         return str(found[0])
     problem = f"{len(found)} {what.replace('column', 'columns')} {found}" if found else f"no {what}"
     raise ValueError(f"{problem} among {describe(features)}; name one with {option}{'' if found else more}")
-
-
-def require_column(features: Features, column: str, option: str = "label_column") -> str:
-    """The column that an option names; ValueError if it does not exist."""
-    if column not in features:
-        raise ValueError(f"{option} {column!r} does not exist; the columns are {describe(features)}")
-    return column
 
 
 def is_text(feature: Any) -> bool:
@@ -413,18 +346,6 @@ def _bare(cell: Any) -> Any:
     return (cell.strip() or None) if isinstance(cell, str) else cell
 
 
-def count_classes(labels: np.ndarray[Any, Any], num_classes: int) -> np.ndarray[Any, Any]:
-    """Number of rows of each class id; rows without a label are left out.
-
-    Raises:
-        ValueError: If an id is not below ``num_classes``.
-    """
-    known = labels[labels != UNLABELLED]
-    if len(known) and (known.min() < 0 or known.max() >= num_classes):
-        raise ValueError(f"class ids run from {known.min()} to {known.max()}, but there are {num_classes} classes")
-    return np.bincount(known, minlength=num_classes)
-
-
 def fingerprint(source: Source) -> str:
     """Hash what the training split (or the first that there is) holds, independently of paths, caches and machines.
 
@@ -438,15 +359,12 @@ def fingerprint(source: Source) -> str:
         if source.label_column is not None:
             digest.update(source.labels(source.reference).tobytes())
         stored = [name for name, kind in train.features.items() if isinstance(kind, Image) and not kind.decode]
-        train = train.select_columns(stored)
+        train, root = train.select_columns(stored), source.roots.get(source.reference) or ""
         for row in np.linspace(0, len(train) - 1, num=min(64, len(train)), dtype=int):
             for cell in train[int(row)].values():
-                digest.update(_stored_bytes(cell, source.roots.get(source.reference)))
+                path = Path(root, (cell or {}).get("path") or "")
+                if (cell or {}).get("bytes") is not None:
+                    digest.update(cell["bytes"])
+                elif path.is_file():
+                    digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _stored_bytes(cell: Any, root: str | None) -> bytes:
-    if isinstance(cell, Mapping) and cell["bytes"] is not None:
-        return bytes(cell["bytes"])
-    path = Path(root or "", (cell or {}).get("path") or "")
-    return path.read_bytes() if path.is_file() else b""

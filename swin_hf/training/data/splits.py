@@ -1,8 +1,6 @@
 """Which rows are trained on, and which are held out: stratified shares, counts and the table of classes."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +40,7 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
         Rows and labels of each split, and the names of those that were held out.
 
     Raises:
-        ValueError: If a split has nothing to train on or to hold out, or the training split a single class.
+        ValueError: If there is nothing to train on or to hold out, or a single class.
     """
     rows: dict[str, Integers] = {}
     labels: dict[str, Targets] = {}
@@ -63,34 +61,24 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
         size = len(labels["train"])
         kept, held = stratified_split(source.strata(labels["train"]), round(fraction * size), options.seed)
         if len(held) == 0:
-            raise ValueError(
-                f"{name}_fraction {fraction} of {size} training pictures is none; give a {name} split or a larger"
-                " fraction"
-            )
+            what = f"{name}_fraction {fraction} of {size} training pictures is none"
+            raise ValueError(f"{what}; give a {name} split or a larger fraction")
         rows[name], labels[name] = rows["train"][held], labels["train"][held]
         rows["train"], labels["train"] = rows["train"][kept], labels["train"][kept]
         held_out.append(name)
-    if options.limit_train is not None and options.limit_train < len(rows.get("train", ())):
-        drawn = stratified_draw(source.strata(labels["train"]), options.limit_train, options.seed)
+    limit = options.limit_train
+    if limit is not None and limit < len(rows.get("train", ())):
+        # The rows that would be held out and, where the classes cannot spare so many, some of the others.
+        kept, held = stratified_split(source.strata(labels["train"]), limit, options.seed)
+        drawn = np.sort(np.concatenate([held, kept[: limit - len(held)]]))
         rows["train"], labels["train"] = rows["train"][drawn], labels["train"][drawn]
     if source.label_column is not None and "train" in labels:
         source.check_training(labels["train"])
     return rows, labels, held_out
 
 
-def class_table(names: Sequence[str], counts: Mapping[str, Integers], limit: int = 30) -> str:
-    """A table of class ids, names and the number of pictures of each class in each split."""
-    rows = [["id", "class", *counts]]
-    for number, name in enumerate(names[:limit]):
-        rows.append([str(number), one_line(name), *(f"{count[number]:,}" for count in counts.values())])
-    if len(names) > limit:
-        rows.append(["...", f"{len(names) - limit} more classes", *("" for _ in counts)])
-    rows.append(["", "all", *(f"{count.sum():,}" for count in counts.values())])
-    return text_table(rows, left=1)
-
-
-def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
-    """Print the class table with the pictures found and used, and warn about classes that cannot be learned.
+def announce_classes(source: Source, counts: Mapping[str, Integers], limit: int = 30) -> None:
+    """Print a table of the classes with the pictures found and used, and warn about those that cannot be learned.
 
     ``counts`` are the pictures of each class that are used, for each split.
     """
@@ -99,31 +87,23 @@ def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
     for split in source.splits:
         found = found + source.counts(source.labels(split))
     counts = {"found": found, "used": sum(counts.values(), np.zeros_like(found)), **counts}
-    rank_zero_info(f"{len(names)} classes\n{class_table(names, counts)}")
+    lines = [["id", "class", *counts]]
+    for number, name in enumerate(names[:limit]):
+        lines.append([str(number), one_line(name), *(f"{count[number]:,}" for count in counts.values())])
+    if len(names) > limit:
+        lines.append(["...", f"{len(names) - limit} more classes", *("" for _ in counts)])
+    lines.append(["", "all", *(f"{count.sum():,}" for count in counts.values())])
+    rank_zero_info(f"{len(names)} classes\n{text_table(lines, left=1)}")
     missing = [name for name, count in zip(names, counts["train"], strict=True) if count == 0]
     if missing:
         rank_zero_warn(f"{len(missing)} classes have no training picture: {shorten(missing)}")
 
 
-def stratified_draw(labels: Integers, count: int, seed: int) -> Integers:
-    """Draw ``count`` rows with the classes in proportion: those that :func:`stratified_split` would hold out.
-
-    Where the classes cannot spare so many, some of the rows that it keeps come in too.
-    """
-    kept, held = stratified_split(labels, count, seed)
-    return np.sort(np.concatenate([held, kept[: count - len(held)]]))
-
-
 def stratified_split(labels: Integers, count: int, seed: int) -> tuple[Integers, Integers]:
-    """Part rows into kept ones and ``count`` held-out ones, with the classes in proportion.
+    """Part rows into kept and ``count`` held-out ones, fewer if their classes (``labels``) cannot spare so many.
 
-    The rows are sorted by class, at random within each class, and taken at even distances. Every class keeps at
-    least one row: ``datasets.train_test_split`` refuses classes with a single picture.
-
-    Args:
-        labels: Class id of every row.
-        count: Number of rows to hold out; fewer if the classes cannot spare them.
-        seed: Seed of the draw.
+    The rows are sorted by class, at random within each class, and taken at even distances, so that the classes are in
+    proportion. Every class keeps at least one row: ``datasets.train_test_split`` refuses classes with a single picture.
 
     Returns:
         Kept and held-out row numbers, each in ascending order.

@@ -1,7 +1,5 @@
 """Pictures with several labels each, or with numbers: where these are found, and what a row of them means."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,7 +27,6 @@ from .sources import (
     is_text,
     kind,
     remedy,
-    require_column,
 )
 
 LIST_NAMES = (*LABEL_NAMES, "classes", "tags")
@@ -39,15 +36,10 @@ FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, 
 
 @dataclass
 class RowSource(Source):
-    """A source whose target is a row of numbers; all are NaN where a picture has no label.
+    """A source whose target is a row of numbers; all are NaN where a picture has no label."""
 
-    Attributes:
-        columns: Columns with a number each; empty where one column has lists.
-        places: The place in the row of the number of each column.
-    """
-
-    columns: list[str] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)  # with a number each; empty where one column has lists
+    places: list[int] = field(default_factory=list)  # in the row, of the number of each column
 
     @property
     def label_columns(self) -> list[str]:
@@ -55,13 +47,9 @@ class RowSource(Source):
         return self.columns or super().label_columns
 
     def use_columns(self, columns: list[str]) -> None:
-        """Take a column for each number of a row.
-
-        Raises:
-            ValueError: If one does not exist, or is named twice.
-        """
+        """Take a column for each number of a row; ValueError if one does not exist, or is named twice."""
         for column in columns:
-            require_column(self.features, column)
+            find_column(self.features, "", "label_column", column)
         if len(set(columns)) < len(columns) or not columns:
             raise ValueError(f"label_column {columns} names a column twice, or none; name each column once")
         self.columns, self.class_names = columns, list(columns)
@@ -74,11 +62,7 @@ class RowSource(Source):
         return np.full_like(row, np.nan) if np.isnan(row).any() else row
 
     def number(self, cell: Any, column: str) -> float:
-        """The number of a cell, NaN where it is empty.
-
-        Raises:
-            ValueError: If it is not a number.
-        """
+        """The number of a cell, NaN where it is empty; ValueError if it is not a number."""
         raise NotImplementedError
 
     def labels(self, split: str) -> Targets:
@@ -111,11 +95,11 @@ class MultiLabelSource(RowSource):
         if isinstance(reading.label_column, list):
             self.use_columns(reading.label_column)
             for column in self.columns:
-                if not (is_label(features[column]) or is_fraction(features[column]) or _is_pair(features[column])):
-                    raise ValueError(
-                        f"label column {column!r} is of type {kind(features[column])}; a column of a class holds 0 or"
-                        f" 1, or true or false; {remedy(features[column], column)}"
-                    )
+                feature = features[column]
+                is_pair = isinstance(feature, ClassLabel) and len(feature.names) == 2
+                if not (is_label(feature) or is_fraction(feature) or is_pair):
+                    rule = f"a column of a class holds 0 or 1, or true or false; {remedy(feature, column)}"
+                    raise ValueError(f"label column {column!r} is of type {kind(feature)}; {rule}")
             return
         column = _find(features, reading.label_column, "a list of labels", LIST_NAMES, _is_list)
         feature = features[column]
@@ -127,10 +111,8 @@ class MultiLabelSource(RowSource):
             )
         for name, split in self.splits.items():
             if column in split.features and split.features[column] != feature:
-                raise ValueError(
-                    f"column {column!r} of split {name!r} declares other labels than that of {self.reference!r};"
-                    " declare the same in both"
-                )
+                others = f"{name!r} declares other labels than that of {self.reference!r}"
+                raise ValueError(f"column {column!r} of split {others}; declare the same in both")
         self.label_column = column
         self.name_classes(feature.feature, reading)
 
@@ -147,10 +129,8 @@ class MultiLabelSource(RowSource):
             return np.full(classes, np.nan, dtype=np.float32)
         numbers = [self.class_id(label) for label in cell]
         if not all(0 <= number < classes for number in numbers):
-            raise ValueError(
-                f"column {self.label_column!r} holds {cell}, and there are {classes} classes,"
-                f" {shorten(self.class_names)}; correct it, or name all classes with class_names"
-            )
+            problem = f"holds {cell}, and there are {classes} classes, {shorten(self.class_names)}"
+            raise ValueError(f"column {self.label_column!r} {problem}; correct it, or name all in class_names")
         row = np.zeros(classes, dtype=np.float32)
         row[numbers] = 1
         return row
@@ -159,10 +139,8 @@ class MultiLabelSource(RowSource):
         """0 or 1."""
         text = "" if cell is None else str(cell).strip().lower()
         if text and text not in FLAGS:
-            raise ValueError(
-                f"column {column!r} holds {cell!r}; a column of a class holds 0 or 1, true or false, or nothing where"
-                " that is unknown"
-            )
+            rule = "a column of a class holds 0 or 1, true or false, or nothing where that is unknown"
+            raise ValueError(f"column {column!r} holds {cell!r}; {rule}")
         return FLAGS.get(text, np.nan)
 
     def strata(self, labels: Targets) -> Integers:
@@ -175,11 +153,7 @@ class MultiLabelSource(RowSource):
         return np.asarray(np.nansum(labels, axis=0), dtype=np.int64)
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing.
-
-        Raises:
-            ValueError: If all have the same classes.
-        """
+        """Refuse training rows that all have the same classes: they teach nothing."""
         if np.all(labels == labels[0]):
             raise ValueError(f"all training pictures have the same labels, in {shorten(self.label_columns)}")
 
@@ -195,10 +169,8 @@ class NumberSource(RowSource):
         for column in self.columns:
             feature = self.features[column]
             if not (is_fraction(feature) or is_integer(feature) or is_text(feature)):
-                raise ValueError(
-                    f"label column {column!r} is of type {kind(feature)}; a regression learns whole numbers and"
-                    f" fractions; {_other_kind(feature, column)}"
-                )
+                rule = f"a regression learns whole numbers and fractions; {_other_kind(feature, column)}"
+                raise ValueError(f"label column {column!r} is of type {kind(feature)}; {rule}")
 
     def number(self, cell: Any, column: str) -> float:
         """The number of a cell, NaN where it is empty."""
@@ -216,11 +188,7 @@ class NumberSource(RowSource):
         return np.zeros(len(labels), dtype=np.int64)
 
     def reorder(self, labels: Targets, order: Sequence[int]) -> Targets:
-        """Labelled rows in the order that :meth:`renumber` has been told.
-
-        Raises:
-            ValueError: If the model knows more numbers than the data.
-        """
+        """Labelled rows in the order that :meth:`renumber` has been told; ValueError if the model knows more."""
         if len(order) < len(self.class_names):
             raise ValueError(
                 f"the model predicts {shorten(self.class_names)}, and the data have {len(order)} of these numbers; name"
@@ -229,11 +197,7 @@ class NumberSource(RowSource):
         return super().reorder(labels, order)
 
     def check_training(self, labels: Targets) -> None:
-        """Refuse training rows that teach nothing.
-
-        Raises:
-            ValueError: If a number is always the same.
-        """
+        """Refuse a number that is the same in all training rows: it teaches nothing."""
         same = [name for name, column in zip(self.class_names, labels.T, strict=True) if np.all(column == column[0])]
         if same:
             raise ValueError(f"column {same[0]!r} has the same number for all training pictures; name another one")
@@ -247,13 +211,8 @@ def _find(features: Features, wanted: str | None, what: str, names: Sequence[str
 
 
 def _is_list(feature: Any) -> bool:
-    if not isinstance(feature, List | LargeList):
-        return False
-    return is_label(feature.feature) or isinstance(feature.feature, ClassLabel)
-
-
-def _is_pair(feature: Any) -> bool:
-    return isinstance(feature, ClassLabel) and len(feature.names) == 2
+    inner = getattr(feature, "feature", None) if isinstance(feature, List | LargeList) else None
+    return is_label(inner) or isinstance(inner, ClassLabel)
 
 
 def _other_kind(feature: Any, column: str) -> str:

@@ -1,8 +1,6 @@
 """From a decoded picture to a tensor: the training pipeline of a classifier, and the options of pixels.
 
-The pipeline of evaluation is :meth:`swin_hf.processing.Preprocessing.pixels`. Loader workers, whatever their start
-method, get nothing but these objects, so all of them can be pickled. Random numbers come from torch's global generator,
-which :mod:`swin_hf.training.data.sampling` seeds.
+Loader workers get these objects, so all of them can be pickled. Random numbers come from torch's global generator.
 """
 
 from collections.abc import Sequence
@@ -104,11 +102,11 @@ class TrainTransform:
 
     Each step runs where it is faster: the resized crop on tensors, three times as fast as on PIL images; RandAugment
     and TrivialAugment on PIL images, three times as fast as on tensors. Normalisation, random erasing, Mixup and CutMix
-    belong to the whole batch and run on the device.
+    run on the whole batch, on the device.
 
     Args:
         image_size: Height and width of the result, in pixels.
-        augmentation: What is done; random erasing is not, it belongs to the batch.
+        augmentation: What is done.
         interpolation: Resampling of the crop.
         fill: Grey value or colour (0..255) of the corners that a rotation or shear uncovers.
     """
@@ -121,21 +119,23 @@ class TrainTransform:
         fill: Sequence[int] = (0,),
     ) -> None:
         resampling, options = resampling_of(interpolation), augmentation
-        colour, bilinear = (list(fill) if len(fill) > 1 else fill[0]), v2.InterpolationMode.BILINEAR
+        steps: list[Any]
         if options.crop_padding is None:
             crop = v2.RandomResizedCrop(image_size, options.crop_scale, options.crop_ratio, interpolation=resampling)
-            steps: list[Any] = [v2.PILToTensor(), crop]
+            steps = [v2.PILToTensor(), crop]
         else:
             crop = v2.RandomCrop(image_size, padding=options.crop_padding)
             steps = [v2.ToPILImage(), v2.Resize(image_size, interpolation=resampling), crop]
         if options.hflip > 0:
             steps.append(v2.RandomHorizontalFlip(options.hflip))
-        if options.auto_augment is not None and options.crop_padding is None:
-            steps.append(v2.ToPILImage())
-        if options.auto_augment == "randaugment":
-            steps.append(v2.RandAugment(2, 9, interpolation=bilinear, fill=colour))
-        elif options.auto_augment == "trivialaugment":
-            steps.append(v2.TrivialAugmentWide(interpolation=bilinear, fill=colour))
+        if options.auto_augment is not None:
+            look: Any = {
+                "interpolation": v2.InterpolationMode.BILINEAR,
+                "fill": list(fill) if len(fill) > 1 else fill[0],
+            }
+            is_random = options.auto_augment == "randaugment"
+            steps += [v2.ToPILImage()] if options.crop_padding is None else []
+            steps.append(v2.RandAugment(2, 9, **look) if is_random else v2.TrivialAugmentWide(**look))
         self.steps = steps
 
     def __call__(self, picture: Image.Image | Tensor) -> Tensor:
@@ -152,7 +152,6 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Mean and standard deviation of each channel are those of values in 0..1.
     """
     scale = 1.0 / (1 / 255)  # the processors multiply mean and std by this, and round as this does
-    centre = torch.tensor(mean, device=pixels.device) * scale
-    spread = torch.tensor(std, device=pixels.device) * scale
+    centre, spread = (torch.tensor(values, device=pixels.device) * scale for values in (mean, std))
     normalized: Tensor = tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)
     return normalized

@@ -1,7 +1,5 @@
 """What the values of pictures are, found in samples of them: channels, white, mean and standard deviation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -23,40 +21,30 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners store in 16
 
 
 class Look(NamedTuple):
-    """What a picture of a sample says without being decoded.
-
-    Attributes:
-        name: What it is called.
-        channels: All that its file holds.
-        unread: Those of them in bands and pages that reading it as RGB does not look at.
-        is_array: Whether it is a ``.npy`` file.
-        white: See :func:`~swin_hf.model.pixels.least_white`.
-    """
+    """What a picture of a sample says without being decoded."""
 
     name: str
-    channels: int
-    unread: int
-    is_array: bool
-    white: int | None
+    channels: int  # all that its file holds
+    unread: int  # those of them in bands and pages that reading it as RGB does not look at
+    is_array: bool  # whether it is a .npy file
+    white: int | None  # see swin_hf.model.pixels.least_white
 
 
 def look_at_pictures(source: Source) -> list[Look]:
     """A sample of the training pictures, evenly spaced, or of another split where there is none."""
-    split = source.reference
+    split, root = source.reference, source.roots.get(source.reference)
     data = source.splits[split].select_columns([source.image_column])
+    rows: Iterable[tuple[int, Any]] = enumerate(itertools.islice(data, FAR_SAMPLE))
     if isinstance(data, Dataset):
         far = "://" in str((data[0][source.image_column] or {}).get("path")) if len(data) else False
         number = min(len(data), FAR_SAMPLE if far else SAMPLE)
-        places: Iterable[int] = np.linspace(0, len(data) - 1, num=number, dtype=int).tolist()
-        rows: Iterable[Any] = (data[place] for place in places)
-    else:
-        places, rows = range(FAR_SAMPLE), itertools.islice(data, FAR_SAMPLE)
+        rows = ((place, data[place]) for place in np.linspace(0, len(data) - 1, num=number, dtype=int).tolist())
     looks = []
-    for place, row in zip(places, rows, strict=False):
-        cell, root = row[source.image_column], source.roots.get(split)
+    for place, row in rows:
+        cell = row[source.image_column]
         try:
             with open_picture(cell, root) as picture:
-                is_array, count = isinstance(picture, np.ndarray), count_channels(picture)
+                count, is_array = count_channels(picture), isinstance(picture, np.ndarray)
                 unread = 0 if isinstance(picture, np.ndarray) else count - len(picture.getbands())
                 name = picture_name(cell, root, f"{split} row {place}")
                 looks.append(Look(name, count, unread, is_array, least_white(picture)))
@@ -68,8 +56,7 @@ def look_at_pictures(source: Source) -> list[Look]:
 def find_channels(looks: Sequence[Look], wanted: int | None) -> int:
     """The number of channels of the pictures: the one that is asked for, or that of arrays (``.npy``); 3 for others.
 
-    Raises:
-        ValueError: If pictures of a sample have another number than that, or than each other.
+    ValueError if pictures of the sample have another number than that, or than each other.
     """
     if wanted in (1, 3):
         return wanted
@@ -88,20 +75,15 @@ def find_channels(looks: Sequence[Look], wanted: int | None) -> int:
         first = {wanted: first.pop(wanted, Look("num_channels is", wanted, 0, True, None)), **first}
     if len(first) > 1:
         (one, other), *_ = itertools.combinations(first.items(), 2)
-        raise ValueError(
-            f"all pictures have the same number of channels (data.num_channels): {other[1].name} has {other[0]}, and "
-            f"{one[1].name} {one[0]}"
-        )
+        numbers = f"{other[1].name} has {other[0]}, and {one[1].name} {one[0]}"
+        raise ValueError(f"all pictures have the same number of channels (data.num_channels): {numbers}")
     return next(iter(first))
 
 
 def find_white(looks: Sequence[Look]) -> int:
     """White of the grey pictures of 16 bits: a camera of 12 bits fills no more than 0..4095 of 0..65535.
 
-    Of a sample, the largest value decides how many bits are used; all pictures are then scaled alike.
-
-    Returns:
-        255, 1023, 4095, 16383 or 65535; the last also where there are no such pictures.
+    Of a sample, the largest value decides how many bits are used; 65535 where there are no such pictures.
     """
     largest = max((look.white for look in looks if look.white is not None), default=0)
     bits = next((depth for depth in DEPTHS if 0 < largest < 2**depth), 16)
@@ -114,11 +96,7 @@ def find_white(looks: Sequence[Look]) -> int:
 
 
 def channel_statistics(data: PictureDataset, num_channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, for values in 0..1, of evenly spaced pictures.
-
-    Raises:
-        ValueError: If all values of a channel are equal.
-    """
+    """Mean and standard deviation of each channel of evenly spaced pictures; ValueError if its values are all equal."""
     places = np.linspace(0, len(data) - 1, num=min(STATISTICS_SAMPLE, len(data)), dtype=int)
     total, squares = torch.zeros(2, num_channels, dtype=torch.float64)
     count, digits, least = 0, ".4f", 1e-3

@@ -2,12 +2,10 @@
 
 from ..module import SwinModule
 from .classification import SwinClassifier
-from .distillation import Distillation
-from .heads import Freezing, Lora, Mixing
-from .masked_image_modeling import Masking, SwinMaskedImageModeler
+from .masked_image_modeling import SwinMaskedImageModeler
 from .multi_label import SwinMultiLabelClassifier
 from .regression import SwinRegressor
-from .segmentation import Head, SwinSegmenter
+from .segmentation import SwinSegmenter
 
 # By the name in swin_hf.families.TASKS, and what else a model for image classification is trained for.
 MODULES: dict[str, type[SwinModule]] = {
@@ -15,18 +13,3 @@ MODULES: dict[str, type[SwinModule]] = {
     "multi-label-classification": SwinMultiLabelClassifier,
     "image-regression": SwinRegressor,
 }
-
-__all__ = [
-    "MODULES",
-    "Distillation",
-    "Freezing",
-    "Head",
-    "Lora",
-    "Masking",
-    "Mixing",
-    "SwinClassifier",
-    "SwinMaskedImageModeler",
-    "SwinMultiLabelClassifier",
-    "SwinRegressor",
-    "SwinSegmenter",
-]

@@ -1,7 +1,8 @@
 """What the tasks share whose answers have names: those of the model and of the data are matched, and shown."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,12 +13,17 @@ from swin_hf.classes import ClassMismatchError, class_table, has_names, match_cl
 
 from ..callbacks import to_pictures
 from ..data.sources import shorten
-from ..module import SwinModule
+from ..module import SwinModule, TestReport
 from .sheets import Sheet, Shown, caption, draw_sheet
 
 
 class ClassModule(SwinModule):
-    """Trains a network whose classes have names, those of its data."""
+    """Trains a network whose classes have names, those of its data.
+
+    Args:
+        num_labels: Number of classes, or of numbers in a regression; from the data when run by the command line.
+        id2label: Class number to name; from the data when run by the command line.
+    """
 
     data_options = (*SwinModule.data_options, "id2label", "num_labels")
     sheet_sizes: ClassVar[dict[str, int]] = {"sample_pictures": 8}  # pictures of each sheet of a test
@@ -36,34 +42,21 @@ class ClassModule(SwinModule):
         return data.id2label if name == "id2label" else data.num_classes
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data.
-
-        Raises:
-            ValueError: If the data has other classes.
-        """
-        super().setup(stage)
-        if stage != "predict":
-            self.match_data(fitting=stage == "fit")
-
-    def match_data(self, fitting: bool) -> None:
         """Make the data number its classes as the model does; a model without names takes those of its training data.
 
-        Raises:
-            ValueError: If a class of the data is unknown to the model, or it would not be trained on all that it knows.
+        ValueError if a class of the data is unknown to the model, or it would not be trained on all that it knows.
         """
+        super().setup(stage)
         theirs = class_table(getattr(self.datamodule, "id2label", None))
         ours = class_table(self.model.config.id2label)
-        if not theirs or theirs == ours:
+        if stage == "predict" or not theirs or theirs == ours:
             return
-        if fitting and not has_names(ours) and len(ours) == len(theirs):
+        if stage == "fit" and len(theirs) != len(ours):
+            raise ValueError(f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out")
+        if stage == "fit" and not has_names(ours):
             name_classes(self.model.config, theirs)
-            return
-        if fitting and len(theirs) != len(ours):
-            raise ValueError(
-                f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out, it comes from"
-                " the data"
-            )
-        self.datamodule.renumber(match_classes(theirs, ours), ours)
+        else:
+            self.datamodule.renumber(match_classes(theirs, ours), ours)
 
     def on_test_start(self) -> None:
         """Forget the pictures of an earlier test."""
@@ -86,8 +79,8 @@ class ClassModule(SwinModule):
         area = slice(place, place + 1)
         (answer,) = self.answers({name: values[area] for name, values in outputs.items()}, batch["labels"][area])
         pictures = to_pictures(batch["pixel_values"][area], self.datamodule)
-        row = int(batch["rows"][place]) if "rows" in batch else -1  # of a stream it is unknown
-        return Shown(list(pictures), [caption(self.answer_columns, answer)], row)
+        file = Path(self.datamodule.batch_sources[place][1]).name
+        return Shown(list(pictures), [caption(self.answer_columns, answer)], file)
 
     def on_test_epoch_end(self) -> None:
         """Gather the pictures of all processes."""
@@ -98,16 +91,12 @@ class ClassModule(SwinModule):
         """A sheet; without names of files, for a card may show it."""
         return draw_sheet([shown for _, shown in self.sheets[sheet].kept], class_table(self.model.config.id2label))
 
-    def sheet_figures(self) -> dict[str, Callable[[], Figure]]:
+    def test_report(self) -> TestReport:
         """How the sheets are drawn that have pictures."""
-        return {name: partial(self.draw, name) for name, sheet in self.sheets.items() if sheet.kept}
+        return TestReport(figures={name: partial(self.draw, name) for name, sheet in self.sheets.items() if sheet.kept})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of other classes, or of another model, before anything is loaded.
-
-        Raises:
-            ValueError: If classes, or names or shapes of tensors differ.
-        """
+        """Refuse the checkpoint of other classes, or of another model, before anything is loaded."""
         ours = class_table(self.model.config.id2label)
         theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
         if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
@@ -119,18 +108,13 @@ class ClassModule(SwinModule):
 
 
 def class_fields(num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:
-    """Fields of a configuration for the classes: their number, or their names too.
-
-    Raises:
-        ValueError: If the two contradict each other.
-    """
+    """Fields of a configuration for the classes: their number, or their names too; ValueError if they contradict."""
     if id2label is None:
         return {"num_labels": num_labels}
     if num_labels is not None and num_labels != len(id2label):
         raise ValueError(f"num_labels is {num_labels} but id2label names {len(id2label)} classes; give one of them")
     names = {int(number): name for number, name in id2label.items()}
-    label2id = {name: number for number, name in names.items()}
-    return {"num_labels": len(names), "id2label": names, "label2id": label2id}
+    return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
 def name_classes(config: Any, names: Sequence[str]) -> None:

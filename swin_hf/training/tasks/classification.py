@@ -1,6 +1,7 @@
 """Image classification: cross-entropy on hard or soft targets, everything else is regularisation."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -11,26 +12,23 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
+from swin_hf.hub.pictures import draw_confusion
 from swin_hf.text import one_line, text_table
 
-from ..figures import LONGEST_NAME, draw_confusion
 from ..module import TestReport
 from ..network import Network
 from ..optim import Optimization
 from .distillation import Distillation, Teacher, imitation_loss, load_teacher
 from .heads import Freezing, HeadModule, Lora, Mixing
-from .sheets import draw_sheet
+from .sheets import LONGEST_NAME, draw_sheet
 
 # A confusion matrix of more classes than this (8 MB of counts at 1000) is neither kept nor drawn.
 MAX_CONFUSION_CLASSES = 1000
+SHOWN_CLASSES = 100  # in the table of a test
 
 
 class SwinClassifier(HeadModule):
@@ -92,18 +90,12 @@ class SwinClassifier(HeadModule):
         self.confusion_counts: Tensor | None = None  # (num_labels, num_labels), after a test: rows are the truth
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data, weigh the classes and load the teacher.
-
-        Raises:
-            ValueError: If the data has other classes, or the class weights or the teacher do not fit.
-        """
+        """Check the model against the data, weigh the classes and load the teacher; ValueError if they do not fit."""
         super().setup(stage)
-        if stage == "fit" and self.distillation.teacher is not None and not self.teacher:
-            data, config = self.datamodule, self.model.config
+        teacher, config, data = self.distillation.teacher, self.model.config, self.datamodule
+        if stage == "fit" and teacher is not None and not self.teacher:
             normalization = (data.mean, data.std) if hasattr(data, "mean") and hasattr(data, "std") else None
-            self.teacher = [
-                load_teacher(self.distillation.teacher, config.id2label, config.num_channels, normalization)
-            ]
+            self.teacher = [load_teacher(teacher, config.id2label, config.num_channels, normalization)]
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device, and say what is trained."""
@@ -113,44 +105,32 @@ class SwinClassifier(HeadModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, after mixing; ``labels`` are ``(B,)`` class numbers."""
-        images, labels = batch["pixel_values"], batch["labels"]
-        targets = labels
+        images, targets = batch["pixel_values"], batch["labels"]
         if self.mix is not None:
-            images, targets = self.mix(images, labels)  # targets: B, num_labels
+            images, targets = self.mix(images, targets)  # targets: B, num_labels
         logits = self(images)
         smoothing, weights = self.mixing.label_smoothing, self.class_weights
         if weights is None:
             loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         else:  # the mean over the images, not over their weights: the same on any number of devices
-            losses = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="none")
-            loss = losses.mean()
+            loss = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing, reduction="none").mean()
         if self.teacher:
             with torch.no_grad():
                 wanted = self.teacher[0](images)
             weight = self.distillation.weight
             loss = (1 - weight) * loss + weight * imitation_loss(logits, wanted, self.distillation.temperature)
-        self.log_training(loss, len(labels))
+        self.log_training(loss, len(targets))
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the loss and accuracies of a split, in a test also to the confusion counts.
-
-        Returns:
-            ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``; nothing for an empty batch.
-        """
-        loss, metrics, outputs = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics"), {}
-        if batch:
-            labels = batch["labels"]
-            logits = self(batch["pixel_values"])
-            losses = F.cross_entropy(logits.float(), labels, reduction="none")
-            loss.update(losses)
-            metrics.update(logits, labels)
-            if split == "test" and self.confusion is not None:
-                self.confusion.update(logits, labels)
-            outputs = {"logits": logits, "losses": losses}
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
-        return outputs
+        """Add a batch to the metrics of a split; return its ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``."""
+        labels, logits = batch["labels"], self(batch["pixel_values"])
+        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        getattr(self, f"{split}_loss").update(losses)
+        getattr(self, f"{split}_metrics").update(logits, labels)
+        if split == "test" and self.confusion is not None:
+            self.confusion.update(logits, labels)
+        return {"logits": logits, "losses": losses}
 
     def fill_sheets(self, batch: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
         """Keep pictures by lot, and those with the highest losses."""
@@ -178,33 +158,32 @@ class SwinClassifier(HeadModule):
 
     def test_report(self) -> TestReport:
         """Scores of each class, the confusion matrix, and the sheets of test pictures."""
-        labels, figures = class_table(self.model.config.id2label), self.sheet_figures()
+        report, labels = super().test_report(), class_table(self.model.config.id2label)
         if self.confusion_counts is None:
-            return TestReport(figures=figures)
+            return report
         counts = self.confusion_counts.numpy()
         scores = class_scores(counts, labels)
         return TestReport(
             table=score_table(scores),
             metrics={"f1_macro": macro_f1(counts)},
             facts={"per_class": scores, "confusion_matrix": ConfusionMatrix(labels, counts.tolist(), "test")},
-            figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | figures,
+            figures={"confusion_matrix": partial(draw_confusion, counts, labels)} | report.figures,
         )
 
     def draw(self, sheet: str) -> Figure:
         """A sheet; that of the worst pictures has losses and names of files."""
         if sheet != "worst_pictures":
             return super().draw(sheet)
-        loader: Any = self.trainer.test_dataloaders
         worst = [
             replace(shown, captions=[f"{text}, loss {loss:.2f}" for text in shown.captions])
             for loss, shown in self.sheets[sheet].kept
         ]
-        files = ["" if it.row < 0 else one_line(loader.dataset.file_name(it.row), LONGEST_NAME) for it in worst]
+        files = [one_line(shown.file, LONGEST_NAME) for shown in worst]
         return draw_sheet(worst, class_table(self.model.config.id2label), files)
 
 
 def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1 and support of each class from its confusion counts."""
+    """Precision, recall, F1 and support of each class from its confusion counts, whose rows are the truth."""
     hits, truths, guesses = (sizes.tolist() for sizes in (np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)))
     return [class_score(*values) for values in zip(labels, hits, truths, guesses, strict=True)]
 
@@ -221,20 +200,20 @@ def class_score(label: str, hits: int, truths: int, guesses: int) -> ClassScore:
 
 
 def macro_f1(counts: np.ndarray[Any, Any]) -> float:
-    """Mean F1 of the classes that occur among the truths or the predictions, as scikit-learn and torchmetrics have it.
-
-    Args:
-        counts: ``(classes, classes)`` integers, rows are the truth.
-    """
+    """Mean F1 of the classes that occur among truths or predictions, as scikit-learn and torchmetrics have it."""
     sizes = counts.sum(axis=1) + counts.sum(axis=0)
     return float(np.mean((2 * np.diag(counts))[sizes > 0] / sizes[sizes > 0])) if sizes.any() else 0.0
 
 
-def score_table(scores: list[ClassScore], rows: int = 100) -> str:
-    """The scores of the classes as text, at most ``rows`` of them."""
-    lines = [["class", "precision", "recall", "f1", "images"]]
-    for s in scores[:rows]:
-        shares = ["-" if share is None else f"{share:.4f}" for share in (s.precision, s.recall, s.f1)]
-        lines.append([one_line(s.label, LONGEST_NAME), *shares, str(s.support)])
-    more = f"\n... and {len(scores) - rows} more, see training_facts.json" if len(scores) > rows else ""
-    return text_table(lines) + more
+def score_table(
+    scores: list[ClassScore], columns: Sequence[str] = ("precision", "recall", "f1"), pixels: int | None = None
+) -> str:
+    """Scores of the first 100 classes as text, with the images of each, or the share that it has of the pixels."""
+    lines = [["class", *columns, "pixels" if pixels else "images"]]
+    for score in scores[:SHOWN_CLASSES]:
+        shares = (getattr(score, column.lower()) for column in columns)
+        cells = ["-" if share is None else f"{share:.4f}" for share in shares]
+        size = f"{score.support / pixels:.2%}" if pixels else str(score.support)
+        lines.append([one_line(score.label, LONGEST_NAME), *cells, size])
+    more = f"\n... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json"
+    return text_table(lines) + (more if len(scores) > SHOWN_CLASSES else "")

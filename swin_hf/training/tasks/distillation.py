@@ -37,11 +37,8 @@ class Distillation(Options):
 class Teacher(nn.Module):
     """A frozen image classifier that takes the student's pixels and answers with the student's classes.
 
-    Args:
-        network: Image classifier of transformers.
-        order: The network's number of each class of the student.
-        scale: Factor on the student's normalised pixels, for each channel of the network.
-        shift: What is added then.
+    ``order`` has the network's number of each class of the student; ``scale`` ``(C,)`` is the factor on the student's
+    normalised pixels, and ``shift`` ``(C,)`` what is added then.
     """
 
     order: Tensor
@@ -71,7 +68,7 @@ class Teacher(nn.Module):
 def imitation_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of a student's logits ``(B, num_labels)`` from those of its teacher, softened.
 
-    It is scaled by the square of the temperature, so that gradients keep their size.
+    The square of the temperature keeps the size of the gradients.
     """
     given, target = (F.log_softmax(scores / temperature, -1) for scores in (logits, wanted))
     return F.kl_div(given, target, reduction="batchmean", log_target=True) * temperature**2
@@ -83,21 +80,16 @@ def load_teacher(
     num_channels: int,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Teacher:
-    """A frozen image classifier, adapted to its student.
+    """Any image classifier of transformers, or anyone's Swin, adapted to the classes and images of its student.
 
-    Args:
-        source: Folder or Hub id of any image classifier of transformers, or anyone's Swin, see :mod:`swin_hf.loading`.
-        id2label: Class number to name, of the student.
-        num_channels: Channels of the student's images.
-        normalization: Mean and standard deviation of each channel that the student's images are normalised with;
-            ``None`` where they are unknown, and taken for the teacher's.
+    ``normalization`` is the mean and standard deviation of each channel of these images; the teacher's if not given.
 
     Raises:
         ValueError: If it is missing, knows other classes or takes images of other channels.
     """
     path = resolve(source).path
     network: Any
-    theirs: tuple[Sequence[float], Sequence[float]] | None
+    theirs: Any
     try:
         if path.is_file() or "architecture" in PreTrainedConfig.get_config_dict(path)[0]:  # a Swin of timm, or a file
             network, _ = load_model(path, "image-classification")
@@ -112,10 +104,8 @@ def load_teacher(
     order = match_classes(class_table(id2label), class_table(network.config.id2label), model=f"the teacher {source!r}")
     channels = getattr(network.config, "num_channels", 3)
     if channels != num_channels and (num_channels, channels) != (1, 3):
-        raise ValueError(
-            f"the teacher {source!r} takes images of {channels} channels but the student's have {num_channels}; choose"
-            " a teacher of as many channels (data.num_channels)"
-        )
+        problem = f"the teacher {source!r} takes images of {channels} channels but the student's have {num_channels}"
+        raise ValueError(f"{problem}; choose a teacher of as many channels (data.num_channels)")
     scale, shift = torch.ones(channels), torch.zeros(channels)
     if normalization is not None and theirs is not None:
         (mean, std), (their_mean, their_std) = (map(torch.tensor, pair) for pair in (normalization, theirs))

@@ -1,7 +1,6 @@
 """What the tasks share whose answer is one row of numbers for an image: the network and what of it is trained."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -83,15 +82,9 @@ class Mixing(Options):
             check_range("mixing.class_weights", numbers, "[0, inf)")
 
     def transform(self, classes: int) -> v2.Transform | None:
-        """Mixup, CutMix or a choice of both, for a batch and its labels; ``None`` when both are off.
-
-        Targets of a mixed batch become ``(B, classes)``.
-        """
-        choices: list[nn.Module] = []
-        if self.mixup_alpha:
-            choices.append(v2.MixUp(alpha=self.mixup_alpha, num_classes=classes))
-        if self.cutmix_alpha:
-            choices.append(v2.CutMix(alpha=self.cutmix_alpha, num_classes=classes))
+        """Mixup, CutMix or a choice of both, for a batch and its labels, which become ``(B, classes)``; or None."""
+        kinds = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
+        choices = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
         if not choices:
             return None
         mix = choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
@@ -101,23 +94,17 @@ class Mixing(Options):
 class HeadModule(ClassModule):
     """Trains an ``...ForImageClassification``; the ``problem_type`` of its configuration says what its answers mean.
 
-    A subclass makes its metrics in :meth:`configure_metrics`, and may set :attr:`mixing`.
+    A subclass makes its metrics in :meth:`configure_metrics`, and may set :attr:`mixing`. The other arguments are those
+    of :class:`~swin_hf.training.tasks.classes.ClassModule` and :class:`~swin_hf.training.SwinModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
         weights: Weights to start from: a ``save_pretrained`` folder (SimMIM too), a Hub id, or a checkpoint of
             Microsoft, timm, torchvision, transformers or OpenMMLab. The head is replaced when the classes differ.
-        num_labels: Number of classes, or of numbers in a regression; from the data when run by the command line.
-        id2label: Class number to name; from the data when run by the command line.
-        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; from the data when run by the command line.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
         freezing: What is not trained.
         lora: Low-rank adapters.
 
     Raises:
-        ValueError: If a value is out of range, options contradict each other, or a checkpoint does not fit.
+        ValueError: If options contradict each other, or a checkpoint does not fit.
     """
 
     task = "image-classification"
@@ -149,10 +136,9 @@ class HeadModule(ClassModule):
             raise ValueError(
                 f"lora.rank {lora.rank} trains adapters in all stages, which contradicts {other}; leave one of them out"
             )
-        classes = class_fields(num_labels or self.default_labels, id2label)
-        self.build(
-            preset, weights, network, load_classifier, image_size=image_size, num_channels=num_channels, **classes
-        )
+        fields = class_fields(num_labels or self.default_labels, id2label)
+        fields |= {"image_size": image_size, "num_channels": num_channels}
+        self.build(preset, weights, network, load_classifier, **fields)
         self.model.config.problem_type = self.problem_type
         self.frozen_parts = freeze(self.model.base_model, freezing)
         if lora.rank:
@@ -165,13 +151,9 @@ class HeadModule(ClassModule):
         raise NotImplementedError(f"{type(self).__name__} has to make its metrics")
 
     def setup(self, stage: str) -> None:
-        """Check the model against the data, and weigh the classes.
-
-        Raises:
-            ValueError: If the data has other classes, or the class weights do not fit.
-        """
+        """Check the model against the data, and weigh the classes; ValueError if they do not fit."""
         super().setup(stage)
-        if stage == "fit" and self.mixing is not None:
+        if stage == "fit" and self.mixing is not None and self.mixing.class_weights is not None:
             self.weigh_classes(self.mixing.class_weights)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -186,45 +168,31 @@ class HeadModule(ClassModule):
         trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
         rank_zero_info(f"{trained:,} of {total:,} parameters are trained")
 
-    def weigh_classes(self, wanted: ClassWeights) -> None:
-        """Set :attr:`class_weights`; the data number their classes as the model does by now.
-
-        Raises:
-            ValueError: If the weights are not those of the classes, or would have to be counted in a stream.
-        """
-        if wanted is None:
-            return
+    def weigh_classes(self, wanted: str | list[float] | dict[str, float]) -> None:
+        """Set :attr:`class_weights`; the data number their classes as the model does by now."""
         names = class_table(self.model.config.id2label)
-        if wanted == "balanced":
-            values = self.balance()
-        elif isinstance(wanted, Mapping):
+        if isinstance(wanted, Mapping):
             if different := set(wanted) ^ set(names):
+                problem = f"mixing.class_weights differs from the classes in {shorten(sorted(different))}"
+                raise ValueError(f"{problem}; give the weight of each of {shorten(names)}")
+            wanted = [wanted[name] for name in names]
+        elif isinstance(wanted, str):
+            counts = torch.tensor(list(getattr(self.datamodule, "class_counts", {}).values()), dtype=torch.float64)
+            if not len(counts):
                 raise ValueError(
-                    f"mixing.class_weights differs from the classes in {shorten(sorted(different))}; give the weight "
-                    f"of each of {shorten(names)}"
+                    "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
+                    "or without an ImageDataModule; give the weights"
                 )
-            values = torch.tensor([wanted[name] for name in names])
-        else:
-            if len(wanted) != len(names):
-                raise ValueError(
-                    f"mixing.class_weights has {len(wanted)} weights for {len(names)} classes; give one for each of"
-                    f" {shorten(names)}, in this order or by name"
-                )
-            values = torch.tensor(wanted)
+            # A weight of 1 for classes without pictures: nothing shows what they are worth.
+            balanced = self.balanced_weights(counts, self.datamodule.split_sizes["train"])
+            wanted = torch.where(counts > 0, balanced, 1.0).tolist()
+        values = torch.tensor(wanted)
+        if len(values) != len(names):
+            problem = f"mixing.class_weights has {len(values)} weights for {len(names)} classes"
+            raise ValueError(f"{problem}; give one for each of {shorten(names)}, in this order or by name")
         self.class_weights = values.float()
         shown = [f"{name} {value:.4g}" for name, value in zip(names, values.tolist(), strict=True)]
         rank_zero_info(f"class weights: {shorten(shown)}")
-
-    def balance(self) -> Tensor:
-        """The weights that ``balanced`` means for the training pictures of each class, ``(num_labels,)``."""
-        counts = torch.tensor(list(getattr(self.datamodule, "class_counts", {}).values()), dtype=torch.float64)
-        if not len(counts):
-            raise ValueError(
-                "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
-                "or without an ImageDataModule; give the weights"
-            )
-        # A weight of 1 for classes without pictures: nothing shows what they are worth.
-        return torch.where(counts > 0, self.balanced_weights(counts, self.datamodule.split_sizes["train"]), 1.0)
 
     def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
         """The weights for these training pictures of each class, out of so many; where a count is 0, any value."""
@@ -235,27 +203,23 @@ def freeze(base: Any, freezing: Freezing) -> list[nn.Module]:
     """Freeze parts of a base model, and return them: they stay in evaluation mode."""
     if freezing.stages > len(base.stages):
         raise ValueError(f"freezing.stages is {freezing.stages} but the model has {len(base.stages)} stages")
-    parts: list[nn.Module] = [base.embeddings, *list(base.stages)[: freezing.stages]] if freezing.stages else []
-    parts = [base] if freezing.linear_probe else parts
+    parts: list[nn.Module] = [base] if freezing.linear_probe else []
+    if freezing.stages and not freezing.linear_probe:
+        parts = [base.embeddings, *base.stages[: freezing.stages]]
     for part in parts:
         part.requires_grad_(False)
     return parts
 
 
 def add_lora(network: Any, lora: Lora, head: list[str]) -> nn.Module:
-    """Wrap a network so that only low-rank adapters and the modules of its head are trained.
-
-    Raises:
-        ImportError: If peft is not installed.
-    """
+    """Wrap a network so that only low-rank adapters and the modules of its head are trained; ImportError if no peft."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError("lora.rank needs peft: pip install peft") from error
     alpha, targets = lora.alpha or 2 * lora.rank, lora.targets or ["qkv", "proj"]
-    return get_peft_model(
-        network, LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, modules_to_save=head)
-    )
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, modules_to_save=head)
+    return get_peft_model(network, config)
 
 
 def load_classifier(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> tuple[Any, bool]:
@@ -267,18 +231,18 @@ def load_classifier(task: str, path: Path, fields: dict[str, Any], backend: dict
     built = architectures().get(next(iter(stored.architectures or ()), ""))
     known = class_table(stored.id2label) if built is not None and built.task == task else []
     wanted = class_table(fields.get("id2label"))
-    rows = None  # of the stored head, for each class that is wanted, where it knows them all
-    with suppress(ClassMismatchError):
-        rows = match_classes(wanted, known, model="the starting point") if wanted and known else None
-    if rows is not None:
+    if not (wanted and known):
+        return load_network(task, path, fields, backend)
+    try:
+        rows = match_classes(wanted, known, model="the starting point")  # of the stored head, for each wanted class
+    except ClassMismatchError:
+        network, _ = load_network(task, path, fields, backend)
+        rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
+        network.reset_classifier(len(wanted))
+        has_new_head = True
+    else:
         fields = {name: fields[name] for name in fields.keys() - {"id2label", "label2id", "num_labels"}}
-    network, has_new_head = load_network(task, path, fields, backend)
-    if wanted and known:
-        if rows is None:
-            rank_zero_info(f"a new head for {shorten(wanted, 5)}: that of the starting point knows {shorten(known, 5)}")
-            network.reset_classifier(len(wanted))
-            has_new_head = True
-        else:
-            network.select_labels(rows)
-        name_classes(network.config, wanted)
+        network, has_new_head = load_network(task, path, fields, backend)
+        network.select_labels(rows)
+    name_classes(network.config, wanted)
     return network, has_new_head

@@ -12,10 +12,10 @@ from torch import Tensor
 from swin_hf.ranges import Options, ranged
 
 from ..callbacks import keep_figure, to_pictures
-from ..figures import draw_pictures
 from ..module import SwinModule
 from ..network import Network
 from ..optim import Optimization
+from .sheets import draw_pictures
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,13 @@ class SwinMaskedImageModeler(SwinModule):
     """Pre-train a Swin Transformer without labels; its result is a starting point for ``SwinClassifier``.
 
     The defaults are those of SimMIM's Swin-B. A part of each image is hidden in square cells, and the model predicts
-    the hidden pixels; the loss is the mean L1 distance there.
+    the hidden pixels; the loss is the mean L1 distance there. The other arguments are those of
+    :class:`~swin_hf.training.SwinModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
         weights: What to go on from: an earlier pre-training, or anyone's Swin, see :mod:`swin_hf.loading`; what it
             lacks of mask token and decoder is new.
-        image_size: Side, or height and width, of the images in pixels; from the data when run by the command line.
-        num_channels: Channels of the images; from the data when run by the command line.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
         masking: What is hidden, and what is predicted.
-
-    Raises:
-        ValueError: For a value out of range; the message says which.
     """
 
     task = "masked-image-modeling"
@@ -82,11 +75,10 @@ class SwinMaskedImageModeler(SwinModule):
         """Loss and reconstruction of normalised images ``(B, C, H, W)`` under a mask ``(B, rows, columns)``."""
         return self.model(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
 
-    def draw_masks(self, pixel_values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_masks(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One random mask for each image, ``(B, rows, columns)`` booleans on the patch grid."""
-        height, width = pixel_values.shape[-2:]
-        patch, count, device = self.model.config.patch_hw, len(pixel_values), pixel_values.device
-        return random_masks(count, (height, width), self.masking.cell, patch, self.masking.ratio, device, generator)
+        size, patch = (images.shape[-2], images.shape[-1]), self.model.config.patch_hw
+        return random_masks(len(images), size, self.masking.cell, patch, self.masking.ratio, images.device, generator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """L1 loss of one batch under fresh masks."""
@@ -99,22 +91,16 @@ class SwinMaskedImageModeler(SwinModule):
         """Loss under one fixed mask for all images, so that epochs, ranks and runs can be compared.
 
         Returns:
-            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden; nothing for an
-            empty batch.
+            ``reconstruction`` ``(B, C, H, W)`` and ``mask`` ``(B, H, W)`` in pixels, 1 where hidden.
         """
-        loss, outputs = getattr(self, f"{split}_loss"), {}
-        if batch:
-            images = batch["pixel_values"]
-            height, width = images.shape[-2:]
-            patch = self.model.config.patch_hw
-            one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
-            masks = one.to(images.device).expand(len(images), -1, -1)
-            answer = self(images, masks)
-            loss.update(answer.loss, weight=len(images))
-            pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
-            outputs = {"reconstruction": answer.reconstruction, "mask": pixels.to(images.dtype)}
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        return outputs
+        images, patch = batch["pixel_values"], self.model.config.patch_hw
+        height, width = images.shape[-2:]
+        one = self.draw_masks(torch.empty(1, 1, height, width), torch.Generator().manual_seed(0))
+        masks = one.to(images.device).expand(len(images), -1, -1)
+        answer = self(images, masks)
+        getattr(self, f"{split}_loss").update(answer.loss, weight=len(images))
+        pixels = masks.repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)[:, :height, :width]
+        return {"reconstruction": answer.reconstruction, "mask": pixels.to(images.dtype)}
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """The sheet of reconstructions."""
@@ -124,9 +110,7 @@ class SwinMaskedImageModeler(SwinModule):
 class Reconstructions(Callback):
     """Draws original, masked input and reconstruction of the first validation pictures of a SimMIM run.
 
-    Args:
-        folder: The run folder, where the sheet of each epoch replaces the one before; without one, TensorBoard has it.
-        pictures: Number of pictures.
+    In the run folder, the sheet of each epoch replaces the one before; TensorBoard has all.
     """
 
     def __init__(self, folder: Path | None, pictures: int = 4) -> None:
@@ -158,7 +142,7 @@ def random_masks(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Masks of SimMIM: a fixed number of random square cells, the same number in each image.
+    """Masks of SimMIM: the same number of random square cells in each of ``count`` images.
 
     Args:
         count: Number of masks.

@@ -24,9 +24,8 @@ class SwinMultiLabelClassifier(HeadModule):
     """Train a Swin Transformer to find every class that a picture shows.
 
     The loss is transformers' for ``problem_type="multi_label_classification"``. The best checkpoint is the one with the
-    highest mean average precision (mAP) over the classes that occur in the validation split.
-
-    The other arguments and the errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`.
+    highest mean average precision (mAP) over the classes that occur in the validation split. The other arguments and
+    the errors are those of :class:`~swin_hf.training.tasks.heads.HeadModule`.
 
     Args:
         mixing: Label smoothing (towards 0.5), Mixup, CutMix and class weights.
@@ -85,21 +84,13 @@ class SwinMultiLabelClassifier(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split; one of unreadable pictures is empty.
-
-        Returns:
-            ``logits`` ``(B, num_labels)``; nothing for an empty batch.
-        """
-        loss, outputs = getattr(self, f"{split}_loss"), {}
-        if batch:
-            labels = batch["labels"]
-            logits = self(batch["pixel_values"]).float()
-            loss.update(F.binary_cross_entropy_with_logits(logits, labels), weight=len(labels))
-            for name in ("precision", "counts"):
-                getattr(self, f"{split}_{name}").update(logits.sigmoid(), labels.long())
-            outputs = {"logits": logits}
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        return outputs
+        """Add a batch to the metrics of a split, and return its ``logits`` ``(B, num_labels)``."""
+        labels, logits = batch["labels"], self(batch["pixel_values"]).float()
+        loss = F.binary_cross_entropy_with_logits(logits, labels)
+        getattr(self, f"{split}_loss").update(loss, weight=len(labels))
+        for name in ("precision", "counts"):
+            getattr(self, f"{split}_{name}").update(logits.sigmoid(), labels.long())
+        return {"logits": logits}
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean average precision and F1."""
@@ -147,11 +138,11 @@ class SwinMultiLabelClassifier(HeadModule):
 
     def test_report(self) -> TestReport:
         """Scores of each class."""
-        if self.tested_counts is None:
-            return TestReport(figures=self.sheet_figures())
-        names = class_table(self.model.config.id2label)
-        scores = [
-            class_score(name, hits, support, hits + wrong)
-            for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
-        ]
-        return TestReport(table=score_table(scores), facts={"per_class": scores}, figures=self.sheet_figures())
+        report, names = super().test_report(), class_table(self.model.config.id2label)
+        if self.tested_counts is not None:
+            report.facts["per_class"] = scores = [
+                class_score(name, hits, support, hits + wrong)
+                for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
+            ]
+            report.table = score_table(scores)
+        return report

@@ -1,35 +1,21 @@
-"""What is counted of the regions of a picture and of a split: intersection over union, and how sure its mean is."""
+"""Intersection over union (IoU) of the classes of a picture and of a split, and how sure its mean is."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swin_hf.hub.facts import ClassScore
-from swin_hf.text import one_line, text_table
-
 from ..data.sampling import derive_seed
-from ..figures import LONGEST_NAME
-from .classification import class_scores
 
-SHOWN_CLASSES = 100
 RESAMPLES = 1000
 LEAST_PICTURES = 10  # the bootstrap of fewer is too narrow
 
 
 def region_counts(guess: Tensor, truth: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Pixels of each class of one picture: those in both, in the truth, and in the guess.
+    """Pixels of each class of one picture, ``(classes, 3)`` int64 on the CPU: in both, in the truth, and in the guess.
 
-    Args:
-        guess: ``(height, width)`` class numbers.
-        truth: Likewise, and ``ignore_index`` where a pixel does not count.
-        classes: Number of classes.
-        ignore_index: Label of pixels without a class.
-
-    Returns:
-        ``(classes, 3)`` int64 on the CPU.
+    Both are ``(height, width)`` class numbers; pixels of ``ignore_index`` in the truth do not count.
     """
     known = truth != ignore_index
     guess, truth = guess[known], truth[known]
@@ -43,16 +29,11 @@ def union_of(counts: Tensor) -> Tensor:
 
 
 def picture_scores(counts: Tensor, pixels: int, labels: list[str]) -> tuple[Any, ...]:
-    """A line of ``predictions.csv``: what is None has no pixel that counts.
-
-    Args:
-        counts: See :func:`region_counts`.
-        pixels: All pixels of the picture.
-        labels: Name of each class.
+    """A line of ``predictions.csv``, from the :func:`region_counts` of a picture of so many ``pixels``.
 
     Returns:
         Accuracy of the pixels; mean IoU of the classes in the truth or the guess; the class with the lowest IoU, and
-        its IoU; share of pixels without a class.
+        its IoU; share of pixels without a class. All but the last are None where no pixel has a class.
     """
     hits, known = counts[:, 0], int(counts[:, 1].sum())
     if not known:
@@ -68,14 +49,9 @@ class PictureBootstrap:
     """How far the mean IoU would be off with other pictures: the Poisson bootstrap over pictures.
 
     In each of 1000 resamples, a picture occurs as often as its own draw from a Poisson distribution of mean 1 says: the
-    classical bootstrap, which draws as many pictures as there are, for pictures that come one by one. The draws of a
-    picture depend on its place in the data and on nothing else, and what is kept are sums of whole numbers, so that any
-    number of processes finds the same interval.
-
-    Memory: intersection and union of each class in each resample, 16 kB a class, however many pictures there are.
-
-    Args:
-        classes: Number of classes.
+    classical bootstrap, for pictures that come one by one. The draws of a picture depend on its place in the data
+    alone, and what is kept are sums of whole numbers, so that any number of processes finds the same interval. It takes
+    16 kB of memory a class, however many pictures there are.
     """
 
     def __init__(self, classes: int) -> None:
@@ -107,22 +83,3 @@ def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     hits, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
     iou: np.ndarray[Any, Any] = np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)
     return iou
-
-
-def region_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:
-    """Precision, recall, F1, IoU and number of pixels of each class; None where one would divide by zero."""
-    return [
-        replace(score, iou=None if np.isnan(iou) else float(iou))
-        for score, iou in zip(class_scores(counts, labels), class_iou(counts), strict=True)
-    ]
-
-
-def region_table(scores: list[ClassScore], counts: np.ndarray[Any, Any]) -> str:
-    """The table of a test, as text."""
-    lines = [["class", "IoU", "recall", "precision", "pixels"]]
-    for score in scores[:SHOWN_CLASSES]:
-        shares = ["-" if share is None else f"{share:.4f}" for share in (score.iou, score.recall, score.precision)]
-        pixels = score.support / max(int(counts.sum()), 1)
-        lines.append([one_line(score.label, LONGEST_NAME), *shares, f"{pixels:.2%}"])
-    more = f"\n... and {len(scores) - SHOWN_CLASSES} more, see training_facts.json"
-    return text_table(lines) + (more if len(scores) > SHOWN_CLASSES else "")

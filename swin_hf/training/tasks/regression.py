@@ -9,12 +9,12 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from swin_hf.classes import class_table
-from swin_hf.text import one_line
+from swin_hf.text import one_line, text_table
 
 from ..data.targets import RegressionDataModule
-from ..figures import LONGEST_NAME
 from ..module import TestReport
 from .heads import HeadModule
+from .sheets import LONGEST_NAME
 
 
 class SwinRegressor(HeadModule):
@@ -69,27 +69,21 @@ class SwinRegressor(HeadModule):
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
-        """Add a batch to the metrics of a split; one of unreadable pictures is empty.
-
-        Returns:
-            ``values`` ``(B, num_labels)``; nothing for an empty batch.
-        """
-        loss, metrics, outputs = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics"), {}
-        if batch:
-            labels = batch["labels"]
-            values = self(batch["pixel_values"]).float()
-            loss.update(F.mse_loss(values, labels), weight=len(labels))
-            # R2 sums squares in single precision, which is exact enough near 0 only.
-            found, truth = values - self.centre, labels - self.centre
-            metrics["mae"].update(found.flatten(), truth.flatten())
-            metrics["rmse"].update(found.flatten(), truth.flatten())
-            metrics["r2"].update(found, truth)
-            if split == "test":
-                self.test_each.update(found, truth)
-            outputs = {"values": values}
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
-        return outputs
+        """Add a batch to the metrics of a split, and return its ``values`` ``(B, num_labels)``."""
+        labels, values, metrics = (
+            batch["labels"],
+            self(batch["pixel_values"]).float(),
+            getattr(self, f"{split}_metrics"),
+        )
+        getattr(self, f"{split}_loss").update(F.mse_loss(values, labels), weight=len(labels))
+        # R2 sums squares in single precision, which is exact enough near 0 only.
+        found, truth = values - self.centre, labels - self.centre
+        metrics["mae"].update(found.flatten(), truth.flatten())
+        metrics["rmse"].update(found.flatten(), truth.flatten())
+        metrics["r2"].update(found, truth)
+        if split == "test":
+            self.test_each.update(found, truth)
+        return {"values": values}
 
     def on_test_epoch_end(self) -> None:
         """Keep the errors of each number and the pictures of all processes."""
@@ -115,13 +109,10 @@ class SwinRegressor(HeadModule):
 
     def test_report(self) -> TestReport:
         """The errors of each number, where there are several."""
+        report = super().test_report()
         names = [one_line(name, LONGEST_NAME) for name in class_table(self.model.config.id2label)]
-        if len(names) == 1 or not self.tested_each:
-            return TestReport(figures=self.sheet_figures())
-        width = max(6, *map(len, names))
-        lines = [f"{'number':<{width}}         MAE        RMSE"]
-        for name, mae, rmse in zip(
-            names, self.tested_each["mae"].tolist(), self.tested_each["rmse"].tolist(), strict=True
-        ):
-            lines.append(f"{name:<{width}}  {mae:>10.6g}  {rmse:>10.6g}")
-        return TestReport(table="\n".join(lines), figures=self.sheet_figures())
+        if len(names) > 1 and self.tested_each:
+            errors = (self.tested_each[metric].tolist() for metric in ("mae", "rmse"))
+            lines = [(name, f"{mae:.6g}", f"{rmse:.6g}") for name, mae, rmse in zip(names, *errors, strict=True)]
+            report.table = text_table([("number", "MAE", "RMSE"), *lines])
+        return report

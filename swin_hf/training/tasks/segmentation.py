@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from ..module import TestReport
 from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields
-from .regions import PictureBootstrap, class_iou, picture_scores, region_counts, region_scores, region_table
+from .classification import class_scores, score_table
+from .regions import PictureBootstrap, class_iou, picture_scores, region_counts
 from .sheets import NO_CLASS, Shown, overlay
 
 SHOWN_SIDE = 320  # pixels of the longer side of a picture on a sheet
@@ -65,22 +67,14 @@ class SwinSegmenter(ClassModule):
     """Train a Swin Transformer with UperNet to name the class of each pixel.
 
     The defaults are those of the paper for ADE20K with 16 pictures a step: AdamW at 6e-5, a warm-up and a linear decay
-    to 0. Metrics are measured at the size of the stored pictures, from one confusion matrix over the whole split.
+    to 0. Metrics are measured at the size of the stored pictures, from one confusion matrix over the whole split. The
+    other arguments are those of :class:`~swin_hf.training.tasks.classes.ClassModule` and
+    :class:`~swin_hf.training.SwinModule`.
 
     Args:
-        preset: Size of a new model, one of ``swin_hf.list_presets()``; ignored when ``weights`` are given.
         weights: Weights to start from: any Swin (classifier, SimMIM, backbone), whose heads are new, or a segmenter.
-        num_labels: Number of classes; from the data when run by the command line.
-        id2label: Class number to name; from the data when run by the command line.
-        image_size: Side, or height and width, of the training crops in pixels; from the data likewise.
-        num_channels: Channels of the images; from the data likewise.
-        ignore_index: Label of pixels without a class; from the data likewise.
-        network: What is changed in the network of the preset or the weights.
-        optimization: AdamW, its learning rate and the schedule.
+        ignore_index: Label of pixels without a class; from the data when run by the command line.
         head: The UperNet head, and how it evaluates.
-
-    Raises:
-        ValueError: For a value out of range, or a checkpoint that does not fit; the message says which.
     """
 
     task = "semantic-segmentation"
@@ -108,14 +102,11 @@ class SwinSegmenter(ClassModule):
     ) -> None:
         super().__init__(optimization, network.compile)
         self.save_hyperparameters(logger=False)
-        classes = class_fields(num_labels, id2label)
         sizes = {name: getattr(head, name) for name in ("hidden_size", "auxiliary_channels", "dropout")}
         sizes |= {"auxiliary_loss_weight": head.auxiliary_weight, "ignore_index": ignore_index}
-        sizes = {name: size for name, size in sizes.items() if size is not None}
-        self.build(
-            preset, weights, network, load_segmenter,
-            image_size=image_size, num_channels=num_channels, upernet=sizes, **classes,
-        )  # fmt: skip
+        fields = {"image_size": image_size, "num_channels": num_channels, **class_fields(num_labels, id2label)}
+        fields["upernet"] = {name: size for name, size in sizes.items() if size is not None}
+        self.build(preset, weights, network, load_segmenter, **fields)
         self.head, self.ignore_index = head, ignore_index
         counts = MulticlassConfusionMatrix(int(self.model.config.num_labels), ignore_index, validate_args=False)
         self.val_confusion, self.test_confusion = counts, counts.clone()
@@ -125,60 +116,49 @@ class SwinSegmenter(ClassModule):
     def setup(self, stage: str) -> None:
         """Prepare training; batch normalisation is synchronised over the devices, and a single picture is refused."""
         super().setup(stage)
-        if stage != "fit":
-            return
-        trainer = self.trainer
-        if trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+        if stage == "fit" and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        elif getattr(trainer.datamodule, "batch_size", 2) < 2:
+        elif stage == "fit" and getattr(self.datamodule, "batch_size", 2) < 2:
             raise ValueError(
                 "batch_size is 1, and batch normalisation cannot train on a single picture; give 2 or more a device"
             )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels, height, width)`` of normalised images ``(B, C, height, width)``."""
-        logits = self.whole(pixel_values)
+        window = self.head.window
+        whole = self.logits if window is None else partial(slide, self.logits, window=window, stride=self.head.stride)
+        logits = whole(pixel_values)
         if self.head.flip:
-            logits = (logits.softmax(1) + self.whole(pixel_values.flip(-1)).flip(-1).softmax(1)).log()
+            logits = (logits.softmax(1) + whole(pixel_values.flip(-1)).flip(-1).softmax(1)).log()
         return logits
 
-    def whole(self, pixel_values: Tensor) -> Tensor:
-        """Logits of the images, at once or window by window."""
-        if self.head.window is None:
-            return self.logits(pixel_values)
-        return slide(self.logits, pixel_values, self.head.window, self.head.stride)
-
     def logits(self, pixel_values: Tensor) -> Tensor:
-        """Logits at the size of the images."""
+        """Logits at the size of the images, at once."""
         logits = self.model(pixel_values=pixel_values).logits
         return F.interpolate(logits.float(), size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch of crops, of both heads."""
+        """Cross-entropy of both heads on one batch of crops."""
         loss: Tensor = self.model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
         self.log_training(loss, len(batch["labels"]))
         return loss
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Any]:
-        """Add a batch to the metrics of a split; an unreadable picture leaves an empty one.
+        """Add a batch to the metrics of a split.
 
         Returns:
-            ``predictions`` ``(B, height, width)`` at the size of the labels, of a test also the ``regions`` of each
-            picture, see :func:`~swin_hf.training.tasks.regions.region_counts`; nothing for an empty batch.
+            ``predictions`` ``(B, height, width)`` at the size of the labels; of a test also the ``regions`` of each
+            picture, see :func:`~swin_hf.training.tasks.regions.region_counts`.
         """
-        loss, outputs = getattr(self, f"{split}_loss"), dict[str, Any]()
-        if batch:
-            labels = batch["labels"]
-            logits = self(batch["pixel_values"])
-            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-            pixels = int((labels != self.ignore_index).sum())
-            total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
-            loss.update(total / max(pixels, 1), weight=pixels)
-            outputs = {"predictions": logits.argmax(1)}
-            getattr(self, f"{split}_confusion").update(outputs["predictions"], labels)
-            if split == "test":
-                outputs["regions"] = self.count_regions(outputs["predictions"], labels)
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        labels, logits = batch["labels"], self(batch["pixel_values"])
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        pixels = int((labels != self.ignore_index).sum())
+        total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+        getattr(self, f"{split}_loss").update(total / max(pixels, 1), weight=pixels)
+        outputs: dict[str, Any] = {"predictions": logits.argmax(1)}
+        getattr(self, f"{split}_confusion").update(outputs["predictions"], labels)
+        if split == "test":
+            outputs["regions"] = self.count_regions(outputs["predictions"], labels)
         return outputs
 
     def on_test_start(self) -> None:
@@ -188,20 +168,18 @@ class SwinSegmenter(ClassModule):
 
     def count_regions(self, predictions: Tensor, labels: Tensor) -> list[Tensor]:
         """Counts of each picture of a batch of a test, which are added to the bootstrap."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        streaming = getattr(getattr(data, "reading", None), "streaming", True)
-        rows = [] if streaming else [(row,) for row, _ in data.batch_sources]
+        has_rows = not getattr(getattr(self.datamodule, "reading", None), "streaming", True)
         found = []
         for number, (guess, truth) in enumerate(zip(predictions, labels, strict=True)):
             counts = region_counts(guess, truth, int(self.model.config.num_labels), self.ignore_index)
             # A row is the same picture on any number of processes; a stream has no rows.
-            place = rows[number] if rows else (self.global_rank, int(self.bootstrap.pictures))
-            self.bootstrap.add(counts, *place)
+            row = (self.datamodule.batch_sources[number][0],) if has_rows else None
+            self.bootstrap.add(counts, *(row or (self.global_rank, int(self.bootstrap.pictures))))
             found.append(counts)
         return found
 
     def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
-        """What a user sorts the pictures by, see :func:`~swin_hf.training.tasks.regions.picture_scores`."""
+        """What a user sorts the pictures by: :func:`~swin_hf.training.tasks.regions.picture_scores`."""
         names = class_table(self.model.config.id2label)
         return [picture_scores(counts, labels[0].numel(), names) for counts in outputs["regions"]]
 
@@ -242,9 +220,9 @@ class SwinSegmenter(ClassModule):
         counts: np.ndarray[Any, Any] = confusion.compute().cpu().numpy()
         confusion.reset()
         iou = class_iou(counts)
-        values = {"miou": float(np.nanmean(iou)) if np.isfinite(iou).any() else 0.0}
-        values["pixel_accuracy"] = float(np.diag(counts).sum() / max(counts.sum(), 1))
-        self.log_dict({f"{split}_{name}": value for name, value in values.items()}, prog_bar=True)
+        mean = float(np.nanmean(iou)) if np.isfinite(iou).any() else 0.0
+        accuracy = float(np.diag(counts).sum() / max(counts.sum(), 1))
+        self.log_dict({f"{split}_miou": mean, f"{split}_pixel_accuracy": accuracy}, prog_bar=True)
         return counts
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -253,17 +231,18 @@ class SwinSegmenter(ClassModule):
 
     def test_report(self) -> TestReport:
         """IoU and share of the pixels of each class, and the interval of the mean IoU."""
-        if self.confusion_counts is None:
-            return TestReport(figures=self.sheet_figures())
-        counts, labels = self.confusion_counts, class_table(self.model.config.id2label)
-        scores, interval = region_scores(counts, labels), self.bootstrap.interval()
-        table, intervals = region_table(scores, counts), {}
-        if interval is not None:
-            intervals["miou"] = interval
+        report, counts, labels = super().test_report(), self.confusion_counts, class_table(self.model.config.id2label)
+        if counts is None:
+            return report
+        iou = [None if np.isnan(value) else float(value) for value in class_iou(counts)]
+        scores = [replace(score, iou=value) for score, value in zip(class_scores(counts, labels), iou, strict=True)]
+        report.facts["per_class"] = scores
+        report.table = score_table(scores, ("IoU", "recall", "precision"), max(int(counts.sum()), 1))
+        if (interval := self.bootstrap.interval()) is not None:
+            report.intervals["miou"] = interval
             ends = "{:.4f} to {:.4f}".format(*interval)
-            table += f"\n95 % interval of the mean IoU, by a bootstrap over the pictures: {ends}"
-        facts = {"per_class": scores}
-        return TestReport(table=table, facts=facts, intervals=intervals, figures=self.sheet_figures())
+            report.table += f"\n95 % interval of the mean IoU, by a bootstrap over the pictures: {ends}"
+        return report
 
 
 def load_segmenter(task: str, path: Path, fields: dict[str, Any], backend: dict[str, Any]) -> tuple[Any, bool]:
@@ -291,12 +270,12 @@ def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stri
         for side in (height, width)
     )
     total: Any = None
+    seen = images.new_zeros(height, width)
     for top, left in product(tops, lefts):
         area = (..., slice(top, top + window), slice(left, left + window))
         logits = network(images[area])
         if total is None:
             total = logits.new_zeros(len(images), logits.shape[1], height, width)
-            seen = logits.new_zeros(height, width)
         total[area] += logits
         seen[area] += 1
     mean: Tensor = total / seen

@@ -14,8 +14,8 @@ from swin_hf.segment import colour
 from swin_hf.text import one_line
 
 from ..data.sampling import gathered
-from ..figures import LONGEST_NAME, draw_pictures
 
+LONGEST_NAME = 32  # characters
 NO_CLASS = -1  # number of the pixels without a class
 NAMED_CLASSES, LEGEND_COLUMNS = 48, 6  # of a legend
 CAPTION_LINES = 6
@@ -30,7 +30,7 @@ class Shown:
 
     pictures: Sequence[Picture]  # the picture, and others made of it that are shown to its right
     captions: Sequence[str]  # above each of them
-    row: int = -1  # of the picture in the data; -1 where it is unknown
+    file: str = ""  # what the picture is called
     pixels: Counter[int] = field(default_factory=Counter)  # of each class, for the legend
 
 
@@ -93,3 +93,18 @@ def caption(columns: Sequence[str], answer: Sequence[Any]) -> str:
     lines = [one_line(f"{column} {cell}", LONGEST_NAME) for column, cell in zip(columns, cells, strict=True)]
     more = [f"and {len(lines) - CAPTION_LINES} more"] if len(lines) > CAPTION_LINES else []
     return "\n".join(lines[:CAPTION_LINES] + more)
+
+
+def draw_pictures(
+    pictures: Sequence[Picture], captions: Sequence[str], columns: int = 4, files: Sequence[str] = ()
+) -> Figure:
+    """A sheet of pictures ``(H, W, 3)`` in [0, 1], each with a caption above it and the name of its file below."""
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.1 * columns, 2.4 * rows), layout="constrained")
+    for position, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        axes.imshow(picture)
+        axes.set_title(caption, fontsize=8, parse_math=False)
+        axes.set_xlabel(files[position - 1] if files else "", fontsize=7, parse_math=False)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure
