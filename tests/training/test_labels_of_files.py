@@ -313,6 +313,12 @@ def test_metadata_above_the_splits(tmp_path):
     assert {name: names_of(source, name) for name in source.splits} == {"train": ["0", "1"], "validation": ["0", "1"]}
 
 
+def test_metadata_name_the_column_of_their_pictures(tmp_path):
+    write_table(tmp_path, "photo_file_name,label\n0.png,a\n1.png,b\n", "metadata.csv", rows=2)
+    source = load_source(str(tmp_path))
+    assert source.image_column == "photo" and names_of(source) == ["a", "b"]
+
+
 def test_metadata_that_names_other_pictures(tmp_path):
     write_table(tmp_path, "file_name,label\n0.png,a\n1.png,b\ngone.png,b\n", "metadata.csv", rows=2)
     with pytest.warns(UserWarning, match=r"1 pictures that the metadata name do not exist, such as .*gone.png"):

@@ -51,6 +51,25 @@ def test_paths_in_a_table_start_from_its_folder(suffix, tmp_path, monkeypatch):
     assert batch["labels"].unique().tolist() == [0, 1] and (batch["pixel_values"] == 90).any()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_metadata_name_pictures_and_masks(streaming, tmp_path):
+    """The layout that ``datasets`` documents for rows of several pictures."""
+    lines = {split: "image_file_name,annotation_file_name\n" for split in ("train", "val")}
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        pair(tmp_path / split / "deep", name)
+        lines[split] += f"deep/images/{name}.png,deep/masks/{name}.png\n"
+    for split, text in lines.items():
+        (tmp_path / split / "metadata.csv").write_text(text)
+    data = module(tmp_path, masks=Masks(class_names=["sky", "ground"]), reading=Reading(streaming=streaming))
+    assert list(data.load().splits) == ["train", "validation"]
+    row = next(iter(data.load().splits["validation"]))
+    assert [row[kind]["path"][-12:] for kind in ("image", "annotation")] == ["images/c.png", "/masks/c.png"]
+    assert streaming or read(data) == []
+    (tmp_path / "val" / "metadata.csv").write_text(lines["val"] + "deep/images/c.png,\n")
+    with pytest.raises(ValueError, match=r"val/metadata.csv has no annotation_file_name in row 1; name one"):
+        module(tmp_path, masks=Masks(class_names=2)).load()
+
+
 def test_a_row_whose_mask_cannot_be_read_is_named_and_each_is_counted(tmp_path):
     for name in "abcdef":
         pair(tmp_path, name, mask=np.full((10, 12), 7) if name == "c" else None)

@@ -125,22 +125,29 @@ def picture_folder(dataset: str, data_files: DataFiles | None, data_dir: str | N
 def _read_metadata(root: str, files: Sequence[str]) -> dict[str, list[Any]]:
     """Read pictures that tables name in their column ``file_name``, and say which are on one side only.
 
+    As with ``datasets``, they become the column ``image``, and those of a column ``NAME_file_name`` the column NAME.
     A row belongs to the split after which the first folder of its path is named, where all rows have such a folder.
     """
-    tables = []
+    tables, listed = [], set()
     for file in files:
         kind = {".csv": "csv", ".parquet": "parquet"}.get(os.path.splitext(file)[1], "json")
         (table,) = load_files(kind, {"train": [file]}, streaming=False)["train"]
-        if "file_name" not in table.features:
+        columns = [column for column in table.features if f"_{column}".endswith("_file_name")]
+        if not columns:
             raise ValueError(
                 f"{file} has the columns {', '.join(table.features)}; it must name the pictures in a column file_name"
             )
-        names = [os.path.join(os.path.dirname(file), name) for name in cells_of(table, "file_name")]
-        paths = [os.path.normpath(name) for name in names]
-        cells = [{"bytes": None, "path": path} for path in paths]
-        table = table.remove_columns("file_name").add_column("image", cells, feature=Image(decode=False))
+        paths: list[str] = []
+        for column in columns:
+            names = cells_of(table, column)
+            if None in names:
+                raise ValueError(f"{file} has no {column} in row {names.index(None)}; name one, or leave the row out")
+            paths = [os.path.normpath(os.path.join(os.path.dirname(file), name)) for name in names]
+            cells = [{"bytes": None, "path": path} for path in paths]
+            name = "image" if column == "file_name" else column.removesuffix("_file_name")
+            table = table.remove_columns(column).add_column(name, cells, feature=Image(decode=False))
+            listed.update(paths)
         tables.append((table, paths))
-    listed = {path for _, paths in tables for path in paths}
     missing = sorted(path for path in listed if not os.path.isfile(path))
     if missing:
         rank_zero_warn(f"{len(missing)} pictures that the metadata name do not exist, such as {missing[0]}")

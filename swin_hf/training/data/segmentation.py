@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from swin_hf.folders import SPLIT_NAMES, list_pictures, split_of
+from swin_hf.folders import SPLIT_NAMES, list_pictures, metadata_files, split_of
 from swin_hf.processing import (
     Interpolation,
     Preprocessing,
@@ -137,15 +137,16 @@ class SegmentationDataModule(ImageDataModule):
         """Read pairs of pictures and masks, and the names of the classes; ValueError if they cannot be found."""
         dataset = find_folder(self.dataset, self.data_files, self.data_dir, self.reading)
         folder = picture_folder(dataset, self.data_files, self.data_dir)
-        if folder is None:
+        splits = {} if folder is None else read_pairs(folder)
+        if splits and self.reading.streaming:
+            splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
+        if not splits and (folder is None or metadata_files(folder)):
             splits, _ = read(dataset, self.data_files, self.data_dir, self.reading)
-        elif not (splits := read_pairs(folder)):
+        if not splits:
             raise ValueError(
                 f"{folder} holds pictures and no masks; put them into {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/, "
                 "under the same names, in it or in a folder for each split (train/, val/, test/)"
             )
-        if folder is not None and self.reading.streaming:
-            splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
         features = next(iter(splits.values())).features
         image, self.mask_column = find_columns(features, self.reading.image_column, self.masks.column)
         for column in (image, self.mask_column):
