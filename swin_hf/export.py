@@ -262,8 +262,7 @@ class _Logits(nn.Module):
         return self
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values=pixel_values).logits
-        return logits
+        return self.model(pixel_values=pixel_values).logits
 
 
 def _program(model: SwinHFForImageClassification, images: Tensor) -> torch.export.ExportedProgram:
@@ -365,8 +364,7 @@ def _openvino_engine(path: Path) -> Engine:
 
 
 def _torch_engine(path: Path) -> Engine:
-    program: Engine = torch.export.load(path).module()
-    return program
+    return torch.export.load(path).module()
 
 
 def _milliseconds(engine: Callable[[Tensor], Any], images: Tensor) -> float:

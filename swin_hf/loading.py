@@ -251,8 +251,7 @@ def load_backbone(
         ValueError: If the model cannot be loaded.
         HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
     """
-    backbone: SwinHFBackbone = load_model(source, "backbone", revision=revision, endpoint=endpoint, **overrides)[0]
-    return backbone
+    return load_model(source, "backbone", revision=revision, endpoint=endpoint, **overrides)[0]
 
 
 def class_at(path: Path, task: str) -> Any:
@@ -291,8 +290,7 @@ def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
 
     _, values = getattr(model, "_processor", None) or (None, None)
     if values is None and is_ours(path) and (path / "preprocessor_config.json").is_file():
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
-        return processor
+        return AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     released = Preprocessing.of_release(model.config.image_hw, model.config.num_channels)
     return image_processor(released.values() if values is None else values)
 

@@ -196,8 +196,7 @@ def to_tensor(picture: Image.Image | Tensor) -> Tensor:
     """A decoded picture as ``(C, H, W)``: ``uint8`` of 1 or 3 channels, float32 of any other number."""
     from torchvision.transforms.v2 import functional as tvf
 
-    tensor: Tensor = tvf.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
-    return tensor
+    return tvf.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
 
 
 def _describe(cell: Any) -> str:
@@ -305,8 +304,7 @@ class Preprocessing:
         from swin_hf.model import image_processing_swin_hf as room
 
         kind = room.SwinHFImageProcessor if backend == "torchvision" else room.SwinHFImageProcessorPil
-        processor: BaseImageProcessor = kind(**self.values())
-        return processor
+        return kind(**self.values())
 
     def pixels(self, picture: Image.Image | Tensor) -> Tensor:
         """Resize (and crop) a decoded picture, ``(C, H, W)`` of its type: the processor before it normalises."""

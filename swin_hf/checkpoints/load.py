@@ -230,8 +230,7 @@ def _configuration(
         values["num_labels"] = count
     if place.kind is Kind.BACKBONE and not fields["out_features"]:  # transformers' of V2 has no norms for its maps
         values |= {"norm_features": False, "out_features": told.get("out_features")}
-    config: SwinHFConfig = FAMILIES[place.layout.family].config_class(**values)
-    return config
+    return FAMILIES[place.layout.family].config_class(**values)
 
 
 _METHODS = {Kind.MIM: "geometric"}  # SimMIM's fine-tuning code resamples bias tables in another way than the rest

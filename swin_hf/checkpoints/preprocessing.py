@@ -59,8 +59,7 @@ def image_processor(values: Mapping[str, Any]) -> "BaseImageProcessor":
             f"preprocessor_config.json names the image processor {name!r}, which transformers does not have; save one "
             "of transformers with the weights, or remove the file"
         )
-    processor: BaseImageProcessor = kind(**values)
-    return processor
+    return kind(**values)
 
 
 def class_of_processor(name: Any) -> "type[BaseImageProcessor] | None":

@@ -73,8 +73,7 @@ except ImportError:
         stage: nn.Module, x: Tensor, mlp_ratio: float, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Run a stage on ``(B, H, W, C)``."""
-        y: tuple[Tensor, Tensor | None] = stage(x, output_attentions)
-        return y
+        return stage(x, output_attentions)
 
 
 BACKENDS = ("eager", "sdpa", "triton", "auto")  # slowest first
@@ -237,8 +236,7 @@ class BackendMixin:
             # transformers would download and run a kernel of that name; a config.json must not be able to ask for it.
             raise ValueError(f"attn_implementation {attn_implementation!r} is refused; choose one of {BACKENDS}")
         parent: Any = super()
-        name: str = parent._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
-        return name
+        return parent._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
 
 def kept(compute: Callable[..., Any], *sizes: Any, like: Tensor) -> Any:
@@ -363,8 +361,7 @@ def attend_fused(layer: Any, qkv: Tensor, geometry: WindowGeometry) -> Tensor:
         The map ``(B, Hp, Wp, C)``.
     """
     table, padding = layer.relative_position_bias_table, layer.config.mask_padding
-    x: Tensor = triton_window_attention(qkv, table, layer.window, geometry, layer.num_heads, layer.scaling, padding)
-    return x
+    return triton_window_attention(qkv, table, layer.window, geometry, layer.num_heads, layer.scaling, padding)
 
 
 def additive_mask(layer: Any, query: Tensor, geometry: WindowGeometry, may_keep: bool = True) -> Tensor:
@@ -401,8 +398,7 @@ def look_up(table: Tensor, window: Pair, table_window: Pair) -> Tensor:
 
 def _mask(layer: Any, like: Tensor, geometry: WindowGeometry) -> Tensor | None:
     """:func:`~.windows.window_mask` in the dtype and on the device of ``like``."""
-    mask: Tensor | None = kept(window_mask, geometry, layer.config.mask_padding, like.dtype, like.device, like=like)
-    return mask
+    return kept(window_mask, geometry, layer.config.mask_padding, like.dtype, like.device, like=like)
 
 
 def _fails_in_sdpa(query: Tensor, *others: Tensor) -> bool:

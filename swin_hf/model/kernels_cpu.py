@@ -148,8 +148,7 @@ def in_parts(
     """
     images = x.shape[0] if output_attentions else images_at_once(x, int(x.shape[-1] * mlp_ratio), stage)
     if images >= x.shape[0]:
-        y: tuple[Tensor, Tensor | None] = stage(x, output_attentions)
-        return y
+        return stage(x, output_attentions)
     return torch.cat([stage(part)[0] for part in x.split(images)]), None
 
 
@@ -191,8 +190,7 @@ def attend_here(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: T
         ``(B * nW, N, h, d)``.
     """
     by_head = torch.stack((query, key, value)).flatten(1, 2)  # 3, B * nW * h, N, d
-    out: Tensor = WindowAttention.apply(by_head, bias, mask, scaling).unflatten(0, query.shape[:2]).transpose(1, 2)
-    return out
+    return WindowAttention.apply(by_head, bias, mask, scaling).unflatten(0, query.shape[:2]).transpose(1, 2)
 
 
 class WindowAttention(Function):

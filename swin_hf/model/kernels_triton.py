@@ -725,8 +725,7 @@ def triton_window_attention(
     if reasons:
         raise NotImplementedError(f"the Triton kernels cannot run here: {'; '.join(reasons)}")
     sizes = (*geometry.grid, *geometry.window, *geometry.shift, *table_window)
-    attended: Tensor = _attend(qkv.contiguous(), bias_table, num_heads, sizes, scaling, mask_padding)
-    return attended
+    return _attend(qkv.contiguous(), bias_table, num_heads, sizes, scaling, mask_padding)
 
 
 # One name for each copy of this module: a checkpoint from the Hub brings its own.

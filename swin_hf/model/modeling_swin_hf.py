@@ -94,8 +94,7 @@ class SwinHFAttention(nn.Module):
 
     def project(self, windows: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values, ``(B * nW, N, h, d)`` each, of windows ``(B * nW, N, C)``."""
-        qkv: Sequence[Tensor] = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        return qkv
+        return linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
 
     def relative_position_bias(self, window: Pair) -> Tensor:
         """The bias B of equation 4 for every pair of tokens of a window, ``(1, h, N, N)``."""

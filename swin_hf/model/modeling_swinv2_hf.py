@@ -58,8 +58,7 @@ def cosine_attention_inputs(query: Tensor, key: Tensor, logit_scale: Tensor) -> 
     def normalise(vectors: Tensor, scale: Tensor | float) -> Tensor:
         x = vectors.to(wide)  # B * nW, N, h, d
         lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        y: Tensor = x * (scale / lengths.masked_fill(lengths == 0, torch.inf))
-        return y.to(vectors.dtype)
+        return (x * (scale / lengths.masked_fill(lengths == 0, torch.inf))).to(vectors.dtype)
 
     return normalise(query, scale), normalise(key, 1.0)
 
@@ -95,8 +94,7 @@ class SwinV2HFAttention(SwinHFAttention):
         """The bias for every offset in a window, between 0 and 16, ``((2 Mh - 1)(2 Mw - 1), h)``."""
         scale = self.logit_scale  # of an offloaded model, the network has no device until it is called
         offsets = kept(log_spaced_offsets, window, self.unit, scale.device, like=scale)
-        table: Tensor = 16 * self.cpb_mlp(offsets.to(scale.dtype)).sigmoid()
-        return table
+        return 16 * self.cpb_mlp(offsets.to(scale.dtype)).sigmoid()
 
     def bias_sources(self) -> tuple[Pair, tuple[Tensor, ...]]:
         """What the bias of a window follows from; no parameters where a layer of the network was replaced."""

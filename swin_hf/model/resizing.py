@@ -367,8 +367,7 @@ def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
         powers = [(x / reach) ** power for power in range(min(len(knots), 4))]
         return torch.stack([*powers, *(((x - knot) / reach).clamp(min=0) ** 3 for knot in knots[2:-2])], dim=1)
 
-    weights: Tensor = torch.linalg.solve(basis(knots), basis(targets), left=False)
-    return weights
+    return torch.linalg.solve(basis(knots), basis(targets), left=False)
 
 
 def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tensor:

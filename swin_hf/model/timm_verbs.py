@@ -17,8 +17,7 @@ class TimmVerbs:
 
     def forward_features(self: Any, pixel_values: Tensor) -> Tensor:
         """The normalised map of the last stage, ``(B, H, W, C)``, of images ``(B, channels, height, width)``."""
-        x: Tensor = self.base_model.norm(self.base_model.run(pixel_values, Record(self.config, False, False)))
-        return x
+        return self.base_model.norm(self.base_model.run(pixel_values, Record(self.config, False, False)))
 
     def forward_head(self: Any, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The logits ``(B, num_labels)`` of the map that :meth:`forward_features` returns.

@@ -153,5 +153,4 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     scale = 1.0 / (1 / 255)  # the processors multiply mean and std by this, and round as this does
     centre, spread = (torch.tensor(values, device=pixels.device) * scale for values in (mean, std))
-    normalized: Tensor = tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)
-    return normalized
+    return tvf.normalize(pixels.to(torch.float32), centre, spread, inplace=True)

@@ -158,8 +158,7 @@ class HeadModule(ClassModule):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits ``(B, num_labels)`` of normalised images ``(B, C, H, W)``."""
-        logits: Tensor = self.model(pixel_values=pixel_values).logits
-        return logits
+        return self.model(pixel_values=pixel_values).logits
 
     def on_fit_start(self) -> None:
         """Say what is trained."""

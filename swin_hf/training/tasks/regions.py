@@ -81,5 +81,4 @@ class PictureBootstrap:
 def class_iou(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Intersection over union of each class from its counts (rows are the truth); NaN for one that occurs nowhere."""
     hits, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
-    iou: np.ndarray[Any, Any] = np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)
-    return iou
+    return np.divide(hits, union, out=np.full(len(counts), np.nan), where=union > 0)

@@ -278,5 +278,4 @@ def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stri
             total = logits.new_zeros(len(images), logits.shape[1], height, width)
         total[area] += logits
         seen[area] += 1
-    mean: Tensor = total / seen
-    return mean
+    return total / seen

@@ -83,8 +83,7 @@ def overlay(picture: Picture, classes: Tensor) -> Picture:
     """A picture under the colours of its classes ``(H, W)``."""
     numbers, places = classes.unique(return_inverse=True)
     colours = np.array([class_colour(number) for number in numbers.tolist()])
-    mixed: Picture = (1 - COVER) * picture + COVER * colours[places.numpy()]
-    return mixed
+    return (1 - COVER) * picture + COVER * colours[places.numpy()]
 
 
 def caption(columns: Sequence[str], answer: Sequence[Any]) -> str:
