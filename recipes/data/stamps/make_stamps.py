@@ -1,14 +1,15 @@
-"""Make pictures with exact masks: photographs of six kinds of things pasted on wallpapers. Composites, not photographs.
+r"""Make pictures with exact masks: photographs of six kinds of things on wallpapers. Composites, not photographs.
 
-    apt install tuxpaint-stamps-default ukui-wallpapers mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04
+    apt install tuxpaint-stamps-default ukui-wallpapers mate-backgrounds lomiri-wallpapers-16.04 \
+        lomiri-wallpapers-20.04 plasma-workspace-wallpapers
     python recipes/data/stamps/make_stamps.py --output stamps
     swin-hf train --task semantic-segmentation --config segment_stamps
 
 The stamps of Tux Paint are cut out by hand, so that their transparency is the mask; drawings are left out, but for some
 of the road signs. A composite has one to three stamps of any class at a random place, size, turn and mirroring, the
 later over the earlier.
-Training, validation and test have stamps and wallpapers of their own, chosen by the hash of the file, so that running
-the script again makes the same files.
+Training, validation and test have stamps and wallpapers of their own, chosen by the hash of the picture, so that
+running the script again makes the same files. A stamp that is the mirror image of another one counts once.
 
 Licences: the packages' ``copyright`` files (the stamps are GPL or in the public domain, the wallpapers GPL and
 CC-BY-SA).
@@ -22,21 +23,21 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-CLASSES = {  # kinds with twenty stamps or more: a few of them do not show what another one looks like
-    "bird": ["animals/birds"],
-    "mammal": ["animals/mammals"],
+CLASSES = {  # the kinds with the most stamps
+    "animal": ["animals"],
+    "food": ["food"],
     "flower": ["plants/flowers"],
-    "fruit": ["food/fruit", "food/vegetables"],
     "coin": ["symbols/money"],
     "sign": ["town/roadsigns"],
+    "vehicle": ["vehicles", "military/vehicles"],
 }
 DRAWN = {"cartoon", "toys", "plastic", "00_symbols"}  # folders that are not photographs
-# Wallpapers that show a flower, a bird, a mammal or a fruit: the mask would call it background.
+# Wallpapers that show a flower, an animal, a fruit or a boat: the mask would call it background.
 SHOW_A_CLASS = (
     *("FreshFlower", "Garden", "LadyBird", "TwoWings", "YellowFlower", "the-mouse", "Kleiber", "Picture_0B", "free_by"),
-    *("friends", "seeding"),
+    *("friends", "seeding", "Dragonfl", "EveningGlow", "SafeLanding"),
 )
 SPLITS = {"train": (0, 7, 4000), "validation": (7, 8, 200), "test": (8, 10, 300)}  # tenths of the stamps; composites
 SIDE = 128  # pixels
@@ -49,15 +50,14 @@ def main() -> None:
     """Write SPLIT/images, SPLIT/masks and classes.txt."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"))
-    parser.add_argument("--wallpapers", type=Path, default=Path("/usr/share/backgrounds"))
+    parser.add_argument(
+        "--wallpapers", type=Path, nargs="+", default=[Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers")]
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
-    for folder, package in (
-        (options.stamps, "tuxpaint-stamps-default"),
-        (options.wallpapers, "ukui-wallpapers mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04"),
-    ):
+    for folder in (options.stamps, *options.wallpapers):
         if not folder.is_dir():
-            raise SystemExit(f"{folder} is not a folder; apt install {package}, or say where it is")
+            raise SystemExit(f"{folder} is not a folder; apt install the packages, or say where it is")
 
     stamps: dict[str, list[tuple[str, Path]]] = defaultdict(list)  # split -> class and file
     for name, places in CLASSES.items():
@@ -66,8 +66,12 @@ def main() -> None:
         for split, paths in divide(pictures).items():
             stamps[split] += [(name, path) for path in paths]
             print(f"{name:<10} {split:<10} {len(paths):>3} stamps")
-    photographs = [path for path in options.wallpapers.rglob("*.jpg") if not path.name.startswith(SHOW_A_CLASS)]
-    wallpapers = divide([path for path in photographs if path.stat().st_size < 8e6])
+    photographs = {}  # the largest file of each wallpaper, within reason
+    for path in sorted((path for folder in options.wallpapers for path in folder.rglob("*.jpg")), key=size_of):
+        name = path.parts[-4] if path.parent.name == "images" else path.name  # plasma's: NAME/contents/images/SIZE.jpg
+        if size_of(path) < 8e6 and path.parent.name != "images_dark" and not name.startswith(SHOW_A_CLASS):
+            photographs[name] = path
+    wallpapers = divide(list(photographs.values()))
 
     for split, (_, _, count) in SPLITS.items():
         for kind in ("images", "masks"):
@@ -84,13 +88,24 @@ def main() -> None:
     (options.output / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file."""
+    return path.stat().st_size
+
+
 def divide(paths: list[Path]) -> dict[str, list[Path]]:
-    """Share files out to the splits, in the order of their hashes."""
-    ordered = sorted({hashlib.sha256(path.read_bytes()).hexdigest(): path for path in sorted(paths)}.items())
+    """Share pictures out to the splits, in the order of their hashes; of equal or mirrored ones, one."""
+    ordered = sorted({hash_of(path): path for path in sorted(paths)}.items())
     return {
         split: [path for rank, (_, path) in enumerate(ordered) if low <= 10 * rank / len(ordered) < high]
         for split, (low, high, _) in SPLITS.items()
     }
+
+
+def hash_of(path: Path) -> str:
+    """The same for a picture and for its mirror image."""
+    picture = Image.open(path).convert("RGBA")
+    return min(hashlib.sha256(either.tobytes()).hexdigest() for either in (picture, ImageOps.mirror(picture)))
 
 
 def composite(
