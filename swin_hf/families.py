@@ -54,8 +54,6 @@ class Family:
     paper: str  # where the architecture is defined
     title: str
     citation: str  # of the paper, in BibTeX
-    # Parts of the names of matrices and tables that weight decay leaves alone, in training.
-    undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
 
     @property
     def config_class(self) -> Any:
@@ -130,7 +128,6 @@ FAMILIES = {
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
   year = {2022}
 }""",  # noqa: E501
-        undecayed=("cpb_mlp.", "logit_scale", "position_embeddings", "mask_token"),
     ),
 }
 

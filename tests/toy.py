@@ -66,7 +66,6 @@ def add_family(folder: Path) -> None:
         processors=FAMILIES["swin_hf"].processors,
         presets={"toy_tiny": dict(embed_dim=16, depths=[1, 1], num_heads=[1, 2], window_size=4, image_size=16)},
         paper="https://example.org",
-        undecayed=("relative_position_bias_table", "logit_scale"),
     )
     register(FAMILIES["toy"])
 

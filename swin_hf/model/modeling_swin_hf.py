@@ -208,11 +208,12 @@ class SwinHFStage(nn.Module):
 
 
 class SwinHFPreTrainedModel(ResizableMixin, BackendMixin, PreTrainedModel):
-    """What all models of the family share: here the initialisation; loading, resizing and backends are mixins."""
+    """What all models share: initialisation, names that are not decayed; loading, resizing, backends are mixins."""
 
     config: SwinHFConfig
     config_class = SwinHFConfig
     trunk_class: Any  # what the heads are put on
+    undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
     base_model_prefix = "swin"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # as all vision models have it

@@ -157,6 +157,7 @@ class SwinV2HFPreTrainedModel(SwinHFPreTrainedModel):
 
     config: SwinV2HFConfig
     config_class = SwinV2HFConfig
+    undecayed = ("cpb_mlp.", "logit_scale", "position_embeddings", "mask_token")
     _no_split_modules = ["SwinHFEmbeddings", "SwinV2HFBlock", "SwinV2HFPatchMerging"]  # noqa: RUF012
 
     @torch.no_grad()

@@ -27,6 +27,25 @@ class TimmVerbs:
         x = x.flatten(1, 2).mean(dim=1)  # B, C
         return x if pre_logits else self.classifier(x)
 
+    def no_weight_decay(self: Any) -> set[str]:
+        """Names of the parameters that timm's optimisers must not decay; norms and biases they leave out themselves."""
+        names = (name for name, _ in self.named_parameters())
+        return {name for name in names if any(part in name for part in self.undecayed)}
+
+    def group_matcher(self: Any, coarse: bool = False) -> dict[str, Any]:
+        """Where timm's layer-wise learning rates count their layers: blocks, with ``coarse`` stages, from the stem on.
+
+        A merging belongs to the block before it; the last norm, the head and position embeddings come last.
+        """
+        merging = [
+            (rf"^swin\.stages\.({stage})\.downsample", (depth - 1,)) for stage, depth in enumerate(self.config.depths)
+        ]
+        blocks: Any = [*merging, (r"^swin\.stages\.(\d+)\.\w+\.(\d+)", None)]
+        return {
+            "stem": r"^swin\.embeddings\.(?!position)",
+            "blocks": r"^swin\.stages\.(\d+)" if coarse else blocks,
+        }
+
     def get_classifier(self: Any) -> nn.Module:
         """The last Linear layer; ``nn.Identity`` in a model without classes."""
         return self.classifier  # type: ignore[no-any-return]

@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from swin_hf.families import family_of
 from swin_hf.ranges import Options, choice, ranged
 
 Schedule = Literal["cosine", "linear", "constant", "multistep"]
@@ -81,7 +80,7 @@ def parameter_groups(
 
     The deepest has the ``learning_rate``; matrices have the ``weight_decay``, everything else 0. Each has a ``name``.
     """
-    depths, undecayed = model.config.depths, family_of(model.config).undecayed
+    depths, undecayed = model.config.depths, model.undecayed
     last = sum(depths) + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

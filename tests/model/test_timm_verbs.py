@@ -4,8 +4,17 @@ import pytest
 import timm
 import torch
 from conftest import PARITY
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
 
-from swin_hf import SwinHFForImageClassification, load_checkpoint
+from swin_hf import (
+    SwinHFConfig,
+    SwinHFForImageClassification,
+    SwinV2HFConfig,
+    SwinV2HFForImageClassification,
+    load_checkpoint,
+)
+from swin_hf.training.optim import parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +92,29 @@ def test_a_reset_classifier_starts_as_that_of_a_new_model(ours, images):
 def test_a_negative_number_of_classes_is_refused(tiny_model):
     with pytest.raises(ValueError, match="num_classes is -1; give the number of classes, or 0 for none"):
         tiny_model.reset_classifier(-1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_timms_optimisers_have_the_rates_and_decays_of_our_training(version):
+    sizes = {"embed_dim": 16, "depths": (2, 1, 2), "num_heads": (1, 2, 4), "image_size": 32, "window_size": 4}
+    if version == 1:
+        model = SwinHFForImageClassification(SwinHFConfig(**sizes, use_absolute_embeddings=True))
+    else:
+        model = SwinV2HFForImageClassification(SwinV2HFConfig(**sizes))
+    wanted = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, 1.0, 0.05, layer_decay=0.8)
+        for parameter in group["params"]
+    }
+    theirs = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.05, layer_decay=0.8)
+    found = {
+        id(parameter): (group["lr"] * group["lr_scale"], group["weight_decay"])
+        for group in theirs.param_groups
+        for parameter in group["params"]
+    }
+    assert len({rate for rate, _ in wanted.values()}) == 7
+    assert found.keys() == wanted.keys()
+    for name, parameter in model.named_parameters():
+        assert found[id(parameter)] == pytest.approx(wanted[id(parameter)]), name
+    coarse = group_parameters(model, model.group_matcher(coarse=True))
+    assert len(set(coarse)) == 5  # embeddings, three stages, the rest

@@ -8,7 +8,6 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
-from swin_hf.families import FAMILIES
 from swin_hf.training.optim import (
     build_schedule,
     fitting_warmup,
@@ -66,8 +65,9 @@ def test_groups_decay_exactly_the_matrices_and_kernels(network):
 
 def test_mask_token_is_not_decayed_although_it_has_three_axes():
     config = SwinHFConfig.from_preset("swin_digits_patch4_window4_32")
-    token = dict(SwinHFForMaskedImageModeling(config).named_parameters())["swin.embeddings.mask_token"]
-    assert token.ndim == 3 and not is_decayed("swin.embeddings.mask_token", token, FAMILIES["swin_hf"].undecayed)
+    model = SwinHFForMaskedImageModeling(config)
+    token = dict(model.named_parameters())["swin.embeddings.mask_token"]
+    assert token.ndim == 3 and not is_decayed("swin.embeddings.mask_token", token, model.undecayed)
 
 
 def test_lightning_would_have_decayed_everything_in_one_group(network):
