@@ -252,8 +252,8 @@ def test_calibration_pictures_are_those_of_the_training_split(run, tmp_path):
     from swin_hf.cli.export import _read_labelled
 
     data = pictures(pictures(tmp_path, ["blue", "red"], split="train"), ["green", "red"], split="test", count=1)
-    rows, image, label = _read_labelled(str(data), "train")
-    assert sorted(rows.features[label].int2str(rows[label])) == ["blue"] * 6 + ["red"] * 6
-    assert len(_read_labelled(str(data), "train", 5)[0]) == 5 and "/train/" in rows[image][0]["path"]
+    rows = _read_labelled(str(data), "train")
+    assert sorted(rows.features["label"].int2str(rows["label"])) == ["blue"] * 6 + ["red"] * 6
+    assert len(_read_labelled(str(data), "train", 5)) == 5 and "/train/" in rows["image"][0]["path"]
     values = json.loads((run / "runs/run/model/config.json").read_text())
     assert values["id2label"] == {"0": "blue", "1": "green", "2": "red"}
