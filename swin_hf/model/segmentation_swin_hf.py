@@ -39,7 +39,10 @@ class UperNetSizes:
     ignore_index: int = 255  # label of pixels that have none
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pool_scales", tuple(self.pool_scales))
+        scales = tuple(self.pool_scales) if isinstance(self.pool_scales, list | tuple) else ()
+        if not scales or not all(isinstance(side, int) and 1 <= side <= 256 for side in scales):
+            raise ValueError(f"upernet.pool_scales is {self.pool_scales!r}; it is a list of sides, each in [1, 256]")
+        object.__setattr__(self, "pool_scales", scales)
         ranges = {"hidden_size": (1, 16384), "auxiliary_channels": (1, 16384), "auxiliary_loss_weight": (0, 1000)}
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
@@ -47,8 +50,6 @@ class UperNetSizes:
                 raise ValueError(f"upernet.{name} is {value!r}; it must be in [{least}, {most}]")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"upernet.dropout is {self.dropout!r}; it must be in [0, 1)")
-        if not all(isinstance(side, int) and 1 <= side <= 256 for side in self.pool_scales):
-            raise ValueError(f"upernet.pool_scales is {self.pool_scales}; each side must be in [1, 256]")
 
     @classmethod
     def of(cls, config: SwinHFConfig) -> "UperNetSizes":
@@ -85,10 +86,12 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
     def __init__(self, config: SwinHFConfig) -> None:
         super().__init__(config)
         sizes = UperNetSizes.of(config)
+        if not config.num_labels:
+            raise ValueError(f"num_labels is {config.num_labels}; a segmenter has one class or more for its pixels")
         if config.num_layers < 2:
             raise ValueError(f"depths {config.depths} make 1 stage; a pyramid for UperNet has at least 2")
         config.upernet = asdict(sizes) | {"pool_scales": list(sizes.pool_scales)}
-        self.num_labels, self.sizes = config.num_labels or 0, sizes
+        self.num_labels, self.sizes = config.num_labels, sizes
         self.swin = self.trunk_class(config, False, always_partition=self.always_partition, add_final_norm=False)
         channels = config.stage_dims
         norms = {f"stage{n}": nn.LayerNorm(dim, eps=config.layer_norm_eps) for n, dim in enumerate(channels, start=1)}

@@ -153,6 +153,7 @@ def test_labels_of_another_size_are_refused(model, batch):
         ({"hidden_size": 10**9}, "must be in"),
         ({"dropout": 1.0}, r"must be in \[0, 1\)"),
         ({"pool_scales": [0]}, "pool_scales"),
+        ({"pool_scales": 3}, "pool_scales is 3; it is a list"),
         ({"channels": 3}, "is a dictionary of hidden_size"),
         (7, "is a dictionary of hidden_size"),
     ],
@@ -160,3 +161,5 @@ def test_labels_of_another_size_are_refused(model, batch):
 def test_sizes_out_of_range_are_refused(given, words):
     with pytest.raises(ValueError, match=words):
         SwinHFForSemanticSegmentation(SwinHFConfig(**SIZES, upernet=copy.copy(given)))
+    with pytest.raises(ValueError, match="num_labels is 0; a segmenter has one class or more"):
+        SwinHFForSemanticSegmentation(SwinHFConfig(**SIZES | {"num_labels": 0}))

@@ -129,7 +129,8 @@ class SwinSegmenter(ClassModule):
         whole = self.logits if window is None else partial(slide, self.logits, window=window, stride=self.head.stride)
         logits = whole(pixel_values)
         if self.head.flip:
-            logits = (logits.softmax(1) + whole(pixel_values.flip(-1)).flip(-1).softmax(1)).log()
+            mirrored = whole(pixel_values.flip(-1)).flip(-1)
+            logits = torch.logaddexp(logits.log_softmax(1), mirrored.log_softmax(1))  # of the sum of both probabilities
         return logits
 
     def logits(self, pixel_values: Tensor) -> Tensor:
