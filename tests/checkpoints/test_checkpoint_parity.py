@@ -261,8 +261,16 @@ PARAMETERS = {
 QUICK = ("swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384_22k", "swin_digits_patch4_window4_32")
 
 
+# Of a map that is smaller than its window, timm makes a smaller table than is exported.
+CUT = pytest.mark.xfail(strict=True, reason="the 4x4 map of the last stage is smaller than the window of 8")
+
+
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in list_presets("swin_hf")]
+    "preset",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK) + [CUT] * ("_mini_" in name))
+        for name in list_presets("swin_hf")
+    ],
 )
 def test_every_size_by_shape(preset):
     """On the meta device: strict at home in three libraries, and recognised from its shapes alone."""
