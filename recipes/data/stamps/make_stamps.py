@@ -9,7 +9,7 @@ The stamps of Tux Paint are cut out by hand, so that their transparency is the m
 of the road signs. A composite has one to three stamps of any class at a random place, size, turn and mirroring, the
 later over the earlier.
 Training, validation and test have stamps and wallpapers of their own, chosen by the hash of the picture, so that
-running the script again makes the same files. A stamp that is the mirror image of another one counts once.
+running the script again makes the same files. Three stamps are there mirrored, too: all six are in the training split.
 
 Licences: the packages' ``copyright`` files (the stamps are GPL or in the public domain, the wallpapers GPL and
 CC-BY-SA).
@@ -94,7 +94,7 @@ def size_of(path: Path) -> int:
 
 
 def divide(paths: list[Path]) -> dict[str, list[Path]]:
-    """Share pictures out to the splits, in the order of their hashes; of equal or mirrored ones, one."""
+    """Share pictures out to the splits, in the order of their hashes; of equal ones, one."""
     ordered = sorted({hash_of(path): path for path in sorted(paths)}.items())
     return {
         split: [path for rank, (_, path) in enumerate(ordered) if low <= 10 * rank / len(ordered) < high]
