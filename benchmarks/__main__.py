@@ -1,6 +1,7 @@
 """The command ``python -m benchmarks``: measure, print as it goes, and write the tables."""
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -18,7 +19,8 @@ from swin_hf.files import replacing
 from .clock import OutOfTime, environment
 from .peers import PEERS
 from .report import BEGIN, END, merge, render, summary, title, write_between
-from .sections import DTYPES, MEASURE, SECTIONS, said, settings_of
+from .sections import DTYPES, SECTIONS, settings_of
+from .together import measure
 
 EPOCH_DATA = ("fashion_mnist", "jpeg_folder")
 TINY, BASE_384 = "swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384"
@@ -43,11 +45,13 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--devices", nargs="+", choices=("cpu", "cuda"), default=here)
     add("--dtypes", nargs="+", choices=tuple(DTYPES), default=["fp32"] if here == ["cpu"] else ["bf16", "amp"])
     add("--modes", nargs="+", choices=("inference", "training"), default=["inference", "training"])
-    add("--executions", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
+    add("--executions", nargs="+", choices=("eager", "compiled", "graphs"), default=["eager", "compiled"])
     add("--batch-sizes", nargs="+", type=int, help="default: 1 8 32 on a CPU, 128 256 on a GPU")
     add("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     add("--seconds", type=float, default=15.0, help="time for the rounds of one setting")
     add("--limit", type=float, default=900.0, help="seconds after which the run ends and keeps what it has")
+    add("--jobs", type=int, default=1, help="settings that build and compile side by side; they are timed one by one")
+    add("--build-limit", type=float, default=600.0, help="seconds that such settings may take to build and compile")
     add("--workers", type=int, default=0, help="loader processes of the pipeline and epoch sections")
     add("--recipes", nargs="+", choices=("digits", "fashion_mnist"), default=["digits"], help="of the trainer section")
     add("--trainer-epochs", type=int, default=10, help="epochs of each round of the trainer section")
@@ -70,6 +74,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
         parser.error("there is no CUDA device; --devices cpu measures what is here")
     if "swin_hf" not in options.peers:
         parser.error("--peers must contain swin_hf, which the others are compared with")
+    options.turn = contextlib.nullcontext  # in which calls are timed; see together.py
     return options
 
 
@@ -90,19 +95,17 @@ def main(args: list[str] | None = None) -> int:
         signal.setitimer(signal.ITIMER_REAL, options.limit)
     deadline = time.monotonic() + options.limit
     try:
-        while waiting and time.monotonic() < deadline:
-            setting = waiting[0]
-            try:
-                measured = MEASURE[setting["section"]](setting, options)
-            except Exception as error:  # the rest is measured all the same
-                print(f"not measured, {said(error)}: {title(waiting.pop(0))}")
+        for setting, outcome in measure(list(waiting), options):
+            waiting.remove(setting)
+            if isinstance(outcome, str):
+                print(f"not measured, {outcome}: {title(setting)}", flush=True)
                 continue
-            result = {"setting": setting, "environment": environment(setting["device"]), **measured}
+            result = {"setting": setting, "environment": environment(setting["device"]), **outcome}
             results = merge(results, [result])
             write_whole(options.json, json.dumps(results, indent=1) + "\n")
             print("\n".join(render([result]).splitlines()[4:]), flush=True)
-            waiting.pop(0)
-            torch.compiler.reset()
+            if time.monotonic() > deadline:
+                break
     except OutOfTime:
         pass
     finally:

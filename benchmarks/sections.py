@@ -49,7 +49,9 @@ def model_call(model: nn.Module, setting: dict[str, Any], images: Tensor, labels
     images = images.to(device, torch.float32 if autocast else DTYPES[setting["dtype"]])
     labels = labels.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) if training else None
-    run = torch.compile(model) if execution == "compiled" else model
+    run = model
+    if execution != "eager":
+        run = torch.compile(model, mode="reduce-overhead" if execution == "graphs" else "default")
 
     def context() -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(device, torch.bfloat16) if autocast else contextlib.nullcontext()
@@ -119,9 +121,12 @@ def measure_models(setting: dict[str, Any], options: argparse.Namespace) -> dict
     if "swin_hf" not in calls:
         raise RuntimeError(f"swin_hf: {left_out['swin_hf']}")
 
-    limits = ceilings(setting["device"], torch.bfloat16 if setting["dtype"] == "amp" else DTYPES[setting["dtype"]])
-    times = take_turns(calls, setting["device"], options.seconds)
     rows = []
+    with options.turn():
+        dtype = torch.bfloat16 if setting["dtype"] == "amp" else DTYPES[setting["dtype"]]
+        limits = ceilings(setting["device"], dtype)
+        times = take_turns(calls, setting["device"], options.seconds)
+        memory = {name: peak_memory(call, setting["device"]) for name, call in calls.items()}
     for name, values in times.items():
         fastest = min(values)
         rows.append(
@@ -132,7 +137,7 @@ def measure_models(setting: dict[str, Any], options: argparse.Namespace) -> dict
                 "images_per_s": round(batch / fastest, 2),
                 "ours_is_faster_by": round(fastest / min(times["swin_hf"]), 3),
                 "share_of_matmul_limit": round(flops / fastest / 1e12 / limits["matmul_tflops"], 3),
-                "peak_memory_mib": peak_memory(calls[name], setting["device"]),
+                "peak_memory_mib": memory[name],
                 "difference": differences[name],
                 "rounds": len(values),
             }
@@ -142,6 +147,11 @@ def measure_models(setting: dict[str, Any], options: argparse.Namespace) -> dict
 
 def measure_attention(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Time window attention alone, without its linear layers, in the shapes of the first two stages."""
+    with options.turn():
+        return _measure_attention(setting, options)
+
+
+def _measure_attention(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     from swin_hf.model.modeling_swin_hf import SwinHFAttention
     from swin_hf.model.windows import window_geometry
 

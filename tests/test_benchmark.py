@@ -11,7 +11,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import benchmarks.__main__ as command
-from benchmarks import clock, peers, pipeline, report, sections, trainer
+from benchmarks import clock, peers, pipeline, report, sections, together, trainer
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.model import attention
 from swin_hf.model.attention import eager_attention
@@ -324,6 +324,19 @@ def test_the_limit_ends_a_run_and_names_what_was_not_measured(tiny, tmp_path, ca
     ]
     assert command.main(args) == 0
     assert "not measured, the limit of 1 s had passed: Training, eager" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_settings_build_side_by_side_and_are_timed_one_by_one():
+    args = ["--presets", "swin_mini_patch4_window8_64", "--modes", "inference", "--executions", "eager", "--jobs", "4"]
+    options = command.parse([*args, "--peers", "swin_hf", "transformers", "--batch-sizes", "1", "2", "--seconds", "0"])
+    good = [setting for setting in sections.settings_of(options) if setting["section"] == "models"]
+    lost = {**good[0], "preset": "swin_huge"}
+    outcomes = [outcome for _, outcome in together.measure([good[0], lost, good[1]], options)]
+    assert [[row["name"] for row in outcomes[index]["rows"]] for index in (0, 2)] == [["swin_hf", "transformers"]] * 2
+    assert "swin_huge" in outcomes[1]
+    options.build_limit = 0.0
+    assert [outcome for _, outcome in together.measure(good, options)] == ["it was not built in time"] * 2
 
 
 @pytest.mark.parametrize(

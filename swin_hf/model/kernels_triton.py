@@ -534,9 +534,10 @@ class Launch(NamedTuple):
 def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, capability: Pair) -> Launch:
     """How to launch ``kernel``, "forward" or "backward".
 
-    Chosen by compiling every kernel for compute capability 8.0 and 9.0: at most a few bytes of registers spill, and a
-    multiprocessor holds all programs at once, because a program that waits for another to end doubles the time.
-    ``tests/model/test_kernels_triton.py`` compiles them again. Not yet tuned by time on a device.
+    In 16 bits on Hopper with heads of 32 channels: the fastest on an H200, of those that ``python -m
+    benchmarks.launches`` tries. Else by compiling every kernel for compute capability 8.0 and 9.0: at most a few bytes
+    of registers spill, and a multiprocessor holds all programs at once. ``tests/model/test_kernels_triton.py`` compiles
+    them again.
     """
     forward = kernel == "forward"
     datacentre = capability[0] in (9, 10)  # Hopper and Blackwell: wgmma or its successor, 228 KB of shared memory
@@ -545,12 +546,14 @@ def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, c
         if tokens > 64 or head_dim == 64:
             return Launch(32, 32, 8, 1, 2 if forward else 1)
         return Launch(block, block, block // 8, 1, 2 if forward else 1)
+    if block >= 64 and head_dim <= 32 and datacentre:
+        return Launch(64, 64, 4, 3, 4 if forward or tokens > 64 else 6)
     if tokens > 64 or (block == 64 and head_dim == 64 and not forward and not datacentre):
         return Launch(64, 32, 4, 2, 3 if forward and (datacentre or head_dim < 64) else 2)
     if block < 64:
         return Launch(block, block, block // 16, 2, 10 if block == 16 else 7 if forward else 4)
     if forward:
-        return Launch(64, 64, 4, 2, 2 if head_dim == 64 else 4 if datacentre else 3)
+        return Launch(64, 64, 4, 2, 2 if head_dim == 64 else 3)
     return Launch(64, 64, 4, 2 if datacentre else 1, 2)
 
 
@@ -570,8 +573,8 @@ class Problem:
         self.constants = {"MH": window[0], "MW": window[1], "D": self.head_dim, "PRECISION": precision}
         self.constants["MASK_PADDING"] = mask_padding
         if self.device.type == "cuda":
-            self.capability = torch.cuda.get_device_capability(self.device)
-            self.multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
+            device = torch.cuda.get_device_properties(self.device)
+            self.capability, self.multiprocessors = (device.major, device.minor), device.multi_processor_count
         else:
             self.capability, self.multiprocessors = (9, 0), INTERPRETED_MULTIPROCESSORS
 
@@ -628,9 +631,9 @@ class Problem:
         kernel[(programs,)](*tensors, *sizes, SHIFTED=self.is_shifted, **self.constants, **launch.options())
 
 
-def _interpreted() -> bool:
-    """Whether ``TRITON_INTERPRET=1`` was set when this module was imported: kernels then run on CPU, in Python."""
-    return triton is not None and not isinstance(_forward_tile_kernel, triton.JITFunction)
+# Whether TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on a CPU, in Python. Looked up here,
+# because torch.compile cannot ask for the type of a kernel.
+INTERPRETED = triton is not None and not isinstance(_forward_tile_kernel, triton.JITFunction)
 
 
 def reasons_against_triton(
@@ -655,11 +658,11 @@ def reasons_against_triton(
             reasons.append("the GPU is older than Ampere (compute capability 8.0)")
         if not C_COMPILER:
             reasons.append("there is no C compiler, with which Triton builds its launcher; install gcc, or set CC")
-    elif device.type != "cpu" or not _interpreted():
+    elif device.type != "cpu" or not INTERPRETED:
         reasons.append(f"the device is {device.type}; the kernels need CUDA")
     if dtype not in DTYPES:
         reasons.append(f"the dtype is {dtype}; the kernels take float16, bfloat16 and float32")
-    elif dtype == torch.bfloat16 and _interpreted():
+    elif dtype == torch.bfloat16 and INTERPRETED:
         reasons.append("the dtype is torch.bfloat16, which Triton's interpreter does not know")
     if not torch.compiler.is_compiling() and torch.is_grad_enabled() and _are_functorch_transforms_active():
         reasons.append("a transform of torch.func is active, which cannot differentiate the kernels")

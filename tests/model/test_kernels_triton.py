@@ -503,9 +503,9 @@ def test_gpu_is_as_exact_as_eager_and_repeats_itself(window, grid, heads, mask_p
     def results(backend: str, kind: torch.dtype) -> list[Tensor]:
         layer.config._attn_implementation = backend
         layer.to(kind).zero_grad()
-        given = x.to(dtype).to(kind).requires_grad_()
+        given = x.to(dtype).to(kind, copy=True).requires_grad_()
         out = layer(given, geometry)[0] * inside.to(kind)
-        (out * torch.linspace(-1, 1, out.numel(), device="cuda", dtype=kind).view_as(out)).sum().backward()
+        out.backward(torch.linspace(-1, 1, out.numel(), device="cuda", dtype=torch.float64).view_as(out).to(kind))
         table = layer.relative_position_bias_table.grad
         return [t.detach().double() for t in (out, given.grad, table)]
 
