@@ -328,8 +328,8 @@ def test_the_limit_ends_a_run_and_names_what_was_not_measured(tiny, tmp_path, ca
 
 @pytest.mark.slow
 def test_settings_build_side_by_side_and_are_timed_one_by_one():
-    args = ["--presets", "swin_mini_patch4_window8_64", "--modes", "inference", "--executions", "eager", "--jobs", "4"]
-    options = command.parse([*args, "--peers", "swin_hf", "transformers", "--batch-sizes", "1", "2", "--seconds", "0"])
+    args = "--presets swin_digits_patch4_window4_32 --modes inference --executions eager --batch-sizes 1 2 --jobs 4"
+    options = command.parse([*args.split(), "--peers", "swin_hf", "transformers", "--seconds", "0"])
     good = [setting for setting in sections.settings_of(options) if setting["section"] == "models"]
     lost = {**good[0], "preset": "swin_huge"}
     outcomes = [outcome for _, outcome in together.measure([good[0], lost, good[1]], options)]

@@ -328,7 +328,8 @@ def attend(
     """
     query, key, value = (tensor.transpose(1, 2) for tensor in qkv)  # B * nW, h, N, d each
     dtype = query.dtype
-    if backend == "sdpa" and dropout == 0 and may_attend_here(query, *layer.bias_sources()[1]):
+    learns = torch.is_grad_enabled() and backend == "sdpa" and dropout == 0
+    if learns and may_attend_here(query, *layer.bias_sources()[1]):
         bias = layer.relative_position_bias(geometry.window)[0]  # h, N, N
         return attend_here(query, key, value, bias, _mask(layer, query, geometry), layer.scaling), None
     if backend == "eager" and layer.config.cosine_attention:  # scores reach 100: bfloat16 has no fractions there

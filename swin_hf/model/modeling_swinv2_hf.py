@@ -98,8 +98,10 @@ class SwinV2HFAttention(SwinHFAttention):
 
     def bias_sources(self) -> tuple[Pair, tuple[Tensor, ...]]:
         """What the bias of a window follows from; no parameters where a layer of the network was replaced."""
-        is_bare = all(type(layer) in (nn.Linear, nn.ReLU) for layer in self.cpb_mlp)
-        return self.unit, tuple(self.cpb_mlp.parameters()) if is_bare else ()
+        layers: list[Any] = list(self.cpb_mlp)
+        if [type(layer) for layer in layers] != [nn.Linear, nn.ReLU, nn.Linear]:
+            return self.unit, ()
+        return self.unit, (layers[0].weight, layers[0].bias, layers[2].weight)
 
 
 class SwinV2HFBranchNorm(nn.LayerNorm):
