@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from swin_hf.files import WriteError, full_disk, remove_leftovers, replacing
 from swin_hf.hub.publish import check_access
 from swin_hf.hub.remote import HubError
-from swin_hf.memory import memory_sentence
+from swin_hf.memory import keep_freed_memory, memory_sentence
 from swin_hf.processing import UnreadablePictureError
 
 from .arguments import OneLineParser, add_run_options, check_numbers, refuse_names, with_configs, with_verb
@@ -381,6 +381,7 @@ def run_recipe(
         The exit code: 0 done, 143 stopped by SIGTERM with its state saved, 130 by Ctrl-C, 1 an error.
     """
     quieten()
+    keep_freed_memory()
     show = threading.excepthook  # TensorBoard's thread fails before the run hears of it at the next event
     threading.excepthook = lambda failure: None if full_disk(failure.exc_value) else show(failure)
     try:
