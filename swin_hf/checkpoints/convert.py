@@ -17,7 +17,7 @@ from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, differences, to_theirs
+from swin_hf.checkpoints.translate import Place, cut_windows, differences, to_theirs
 from swin_hf.classes import class_table
 from swin_hf.files import WEIGHT_SUFFIXES, temporary_folder
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -37,6 +37,9 @@ _SUFFIXES = {
 def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Tensor]:
     """The weights of a model in the names of a layout, for its own code to load strictly; nothing is shared.
 
+    Where a map of ``config.image_size`` is smaller than its window, code that builds a smaller window (Microsoft's and
+    timm's classifiers) has a table of that size, so the rows of larger offsets are left out.
+
     Args:
         model: Any model of this package; its class decides which keys there are.
         layout: A name out of ``swin_hf.checkpoints.LAYOUTS``.
@@ -47,7 +50,7 @@ def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Te
     place = _place_of(model, layout)
     if objections := objections_to(model.config, place.layout, place.kind):
         raise ValueError(f"the {layout} layout cannot hold this model: {'; '.join(objections)}")
-    for difference in differences(model.config, place.layout):
+    for difference in differences(model.config, place):
         logger.warning("the code of the %s layout will compute something else: %s", layout, difference)
     prefix = "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."
     state = {prefix + name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -82,9 +85,8 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     shapes = ", ".join(f"{height}x{width}" for height, width in windows)
     is_square = all(height == width for height, width in windows)
     is_one = len(set(windows)) == 1
-    # Microsoft's code has one window, and cuts it to the map where that is smaller.
-    largest, maps = max(windows)[0], [min(config.grid_hw) // 2**stage for stage in range(len(windows))]
-    is_cut = all(window[0] in (largest, min(largest, side)) for window, side in zip(windows, maps, strict=True))
+    grid, rule = config.grid_hw, layout.small_maps
+    is_cut = cut_windows(windows, grid, rule) == cut_windows([max(windows)] * len(windows), grid, rule)
     can_build = {
         Windows.ANY: True, Windows.ONE: is_one, Windows.ONE_SQUARE: is_one and is_square,
         Windows.SQUARE: is_square and is_cut,

@@ -13,7 +13,7 @@ from swin_hf.checkpoints import sizes_swinv2
 from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
 from swin_hf.checkpoints.sizes_swinv2 import short
 from swin_hf.checkpoints.tables import Buffer, Kind
-from swin_hf.checkpoints.translate import Translation
+from swin_hf.checkpoints.translate import Place, Translation, windows_at_home
 from swin_hf.families import config_of_preset, list_presets
 from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
 from swin_hf.model.windows import Pair, relative_position_index, shift_mask, window_geometry
@@ -75,11 +75,13 @@ def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> d
 
 
 def _windows_of_tables(translation: Translation, hint: SwinHFConfig | None) -> Any:
-    windows, stages = [], len(translation.place.depths)
-    for stage in range(stages):
+    windows, place = [], translation.place
+    guesses: Sequence[Pair | None] = [None] * len(place.depths)
+    if hint is not None and hint.num_layers == len(place.depths):
+        guesses = windows_at_home(hint, place)
+    for stage, guess in enumerate(guesses):
         buffers = translation.buffers.items()
         indices = [tensor for (buffer, i, _), tensor in buffers if buffer in _INDICES and i == stage]
-        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == stages else None
         rows = translation.state[_TABLE.format(stage)].shape[0]
         windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
     return short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
@@ -205,13 +207,13 @@ def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def presets_like(fields: Mapping[str, Any]) -> list[str]:
+def presets_like(fields: Mapping[str, Any], place: Place) -> list[str]:
     """Presets of the same architecture and windows; those with as many classes, if there are such."""
     likely = [
         name
         for name, config in _preset_configs().items()
         if all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
-        and config.stage_windows == stage_windows(fields)
+        and stage_windows(fields) in (config.stage_windows, tuple(windows_at_home(config, place)))
         and getattr(config, "pretrained_window_sizes", None) == fields.get("pretrained_window_sizes")
     ]
     classes = {name: preset.get("num_labels", 2) for name, preset in {**SWIN, **SWINV2}.items()}
@@ -243,8 +245,9 @@ def strides(fields: Mapping[str, Any]) -> Pair:
     return as_pair(side * 2 ** (len(fields["depths"]) - 1) for side in as_pair(fields["patch_size"]))
 
 
-def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:
+def wrong_indices(translation: Translation, config: SwinHFConfig) -> Iterator[tuple[int, int]]:
     """Stage and block of index buffers that are not what the window demands, as a careless average leaves them."""
+    windows = windows_at_home(config, translation.place)
     for (buffer, stage, block), index in translation.buffers.items():
         if buffer in _INDICES and not index.is_meta:
             expected = relative_position_index(windows[stage]).flatten()

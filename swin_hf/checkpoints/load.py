@@ -19,7 +19,16 @@ from swin_hf.checkpoints.detect import MODEL_TYPES, detect, refuse_strangers
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
-from swin_hf.checkpoints.translate import Place, Translation, differences, expand, listed, our_key, to_ours
+from swin_hf.checkpoints.translate import (
+    Place,
+    Translation,
+    differences,
+    expand,
+    listed,
+    our_key,
+    to_ours,
+    windows_at_home,
+)
 from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -143,22 +152,24 @@ def _open(
     if asked is not None and (others := derive.contradictions(fields, asked, with_labels=preset is None)):
         name = f"preset {preset}" if preset else "the config that was given"
         raise ValueError(f"the weights contradict {name}: {'; '.join(others)}. Leave it out to have the sizes derived")
-    presets = [preset] if preset else derive.presets_like(fields)
+    presets = [preset] if preset else derive.presets_like(fields, place)
     found = _configuration(source, place, presets, fields, told, asked, notes)
-    if odd := list(derive.wrong_indices(translation, found.stage_windows)):
+    if odd := list(derive.wrong_indices(translation, found)):
         stage, block = odd[0]
         logger.warning(
             f"{source.name}: the relative position index of {len(odd)} blocks (first: stage {stage + 1}, block "
             f"{block + 1}) is not that of its window, as an averaged integer buffer is not; the right one is used"
         )
     changes = {} if asked is None else {name: getattr(asked, name) for name in sizes}
+    if asked is not None and windows_at_home(asked, place) == list(found.stage_windows):
+        del changes["window_size"]  # they were cut to the maps: the table of larger ones is not in the weights
     changes |= {name: size for name, size in sizes.items() if size is not None}
     target = type(found).from_dict({**found.to_dict(), **changes})
     if target.stage_windows != found.stage_windows:
         way = "the bias of every offset kept" if found.cosine_attention else "bias tables resampled"
         method = _METHODS.get(place.kind, "bicubic")
         notes.append(f"{way} from window {found.window_size} to {target.window_size}, {method}")
-    for difference in differences(target, place.layout):
+    for difference in differences(target, place):
         notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
         logger.warning("%s: %s", source.name, notes[-1])
     return Checkpoint(source, place, translation, found, target, presets, notes)

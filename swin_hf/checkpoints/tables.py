@@ -71,6 +71,17 @@ class Windows(Enum):
     SQUARE = "square windows, one for all stages but where the map is smaller"
 
 
+class SmallMaps(Enum):
+    """What the layout's own code does where a map is smaller than the window of its stage."""
+
+    SHRINK = "the window shrinks, and its table stays whole"
+    CUT = "window and table are cut to the map"
+    CUT_TO_SHORTER = "it is cut to a square of the shorter side"
+    CUT_TO_HEIGHT = "it is cut to a square of the height"
+    PAD = "the map is padded"
+    FAIL = "the forward pass fails"
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way of naming the parameters of a Swin Transformer."""
@@ -84,7 +95,7 @@ class Layout:
     writes_buffers: bool = True  # whether its files hold the buffers of the table
     shift_per_axis: bool = False  # which rule drops the shift there, see ``SwinHFConfig``
     pads_after_shift: bool = False  # whether it shifts a map before it pads it to whole windows, not after
-    pads_small_maps: bool = False  # whether it pads a map smaller than its window, where others shrink the window
+    small_maps: SmallMaps = SmallMaps.FAIL  # what it does with those of a classifier
     windows: Windows = Windows.ANY  # which its code can build
     wrapper: str | None = None  # key under which a pickled file keeps the state dict
     file_name: str = "model.pth"  # of the weights in a folder
@@ -294,23 +305,27 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (
         Layout(
             "swin_hf", "this package; also its Lightning checkpoints", SWIN_HF,
-            {**transformers_trunks("swin.", "swin."), Kind.SEGMENTER: ("swin.",)}, file_name="model.safetensors",
+            {**transformers_trunks("swin.", "swin."), Kind.SEGMENTER: ("swin.",)},
+            small_maps=SmallMaps.SHRINK, file_name="model.safetensors",
         ),
         Layout(
             "timm", "timm since 0.9", TIMM, _PLAIN,
-            writes_buffers=False, shift_per_axis=True, pads_after_shift=True, file_name="model.safetensors",
+            writes_buffers=False, shift_per_axis=True, pads_after_shift=True, small_maps=SmallMaps.CUT,
+            file_name="model.safetensors",
         ),
         Layout(
             "microsoft", "microsoft/Swin-Transformer, its SimMIM files and its detection and segmentation forks",
-            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, windows=Windows.SQUARE, wrapper="model",
+            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, small_maps=SmallMaps.CUT_TO_SHORTER, windows=Windows.SQUARE,
+            wrapper="model",
         ),
         Layout(
             "timm-old", "Microsoft's names without buffers: timm before 0.9, and files that were stripped of them",
-            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, writes_buffers=False, windows=Windows.SQUARE,
+            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, writes_buffers=False, small_maps=SmallMaps.CUT_TO_SHORTER,
+            windows=Windows.SQUARE,
         ),
         Layout(
             "torchvision", "torchvision.models.swin_t, swin_s, swin_b", TORCHVISION, _PLAIN,
-            shift_per_axis=True, pads_small_maps=True, windows=Windows.ONE,
+            shift_per_axis=True, small_maps=SmallMaps.PAD, windows=Windows.ONE,
         ),
         Layout(
             "transformers",

@@ -28,6 +28,7 @@ from swin_hf.checkpoints.sizes_swinv2 import told_by_name
 from swin_hf.checkpoints.tables import QueryValue, Rows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import our_key
+from swin_hf.checkpoints.verify import build_peer
 
 SIZES = {"embed_dim": 8, "depths": (2, 2, 2), "num_heads": (2, 2, 4)}
 FIELDS = {**SIZES, "image_size": 32, "patch_size": 2, "window_size": 8}
@@ -330,8 +331,9 @@ def test_folders_are_read_at_home(tmp_path):
 @pytest.mark.parametrize(
     ("units", "expected"), [("own", [0, 0, 0]), ("pretrained", [6, 6, 3])], ids=["own", "pretrained"]
 )
-def test_buffers_tell_the_windows(units, expected):
+def test_buffers_tell_the_windows(units, expected, caplog):
     checkpoint = open_checkpoint(microsoft_state(units))
+    assert not caplog.records  # the index of the cut window is the right one
     assert (checkpoint.config.window_size, checkpoint.config.image_size) == (8, 32)
     assert checkpoint.config.pretrained_window_sizes == expected
     assert ("pre-trained in [6, 6, 3]" in str(checkpoint)) == (units == "pretrained")
@@ -391,6 +393,34 @@ def test_a_layout_that_cannot_hold_pretrained_windows_refuses():
         export_checkpoint(backbone, "transformers")
     with pytest.raises(ValueError, match="the maskformer-swin layout has no Swin Transformer V2; choose one of"):
         export_checkpoint(backbone, "maskformer-swin")
+
+
+@pytest.mark.parametrize(
+    ("image_size", "window", "told"),
+    [
+        (
+            (32, 64),
+            8,
+            "is smaller than its window of 8x8: here the window shrinks, there it is cut to a square of the height",
+        ),
+        (
+            (64, 32),
+            4,
+            "map of stage 3 is covered by its window in width only: here it is not shifted, there it is",
+        ),
+        ((64, 64), 8, ""),
+    ],
+    ids=["wide", "tall", "square"],
+)
+def test_transformers_looks_at_the_height_of_a_map(image_size, window, told, caplog):
+    sizes = {**FIELDS, "image_size": image_size, "window_size": window, "pretrained_window_sizes": (6, 6, 3)}
+    config = SwinV2HFConfig(**sizes, num_labels=5)
+    ours, theirs = randomise(SwinV2HFForImageClassification(config)), build_peer("transformers", config)
+    theirs.load_state_dict(export_checkpoint(ours, "transformers"), strict=True)
+    with torch.no_grad():
+        distance = (ours(images(*image_size)).logits - theirs(images(*image_size)).logits).abs().max()
+    assert (distance > 1e-4) == bool(told) == bool(caplog.records)
+    assert told in caplog.text
 
 
 def test_extra_norms_go_where_a_layout_has_them():
