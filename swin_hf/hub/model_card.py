@@ -34,7 +34,6 @@ FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-LONG_TABLE = 20  # rows; longer tables are folded
 LOG_ROWS = 20
 WORST_CONFUSIONS = 10
 PROPORTIONS = ("accuracy", "accuracy_top5")  # of n images: these have a binomial confidence interval
@@ -114,7 +113,6 @@ def render_card(source: CardSource) -> str:
         samples=f"assets/{SAMPLES}" in [name for name, *_ in source.files],
         parameters=count_parameters(config, built.model_class),
         macs=count_macs(config, built.model_class),
-        long_table=LONG_TABLE,
         revision=source.tag or "main",
         command=redact(facts.command) if facts.command else None,
         fence=_fence(facts.command or ""),
