@@ -27,12 +27,6 @@ from swin_hf.processing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-# Ends of the names of transformers' classes.
-_SUFFIXES = {
-    Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling", Kind.BASE: "Model",
-    Kind.BACKBONE: "Backbone",
-}  # fmt: skip
-
 
 def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Tensor]:
     """The weights of a model in the names of a layout, for its own code to load strictly; nothing is shared.
@@ -143,7 +137,7 @@ def describe(model: SwinHFPreTrainedModel, place: Place, preprocessing: Preproce
     name = "MaskFormerSwin" if layout.name == "maskformer-swin" else "Swinv2" if config.cosine_attention else "Swin"
     config_class: Any = getattr(transformers, f"{name}Config")
     values = config_class(**transformers_fields(config, config_class)).to_dict()
-    return {**values, "architectures": [name + _SUFFIXES[place.kind]]}
+    return {**values, "architectures": [MODELS[place.kind].__name__.replace("SwinHF", name)]}
 
 
 def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, Any]:

@@ -75,15 +75,34 @@ def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> d
 
 
 def _windows_of_tables(translation: Translation, hint: SwinHFConfig | None) -> Any:
+    """``window_size`` from the ``(2h - 1)(2w - 1)`` rows of each stage's table; ValueError where nothing tells it.
+
+    The index buffer of the block tells 3x4 from 4x3, if the file has it; else the hint of a configuration does.
+    """
     windows, place = [], translation.place
     guesses: Sequence[Pair | None] = [None] * len(place.depths)
     if hint is not None and hint.num_layers == len(place.depths):
         guesses = windows_at_home(hint, place)
     for stage, guess in enumerate(guesses):
-        buffers = translation.buffers.items()
-        indices = [tensor for (buffer, i, _), tensor in buffers if buffer in _INDICES and i == stage]
         rows = translation.state[_TABLE.format(stage)].shape[0]
-        windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
+        odd = [side for side in range(1, rows + 1, 2) if rows % side == 0 and rows // side % 2]
+        fitting = [((side + 1) // 2, (rows // side + 1) // 2) for side in odd]
+        buffers = translation.buffers.items()
+        index = next((tensor for (buffer, i, _), tensor in buffers if buffer in _INDICES and i == stage), None)
+        if index is not None:
+            by_size = [window for window in fitting if math.prod(window) ** 2 == index.numel()]
+            if not index.is_meta:
+                flat = index.flatten().to("cpu", torch.int64)
+                by_size = [w for w in by_size if torch.equal(relative_position_index(w).flatten(), flat)] or by_size
+            fitting = by_size or fitting
+        chosen = [guess] if guess in fitting else [window for window in fitting if window[0] == window[1]] or fitting
+        if len(chosen) != 1:
+            shapes = ", ".join(f"{height}x{width}" for height, width in fitting) or "no window at all"
+            raise ValueError(
+                f"the bias table of stage {stage + 1} has {rows} rows, which fits {shapes}; say which with "
+                "config=SwinHFConfig(window_size=..., ...)"
+            )
+        windows.append(chosen[0])
     return short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
 
 
@@ -105,31 +124,6 @@ def basic_fields(translation: Translation) -> dict[str, Any]:
         "num_channels": channels,
         "mlp_ratio": hidden / dim,
     }
-
-
-def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: int) -> Pair:
-    """Window ``h x w`` that a bias table of ``(2h - 1)(2w - 1)`` rows was made for; ValueError if nothing tells it.
-
-    The index buffer of the block tells 3x4 from 4x3, if the file has it; else the hint of a configuration does.
-    """
-    fitting = [((a + 1) // 2, (rows // a + 1) // 2) for a in range(1, rows + 1, 2) if rows % a == 0 and (rows // a) % 2]
-    if index is not None:
-        tokens = math.isqrt(index.numel())
-        by_size = [window for window in fitting if window[0] * window[1] == tokens]
-        if not index.is_meta:
-            flat = index.flatten().to("cpu", torch.int64)
-            by_size = [w for w in by_size if torch.equal(relative_position_index(w).flatten(), flat)] or by_size
-        fitting = by_size or fitting
-    if hint in fitting:
-        return hint
-    squares = [window for window in fitting if window[0] == window[1]]
-    if squares or len(fitting) == 1:
-        return (squares or fitting)[0]
-    shapes = ", ".join(f"{height}x{width}" for height, width in fitting) or "no window at all"
-    raise ValueError(
-        f"the bias table of stage {stage + 1} has {rows} rows, which fits {shapes}; say which with "
-        "config=SwinHFConfig(window_size=..., ...)"
-    )
 
 
 def _grid(translation: Translation, windows: Sequence[Pair], hint: SwinHFConfig | None) -> Pair | None:
