@@ -46,21 +46,18 @@ class Translation(NamedTuple):
 
 
 def expand(place: Place) -> list[Entry]:
-    """Write the table of a layout out for a network, in its order."""
-    rows, depths = list(place.layout.table.items()), place.depths
-    is_staged = [any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}")) for key, _ in rows]
-    entries = []
-    for number, (key, target) in enumerate(rows):
-        section = 0 if number < is_staged.index(True) else 1 if is_staged[number] else 2
-        counts = depths if "{j}" in key else [1] * (len(depths) if is_staged[number] else 1)
+    """Write the table of a layout out for a network, row by row."""
+    depths, entries = place.depths, []
+    for key, target in place.layout.table.items():
+        is_staged = any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}"))
+        counts = depths if "{j}" in key else [1] * (len(depths) if is_staged else 1)
         for stage, block in ((stage, block) for stage, count in enumerate(counts) for block in range(count)):
-            order = (section, stage, block if "{j}" in key else max(depths), number)
             names = {"trunk": place.trunk, "i": stage, "j": block, "last": len(depths) - 1}
             names |= {"next": stage + 1, "blocks": 2 * stage + 1, "merge": 2 * stage + 2}
             for suffix in ("weight", "bias") if key.endswith("*") else ("",):
                 theirs = place.host + key.format_map(names).removesuffix("*") + suffix
-                entries.append((order, Entry(theirs, _fill(target, names, suffix), stage, block)))
-    return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+                entries.append(Entry(theirs, _fill(target, names, suffix), stage, block))
+    return entries
 
 
 def _fill(target: Target, names: Mapping[str, object], suffix: str) -> Target:
