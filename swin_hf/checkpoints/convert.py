@@ -238,7 +238,7 @@ def write_files(
         with path.open("rb+") as file:
             os.fsync(file.fileno())  # a full disk may show only here
         for name, values in texts.items():
-            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
             (stage / name).write_text(text + "\n", encoding="utf-8")
         if destination == weights or destination.is_dir():
             for name in names:
@@ -246,10 +246,3 @@ def write_files(
         else:
             stage.replace(destination)
     return [weights.with_name(name) for name in names]
-
-
-def _plain(value: object) -> object:
-    """JSON for what configurations hold besides plain values."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return list(value) if isinstance(value, tuple | set) else str(value)
