@@ -19,16 +19,7 @@ from swin_hf.checkpoints.detect import MODEL_TYPES, detect, refuse_strangers
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
-from swin_hf.checkpoints.translate import (
-    Place,
-    Translation,
-    differences,
-    expand,
-    listed,
-    our_key,
-    to_ours,
-    windows_at_home,
-)
+from swin_hf.checkpoints.translate import Place, Translation, differences, listed, their_names, to_ours, windows_at_home
 from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -187,7 +178,7 @@ def _sizes(
     if asked is None and ("window_size" in told or not config_class.cosine_attention):
         hint = _config_or_none(config_class, {**told, **derive.basic_fields(translation)})
     fields = derive.fields_from_shapes(translation, hint)
-    # A folder is one whole, a file may have strangers as neighbours.
+    # In a folder, config.json has to fit the weights; next to a single file, it may be that of another model.
     config = _config_or_none(config_class, {**fields, **told})
     wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
     if config is not None and not wrong:
@@ -226,17 +217,15 @@ def _configuration(
         values["shift_per_axis"] = place.layout.shift_per_axis
     for name in ("num_labels", "id2label", "label2id"):
         values.pop(name, None)
-    names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
-    if source.classes:
-        names = dict(enumerate(source.classes))
+    names = source.classes or class_table(told.get("id2label"))
     if asked is not None and "LABEL_0" not in class_table(asked.id2label):
-        names = dict(enumerate(class_table(asked.id2label)))
+        names = class_table(asked.id2label)
     count = fields.get("num_labels")
     if count is None:  # there is no classifier: a fresh one is made for these
         fallback = len(likely["id2label"]) if likely else 2
         count = asked.num_labels if asked is not None else told.get("num_labels") or len(names) or fallback
     if len(names) == count:
-        values |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        values |= {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     else:
         values["num_labels"] = count
     if place.kind is Kind.BACKBONE and not fields["out_features"]:  # transformers' of V2 has no norms for its maps
@@ -270,11 +259,11 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     A head may be missing, to be initialised, or left over; both are logged. ValueError if anything else is, or a weight
     has another shape than the others demand.
     """
-    config, wanted = checkpoint.config, model_class.config_class.model_type
+    config, place, wanted = checkpoint.config, checkpoint.place, model_class.config_class.model_type
     if config.model_type != wanted:
         raise ValueError(
             f"{checkpoint.source.name} holds {_VERSIONS[config.model_type]} and {model_class.__name__} is "
-            f"{_VERSIONS[wanted]}; use {class_for(checkpoint.place).__name__}"
+            f"{_VERSIONS[wanted]}; use {class_for(place).__name__}"
         )
     with torch.device("meta"), no_init_weights():
         model = model_class(config)
@@ -288,18 +277,18 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
 
     fresh = sorted(expected.keys() - state.keys())
     left_out = sorted(state.keys() - expected.keys())
-    had_maps = checkpoint.place.kind in (Kind.BACKBONE, Kind.SEGMENTER)  # with a norm each, the last one too
+    had_maps = place.kind in (Kind.BACKBONE, Kind.SEGMENTER)  # with a norm each, the last one too
     replaceable = (*_HEADS, "swin.norm.") if had_maps else _HEADS
     if missing := [name for name in fresh if not name.startswith(replaceable)]:
-        raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(_theirs(checkpoint, missing))}")
+        raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(their_names(place, missing))}")
     has_maps = issubclass(model_class, SwinHFBackbone | SwinHFForSemanticSegmentation)
     droppable = (*_HEADS, "swin.norm.") if has_maps else _HEADS
     if surplus := [name for name in left_out if not name.startswith(droppable)]:
-        raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
+        raise ValueError(f"{model_class.__name__} has no place for {listed(their_names(place, surplus))}")
     if wrong := [name for name in expected if name in state and state[name].shape != expected[name].shape]:
         found, demanded = (tuple(tensors[wrong[0]].shape) for tensors in (state, expected))
         raise ValueError(
-            f"{checkpoint.source.name}: the shapes contradict each other: {listed(_theirs(checkpoint, wrong))}; "
+            f"{checkpoint.source.name}: the shapes contradict each other: {listed(their_names(place, wrong))}; "
             f"{wrong[0]} is {found} where the rest demands {demanded}"
         )
     if fresh:
@@ -350,8 +339,3 @@ def quiet() -> Iterator[None]:
         logging_of_transformers.set_verbosity(verbosity)
         if shown:
             logging_of_transformers.enable_progress_bar()
-
-
-def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
-    """Names in the file of some of our keys."""
-    return [line.key for line in expand(checkpoint.place) if our_key(line.target) in ours] or ours

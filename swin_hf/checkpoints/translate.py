@@ -1,7 +1,7 @@
 """From the keys of a layout to ours and back, through its one table; and where its code computes something else."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,11 @@ def our_key(target: Target) -> str | None:
     if isinstance(target, Rows | Unfolded | QueryValue):
         return target[0]
     return target if isinstance(target, str) else None
+
+
+def their_names(place: Place, ours: Collection[str]) -> list[str]:
+    """Names that a layout has for some of our keys; our own where it has none."""
+    return [entry.key for entry in expand(place) if our_key(entry.target) in ours] or list(ours)
 
 
 def to_ours(state: State, place: Place) -> Translation:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,15 @@ class Card:
 
 @dataclass(frozen=True)
 class PushedFile:
-    """Name in the repository, size in bytes and sha256 of a file."""
+    """A file of a push."""
 
-    name: str
-    size: int
+    name: str  # in the repository
+    size: int  # in bytes
     sha256: str
-
-
-@dataclass(frozen=True)
-class StagedFile(PushedFile):
-    """One file to send, and where it is."""
-
-    path: Path
+    path: Path = field(repr=False, compare=False)  # that is sent; a temporary one is gone after the push
 
     @classmethod
-    def of(cls, name: str, path: Path) -> "StagedFile":
+    def of(cls, name: str, path: Path) -> "PushedFile":
         """Hash a file."""
         return cls(name, path.stat().st_size, sha256_of(path), path)
 
@@ -72,17 +66,17 @@ class StagedFile(PushedFile):
 class Stage:
     """Files by name; the text of the card, which is one of them; what it was rendered from, unless written by hand."""
 
-    files: Mapping[str, StagedFile]
+    files: Mapping[str, PushedFile]
     card: str
     rendered_from: CardSource | None = None
 
-    def card_for(self, tag: str) -> StagedFile | None:
+    def card_for(self, tag: str) -> PushedFile | None:
         """The card as a push with another tag renders it; None for one written by hand."""
         if self.rendered_from is None:
             return None
         path = self.files[CARD_NAME].path.with_name("tagged.md")
         path.write_text(render_card(replace(self.rendered_from, tag=tag)), encoding="utf-8")
-        return StagedFile.of(CARD_NAME, path)
+        return PushedFile.of(CARD_NAME, path)
 
 
 def is_ours(name: str) -> bool:
@@ -138,7 +132,7 @@ def stage(
     paths |= recorded
     if card.samples:
         paths[f"assets/{SAMPLES}"] = _find_samples(saved)
-    staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
+    staged = {name: PushedFile.of(name, path) for name, path in sorted(paths.items())}
     text, rendered_from = _card_text(card.text), None
     if text is None and keep_card and (saved / CARD_NAME).is_file():
         written = read_card(saved / CARD_NAME)
@@ -159,7 +153,7 @@ def stage(
         text = render_card(rendered_from)
     check_metadata(text)
     (folder / CARD_NAME).write_text(text, encoding="utf-8")
-    staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
+    staged[CARD_NAME] = PushedFile.of(CARD_NAME, folder / CARD_NAME)
     _refuse_tokens(staged.values())
     return Stage(dict(sorted(staged.items())), text, rendered_from)
 
@@ -242,7 +236,7 @@ def _find_samples(saved: Path) -> Path:
     return path
 
 
-def _refuse_tokens(staged: Iterable[StagedFile]) -> None:
+def _refuse_tokens(staged: Iterable[PushedFile]) -> None:
     for file in staged:
         if not file.name.endswith((".safetensors", ".png")):
             text = file.path.read_text(encoding="utf-8")
