@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from swin_hf.classes import class_table
 from swin_hf.counting import count_macs, count_parameters
 from swin_hf.families import architectures
+from swin_hf.files import WEIGHT_SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.text import one_line
 
@@ -32,7 +33,6 @@ from .remote import redact
 CARD_NAME = "README.md"
 FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) -->\s*\Z")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LOG_ROWS = 20
 WORST_CONFUSIONS = 10
@@ -175,7 +175,7 @@ def _metadata(source: CardSource) -> str:
     if dataset and dataset.is_hub_id:
         known["datasets"] = [dataset.name]
     # A checkpoint is a local file, even if its path looks like an id.
-    if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(CHECKPOINT_SUFFIXES):
+    if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(WEIGHT_SUFFIXES):
         known["base_model"] = facts.base_model
     if TIGER in (source.config.id2label or {}).values():
         known["widget"] = WIDGET
