@@ -2,12 +2,19 @@
 
 import functools
 import math
-import re
 
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_peers import images, microsoft_index, microsoft_mask, openmmlab_index, peer, saved
+from checkpoint_peers import (
+    images,
+    microsoft_index,
+    microsoft_mask,
+    peer,
+    saved,
+    under_microsoft_names,
+    under_openmmlab_names,
+)
 from conftest import PARITY
 from torch import Tensor, nn
 
@@ -92,10 +99,7 @@ def microsoft_coordinates(window: int, pretrained: int) -> Tensor:
 
 def microsoft_state(units: str = "own", buffers: bool = True) -> dict[str, Tensor]:
     """timm's state dict as Microsoft's: merging at the end of a stage, ``head``, persistent buffers."""
-    state = {}
-    for key, tensor in timm_v2(units).state_dict().items():
-        key = re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", key)
-        state[key.replace("head.fc.", "head.")] = tensor
+    state = under_microsoft_names(timm_v2(units).state_dict(), buffers=False)
     if buffers:
         for stage, window in enumerate((8, 8, 4)):
             for block in range(2):
@@ -103,36 +107,6 @@ def microsoft_state(units: str = "own", buffers: bool = True) -> dict[str, Tenso
                 state[prefix + "relative_coords_table"] = microsoft_coordinates(window, UNITS[units][stage])
                 state[prefix + "relative_position_index"] = microsoft_index(window)
         state["layers.0.blocks.1.attn_mask"] = microsoft_mask(16, 8)  # the other maps are one window
-    return state
-
-
-def openmmlab_state(units: str = "own") -> dict[str, Tensor]:
-    """Microsoft's state dict under mmpretrain's names; the norm of merging is that of 2C channels in plain order."""
-
-    def unfold_order(x: Tensor) -> Tensor:
-        taps = x.reshape(*x.shape[:-1], 4, x.shape[-1] // 4)[..., [0, 2, 1, 3], :]
-        return taps.transpose(-1, -2).reshape(x.shape)
-
-    state = {}
-    for key, tensor in microsoft_state(units).items():
-        if key.endswith("attn_mask"):
-            continue
-        if "downsample.reduction" in key:
-            tensor = unfold_order(tensor)
-        if key.endswith("relative_position_index"):
-            tensor = openmmlab_index(math.isqrt(tensor.shape[0]))
-        key = re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
-        for old, new in (
-            ("layers.", "stages."),
-            ("attn.", "attn.w_msa."),
-            (".mlp.fc1.", ".ffn.layers.0.0."),
-            (".mlp.fc2.", ".ffn.layers.1."),
-            ("patch_embed.proj.", "patch_embed.projection."),
-        ):
-            key = key.replace(old, new, 1)
-        is_head = key.startswith("head.")
-        key = key.replace("head.", "head.fc.") if is_head else re.sub(r"^norm\.", "norm2.", key)
-        state[key if is_head else f"backbone.{key}"] = tensor
     return state
 
 
@@ -163,9 +137,9 @@ def peer_v2(name: str) -> tuple[nn.Module, dict[str, Tensor], SwinV2HFConfig | N
         case "torchvision":
             return torchvision_v2(), torchvision_v2().state_dict(), None
         case "openmmlab":
-            return timm_v2(), openmmlab_state(), None
+            return timm_v2(), under_openmmlab_names(microsoft_state(), v2=True), None
         case "openmmlab pretrained":
-            return timm_v2("pretrained"), openmmlab_state("pretrained"), None
+            return timm_v2("pretrained"), under_openmmlab_names(microsoft_state("pretrained"), v2=True), None
         case "transformers":
             model = transformers_v2("ForImageClassification")
             return model, saved(model), pretrained
