@@ -753,6 +753,17 @@ def test_convert_command(weights_file, tmp_path, capsys):
     assert "--window-size has 3 sides; give one for a square" in capsys.readouterr().err
 
 
+def test_convert_command_reports_a_library_that_cannot_run_the_model(tmp_path, capsys):
+    """transformers looks a whole table up for a window that it has shrunk to the map of 2x2 tokens."""
+    SwinHFForImageClassification(SwinHFConfig(**{**SQUARE, "image_size": 16})).save_pretrained(tmp_path / "ours")
+    picture().save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "ours"), str(tmp_path / "theirs"), "--verify", str(tmp_path / "a.png")]
+    assert main(["convert", *arguments, "--to", "transformers"]) == 1
+    said = capsys.readouterr()
+    assert "verified with swin_hf: largest difference 0.00e+00" in said.out
+    assert "verified with transformers: largest difference inf" in said.out
+
+
 def test_convert_command_cannot_verify_what_it_cannot_normalise(tmp_path, capsys):
     grey = SwinHFForImageClassification(SwinHFConfig(**SQUARE, num_channels=1))
     torch.save(grey.state_dict(), tmp_path / "grey.pth")
