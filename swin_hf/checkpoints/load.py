@@ -46,7 +46,7 @@ def class_for(place: Place) -> Any:
     return FAMILIES[place.layout.family].model_class(_TASKS[place.kind])
 
 
-# What one kind of model has and another has not: left out, or freshly initialised.
+# Prefixes of the keys that one class has and another has not: left out, or freshly initialised.
 _HEADS = tuple(dict.fromkeys(part for task in TASKS.values() for part in task.head))
 
 
@@ -207,7 +207,6 @@ def _configuration(
     given = {} if asked is None else asked.to_dict()
     values |= {name: value for name, value in given.items() if name not in _NOT_CARRIED}
     values |= {**told, **fields}
-    # What was asked for outranks the files in the folder of the weights.
     values |= {name: value for name, value in given.items() if name in _FREE}
     if "image_size" not in values:  # that of every released model of these windows
         sides = zip(derive.stage_windows(fields)[-1], derive.strides(fields), strict=True)
@@ -235,10 +234,10 @@ def _configuration(
 
 _METHODS = {Kind.MIM: "geometric"}  # SimMIM's fine-tuning code resamples bias tables in another way than the rest
 _VERSIONS = {"swin_hf": "Swin Transformer V1", "swinv2_hf": "Swin Transformer V2"}
-# Sizes come from the weights, and the number of labels.
+# Fields that the weights decide, or the code above, whatever a given configuration says.
 _NOT_CARRIED = {*derive.ARCHITECTURE, "window_size", "pretrained_window_sizes"}
 _NOT_CARRIED |= {"id2label", "label2id", "architectures", "dtype", "model_type"}
-# Fields of a configuration that the weights do not decide and that its owner means.
+# Fields of a given configuration that come before those of the files next to the weights.
 _FREE = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "hidden_act", "layer_norm_eps",
     "mask_padding", "norm_targets",
@@ -329,7 +328,7 @@ def build_model(checkpoint: Checkpoint, model_class: type[Any] | None = None) ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Spare the reader transformers' bar over the weights, and its report of them; what matters is in our log."""
+    """Switch off transformers' progress bar and its report of the weights; our log says what matters."""
     shown, verbosity = logging_of_transformers.is_progress_bar_enabled(), logging_of_transformers.get_verbosity()
     logging_of_transformers.disable_progress_bar()
     logging_of_transformers.set_verbosity_error()

@@ -87,7 +87,7 @@ class Layout:
     """One way of naming the parameters of a Swin Transformer."""
 
     name: str  # what users call it
-    about: str  # where it is met
+    about: str  # who writes it
     table: Mapping[str, Target]  # the keys, see the top of this file
     trunks: Mapping[Kind, tuple[str, ...]]  # kinds that it knows, and prefixes of the network; the first is written
     hosts: tuple[str, ...] = ()  # prefixes of a backbone in larger models, of which the rest is dropped on purpose

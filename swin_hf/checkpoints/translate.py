@@ -1,4 +1,4 @@
-"""From the keys of a layout to ours and back, through its one table; and where its code computes something else."""
+"""Translate state dicts between the keys of a layout and ours, and say where its code computes something else."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -191,7 +191,7 @@ def windows_at_home(config: SwinHFConfig, place: Place) -> list[Pair]:
 
 
 def _belongs(entry: Entry, kind: Kind) -> bool:
-    """Whether a line of the table is of use to a kind; two lines may name one key for different kinds."""
+    """Whether a kind of model has this line of the table; two lines may name one key for different kinds."""
     ours = our_key(entry.target)
     if ours is None:
         return entry.target is not Buffer.UNUSED or kind is Kind.BACKBONE
@@ -203,7 +203,7 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
 
 
 def computed_buffer(buffer: Buffer, place: Place, config: SwinHFConfig, entry: Entry, like: Tensor) -> Tensor | None:
-    """A buffer of a block as its home computes it, on the device of a weight; None where home has none."""
+    """A buffer of a block as the layout's code computes it, on the device of ``like``; None where it has none."""
     if buffer is Buffer.UNUSED:
         fill = torch.ones if entry.key.endswith("weight") else torch.zeros
         is_there = place.kind is Kind.BACKBONE
