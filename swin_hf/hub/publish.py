@@ -98,7 +98,7 @@ def push(
         return job.result(staged) if dry_run else job.run(staged, card.replace, message)
 
 
-def check_access(repo_id: str, endpoint: str | None = None) -> None:
+def check_access(repo_id: str) -> None:
     """Ask the Hub whether it would accept a push to a repository, or to make it, before a long run that ends in one.
 
     Raises:
@@ -107,7 +107,7 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
     """
     checked_repo_id(repo_id)
     require_token()
-    api = client(endpoint)
+    api = client()
     if attempt(lambda: _info(api, repo_id), repo_id):
         ask(api.auth_check, repo_id, write=True)
         return
