@@ -78,13 +78,9 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     windows, objections = config.stage_windows, []
     shapes = ", ".join(f"{height}x{width}" for height, width in windows)
     is_square = all(height == width for height, width in windows)
-    is_one = len(set(windows)) == 1
     grid, rule = config.grid_hw, layout.small_maps
-    is_cut = cut_windows(windows, grid, rule) == cut_windows([max(windows)] * len(windows), grid, rule)
-    can_build = {
-        Windows.ANY: True, Windows.ONE: is_one, Windows.ONE_SQUARE: is_one and is_square,
-        Windows.SQUARE: is_square and is_cut,
-    }  # fmt: skip
+    is_one = cut_windows(windows, grid, rule) == cut_windows([max(windows)] * len(windows), grid, rule)
+    can_build = {Windows.ANY: True, Windows.ONE: is_one, Windows.ONE_SQUARE: is_one and is_square}
     if not can_build[layout.windows]:
         objections.append(
             f"it has {layout.windows.value}, the model {shapes}; model.set_input_size(window_size=...) resamples them"

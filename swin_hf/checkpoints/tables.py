@@ -63,12 +63,11 @@ Target = str | Rows | QueryValue | Unfolded | Buffer | None
 
 
 class Windows(Enum):
-    """Which windows the layout's own code can build."""
+    """Which windows the layout's own code can build, apart from what it does on small maps."""
 
     ANY = "any window for each stage"
     ONE = "one window, square or rectangular, for all stages"
     ONE_SQUARE = "one square window for all stages"
-    SQUARE = "square windows, one for all stages but where the map is smaller"
 
 
 class SmallMaps(Enum):
@@ -96,7 +95,7 @@ class Layout:
     shift_per_axis: bool = False  # which rule drops the shift there, see ``SwinHFConfig``
     pads_after_shift: bool = False  # whether it shifts a map before it pads it to whole windows, not after
     small_maps: SmallMaps = SmallMaps.FAIL  # what it does with those of a classifier
-    windows: Windows = Windows.ANY  # which its code can build
+    windows: Windows = Windows.ONE_SQUARE  # which its code can build
     wrapper: str | None = None  # key under which a pickled file keeps the state dict
     file_name: str = "model.pth"  # of the weights in a folder
     family: str = "swin_hf"  # ``model_type`` of our models for it
@@ -306,22 +305,20 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "swin_hf", "this package; also its Lightning checkpoints", SWIN_HF,
             {**transformers_trunks("swin.", "swin."), Kind.SEGMENTER: ("swin.",)},
-            small_maps=SmallMaps.SHRINK, file_name="model.safetensors",
+            windows=Windows.ANY, small_maps=SmallMaps.SHRINK, file_name="model.safetensors",
         ),
         Layout(
             "timm", "timm since 0.9", TIMM, _PLAIN,
-            writes_buffers=False, shift_per_axis=True, pads_after_shift=True, small_maps=SmallMaps.CUT,
-            file_name="model.safetensors",
+            writes_buffers=False, shift_per_axis=True, pads_after_shift=True, windows=Windows.ANY,
+            small_maps=SmallMaps.CUT, file_name="model.safetensors",
         ),
         Layout(
             "microsoft", "microsoft/Swin-Transformer, its SimMIM files and its detection and segmentation forks",
-            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, small_maps=SmallMaps.CUT_TO_SHORTER, windows=Windows.SQUARE,
-            wrapper="model",
+            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, small_maps=SmallMaps.CUT_TO_SHORTER, wrapper="model",
         ),
         Layout(
             "timm-old", "Microsoft's names without buffers: timm before 0.9, and files that were stripped of them",
             MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, writes_buffers=False, small_maps=SmallMaps.CUT_TO_SHORTER,
-            windows=Windows.SQUARE,
         ),
         Layout(
             "torchvision", "torchvision.models.swin_t, swin_s, swin_b", TORCHVISION, _PLAIN,
@@ -331,29 +328,29 @@ LAYOUTS: dict[str, Layout] = {
             "transformers",
             "Swin classes of transformers 5 as saved; UperNet, Mask2Former and other hosts of SwinBackbone",
             TRANSFORMERS, transformers_trunks("swin.", "", "swin."), hosts=_TRANSFORMERS_HOSTS,
-            writes_buffers=False, windows=Windows.ONE_SQUARE, file_name="model.safetensors",
+            writes_buffers=False, file_name="model.safetensors",
         ),
         Layout(
             "transformers-4", "Swin classes of transformers 4 as saved, with their index buffers",
             TRANSFORMERS_4, transformers_trunks("swin.", ""), hosts=_TRANSFORMERS_HOSTS,
-            windows=Windows.ONE_SQUARE, file_name="model.safetensors",
+            file_name="model.safetensors",
         ),
         Layout(
             "transformers-memory", "state_dict() of transformers 5, which Lightning checkpoints of its models hold",
             TRANSFORMERS_MEMORY, transformers_trunks("swin.", "swin."), hosts=_TRANSFORMERS_HOSTS,
-            writes_buffers=False, windows=Windows.ONE_SQUARE,
+            writes_buffers=False,
         ),
         Layout(
             "maskformer-swin", "MaskFormerSwinBackbone of transformers, alone or in MaskFormer",
             MASKFORMER_SWIN, {Kind.BACKBONE: ("model.",)},
             hosts=("model.pixel_level_module.encoder.model.", "pixel_level_module.encoder.model."),
-            windows=Windows.ONE_SQUARE, file_name="model.safetensors",
+            file_name="model.safetensors",
         ),
         Layout(
             "openmmlab", "mmpretrain, mmdetection and mmsegmentation", OPENMMLAB,
             {**dict.fromkeys((*_PLAIN, Kind.BACKBONE), ("backbone.", "")), Kind.SEGMENTER: ("backbone.",)},
             hosts=_DETECTORS, aliases=((r"^((?:backbone\.)?)norm\.", r"\g<1>norm{last}."),),
-            windows=Windows.ONE_SQUARE, wrapper="state_dict",
+            wrapper="state_dict",
         ),
     )
 }  # fmt: skip
