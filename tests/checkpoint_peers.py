@@ -8,6 +8,7 @@ buffers computed as Microsoft's code computes them; and those again under OpenMM
 import contextlib
 import functools
 import io
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -176,8 +177,11 @@ def detector(state: dict[str, Tensor], final: str = "norm.") -> dict[str, Tensor
 REST_OF_A_DETECTOR = {"neck.lateral_convs.0.conv.weight": torch.zeros(4, 8, 1, 1), "bbox_head.fc.bias": torch.zeros(3)}
 
 
-def under_openmmlab_names(microsoft: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Microsoft's state dict as mmpretrain's: other names, merging in the order of ``nn.Unfold``."""
+def under_openmmlab_names(microsoft: dict[str, Tensor], v2: bool = False) -> dict[str, Tensor]:
+    """Microsoft's state dict as mmpretrain's: other names, merging in the order of ``nn.Unfold``.
+
+    Merging of V2 opens the next stage, and its norm of 2C channels is in plain order.
+    """
 
     def unfold_order(x: Tensor) -> Tensor:
         taps = x.reshape(*x.shape[:-1], 4, x.shape[-1] // 4)[..., [0, 2, 1, 3], :]
@@ -187,8 +191,12 @@ def under_openmmlab_names(microsoft: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in microsoft.items():
         if key.endswith("attn_mask"):
             continue
-        if "downsample" in key:
+        if "downsample" in key and not (v2 and "norm" in key):
             tensor = unfold_order(tensor)
+        if key.endswith("relative_position_index"):
+            tensor = openmmlab_index(math.isqrt(tensor.shape[0]))
+        if v2:
+            key = re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
         for old, new in (
             ("layers.", "stages."),
             ("attn.", "attn.w_msa."),
@@ -197,11 +205,9 @@ def under_openmmlab_names(microsoft: dict[str, Tensor]) -> dict[str, Tensor]:
             ("patch_embed.proj.", "patch_embed.projection."),
         ):
             key = key.replace(old, new, 1)
-        if key.startswith("head."):
-            renamed[key.replace("head.", "head.fc.")] = tensor
-        else:
-            key = re.sub(r"^norm\.", "norm2.", key)  # three stages
-            renamed[f"backbone.{key}"] = openmmlab_index(4) if key.endswith("index") else tensor
+        is_head = key.startswith("head.")
+        key = key.replace("head.", "head.fc.") if is_head else re.sub(r"^norm\.", "norm2.", key)  # three stages
+        renamed[key if is_head else f"backbone.{key}"] = tensor
     return renamed
 
 

@@ -17,7 +17,7 @@ from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import CONFIG_NAME, PREPROCESSOR_NAME
 from swin_hf.checkpoints.tables import LAYOUTS, Kind, Layout, Windows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, differences, to_theirs
+from swin_hf.checkpoints.translate import Place, cut_windows, differences, to_theirs
 from swin_hf.classes import class_table
 from swin_hf.files import WEIGHT_SUFFIXES, temporary_folder
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -27,15 +27,12 @@ from swin_hf.processing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-# Ends of the names of transformers' classes.
-_SUFFIXES = {
-    Kind.CLASSIFIER: "ForImageClassification", Kind.MIM: "ForMaskedImageModeling", Kind.BASE: "Model",
-    Kind.BACKBONE: "Backbone",
-}  # fmt: skip
-
 
 def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Tensor]:
     """The weights of a model in the names of a layout, for its own code to load strictly; nothing is shared.
+
+    Where a map of ``config.image_size`` is smaller than its window, code that builds a smaller window (Microsoft's and
+    timm's classifiers) has a table of that size, so the rows of larger offsets are left out.
 
     Args:
         model: Any model of this package; its class decides which keys there are.
@@ -47,7 +44,7 @@ def export_checkpoint(model: SwinHFPreTrainedModel, layout: str) -> dict[str, Te
     place = _place_of(model, layout)
     if objections := objections_to(model.config, place.layout, place.kind):
         raise ValueError(f"the {layout} layout cannot hold this model: {'; '.join(objections)}")
-    for difference in differences(model.config, place.layout):
+    for difference in differences(model.config, place):
         logger.warning("the code of the %s layout will compute something else: %s", layout, difference)
     prefix = "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."
     state = {prefix + name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -81,14 +78,9 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     windows, objections = config.stage_windows, []
     shapes = ", ".join(f"{height}x{width}" for height, width in windows)
     is_square = all(height == width for height, width in windows)
-    is_one = len(set(windows)) == 1
-    # Microsoft's code has one window, and cuts it to the map where that is smaller.
-    largest, maps = max(windows)[0], [min(config.grid_hw) // 2**stage for stage in range(len(windows))]
-    is_cut = all(window[0] in (largest, min(largest, side)) for window, side in zip(windows, maps, strict=True))
-    can_build = {
-        Windows.ANY: True, Windows.ONE: is_one, Windows.ONE_SQUARE: is_one and is_square,
-        Windows.SQUARE: is_square and is_cut,
-    }  # fmt: skip
+    grid, rule = config.grid_hw, layout.small_maps
+    is_one = cut_windows(windows, grid, rule) == cut_windows([max(windows)] * len(windows), grid, rule)
+    can_build = {Windows.ANY: True, Windows.ONE: is_one, Windows.ONE_SQUARE: is_one and is_square}
     if not can_build[layout.windows]:
         objections.append(
             f"it has {layout.windows.value}, the model {shapes}; model.set_input_size(window_size=...) resamples them"
@@ -141,7 +133,7 @@ def describe(model: SwinHFPreTrainedModel, place: Place, preprocessing: Preproce
     name = "MaskFormerSwin" if layout.name == "maskformer-swin" else "Swinv2" if config.cosine_attention else "Swin"
     config_class: Any = getattr(transformers, f"{name}Config")
     values = config_class(**transformers_fields(config, config_class)).to_dict()
-    return {**values, "architectures": [name + _SUFFIXES[place.kind]]}
+    return {**values, "architectures": [MODELS[place.kind].__name__.replace("SwinHF", name)]}
 
 
 def transformers_fields(config: SwinHFConfig, config_class: Any) -> dict[str, Any]:
@@ -242,7 +234,7 @@ def write_files(
         with path.open("rb+") as file:
             os.fsync(file.fileno())  # a full disk may show only here
         for name, values in texts.items():
-            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
             (stage / name).write_text(text + "\n", encoding="utf-8")
         if destination == weights or destination.is_dir():
             for name in names:
@@ -250,10 +242,3 @@ def write_files(
         else:
             stage.replace(destination)
     return [weights.with_name(name) for name in names]
-
-
-def _plain(value: object) -> object:
-    """JSON for what configurations hold besides plain values."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return list(value) if isinstance(value, tuple | set) else str(value)

@@ -13,7 +13,7 @@ from swin_hf.checkpoints import sizes_swinv2
 from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
 from swin_hf.checkpoints.sizes_swinv2 import short
 from swin_hf.checkpoints.tables import Buffer, Kind
-from swin_hf.checkpoints.translate import Translation
+from swin_hf.checkpoints.translate import Place, Translation, windows_at_home
 from swin_hf.families import config_of_preset, list_presets
 from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
 from swin_hf.model.windows import Pair, relative_position_index, shift_mask, window_geometry
@@ -75,13 +75,34 @@ def fields_from_shapes(translation: Translation, hint: SwinHFConfig | None) -> d
 
 
 def _windows_of_tables(translation: Translation, hint: SwinHFConfig | None) -> Any:
-    windows, stages = [], len(translation.place.depths)
-    for stage in range(stages):
-        buffers = translation.buffers.items()
-        indices = [tensor for (buffer, i, _), tensor in buffers if buffer in _INDICES and i == stage]
-        guess = hint.stage_windows[stage] if hint is not None and hint.num_layers == stages else None
+    """``window_size`` from the ``(2h - 1)(2w - 1)`` rows of each stage's table; ValueError where nothing tells it.
+
+    The index buffer of the block tells 3x4 from 4x3, if the file has it; else the hint of a configuration does.
+    """
+    windows, place = [], translation.place
+    guesses: Sequence[Pair | None] = [None] * len(place.depths)
+    if hint is not None and hint.num_layers == len(place.depths):
+        guesses = windows_at_home(hint, place)
+    for stage, guess in enumerate(guesses):
         rows = translation.state[_TABLE.format(stage)].shape[0]
-        windows.append(window_of_table(rows, indices[0] if indices else None, guess, stage))
+        odd = [side for side in range(1, rows + 1, 2) if rows % side == 0 and rows // side % 2]
+        fitting = [((side + 1) // 2, (rows // side + 1) // 2) for side in odd]
+        buffers = translation.buffers.items()
+        index = next((tensor for (buffer, i, _), tensor in buffers if buffer in _INDICES and i == stage), None)
+        if index is not None:
+            by_size = [window for window in fitting if math.prod(window) ** 2 == index.numel()]
+            if not index.is_meta:
+                flat = index.flatten().to("cpu", torch.int64)
+                by_size = [w for w in by_size if torch.equal(relative_position_index(w).flatten(), flat)] or by_size
+            fitting = by_size or fitting
+        chosen = [guess] if guess in fitting else [window for window in fitting if window[0] == window[1]] or fitting
+        if len(chosen) != 1:
+            shapes = ", ".join(f"{height}x{width}" for height, width in fitting) or "no window at all"
+            raise ValueError(
+                f"the bias table of stage {stage + 1} has {rows} rows, which fits {shapes}; say which with "
+                "config=SwinHFConfig(window_size=..., ...)"
+            )
+        windows.append(chosen[0])
     return short(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
 
 
@@ -103,31 +124,6 @@ def basic_fields(translation: Translation) -> dict[str, Any]:
         "num_channels": channels,
         "mlp_ratio": hidden / dim,
     }
-
-
-def window_of_table(rows: int, index: Tensor | None, hint: Pair | None, stage: int) -> Pair:
-    """Window ``h x w`` that a bias table of ``(2h - 1)(2w - 1)`` rows was made for; ValueError if nothing tells it.
-
-    The index buffer of the block tells 3x4 from 4x3, if the file has it; else the hint of a configuration does.
-    """
-    fitting = [((a + 1) // 2, (rows // a + 1) // 2) for a in range(1, rows + 1, 2) if rows % a == 0 and (rows // a) % 2]
-    if index is not None:
-        tokens = math.isqrt(index.numel())
-        by_size = [window for window in fitting if window[0] * window[1] == tokens]
-        if not index.is_meta:
-            flat = index.flatten().to("cpu", torch.int64)
-            by_size = [w for w in by_size if torch.equal(relative_position_index(w).flatten(), flat)] or by_size
-        fitting = by_size or fitting
-    if hint in fitting:
-        return hint
-    squares = [window for window in fitting if window[0] == window[1]]
-    if squares or len(fitting) == 1:
-        return (squares or fitting)[0]
-    shapes = ", ".join(f"{height}x{width}" for height, width in fitting) or "no window at all"
-    raise ValueError(
-        f"the bias table of stage {stage + 1} has {rows} rows, which fits {shapes}; say which with "
-        "config=SwinHFConfig(window_size=..., ...)"
-    )
 
 
 def _grid(translation: Translation, windows: Sequence[Pair], hint: SwinHFConfig | None) -> Pair | None:
@@ -205,13 +201,13 @@ def told_by_training(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def presets_like(fields: Mapping[str, Any]) -> list[str]:
+def presets_like(fields: Mapping[str, Any], place: Place) -> list[str]:
     """Presets of the same architecture and windows; those with as many classes, if there are such."""
     likely = [
         name
         for name, config in _preset_configs().items()
         if all(getattr(config, field) == fields[field] for field in ARCHITECTURE)
-        and config.stage_windows == stage_windows(fields)
+        and stage_windows(fields) in (config.stage_windows, tuple(windows_at_home(config, place)))
         and getattr(config, "pretrained_window_sizes", None) == fields.get("pretrained_window_sizes")
     ]
     classes = {name: preset.get("num_labels", 2) for name, preset in {**SWIN, **SWINV2}.items()}
@@ -243,8 +239,9 @@ def strides(fields: Mapping[str, Any]) -> Pair:
     return as_pair(side * 2 ** (len(fields["depths"]) - 1) for side in as_pair(fields["patch_size"]))
 
 
-def wrong_indices(translation: Translation, windows: Sequence[Pair]) -> Iterator[tuple[int, int]]:
+def wrong_indices(translation: Translation, config: SwinHFConfig) -> Iterator[tuple[int, int]]:
     """Stage and block of index buffers that are not what the window demands, as a careless average leaves them."""
+    windows = windows_at_home(config, translation.place)
     for (buffer, stage, block), index in translation.buffers.items():
         if buffer in _INDICES and not index.is_meta:
             expected = relative_position_index(windows[stage]).flatten()

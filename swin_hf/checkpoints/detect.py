@@ -1,8 +1,8 @@
 """Recognise a state dict: its layout, the kind of model, the prefixes, the blocks of each stage."""
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from swin_hf.checkpoints.tables import LAYOUTS, SAID, Kind, Layout
@@ -12,7 +12,6 @@ from swin_hf.text import one_line
 
 _PATCH, _QKV = "swin.embeddings.patch_embeddings.weight", "swin.stages.0.blocks.0.attention.qkv.weight"
 _NORM1 = "swin.stages.{i}.blocks.{j}.norm1.*"
-_MOST_BLOCKS = 64  # of a stage
 
 _V2 = re.compile(r"\.(cpb_mlp|rpe_mlp|continuous_position_bias_mlp)\.\d")
 
@@ -166,14 +165,10 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
 
 def count_blocks(keys: Collection[str], layout: Layout, lead: str) -> list[int]:
     """Count stages and blocks by the first norm of each block."""
-    rows = {key: target for key, target in layout.table.items() if target == _NORM1}
-    place = Place(replace(layout, table=rows), Kind.CLASSIFIER, [], "", lead)
-    depths: list[int] = []
-    while True:
-        stage, depth = len(depths), 0
-        names = [entry.key for entry in expand(place._replace(depths=[*depths, _MOST_BLOCKS])) if entry.stage == stage]
-        while depth < _MOST_BLOCKS and names[2 * depth] in keys:  # weight and bias take turns
-            depth += 1
-        if not depth:
-            return depths
-        depths.append(depth)
+    row = next(key for key, target in layout.table.items() if target == _NORM1).replace("*", "weight")
+
+    def blocks(stage: int) -> int:
+        names = {"trunk": lead, "i": stage, "next": stage + 1, "blocks": 2 * stage + 1}
+        return next(block for block in itertools.count() if row.format_map(names | {"j": block}) not in keys)
+
+    return list(itertools.takewhile(bool, map(blocks, itertools.count())))

@@ -19,7 +19,7 @@ from swin_hf.checkpoints.detect import MODEL_TYPES, detect, refuse_strangers
 from swin_hf.checkpoints.preprocessing import processor_values
 from swin_hf.checkpoints.read import Source, Weights, read_source
 from swin_hf.checkpoints.tables import Kind
-from swin_hf.checkpoints.translate import Place, Translation, differences, expand, listed, our_key, to_ours
+from swin_hf.checkpoints.translate import Place, Translation, differences, listed, their_names, to_ours, windows_at_home
 from swin_hf.classes import class_table
 from swin_hf.families import FAMILIES, TASKS, config_of_preset
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
@@ -46,7 +46,7 @@ def class_for(place: Place) -> Any:
     return FAMILIES[place.layout.family].model_class(_TASKS[place.kind])
 
 
-# What one kind of model has and another has not: left out, or freshly initialised.
+# Prefixes of the keys that one class has and another has not: left out, or freshly initialised.
 _HEADS = tuple(dict.fromkeys(part for task in TASKS.values() for part in task.head))
 
 
@@ -143,22 +143,24 @@ def _open(
     if asked is not None and (others := derive.contradictions(fields, asked, with_labels=preset is None)):
         name = f"preset {preset}" if preset else "the config that was given"
         raise ValueError(f"the weights contradict {name}: {'; '.join(others)}. Leave it out to have the sizes derived")
-    presets = [preset] if preset else derive.presets_like(fields)
+    presets = [preset] if preset else derive.presets_like(fields, place)
     found = _configuration(source, place, presets, fields, told, asked, notes)
-    if odd := list(derive.wrong_indices(translation, found.stage_windows)):
+    if odd := list(derive.wrong_indices(translation, found)):
         stage, block = odd[0]
         logger.warning(
             f"{source.name}: the relative position index of {len(odd)} blocks (first: stage {stage + 1}, block "
             f"{block + 1}) is not that of its window, as an averaged integer buffer is not; the right one is used"
         )
     changes = {} if asked is None else {name: getattr(asked, name) for name in sizes}
+    if asked is not None and windows_at_home(asked, place) == list(found.stage_windows):
+        del changes["window_size"]  # they were cut to the maps: the table of larger ones is not in the weights
     changes |= {name: size for name, size in sizes.items() if size is not None}
     target = type(found).from_dict({**found.to_dict(), **changes})
     if target.stage_windows != found.stage_windows:
         way = "the bias of every offset kept" if found.cosine_attention else "bias tables resampled"
         method = _METHODS.get(place.kind, "bicubic")
         notes.append(f"{way} from window {found.window_size} to {target.window_size}, {method}")
-    for difference in differences(target, place.layout):
+    for difference in differences(target, place):
         notes.append(f"the code of the {place.layout.name} layout computes something else: {difference}")
         logger.warning("%s: %s", source.name, notes[-1])
     return Checkpoint(source, place, translation, found, target, presets, notes)
@@ -176,7 +178,7 @@ def _sizes(
     if asked is None and ("window_size" in told or not config_class.cosine_attention):
         hint = _config_or_none(config_class, {**told, **derive.basic_fields(translation)})
     fields = derive.fields_from_shapes(translation, hint)
-    # A folder is one whole, a file may have strangers as neighbours.
+    # In a folder, config.json has to fit the weights; next to a single file, it may be that of another model.
     config = _config_or_none(config_class, {**fields, **told})
     wrong = [] if config is None else derive.contradictions(fields, config, with_labels=False)
     if config is not None and not wrong:
@@ -205,7 +207,6 @@ def _configuration(
     given = {} if asked is None else asked.to_dict()
     values |= {name: value for name, value in given.items() if name not in _NOT_CARRIED}
     values |= {**told, **fields}
-    # What was asked for outranks the files in the folder of the weights.
     values |= {name: value for name, value in given.items() if name in _FREE}
     if "image_size" not in values:  # that of every released model of these windows
         sides = zip(derive.stage_windows(fields)[-1], derive.strides(fields), strict=True)
@@ -215,17 +216,15 @@ def _configuration(
         values["shift_per_axis"] = place.layout.shift_per_axis
     for name in ("num_labels", "id2label", "label2id"):
         values.pop(name, None)
-    names: dict[int, str] = {int(number): str(name) for number, name in (told.get("id2label") or {}).items()}
-    if source.classes:
-        names = dict(enumerate(source.classes))
+    names = source.classes or class_table(told.get("id2label"))
     if asked is not None and "LABEL_0" not in class_table(asked.id2label):
-        names = dict(enumerate(class_table(asked.id2label)))
+        names = class_table(asked.id2label)
     count = fields.get("num_labels")
     if count is None:  # there is no classifier: a fresh one is made for these
         fallback = len(likely["id2label"]) if likely else 2
         count = asked.num_labels if asked is not None else told.get("num_labels") or len(names) or fallback
     if len(names) == count:
-        values |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        values |= {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     else:
         values["num_labels"] = count
     if place.kind is Kind.BACKBONE and not fields["out_features"]:  # transformers' of V2 has no norms for its maps
@@ -235,10 +234,10 @@ def _configuration(
 
 _METHODS = {Kind.MIM: "geometric"}  # SimMIM's fine-tuning code resamples bias tables in another way than the rest
 _VERSIONS = {"swin_hf": "Swin Transformer V1", "swinv2_hf": "Swin Transformer V2"}
-# Sizes come from the weights, and the number of labels.
+# Fields that the weights decide, or the code above, whatever a given configuration says.
 _NOT_CARRIED = {*derive.ARCHITECTURE, "window_size", "pretrained_window_sizes"}
 _NOT_CARRIED |= {"id2label", "label2id", "architectures", "dtype", "model_type"}
-# Fields of a configuration that the weights do not decide and that its owner means.
+# Fields of a given configuration that come before those of the files next to the weights.
 _FREE = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "hidden_act", "layer_norm_eps",
     "mask_padding", "norm_targets",
@@ -259,11 +258,11 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
     A head may be missing, to be initialised, or left over; both are logged. ValueError if anything else is, or a weight
     has another shape than the others demand.
     """
-    config, wanted = checkpoint.config, model_class.config_class.model_type
+    config, place, wanted = checkpoint.config, checkpoint.place, model_class.config_class.model_type
     if config.model_type != wanted:
         raise ValueError(
             f"{checkpoint.source.name} holds {_VERSIONS[config.model_type]} and {model_class.__name__} is "
-            f"{_VERSIONS[wanted]}; use {class_for(checkpoint.place).__name__}"
+            f"{_VERSIONS[wanted]}; use {class_for(place).__name__}"
         )
     with torch.device("meta"), no_init_weights():
         model = model_class(config)
@@ -277,18 +276,18 @@ def state_for(checkpoint: Checkpoint, model_class: type[SwinHFPreTrainedModel]) 
 
     fresh = sorted(expected.keys() - state.keys())
     left_out = sorted(state.keys() - expected.keys())
-    had_maps = checkpoint.place.kind in (Kind.BACKBONE, Kind.SEGMENTER)  # with a norm each, the last one too
+    had_maps = place.kind in (Kind.BACKBONE, Kind.SEGMENTER)  # with a norm each, the last one too
     replaceable = (*_HEADS, "swin.norm.") if had_maps else _HEADS
     if missing := [name for name in fresh if not name.startswith(replaceable)]:
-        raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(_theirs(checkpoint, missing))}")
+        raise ValueError(f"{checkpoint.source.name} is incomplete, it lacks {listed(their_names(place, missing))}")
     has_maps = issubclass(model_class, SwinHFBackbone | SwinHFForSemanticSegmentation)
     droppable = (*_HEADS, "swin.norm.") if has_maps else _HEADS
     if surplus := [name for name in left_out if not name.startswith(droppable)]:
-        raise ValueError(f"{model_class.__name__} has no place for {listed(_theirs(checkpoint, surplus))}")
+        raise ValueError(f"{model_class.__name__} has no place for {listed(their_names(place, surplus))}")
     if wrong := [name for name in expected if name in state and state[name].shape != expected[name].shape]:
         found, demanded = (tuple(tensors[wrong[0]].shape) for tensors in (state, expected))
         raise ValueError(
-            f"{checkpoint.source.name}: the shapes contradict each other: {listed(_theirs(checkpoint, wrong))}; "
+            f"{checkpoint.source.name}: the shapes contradict each other: {listed(their_names(place, wrong))}; "
             f"{wrong[0]} is {found} where the rest demands {demanded}"
         )
     if fresh:
@@ -329,7 +328,7 @@ def build_model(checkpoint: Checkpoint, model_class: type[Any] | None = None) ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Spare the reader transformers' bar over the weights, and its report of them; what matters is in our log."""
+    """Switch off transformers' progress bar and its report of the weights; our log says what matters."""
     shown, verbosity = logging_of_transformers.is_progress_bar_enabled(), logging_of_transformers.get_verbosity()
     logging_of_transformers.disable_progress_bar()
     logging_of_transformers.set_verbosity_error()
@@ -339,8 +338,3 @@ def quiet() -> Iterator[None]:
         logging_of_transformers.set_verbosity(verbosity)
         if shown:
             logging_of_transformers.enable_progress_bar()
-
-
-def _theirs(checkpoint: Checkpoint, ours: list[str]) -> list[str]:
-    """Names in the file of some of our keys."""
-    return [line.key for line in expand(checkpoint.place) if our_key(line.target) in ours] or ours

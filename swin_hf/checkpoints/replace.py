@@ -235,7 +235,7 @@ def _config(peer: Peer, theirs: Any, translation: Translation) -> Any:
         if (pixels := theirs.patch_embed.img_size) is not None:
             fields["image_size"] = list(pixels)
         config = (SwinV2HFConfig if of_v2 else SwinHFConfig)(**fields, shift_per_axis=True)
-        if different := differences(config, place.layout):
+        if different := differences(config, place):
             raise ValueError(f"it computes something else than ours, {different[0]}")
         return config
     told = derive.told_by({**theirs.config.to_dict(), "model_type": "swin"})

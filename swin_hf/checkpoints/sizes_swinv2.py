@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from swin_hf.checkpoints.tables import Buffer
-from swin_hf.checkpoints.translate import Translation
+from swin_hf.checkpoints.tables import Buffer, SmallMaps
+from swin_hf.checkpoints.translate import Translation, cut_windows, windows_at_home
 from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.windows import Pair
@@ -39,7 +39,7 @@ def windows_of(translation: Translation, hint: SwinHFConfig | None) -> dict[str,
             for table, window in zip(known, windows, strict=True)
         ]
         sizes = _before_clamping(translation, windows)
-        if hint is not None and _on_maps(hint.stage_windows, hint.grid_hw) == windows:
+        if hint is not None and windows_at_home(hint, translation.place) == windows:
             sizes = {"window_size": hint.window_size}
         own = [0] * stages if units == windows else [short(unit) for unit in units]
         return {**sizes, "pretrained_window_sizes": own}
@@ -64,15 +64,9 @@ def _before_clamping(translation: Translation, windows: list[Pair]) -> dict[str,
         return {"window_size": short(largest)}
     patch = translation.state["swin.embeddings.patch_embeddings.weight"].shape[2:]
     grid = as_pair(side * 2 ** (len(windows) - 1) for side in windows[-1])
-    if _on_maps([largest] * len(windows), grid) == windows:
+    if cut_windows([largest] * len(windows), grid, SmallMaps.CUT) == windows:
         return {"window_size": short(largest), "image_size": short([grid[0] * patch[0], grid[1] * patch[1]])}
     return {"window_size": [list(window) for window in windows]}
-
-
-def _on_maps(windows: Sequence[Pair], grid: Pair) -> list[Pair]:
-    """The window of each stage, cut to the map of the stage; ``grid`` is the map of the first."""
-    maps = [[-(-side // 2**stage) for side in grid] for stage in range(len(windows))]
-    return [as_pair(map(min, window, sides)) for window, sides in zip(windows, maps, strict=True)]
 
 
 def short(sides: Sequence[int]) -> int | list[int]:

@@ -63,12 +63,22 @@ Target = str | Rows | QueryValue | Unfolded | Buffer | None
 
 
 class Windows(Enum):
-    """Which windows the layout's own code can build."""
+    """Which windows the layout's own code can build, apart from what it does on small maps."""
 
     ANY = "any window for each stage"
     ONE = "one window, square or rectangular, for all stages"
     ONE_SQUARE = "one square window for all stages"
-    SQUARE = "square windows, one for all stages but where the map is smaller"
+
+
+class SmallMaps(Enum):
+    """What the layout's own code does where a map is smaller than the window of its stage."""
+
+    SHRINK = "the window shrinks, and its table stays whole"
+    CUT = "window and table are cut to the map"
+    CUT_TO_SHORTER = "it is cut to a square of the shorter side"
+    CUT_TO_HEIGHT = "it is cut to a square of the height"
+    PAD = "the map is padded"
+    FAIL = "the forward pass fails"
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Layout:
     """One way of naming the parameters of a Swin Transformer."""
 
     name: str  # what users call it
-    about: str  # where it is met
+    about: str  # who writes it
     table: Mapping[str, Target]  # the keys, see the top of this file
     trunks: Mapping[Kind, tuple[str, ...]]  # kinds that it knows, and prefixes of the network; the first is written
     hosts: tuple[str, ...] = ()  # prefixes of a backbone in larger models, of which the rest is dropped on purpose
@@ -84,8 +94,8 @@ class Layout:
     writes_buffers: bool = True  # whether its files hold the buffers of the table
     shift_per_axis: bool = False  # which rule drops the shift there, see ``SwinHFConfig``
     pads_after_shift: bool = False  # whether it shifts a map before it pads it to whole windows, not after
-    pads_small_maps: bool = False  # whether it pads a map smaller than its window, where others shrink the window
-    windows: Windows = Windows.ANY  # which its code can build
+    small_maps: SmallMaps = SmallMaps.FAIL  # what it does with those of a classifier
+    windows: Windows = Windows.ONE_SQUARE  # which its code can build
     wrapper: str | None = None  # key under which a pickled file keeps the state dict
     file_name: str = "model.pth"  # of the weights in a folder
     family: str = "swin_hf"  # ``model_type`` of our models for it
@@ -294,51 +304,53 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (
         Layout(
             "swin_hf", "this package; also its Lightning checkpoints", SWIN_HF,
-            {**transformers_trunks("swin.", "swin."), Kind.SEGMENTER: ("swin.",)}, file_name="model.safetensors",
+            {**transformers_trunks("swin.", "swin."), Kind.SEGMENTER: ("swin.",)},
+            windows=Windows.ANY, small_maps=SmallMaps.SHRINK, file_name="model.safetensors",
         ),
         Layout(
             "timm", "timm since 0.9", TIMM, _PLAIN,
-            writes_buffers=False, shift_per_axis=True, pads_after_shift=True, file_name="model.safetensors",
+            writes_buffers=False, shift_per_axis=True, pads_after_shift=True, windows=Windows.ANY,
+            small_maps=SmallMaps.CUT, file_name="model.safetensors",
         ),
         Layout(
             "microsoft", "microsoft/Swin-Transformer, its SimMIM files and its detection and segmentation forks",
-            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, windows=Windows.SQUARE, wrapper="model",
+            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, small_maps=SmallMaps.CUT_TO_SHORTER, wrapper="model",
         ),
         Layout(
             "timm-old", "Microsoft's names without buffers: timm before 0.9, and files that were stripped of them",
-            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, writes_buffers=False, windows=Windows.SQUARE,
+            MICROSOFT, _MICROSOFT_TRUNKS, hosts=_DETECTORS, writes_buffers=False, small_maps=SmallMaps.CUT_TO_SHORTER,
         ),
         Layout(
             "torchvision", "torchvision.models.swin_t, swin_s, swin_b", TORCHVISION, _PLAIN,
-            shift_per_axis=True, pads_small_maps=True, windows=Windows.ONE,
+            shift_per_axis=True, small_maps=SmallMaps.PAD, windows=Windows.ONE,
         ),
         Layout(
             "transformers",
             "Swin classes of transformers 5 as saved; UperNet, Mask2Former and other hosts of SwinBackbone",
             TRANSFORMERS, transformers_trunks("swin.", "", "swin."), hosts=_TRANSFORMERS_HOSTS,
-            writes_buffers=False, windows=Windows.ONE_SQUARE, file_name="model.safetensors",
+            writes_buffers=False, file_name="model.safetensors",
         ),
         Layout(
             "transformers-4", "Swin classes of transformers 4 as saved, with their index buffers",
             TRANSFORMERS_4, transformers_trunks("swin.", ""), hosts=_TRANSFORMERS_HOSTS,
-            windows=Windows.ONE_SQUARE, file_name="model.safetensors",
+            file_name="model.safetensors",
         ),
         Layout(
             "transformers-memory", "state_dict() of transformers 5, which Lightning checkpoints of its models hold",
             TRANSFORMERS_MEMORY, transformers_trunks("swin.", "swin."), hosts=_TRANSFORMERS_HOSTS,
-            writes_buffers=False, windows=Windows.ONE_SQUARE,
+            writes_buffers=False,
         ),
         Layout(
             "maskformer-swin", "MaskFormerSwinBackbone of transformers, alone or in MaskFormer",
             MASKFORMER_SWIN, {Kind.BACKBONE: ("model.",)},
             hosts=("model.pixel_level_module.encoder.model.", "pixel_level_module.encoder.model."),
-            windows=Windows.ONE_SQUARE, file_name="model.safetensors",
+            file_name="model.safetensors",
         ),
         Layout(
             "openmmlab", "mmpretrain, mmdetection and mmsegmentation", OPENMMLAB,
             {**dict.fromkeys((*_PLAIN, Kind.BACKBONE), ("backbone.", "")), Kind.SEGMENTER: ("backbone.",)},
             hosts=_DETECTORS, aliases=((r"^((?:backbone\.)?)norm\.", r"\g<1>norm{last}."),),
-            windows=Windows.ONE_SQUARE, wrapper="state_dict",
+            wrapper="state_dict",
         ),
     )
 }  # fmt: skip

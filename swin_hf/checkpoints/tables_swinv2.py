@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from swin_hf.checkpoints.tables import LAYOUTS, Buffer, Layout, QueryValue, Rows, Target, Unfolded, transformers_trunks
+from swin_hf.checkpoints.tables import (
+    LAYOUTS,
+    Buffer,
+    Layout,
+    QueryValue,
+    Rows,
+    SmallMaps,
+    Target,
+    Unfolded,
+    transformers_trunks,
+)
 
 _BLOCK = "swin.stages.{i}.blocks.{j}."
 _ATTENTION = _BLOCK + "attention."
@@ -75,13 +85,14 @@ def _openmmlab() -> dict[str, Target]:
     }
 
 
-def _transformers(name: str) -> dict[str, Target]:
+def _transformers(name: str) -> Layout:
     """Its backbone has neither norms for its maps nor a norm that nothing goes through."""
     rows = _table(name, _HF_ATTENTION).items()
-    return {key: target for key, target in rows if "hidden_states_norms" not in key and target is not Buffer.UNUSED}
+    table = {key: ours for key, ours in rows if "hidden_states_norms" not in key and ours is not Buffer.UNUSED}
+    trunks = transformers_trunks("swinv2.", "")
+    return replace(LAYOUTS[name], table=table, trunks=trunks, small_maps=SmallMaps.CUT_TO_HEIGHT)
 
 
-_TRUNKS = transformers_trunks("swinv2.", "")
 _MS_TABLE = _table("microsoft", {**_rows(_MS), **_biases(_MS)})
 
 LAYOUTS_V2: dict[str, Layout] = {
@@ -92,8 +103,8 @@ LAYOUTS_V2: dict[str, Layout] = {
         replace(LAYOUTS["microsoft"], table=_MS_TABLE, aliases=_EARLY),
         replace(LAYOUTS["timm-old"], table=_MS_TABLE, aliases=_EARLY),
         replace(LAYOUTS["torchvision"], table=_table("torchvision", {**_rows(_TV), **_QKV})),
-        replace(LAYOUTS["transformers"], table=_transformers("transformers"), trunks=_TRUNKS),  # also those in memory
-        replace(LAYOUTS["transformers-4"], table=_transformers("transformers-4"), trunks=_TRUNKS),
-        replace(LAYOUTS["openmmlab"], table=_openmmlab()),
+        _transformers("transformers"),  # also those in memory
+        _transformers("transformers-4"),
+        replace(LAYOUTS["openmmlab"], table=_openmmlab(), small_maps=SmallMaps.CUT),  # it has a window for each stage
     )
 }

@@ -1,16 +1,16 @@
-"""From the keys of a layout to ours and back, through its one table; and where its code computes something else."""
+"""Translate state dicts between the keys of a layout and ours, and say where its code computes something else."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from swin_hf.checkpoints.tables import Buffer, Kind, Layout, QueryValue, Rows, Target, Unfolded
-from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.checkpoints.tables import Buffer, Kind, Layout, QueryValue, Rows, SmallMaps, Target, Unfolded
+from swin_hf.model.configuration_swin_hf import SwinHFConfig, as_pair
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
-from swin_hf.model.windows import log_spaced_offsets, relative_position_index, shift_mask, window_geometry
+from swin_hf.model.windows import Pair, log_spaced_offsets, relative_position_index, shift_mask, window_geometry
 
 State = Mapping[str, Tensor]
 
@@ -46,21 +46,18 @@ class Translation(NamedTuple):
 
 
 def expand(place: Place) -> list[Entry]:
-    """Write the table of a layout out for a network, in its order."""
-    rows, depths = list(place.layout.table.items()), place.depths
-    is_staged = [any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}")) for key, _ in rows]
-    entries = []
-    for number, (key, target) in enumerate(rows):
-        section = 0 if number < is_staged.index(True) else 1 if is_staged[number] else 2
-        counts = depths if "{j}" in key else [1] * (len(depths) if is_staged[number] else 1)
+    """Write the table of a layout out for a network, row by row."""
+    depths, entries = place.depths, []
+    for key, target in place.layout.table.items():
+        is_staged = any(name in key for name in ("{i}", "{next}", "{blocks}", "{merge}"))
+        counts = depths if "{j}" in key else [1] * (len(depths) if is_staged else 1)
         for stage, block in ((stage, block) for stage, count in enumerate(counts) for block in range(count)):
-            order = (section, stage, block if "{j}" in key else max(depths), number)
             names = {"trunk": place.trunk, "i": stage, "j": block, "last": len(depths) - 1}
             names |= {"next": stage + 1, "blocks": 2 * stage + 1, "merge": 2 * stage + 2}
             for suffix in ("weight", "bias") if key.endswith("*") else ("",):
                 theirs = place.host + key.format_map(names).removesuffix("*") + suffix
-                entries.append((order, Entry(theirs, _fill(target, names, suffix), stage, block)))
-    return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+                entries.append(Entry(theirs, _fill(target, names, suffix), stage, block))
+    return entries
 
 
 def _fill(target: Target, names: Mapping[str, object], suffix: str) -> Target:
@@ -78,6 +75,11 @@ def our_key(target: Target) -> str | None:
     if isinstance(target, Rows | Unfolded | QueryValue):
         return target[0]
     return target if isinstance(target, str) else None
+
+
+def their_names(place: Place, ours: Collection[str]) -> list[str]:
+    """Names that a layout has for some of our keys; our own where it has none."""
+    return [entry.key for entry in expand(place) if our_key(entry.target) in ours] or list(ours)
 
 
 def to_ours(state: State, place: Place) -> Translation:
@@ -125,8 +127,9 @@ def to_ours(state: State, place: Place) -> Translation:
 def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Tensor]:
     """Translate our state dict into the names of a layout; ValueError for keys that it has no name for.
 
-    The buffers are computed, and no tensor is shared.
+    Bias tables are cut to the windows that its code builds, the buffers are computed, and no tensor is shared.
     """
+    windows = windows_at_home(config, place)
     theirs: dict[str, Tensor] = {}
     named = set()
     like = next(iter(state.values()))
@@ -141,6 +144,8 @@ def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Ten
             if key in state:
                 named.add(key)
                 tensor = state[key].chunk(3)[target.part] if isinstance(target, Rows) else state[key]
+                if key.endswith("relative_position_bias_table"):
+                    tensor = _central_part(tensor, config.stage_windows[entry.stage], windows[entry.stage])
                 theirs[entry.key] = unfold(tensor) if isinstance(target, Unfolded) else tensor.clone()
         elif isinstance(target, Buffer) and (buffer := computed_buffer(target, place, config, entry, like)) is not None:
             theirs[entry.key] = buffer
@@ -149,8 +154,44 @@ def to_theirs(state: State, place: Place, config: SwinHFConfig) -> dict[str, Ten
     return theirs
 
 
+def _central_part(table: Tensor, window: Pair, smaller: Pair) -> Tensor:
+    """The rows of a bias table, ``((2 Mh - 1)(2 Mw - 1), h)``, whose offsets a smaller window has."""
+    rows: Tensor = table.unflatten(0, (2 * window[0] - 1, 2 * window[1] - 1))
+    top, left = window[0] - smaller[0], window[1] - smaller[1]
+    return rows[top : top + 2 * smaller[0] - 1, left : left + 2 * smaller[1] - 1].flatten(0, 1)
+
+
+def stage_maps(grid: Pair, stages: int) -> list[Pair]:
+    """Height and width of the map of each stage, where the first one's is ``grid``."""
+    return [(-(-grid[0] // 2**stage), -(-grid[1] // 2**stage)) for stage in range(stages)]
+
+
+def cut_windows(windows: Sequence[Pair], grid: Pair, rule: SmallMaps) -> list[Pair]:
+    """The window of each stage as code with a rule builds it; ``grid`` is the map of the first stage."""
+    cut = []
+    for window, (rows, columns) in zip(windows, stage_maps(grid, len(windows)), strict=True):
+        sides = {
+            SmallMaps.CUT: (rows, columns),
+            SmallMaps.CUT_TO_SHORTER: (min(rows, columns),) * 2,
+            SmallMaps.CUT_TO_HEIGHT: (rows, rows),
+        }.get(rule, window)
+        cut.append(as_pair(map(min, window, sides)))
+    return cut
+
+
+def always_pads(config: SwinHFConfig, place: Place) -> bool:
+    """Whether maps are padded to whole windows, and shifted, however small they are: here as in the layout's code."""
+    return place.kind in (Kind.BACKBONE, Kind.SEGMENTER) and not config.cosine_attention
+
+
+def windows_at_home(config: SwinHFConfig, place: Place) -> list[Pair]:
+    """The window of each stage that the code of a layout builds for images of ``config.image_size``."""
+    rule = SmallMaps.PAD if always_pads(config, place) else place.layout.small_maps
+    return cut_windows(config.stage_windows, config.grid_hw, rule)
+
+
 def _belongs(entry: Entry, kind: Kind) -> bool:
-    """Whether a line of the table is of use to a kind; two lines may name one key for different kinds."""
+    """Whether a kind of model has this line of the table; two lines may name one key for different kinds."""
     ours = our_key(entry.target)
     if ours is None:
         return entry.target is not Buffer.UNUSED or kind is Kind.BACKBONE
@@ -162,30 +203,26 @@ def _belongs(entry: Entry, kind: Kind) -> bool:
 
 
 def computed_buffer(buffer: Buffer, place: Place, config: SwinHFConfig, entry: Entry, like: Tensor) -> Tensor | None:
-    """A buffer of a block as its home computes it, on the device of a weight; None where home has none."""
+    """A buffer of a block as the layout's code computes it, on the device of ``like``; None where it has none."""
     if buffer is Buffer.UNUSED:
         fill = torch.ones if entry.key.endswith("weight") else torch.zeros
         is_there = place.kind is Kind.BACKBONE
         return fill(config.hidden_size, dtype=like.dtype, device=like.device) if is_there else None
     if not place.layout.writes_buffers:
         return None
-    stage, window = entry.stage, config.stage_windows[entry.stage]
-    if isinstance(config, SwinV2HFConfig) and not place.layout.pads_small_maps:  # built for the map of its image size
-        rows, columns = (-(-side // 2**stage) for side in config.grid_hw)
-        window = window_geometry((rows, columns), window, shifted=False).window
+    window = windows_at_home(config, place)[entry.stage]
     if buffer is Buffer.COORDINATES:
         assert isinstance(config, SwinV2HFConfig)
-        offsets = log_spaced_offsets(window, config.bias_units[stage], like.device).to(like.dtype)
+        pretrained = config.pretrained_window_sizes[entry.stage]
+        unit = as_pair(pretrained) if pretrained else window
+        offsets = log_spaced_offsets(window, unit, like.device).to(like.dtype)
         return offsets.view(1, 2 * window[0] - 1, 2 * window[1] - 1, 2)
     if buffer is not Buffer.MASK:
         index = relative_position_index(window, device=like.device)
         return index.flatten() if buffer is Buffer.FLAT_INDEX else index
     if place.kind in (Kind.BACKBONE, Kind.SEGMENTER):
         return None  # detection forks compute the mask for each image
-    rows, columns = config.grid_hw
-    grid = (rows // 2**stage, columns // 2**stage)
-    if 0 in grid:
-        return None
+    grid = stage_maps(config.grid_hw, config.num_layers)[entry.stage]
     geometry = window_geometry(grid, window, shifted=entry.block % 2 == 1)
     if not geometry.is_shifted or geometry.is_padded:
         return None  # Microsoft's code refuses maps that are no whole windows; there is nothing to write
@@ -215,8 +252,9 @@ def listed(keys: Iterable[str]) -> str:
     return f"{len(names)} {'key' if len(names) == 1 else 'keys'}: {', '.join(names[:SHOWN])}{more}"
 
 
-def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
+def differences(config: SwinHFConfig, place: Place) -> list[str]:
     """One sentence for each thing that the code of a layout computes differently, at the model's image size."""
+    layout = place.layout
     if layout.name == "swin_hf":
         return []
     found = []
@@ -227,8 +265,10 @@ def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
             found.append(f"hidden_act is {config.hidden_act!r}, it has 'gelu'")
         if config.layer_norm_eps != 1e-5:
             found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
-    grid = config.grid_hw
-    for stage, window in enumerate(config.stage_windows):
+    if always_pads(config, place):
+        return found
+    windows, maps = config.stage_windows, stage_maps(config.grid_hw, config.num_layers)
+    for stage, (window, there, grid) in enumerate(zip(windows, windows_at_home(config, place), maps, strict=True)):
         name = f"the {grid[0]}x{grid[1]} map of stage {stage + 1}"
         by_rule = {rule: window_geometry(grid, window, True, shift_per_axis=rule) for rule in (False, True)}
         if config.shift_per_axis != layout.shift_per_axis and by_rule[False] != by_rule[True]:
@@ -244,10 +284,11 @@ def differences(config: SwinHFConfig, layout: Layout) -> list[str]:
                 f"{name} is padded to whole windows of {window[0]}x{window[1]}, here before the cyclic shift, there "
                 "after it"
             )
-        if layout.pads_small_maps and any(side < w for side, w in pairs):
+        if layout.small_maps is SmallMaps.CUT_TO_HEIGHT and is_shifted and grid[1] <= window[1] and grid[0] > window[0]:
+            found.append(f"{name} is covered by its window in width only: here it is not shifted, there it is")
+        if there != by_rule[False].window:
             found.append(
-                f"{name} is smaller than its window of {window[0]}x{window[1]}: here the window shrinks, there the map "
-                "is padded"
+                f"{name} is smaller than its window of {window[0]}x{window[1]}: here the window shrinks, there "
+                f"{layout.small_maps.value}"
             )
-        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
     return found

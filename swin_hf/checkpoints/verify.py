@@ -1,6 +1,7 @@
 """Compute with what was written: our own reader, and the code that the layout belongs to where it is installed."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,12 +63,12 @@ def verify(
 ) -> dict[str, float]:
     """Compare what was written in a layout with the model that it was written from, on images ``(B, C, H, W)``.
 
-    Returns the largest absolute difference of the outputs, for our reader and for each library that could be asked.
+    Returns the largest absolute difference of the outputs, for our reader and for the layout's library if it is there.
     """
     with torch.inference_mode():
         expected = output_of(model, pixel_values)
         again = build_model(open_checkpoint(written, layout), type(model))
-        differences = {"swin_hf": _distance(expected, output_of(again, pixel_values))}
+        differences = {"swin_hf": _distance(output_of(again, pixel_values), expected)}
         if not isinstance(model, SwinHFForImageClassification):
             return differences
         if layout == "transformers" and Path(written).is_dir():
@@ -76,7 +77,7 @@ def verify(
             peer = _library(layout, again, read_source(written).state)
         if peer is not None:
             name = "transformers" if layout.startswith("transformers") else layout
-            differences[name] = _distance(expected, peer(pixel_values))
+            differences[name] = _distance_of(peer, pixel_values, expected)
     return differences
 
 
@@ -91,12 +92,13 @@ def verify_source(checkpoint: Checkpoint, model: SwinHFPreTrainedModel, pixel_va
         return {}
     try:
         peer = _library(layout, model, checkpoint.source.state)
-    except RuntimeError:  # prefixes and neighbours in the file, which our reader took off
+    except RuntimeError:  # of keys that our reader left out or renamed
         peer = _library(layout, model, export_checkpoint(model, layout))
     if peer is None:
         return {}
     with torch.inference_mode():
-        return {f"the source's library, {layout}": _distance(output_of(model, pixel_values), peer(pixel_values))}
+        expected = output_of(model, pixel_values)
+        return {f"the source's library, {layout}": _distance_of(peer, pixel_values, expected)}
 
 
 def _library(layout: str, model: SwinHFForImageClassification, state: Mapping[str, Tensor]) -> Any:
@@ -118,6 +120,14 @@ def output_of(model: Any, pixel_values: Tensor) -> Any:
     raise TypeError(f"{type(output).__name__} is not an output of this package")
 
 
-def _distance(expected: Tensor, output: Any) -> float:
-    logits = getattr(output, "logits", output)  # of transformers; other libraries return them alone
-    return float((expected.float() - logits.float()).abs().max())
+def _distance_of(peer: Any, pixel_values: Tensor, expected: Tensor) -> float:
+    """Largest difference of another library's logits; infinite where its forward pass fails, as on a small map."""
+    try:
+        output = peer(pixel_values)
+    except (AssertionError, RuntimeError):
+        return math.inf
+    return _distance(getattr(output, "logits", output), expected)  # only transformers wraps them
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).abs().max())

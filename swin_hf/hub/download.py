@@ -79,7 +79,7 @@ def pull(
         verify: Whether every file is hashed and compared.
         endpoint: Address of the Hub; HF_ENDPOINT or huggingface.co by default.
         file: Name of the file of weights, for a repository with several or with a pickle.
-        pickles: Whether a pickle may be brought where there is nothing else; loading runs no code of it.
+        pickles: Whether a pickle may be downloaded where there is nothing else; loading runs no code of it.
         cache_dir: Another cache than that of huggingface_hub.
         token: By default that of the environment or the keyring.
         local_files_only: Whether to ask the cache alone.

@@ -150,16 +150,13 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         raise TypeError(f"{where} is {str(value)[:60]!r}; it must be {what}")
     if is_dataclass(kind):
         return _object(kind, value, where)
+    *_, inner = get_args(kind) or [None]
+    inner = float | None if inner is float else inner  # ``null`` in a list or table is a number that is not finite
     if get_origin(kind) is list:
-        return [_entry(get_args(kind)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_typed(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
     if get_origin(kind) is dict:
-        return {name: _entry(get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
+        return {name: _typed(inner, item, f"{where}.{name}") for name, item in value.items()}
     return value
-
-
-def _entry(kind: Any, value: Any, where: str) -> Any:
-    """Like :func:`_typed`, for an entry of a list or table: there ``null`` means a number that is not finite."""
-    return None if kind is float and value is None else _typed(kind, value, where)
 
 
 def _object(kind: Any, values: dict[str, Any], where: str) -> Any:

@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from swin_hf.classes import class_table
 from swin_hf.counting import count_macs, count_parameters
 from swin_hf.families import architectures
+from swin_hf.files import WEIGHT_SUFFIXES
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.text import one_line
 
@@ -32,9 +33,7 @@ from .remote import redact
 CARD_NAME = "README.md"
 FINGERPRINT = re.compile(r"<!-- rendered by swin_hf, fingerprint ([0-9a-f]{64}) -->\s*\Z")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-LONG_TABLE = 20  # rows; longer tables are folded
 LOG_ROWS = 20
 WORST_CONFUSIONS = 10
 PROPORTIONS = ("accuracy", "accuracy_top5")  # of n images: these have a binomial confidence interval
@@ -101,9 +100,7 @@ def render_card(source: CardSource) -> str:
         source=source,
         facts=facts,
         config=config,
-        task=built.pipeline_tag,
         built=built,
-        family=built.family,
         headline=headline,
         headlines=HEADLINES,
         regions=any(score.iou is not None for score in facts.per_class or ()),
@@ -114,7 +111,6 @@ def render_card(source: CardSource) -> str:
         samples=f"assets/{SAMPLES}" in [name for name, *_ in source.files],
         parameters=count_parameters(config, built.model_class),
         macs=count_macs(config, built.model_class),
-        long_table=LONG_TABLE,
         revision=source.tag or "main",
         command=redact(facts.command) if facts.command else None,
         fence=_fence(facts.command or ""),
@@ -179,7 +175,7 @@ def _metadata(source: CardSource) -> str:
     if dataset and dataset.is_hub_id:
         known["datasets"] = [dataset.name]
     # A checkpoint is a local file, even if its path looks like an id.
-    if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(CHECKPOINT_SUFFIXES):
+    if facts.base_model and HUB_ID.fullmatch(facts.base_model) and not facts.base_model.endswith(WEIGHT_SUFFIXES):
         known["base_model"] = facts.base_model
     if TIGER in (source.config.id2label or {}).values():
         known["widget"] = WIDGET

@@ -20,7 +20,7 @@ from swin_hf.files import full_disk
 
 from .model_card import CARD_NAME, is_edited
 from .remote import HubError, ask, attempt, checked_ref, checked_repo_id, client, has_digest, require_token, understand
-from .staging import Card, PushedFile, Stage, StagedFile, is_ours, stage
+from .staging import Card, PushedFile, Stage, is_ours, stage
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def push(
         return job.result(staged) if dry_run else job.run(staged, card.replace, message)
 
 
-def check_access(repo_id: str, endpoint: str | None = None) -> None:
+def check_access(repo_id: str) -> None:
     """Ask the Hub whether it would accept a push to a repository, or to make it, before a long run that ends in one.
 
     Raises:
@@ -107,7 +107,7 @@ def check_access(repo_id: str, endpoint: str | None = None) -> None:
     """
     checked_repo_id(repo_id)
     require_token()
-    api = client(endpoint)
+    api = client()
     if attempt(lambda: _info(api, repo_id), repo_id):
         ask(api.auth_check, repo_id, write=True)
         return
@@ -190,8 +190,7 @@ class _Push:
     ) -> PushResult:
         """What was pushed, or would be."""
         url = f"{self.api.endpoint}/{self.repo_id}" + (f"/tree/{commit}" if commit else "")
-        files = tuple(PushedFile(file.name, file.size, file.sha256) for file in staged.files.values())
-        return PushResult(commit, url, self.tag, files, staged.card, created, notes)
+        return PushResult(commit, url, self.tag, tuple(staged.files.values()), staged.card, created, notes)
 
     def _repository(self) -> None:
         """Find the repository, or make it; its visibility must be what was asked for."""
@@ -234,7 +233,7 @@ class _Push:
         )
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-    def _keeps_card(self, parent: str, remote_card: RepoFile, ours: StagedFile) -> bool:
+    def _keeps_card(self, parent: str, remote_card: RepoFile, ours: PushedFile) -> bool:
         """Whether the card on the Hub differs from ours and was edited by hand."""
         if _same(ours, remote_card):
             return False
@@ -242,7 +241,7 @@ class _Push:
             path = ask(self.api.hf_hub_download, self.repo_id, CARD_NAME, revision=parent, local_dir=folder)
             return is_edited(Path(path).read_text(encoding="utf-8", errors="replace"))
 
-    def _commit(self, parent: str, changed: list[StagedFile], stale: list[str], message: str) -> str:
+    def _commit(self, parent: str, changed: list[PushedFile], stale: list[str], message: str) -> str:
         """Make the one commit, and return its id once it is known to be there."""
 
         def send() -> str:
@@ -288,7 +287,7 @@ class _Push:
             )
 
 
-def _add(file: StagedFile) -> CommitOperationAdd:
+def _add(file: PushedFile) -> CommitOperationAdd:
     """The upload of a file, with its hash, so that the client need not read the file again for it."""
     if file.path.stat().st_size != file.size:
         raise HubError(f"{file.path} changed while it was being pushed; run the command again")
@@ -297,7 +296,7 @@ def _add(file: StagedFile) -> CommitOperationAdd:
     return operation
 
 
-def _same(file: StagedFile, entry: RepoFile | None) -> bool:
+def _same(file: PushedFile, entry: RepoFile | None) -> bool:
     """Whether a file of the Hub has the content of a staged one."""
     if entry is None or entry.size != file.size:
         return False

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its stubs export nothing
+from huggingface_hub.utils.sha import git_hash
 
 from swin_hf import __version__
 from swin_hf.files import full_disk
@@ -87,11 +88,13 @@ def require_token() -> None:
 
 def has_digest(path: Path, digest: str) -> bool:
     """Whether a file has a sha256 (64 digits) or the id that git gives to its content (40 digits)."""
+    return digest == (sha256_of(path) if len(digest) == 64 else git_hash(path.read_bytes()))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, which is not read into memory at once."""
     with path.open("rb") as stream:
-        if len(digest) == 64:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == digest
-        content = stream.read()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def redact(text: str) -> str:

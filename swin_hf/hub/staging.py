@@ -4,13 +4,12 @@ Only files with the names of a model's files are sent: no pickles, optimiser sta
 folder.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from transformers import PreTrainedModel
 
 from swin_hf.checkpoints.preprocessing import class_of_processor
 from swin_hf.checkpoints.read import read_object
-from swin_hf.families import FAMILIES, architectures, family_of
+from swin_hf.families import architectures, family_of
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.processing import Preprocessing
 
 from .facts import FACTS_NAME, TrainingFacts
 from .model_card import CARD_NAME, CardSource, check_metadata, is_edited, read_card, render_card
 from .pictures import CURVES, MATRIX, SAMPLES, draw_pictures
-from .remote import TOKEN, redact
+from .remote import redact, sha256_of
 from .weights import CONFIG, INDEX, PROCESSOR, SAVE_AGAIN, SHARD, WEIGHTS, check_weights, read_config, weight_files
 
 # File names of the code that is sent with models of all families.
@@ -50,42 +49,34 @@ class Card:
 
 @dataclass(frozen=True)
 class PushedFile:
-    """Name in the repository, size in bytes and sha256 of a file."""
+    """A file of a push."""
 
-    name: str
-    size: int
+    name: str  # in the repository
+    size: int  # in bytes
     sha256: str
-
-
-@dataclass(frozen=True)
-class StagedFile(PushedFile):
-    """One file to send, and where it is."""
-
-    path: Path
+    path: Path = field(repr=False, compare=False)  # that is sent; a temporary one is gone after the push
 
     @classmethod
-    def of(cls, name: str, path: Path) -> "StagedFile":
+    def of(cls, name: str, path: Path) -> "PushedFile":
         """Hash a file."""
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(name, path.stat().st_size, digest, path)
+        return cls(name, path.stat().st_size, sha256_of(path), path)
 
 
 @dataclass(frozen=True)
 class Stage:
     """Files by name; the text of the card, which is one of them; what it was rendered from, unless written by hand."""
 
-    files: Mapping[str, StagedFile]
+    files: Mapping[str, PushedFile]
     card: str
     rendered_from: CardSource | None = None
 
-    def card_for(self, tag: str) -> StagedFile | None:
+    def card_for(self, tag: str) -> PushedFile | None:
         """The card as a push with another tag renders it; None for one written by hand."""
         if self.rendered_from is None:
             return None
         path = self.files[CARD_NAME].path.with_name("tagged.md")
         path.write_text(render_card(replace(self.rendered_from, tag=tag)), encoding="utf-8")
-        return StagedFile.of(CARD_NAME, path)
+        return PushedFile.of(CARD_NAME, path)
 
 
 def is_ours(name: str) -> bool:
@@ -141,7 +132,7 @@ def stage(
     paths |= recorded
     if card.samples:
         paths[f"assets/{SAMPLES}"] = _find_samples(saved)
-    staged = {name: StagedFile.of(name, path) for name, path in sorted(paths.items())}
+    staged = {name: PushedFile.of(name, path) for name, path in sorted(paths.items())}
     text, rendered_from = _card_text(card.text), None
     if text is None and keep_card and (saved / CARD_NAME).is_file():
         written = read_card(saved / CARD_NAME)
@@ -162,7 +153,7 @@ def stage(
         text = render_card(rendered_from)
     check_metadata(text)
     (folder / CARD_NAME).write_text(text, encoding="utf-8")
-    staged[CARD_NAME] = StagedFile.of(CARD_NAME, folder / CARD_NAME)
+    staged[CARD_NAME] = PushedFile.of(CARD_NAME, folder / CARD_NAME)
     _refuse_tokens(staged.values())
     return Stage(dict(sorted(staged.items())), text, rendered_from)
 
@@ -174,10 +165,6 @@ def _saved(source: PreTrainedModel | str | os.PathLike[str], folder: Path) -> Pa
     if not isinstance(source, PreTrainedModel):
         raise ValueError(
             f"{type(source).__name__} cannot be pushed; give a model of swin_hf, or the folder of one or of a run"
-        )
-    if source.config.model_type not in FAMILIES:
-        raise ValueError(
-            f"{type(source).__name__} is not a model of swin_hf; convert it first with swin_hf.load_checkpoint"
         )
     source.save_pretrained(folder / "saved")
     return folder / "saved"
@@ -249,11 +236,11 @@ def _find_samples(saved: Path) -> Path:
     return path
 
 
-def _refuse_tokens(staged: Iterable[StagedFile]) -> None:
+def _refuse_tokens(staged: Iterable[PushedFile]) -> None:
     for file in staged:
         if not file.name.endswith((".safetensors", ".png")):
             text = file.path.read_text(encoding="utf-8")
-            if TOKEN.search(text) or redact(text) != text:
+            if redact(text) != text:
                 raise ValueError(
                     f"{file.name} holds something that looks like an access token; remove it, and revoke the token"
                 )

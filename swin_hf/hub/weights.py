@@ -76,17 +76,6 @@ def shards_present(index: Path, present: Iterable[str]) -> list[str]:
     return names
 
 
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes from the header of a safetensors file; ValueError unless it is whole and of floats."""
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            refuse_types(path.name, {name: part.get_dtype() for name, part in slices.items()})
-            return {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file ({error}); save or download it again") from None
-
-
 def check_weights(files: list[Path], config: SwinHFConfig) -> str:
     """Compare the headers of weight files with what ``config.json`` builds, before a byte is allocated for it.
 
@@ -102,7 +91,14 @@ def check_weights(files: list[Path], config: SwinHFConfig) -> str:
         )
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
-        found.update(read_header(path))
+        try:
+            with safe_open(path, "pt") as file:
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                refuse_types(path.name, {name: part.get_dtype() for name, part in parts.items()})
+                found |= {name: tuple(part.get_shape()) for name, part in parts.items()}
+        except (SafetensorError, OSError) as error:
+            reason = f"{path.name} is not a whole safetensors file ({error})"
+            raise ValueError(f"{reason}; save or download it again") from None
     # A block has more than ten tensors: a configuration that asks for more is refused before its modules are built.
     if sum(config.depths) > len(found):
         raise ValueError(f"{CONFIG} asks for {sum(config.depths)} blocks but the weights hold {len(found)} tensors")

@@ -15,6 +15,7 @@ from checkpoint_peers import (
     SQUARE,
     images,
     maskformer_swin,
+    microsoft_index,
     peer,
     randomise,
     timm_swin,
@@ -34,9 +35,10 @@ from swin_hf import (
     load_checkpoint,
 )
 from swin_hf.checkpoints import open_checkpoint
-from swin_hf.checkpoints.tables import LAYOUTS
-from swin_hf.checkpoints.translate import differences, fold, unfold
+from swin_hf.checkpoints.tables import LAYOUTS, Kind
+from swin_hf.checkpoints.translate import Place, differences, fold, unfold, windows_at_home
 from swin_hf.checkpoints.verify import build_peer
+from swin_hf.model.configuration_swin_hf import as_pair
 
 # fp32, two orders of summation; of the largest activation.
 CLOSE = 5e-5
@@ -261,16 +263,8 @@ PARAMETERS = {
 QUICK = ("swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384_22k", "swin_digits_patch4_window4_32")
 
 
-# Of a map that is smaller than its window, timm makes a smaller table than is exported.
-CUT = pytest.mark.xfail(strict=True, reason="the 4x4 map of the last stage is smaller than the window of 8")
-
-
 @pytest.mark.parametrize(
-    "preset",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK) + [CUT] * ("_mini_" in name))
-        for name in list_presets("swin_hf")
-    ],
+    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in list_presets("swin_hf")]
 )
 def test_every_size_by_shape(preset):
     """On the meta device: strict at home in three libraries, and recognised from its shapes alone."""
@@ -286,8 +280,9 @@ def test_every_size_by_shape(preset):
         found = open_checkpoint(export_checkpoint(ours, layout))
         assert found.place.layout.name == layout
         assert preset in found.presets
-        for field in ("image_size", "embed_dim", "depths", "num_heads", "window_size", "num_labels", "patch_size"):
+        for field in ("image_size", "embed_dim", "depths", "num_heads", "num_labels", "patch_size"):
             assert getattr(found.config, field) == getattr(ours.config, field), field
+        assert list(found.config.stage_windows) == windows_at_home(ours.config, found.place)
 
 
 def test_all_layouts_have_a_peer_here():
@@ -314,6 +309,45 @@ def test_a_difference_of_geometry_is_told_exactly_where_there_is_one(layout, sid
     with torch.inference_mode():
         expected, found = theirs(pixels), ours(pixels).logits
     distance = float((found - getattr(expected, "logits", expected)).abs().max())
-    told = differences(ours.config, LAYOUTS[layout])
+    told = differences(ours.config, Place(LAYOUTS[layout], Kind.CLASSIFIER, ours.config.depths))
     assert (distance > 1e-4) == bool(told), (distance, told)
     assert all(difference in caplog.text for difference in told)
+
+
+@pytest.mark.parametrize("image_size", [16, 24, 32, (16, 32), (48, 24)], ids=str)
+def test_tables_are_cut_where_timm_builds_smaller_ones(image_size):
+    """A window of 8 on maps of 2 to 24 tokens: strict there, and the same logits there, here, and read again."""
+    sizes = {"image_size": image_size, "patch_size": 2, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 2, 2)}
+    config = SwinHFConfig(**sizes, window_size=8, num_labels=5, shift_per_axis=True)
+    ours, theirs = randomise(SwinHFForImageClassification(config)), build_peer("timm", config)
+    pixels = images(*config.image_hw)
+    expected, state = logits_of(ours, pixels), export_checkpoint(ours, "timm")
+    theirs.load_state_dict(state, strict=True)
+    assert_equal(logits_of(theirs, pixels), expected)
+    again = load_checkpoint(state, config=config)
+    assert_equal(logits_of(again, pixels), expected)
+    assert again.config.stage_windows[2] == as_pair(side // 8 for side in config.image_hw)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in export_checkpoint(again, "timm").items())
+
+
+@pytest.mark.parametrize(
+    ("image_size", "window"), [((32, 32), 4), ((32, 64), 4), ((64, 32), 4), ((64, 64), 8)], ids=str
+)
+@pytest.mark.parametrize("kind", ["", "encoder."], ids=["classifier", "simmim"])
+def test_tables_are_cut_where_microsoft_builds_smaller_ones(image_size, window, kind, caplog):
+    """Its ``SwinTransformerBlock`` has one square window, of the shorter side of the map where that is smaller."""
+    sizes = {"image_size": image_size, "patch_size": 2, "embed_dim": 16, "depths": (1, 1, 1), "num_heads": (2, 2, 2)}
+    config = SwinHFConfig(**sizes, window_size=8, encoder_stride=8)
+    ours = (SwinHFForMaskedImageModeling if kind else SwinHFForImageClassification)(config)
+    state = export_checkpoint(ours, "microsoft")
+    attention = f"{kind}layers.2.blocks.0.attn.relative_position_"
+    assert state[attention + "index"].equal(microsoft_index(window))
+    assert state[attention + "bias_table"].shape == ((2 * window - 1) ** 2, 2)
+    is_other = image_size[0] != image_size[1]  # ours shrinks by axis there
+    assert ("there it is cut to a square of the shorter side" in caplog.text) == is_other
+    again = load_checkpoint(state, model_class=type(ours), config=config)
+    assert again.config.stage_windows == ((8, 8), (8, 8), (window, window))
+    again = export_checkpoint(again, "microsoft")
+    assert again.keys() == state.keys() and all(torch.equal(again[key], state[key]) for key in state)
+    backbone = export_checkpoint(SwinHFBackbone(config), "microsoft")  # detection forks never shrink a window
+    assert backbone["backbone.layers.2.blocks.0.attn.relative_position_bias_table"].shape == (225, 2)

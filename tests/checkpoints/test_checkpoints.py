@@ -647,7 +647,7 @@ def test_convert_command_names_every_file_it_writes(weights_file, tmp_path, caps
 def test_what_a_layout_cannot_hold_is_refused(tmp_path, tiny_model, caplog):
     with pytest.raises(ValueError, match="unknown layout 'keras'; choose one of"):
         export_checkpoint(tiny_model, "keras")
-    with pytest.raises(ValueError, match=r"the microsoft layout cannot hold this model: it has square windows.* 4x3"):
+    with pytest.raises(ValueError, match=r"the microsoft layout cannot hold this model: it has one square .* 4x3"):
         export_checkpoint(tiny_model, "microsoft")
     with pytest.raises(ValueError, match="Linear is not a model of this package"):
         export_checkpoint(torch.nn.Linear(1, 1), "timm")
@@ -751,6 +751,17 @@ def test_convert_command(weights_file, tmp_path, capsys):
     assert "resampled from window 4 to 6" in capsys.readouterr().out
     assert main(["convert", *arguments, "--window-size", "1", "2", "3"]) == 2
     assert "--window-size has 3 sides; give one for a square" in capsys.readouterr().err
+
+
+def test_convert_command_reports_a_library_that_cannot_run_the_model(tmp_path, capsys):
+    """transformers looks a whole table up for a window that it has shrunk to the map of 2x2 tokens."""
+    SwinHFForImageClassification(SwinHFConfig(**{**SQUARE, "image_size": 16})).save_pretrained(tmp_path / "ours")
+    picture().save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "ours"), str(tmp_path / "theirs"), "--verify", str(tmp_path / "a.png")]
+    assert main(["convert", *arguments, "--to", "transformers"]) == 1
+    said = capsys.readouterr()
+    assert "verified with swin_hf: largest difference 0.00e+00" in said.out
+    assert "verified with transformers: largest difference inf" in said.out
 
 
 def test_convert_command_cannot_verify_what_it_cannot_normalise(tmp_path, capsys):

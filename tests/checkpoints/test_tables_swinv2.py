@@ -2,12 +2,19 @@
 
 import functools
 import math
-import re
 
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_peers import images, microsoft_index, microsoft_mask, openmmlab_index, peer, saved
+from checkpoint_peers import (
+    images,
+    microsoft_index,
+    microsoft_mask,
+    peer,
+    saved,
+    under_microsoft_names,
+    under_openmmlab_names,
+)
 from conftest import PARITY
 from torch import Tensor, nn
 
@@ -28,6 +35,7 @@ from swin_hf.checkpoints.sizes_swinv2 import told_by_name
 from swin_hf.checkpoints.tables import QueryValue, Rows
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import our_key
+from swin_hf.checkpoints.verify import build_peer
 
 SIZES = {"embed_dim": 8, "depths": (2, 2, 2), "num_heads": (2, 2, 4)}
 FIELDS = {**SIZES, "image_size": 32, "patch_size": 2, "window_size": 8}
@@ -91,10 +99,7 @@ def microsoft_coordinates(window: int, pretrained: int) -> Tensor:
 
 def microsoft_state(units: str = "own", buffers: bool = True) -> dict[str, Tensor]:
     """timm's state dict as Microsoft's: merging at the end of a stage, ``head``, persistent buffers."""
-    state = {}
-    for key, tensor in timm_v2(units).state_dict().items():
-        key = re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", key)
-        state[key.replace("head.fc.", "head.")] = tensor
+    state = under_microsoft_names(timm_v2(units).state_dict(), buffers=False)
     if buffers:
         for stage, window in enumerate((8, 8, 4)):
             for block in range(2):
@@ -102,36 +107,6 @@ def microsoft_state(units: str = "own", buffers: bool = True) -> dict[str, Tenso
                 state[prefix + "relative_coords_table"] = microsoft_coordinates(window, UNITS[units][stage])
                 state[prefix + "relative_position_index"] = microsoft_index(window)
         state["layers.0.blocks.1.attn_mask"] = microsoft_mask(16, 8)  # the other maps are one window
-    return state
-
-
-def openmmlab_state(units: str = "own") -> dict[str, Tensor]:
-    """Microsoft's state dict under mmpretrain's names; the norm of merging is that of 2C channels in plain order."""
-
-    def unfold_order(x: Tensor) -> Tensor:
-        taps = x.reshape(*x.shape[:-1], 4, x.shape[-1] // 4)[..., [0, 2, 1, 3], :]
-        return taps.transpose(-1, -2).reshape(x.shape)
-
-    state = {}
-    for key, tensor in microsoft_state(units).items():
-        if key.endswith("attn_mask"):
-            continue
-        if "downsample.reduction" in key:
-            tensor = unfold_order(tensor)
-        if key.endswith("relative_position_index"):
-            tensor = openmmlab_index(math.isqrt(tensor.shape[0]))
-        key = re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
-        for old, new in (
-            ("layers.", "stages."),
-            ("attn.", "attn.w_msa."),
-            (".mlp.fc1.", ".ffn.layers.0.0."),
-            (".mlp.fc2.", ".ffn.layers.1."),
-            ("patch_embed.proj.", "patch_embed.projection."),
-        ):
-            key = key.replace(old, new, 1)
-        is_head = key.startswith("head.")
-        key = key.replace("head.", "head.fc.") if is_head else re.sub(r"^norm\.", "norm2.", key)
-        state[key if is_head else f"backbone.{key}"] = tensor
     return state
 
 
@@ -162,9 +137,9 @@ def peer_v2(name: str) -> tuple[nn.Module, dict[str, Tensor], SwinV2HFConfig | N
         case "torchvision":
             return torchvision_v2(), torchvision_v2().state_dict(), None
         case "openmmlab":
-            return timm_v2(), openmmlab_state(), None
+            return timm_v2(), under_openmmlab_names(microsoft_state(), v2=True), None
         case "openmmlab pretrained":
-            return timm_v2("pretrained"), openmmlab_state("pretrained"), None
+            return timm_v2("pretrained"), under_openmmlab_names(microsoft_state("pretrained"), v2=True), None
         case "transformers":
             model = transformers_v2("ForImageClassification")
             return model, saved(model), pretrained
@@ -330,8 +305,9 @@ def test_folders_are_read_at_home(tmp_path):
 @pytest.mark.parametrize(
     ("units", "expected"), [("own", [0, 0, 0]), ("pretrained", [6, 6, 3])], ids=["own", "pretrained"]
 )
-def test_buffers_tell_the_windows(units, expected):
+def test_buffers_tell_the_windows(units, expected, caplog):
     checkpoint = open_checkpoint(microsoft_state(units))
+    assert not caplog.records  # the index of the cut window is the right one
     assert (checkpoint.config.window_size, checkpoint.config.image_size) == (8, 32)
     assert checkpoint.config.pretrained_window_sizes == expected
     assert ("pre-trained in [6, 6, 3]" in str(checkpoint)) == (units == "pretrained")
@@ -391,6 +367,34 @@ def test_a_layout_that_cannot_hold_pretrained_windows_refuses():
         export_checkpoint(backbone, "transformers")
     with pytest.raises(ValueError, match="the maskformer-swin layout has no Swin Transformer V2; choose one of"):
         export_checkpoint(backbone, "maskformer-swin")
+
+
+@pytest.mark.parametrize(
+    ("image_size", "window", "told"),
+    [
+        (
+            (32, 64),
+            8,
+            "is smaller than its window of 8x8: here the window shrinks, there it is cut to a square of the height",
+        ),
+        (
+            (64, 32),
+            4,
+            "map of stage 3 is covered by its window in width only: here it is not shifted, there it is",
+        ),
+        ((64, 64), 8, ""),
+    ],
+    ids=["wide", "tall", "square"],
+)
+def test_transformers_looks_at_the_height_of_a_map(image_size, window, told, caplog):
+    sizes = {**FIELDS, "image_size": image_size, "window_size": window, "pretrained_window_sizes": (6, 6, 3)}
+    config = SwinV2HFConfig(**sizes, num_labels=5)
+    ours, theirs = randomise(SwinV2HFForImageClassification(config)), build_peer("transformers", config)
+    theirs.load_state_dict(export_checkpoint(ours, "transformers"), strict=True)
+    with torch.no_grad():
+        distance = (ours(images(*image_size)).logits - theirs(images(*image_size)).logits).abs().max()
+    assert (distance > 1e-4) == bool(told) == bool(caplog.records)
+    assert told in caplog.text
 
 
 def test_extra_norms_go_where_a_layout_has_them():
