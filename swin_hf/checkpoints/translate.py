@@ -252,6 +252,9 @@ def listed(keys: Iterable[str]) -> str:
     return f"{len(names)} {'key' if len(names) == 1 else 'keys'}: {', '.join(names[:SHOWN])}{more}"
 
 
+CUTS_PICTURES = ("timm", "timm-old", "microsoft", "torchvision")  # the others pad them to whole patches
+
+
 def differences(config: SwinHFConfig, place: Place) -> list[str]:
     """One sentence for each thing that the code of a layout computes differently, at the model's image size."""
     layout = place.layout
@@ -267,6 +270,12 @@ def differences(config: SwinHFConfig, place: Place) -> list[str]:
             found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
     if always_pads(config, place):
         return found
+    (height, width), patch = config.image_hw, config.patch_hw
+    if layout.name in CUTS_PICTURES and (height % patch[0] or width % patch[1]):
+        found.append(
+            f"pictures of {height}x{width} do not divide into patches of {patch[0]}x{patch[1]}: here they are padded, "
+            "there the rest is cut off"
+        )
     windows, maps = config.stage_windows, stage_maps(config.grid_hw, config.num_layers)
     for stage, (window, there, grid) in enumerate(zip(windows, windows_at_home(config, place), maps, strict=True)):
         name = f"the {grid[0]}x{grid[1]} map of stage {stage + 1}"

@@ -294,8 +294,9 @@ def test_all_layouts_have_a_peer_here():
 @pytest.mark.parametrize(
     ("layout", "side"),
     [
-        *product(("timm", "torchvision"), (16, 24, 32, 36, 40, 48)),
+        *product(("timm", "torchvision"), (16, 24, 32, 34, 36, 40, 48, 50)),
         ("transformers-memory", 32),
+        ("transformers-memory", 34),
         ("transformers-memory", 40),
     ],
 )
