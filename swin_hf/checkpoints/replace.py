@@ -16,7 +16,16 @@ from swin_hf.checkpoints import derive
 from swin_hf.checkpoints.detect import count_blocks, is_v2
 from swin_hf.checkpoints.tables import LAYOUTS, Kind
 from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
-from swin_hf.checkpoints.translate import Place, Translation, differences, expand, our_key, to_ours, to_theirs
+from swin_hf.checkpoints.translate import (
+    Place,
+    Translation,
+    differences,
+    expand,
+    our_key,
+    stage_maps,
+    to_ours,
+    to_theirs,
+)
 from swin_hf.model.configuration_swin_hf import SwinHFConfig
 from swin_hf.model.configuration_swinv2_hf import SwinV2HFConfig
 from swin_hf.model.modeling_swin_hf import SwinHFBackbone, SwinHFModel
@@ -235,7 +244,14 @@ def _config(peer: Peer, theirs: Any, translation: Translation) -> Any:
         if (pixels := theirs.patch_embed.img_size) is not None:
             fields["image_size"] = list(pixels)
         config = (SwinV2HFConfig if of_v2 else SwinHFConfig)(**fields, shift_per_axis=True)
-        if different := differences(config, place):
+        different = differences(config, place)
+        if _always_partitions(theirs):  # also a map smaller than its window is padded
+            for grid, window in zip(stage_maps(config.grid_hw, config.num_layers), config.stage_windows, strict=True):
+                if any(n % w and 2 * (n % w) != w for n, w in zip(grid, window, strict=True)):
+                    different.append(
+                        f"a {grid[0]}x{grid[1]} map is padded, here before the cyclic shift, there after it"
+                    )
+        if different:
             raise ValueError(f"it computes something else than ours, {different[0]}")
         return config
     told = derive.told_by({**theirs.config.to_dict(), "model_type": "swin"})
@@ -246,6 +262,11 @@ def _config(peer: Peer, theirs: Any, translation: Translation) -> Any:
     if peer.kind is Kind.BACKBONE:
         config.out_features = list(theirs.out_features)
     return config
+
+
+def _always_partitions(theirs: Any) -> bool:
+    """Whether a network of timm cuts maps into windows even where one window covers them."""
+    return bool(_part(theirs, "layers.0").blocks[0].always_partition)
 
 
 def _windows(theirs: Any, stages: int) -> dict[str, Any]:
@@ -264,6 +285,7 @@ def _build(peer: Peer, config: Any, theirs: Any) -> Any:
         ours: Any = (_TokenBackbone if of_v2 else SwinHFBackbone)(config)
     else:
         options = {"add_pooling_layer": getattr(theirs, "pooler", None) is not None, "add_final_norm": peer.has_norm}
+        options["always_partition"] = peer.layout == "timm" and _always_partitions(theirs)
         mask_token = getattr(getattr(theirs, "embeddings", None), "mask_token", None)
         ours = (SwinV2HFModel if of_v2 else SwinHFModel)(config, use_mask_token=mask_token is not None, **options)
     if of_v2 and peer.layout != "timm":  # windows and shifts are settled when it is built, whatever images come

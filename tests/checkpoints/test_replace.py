@@ -297,6 +297,22 @@ def test_a_swin_of_timm_that_shifts_before_it_pads_is_refused():
         replace_backbone(theirs)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_a_swin_of_timm_that_always_cuts_windows_does_so_here(name):
+    """Windows of 4 on maps of 16, 8, 4 and 2 tokens; a map of 6 under a window of 8 is refused."""
+    sizes = {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "always_partition": True}
+    theirs = timm.create_model(name, features_only=True, img_size=64, window_size=4, **sizes).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = theirs(pixels)
+        found = replace_backbone(theirs)(pixels)
+    for ours, map_of_theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, map_of_theirs, rtol=1e-4, atol=1e-5)
+    uneven = timm.create_model(name, features_only=True, img_size=96, window_size=8, **sizes)
+    with pytest.raises(ValueError, match="a 6x6 map is padded, here before the cyclic shift"):
+        replace_backbone(uneven)
+
+
 def test_frozen_parameters_stay_frozen_and_training_goes_on():
     model = upernet()
     for key, parameter in model.backbone.named_parameters():
