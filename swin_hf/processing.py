@@ -21,13 +21,12 @@ import fsspec  # type: ignore[import-untyped]
 from PIL import Image
 
 from swin_hf.model.pixels import (
-    ARRAY_MAGIC,
     GREY_MAXIMUM,
     IMAGENET_MEAN,
     IMAGENET_STD,
     WHITE,
     Picture,
-    read_array,
+    open_file,
     to_8_bits,
     to_channels,
 )
@@ -148,14 +147,7 @@ def decoding(processor: object) -> dict[str, Any]:
 
 def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Picture]:
     """Open a cell of an image column without decoding it, for ``with``; a ``.npy`` file is an array."""
-    file = _file(cell, root)
-    if isinstance(file, bytes):
-        is_array = file.startswith(ARRAY_MAGIC)
-        return nullcontext(read_array(io.BytesIO(file))) if is_array else Image.open(io.BytesIO(file))
-    if not file.lower().endswith(".npy"):
-        return Image.open(file)
-    with open(file, "rb") as stream:
-        return nullcontext(read_array(stream))
+    return open_file(_file(cell, root))
 
 
 def picture_bytes(cell: Any, root: str | None = None) -> bytes:

@@ -1,8 +1,8 @@
 """The configuration of a Swin Transformer: what every size means and where it comes from.
 
-Every field is derived and checked here, so that the modeling file only reads. The fields carry the names of
-transformers' own ``SwinConfig``: the dictionary of one can be handed to the other. Those of this family on top are
-``shift_per_axis``, ``mask_padding``, ``norm_targets`` and ``upernet``.
+Every field is derived and checked here, so that the modeling file only reads. The fields have the names of
+transformers' own ``SwinConfig``, whose dictionary is accepted as it is; new are ``shift_per_axis``, ``mask_padding``,
+``norm_targets`` and ``upernet``.
 """
 
 import difflib
@@ -154,7 +154,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """Build the configuration of a released model, or of one of the two small ones of this project.
+        """Build the configuration of a released model, or of one of the small ones of this package.
 
         Args:
             name: One of ``swin_hf.list_presets()``.
@@ -168,17 +168,15 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             relatives: list[type[SwinHFConfig]] = [SwinHFConfig, *SwinHFConfig.__subclasses__()]
             hints = [f"it is one of {other.__name__}; " for other in relatives if name in other.presets]
             hints += [f"did you mean {near!r}? " for near in difflib.get_close_matches(name, cls.presets, n=1)]
-            hint = hints[0] if hints else ""
             known = f"there are {', '.join(cls.presets)}" if cls.presets else "pip install swin-hf, which has them"
-            raise ValueError(f"unknown preset {name!r}; {hint}{known}")
+            raise ValueError(f"unknown preset {name!r}; {''.join(hints[:1])}{known}")
         fields = {**cls.presets[name], **overrides}
         names = overrides.get("id2label")
         if names is not None:  # transformers would drop the names for the sake of the preset's number
-            fields["num_labels"] = len(names) if overrides.get("num_labels") is None else overrides["num_labels"]
-            if fields["num_labels"] != len(names):
-                raise ValueError(
-                    f"num_labels is {fields['num_labels']} but id2label names {len(names)} classes; give one of them"
-                )
+            count = overrides.get("num_labels")
+            if count not in (None, len(names)):
+                raise ValueError(f"num_labels is {count} but id2label names {len(names)} classes; give one of them")
+            fields["num_labels"] = len(names)
             fields.setdefault("label2id", {name: int(number) for number, name in names.items()})
         return cls(**fields)
 
@@ -186,11 +184,11 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> Any:
-        """Read the configuration of a saved model as transformers does.
+        """Read the configuration of a saved model as transformers does; ``kwargs`` change fields.
 
-        Where ``swin_hf`` is installed, that of anyone's Swin too, the same as its model has: what
-        :func:`swin_hf.load_checkpoint` takes. ``config.json`` is enough for a Swin of transformers; of others the
-        weights, which alone know the sizes, are brought. ``kwargs`` change fields.
+        Where ``swin_hf`` is installed, it reads every source that :func:`swin_hf.load_checkpoint` takes. A Swin of
+        transformers needs only its ``config.json``; of others the weights are downloaded, because their shapes give
+        the sizes.
 
         Raises:
             ValueError: If it cannot be used, or the weights that it has to be derived from cannot be read.
@@ -214,7 +212,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             theirs = ("architectures", "model_type") if values["model_type"] in cls._peers else ()
             ours = {name: value for name, value in values.items() if name not in (*theirs, "encoder_stride")}
             config = cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
-            config.encoder_stride = config.patch_hw[0] * 2 ** (config.num_layers - 1)  # theirs may be a default
+            config.encoder_stride = config.stride_hw[0]  # theirs may be a default
             return config
         where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
         return cls.from_dict(foreign_reader(source, **where).to_dict(), **kwargs)
@@ -232,9 +230,9 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         try:
             return super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
         except Exception as error:  # the file may hold anything, and transformers calls methods of its values
-            if isinstance(error, ValueError):
-                raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"the configuration cannot be used: {reason[:200]}") from error
 
@@ -284,6 +282,11 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         return as_pair(self.patch_size)
 
     @property
+    def stride_hw(self) -> Pair:
+        """Height and width in pixels of a token of the last stage."""
+        return as_pair(side * 2 ** (self.num_layers - 1) for side in self.patch_hw)
+
+    @property
     def grid_hw(self) -> Pair:
         """Height and width of the first stage's map in tokens; an incomplete patch at the border counts."""
         (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
@@ -324,11 +327,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         return 4 * dim * dim + dim + 3 * dim * self.qkv_bias + table
 
     def check_sizes(self) -> None:
-        """Check every field against its range and against the others; models call it again before they are built.
-
-        Raises:
-            ValueError: If a value cannot be used; the message names it, gives the rule and the values.
-        """
+        """Check every field against its range and the others, ValueError if one does not fit; models call it again."""
         self._check_general(vars(self))
         for name in ("image_size", "patch_size"):
             check_sides(name, getattr(self, name))
@@ -430,7 +429,6 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 def _as_lists(value: Any) -> Any:
-    """Turn tuples into lists, at any depth."""
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -447,7 +445,6 @@ def _check_positive(name: str, value: Any, most: int | None = None) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value for a message, however long it is."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 

@@ -3,8 +3,10 @@
 Pictures of 1 and 3 channels become upright pictures of 8 bits, those of any other number arrays of numbers.
 """
 
+import io
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,7 +30,7 @@ class PixelsError(ValueError):
 def to_8_bits(
     picture: Picture, mode: str = "RGB", background: Sequence[int] = WHITE, grey_maximum: int = GREY_MAXIMUM
 ) -> Image.Image:
-    """Make an upright 8-bit picture of any other.
+    """Convert any picture to an upright one of 8 bits.
 
     * The EXIF orientation is applied; of an animation, the first frame is taken.
     * Grey of more than 8 bits is scaled so that its white becomes 255; PIL's own conversion would saturate it. White is
@@ -69,6 +71,17 @@ def to_8_bits(
         canvas = Image.new("RGBA", picture.size, (*background, 255))
         picture = Image.alpha_composite(canvas, picture.convert("RGBA"))
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def open_file(file: bytes | str) -> AbstractContextManager[Picture]:
+    """Open a picture of a path or of the bytes of a file without decoding it, for ``with``; a ``.npy`` is an array."""
+    if isinstance(file, bytes):
+        stream = io.BytesIO(file)
+        return nullcontext(read_array(stream)) if file.startswith(ARRAY_MAGIC) else Image.open(stream)
+    if not file.lower().endswith(".npy"):
+        return Image.open(file)
+    with open(file, "rb") as array:
+        return nullcontext(read_array(array))
 
 
 def read_array(stream: BinaryIO) -> Array:
@@ -158,7 +171,7 @@ def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM
 
 
 def least_white(picture: Picture) -> int | None:
-    """The least white of a grey picture of 16 bits: what its file says, else its largest value; None for others."""
+    """The smallest possible white of a grey picture of 16 bits: what its file says, else its largest value; or None."""
     if isinstance(picture, np.ndarray):
         return int(picture.max()) if picture.dtype.newbyteorder("=") == np.uint16 and picture.size else None
     if not picture.mode.startswith("I"):

@@ -1,8 +1,8 @@
 """Loading and resizing: a checkpoint in other sizes than it was trained in, and never a random layer in silence.
 
 :class:`ResizableMixin` extends transformers' ``from_pretrained`` and changes the sizes of a live model. The functions
-below it say what a change of size does to the tensors that know a size: bias tables, position embeddings, patch
-kernels, the decoder of a masked image model.
+below it resample the tensors whose shape depends on a size: bias tables, position embeddings, patch kernels, and the
+decoder of a masked image model.
 
 Shape legend:
     H and W height and width of a map in tokens, L = H * W, C channels,
@@ -205,21 +205,16 @@ class ResizableMixin:
     def set_input_size(
         self: Any, image_size: int | Pair | None = None, window_size: Any = None, method: str = "bicubic"
     ) -> Any:
-        """Change the training image size and the windows of a live model, keeping what it has learned.
+        """Change the training image size, in pixels, and the windows of a live model; returns the model.
 
-        Bias tables are resampled for the new windows and absolute position embeddings for the new image. Returns the
-        model.
-
-        Args:
-            image_size: New image size in pixels, if it changes.
-            window_size: New windows, in any form that the configuration takes, if they change.
-            method: How bias tables are resampled, see :func:`resize_bias_table`.
+        Bias tables are resampled for the new windows, see :func:`resize_bias_table`, and absolute position embeddings
+        for the new image. Windows may have any form that the configuration takes.
 
         Raises:
             ValueError: If a size is out of range, or the image is smaller than one patch.
         """
         target = _changed(self.config, image_size=image_size, window_size=window_size)
-        if target.image_hw[0] < target.patch_hw[0] or target.image_hw[1] < target.patch_hw[1]:
+        if any(side < patch for side, patch in zip(target.image_hw, target.patch_hw, strict=True)):
             raise ValueError(
                 f"image_size {target.image_size} is smaller than one patch of {target.patch_size}; "
                 "choose a larger image or resample the patches first"
@@ -233,7 +228,7 @@ class ResizableMixin:
         return self
 
     def resize_windows(self, *args: Any, **kwargs: Any) -> Any:
-        """:meth:`set_input_size` under its name of version 0.1; goes in 0.3."""
+        """The name of :meth:`set_input_size` in version 0.1; removed in 0.3."""
         return self.set_input_size(*args, **kwargs)
 
     @torch.no_grad()
@@ -243,7 +238,7 @@ class ResizableMixin:
         The decoder of a masked image model, whose stride follows from the patch, is interpolated; it needs a square.
         """
         target = _changed(self.config, patch_size=patch_size)
-        target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
+        target.encoder_stride = target.stride_hw[0]
         self._resize_head(target)
         convolution = self.base_model.embeddings.patch_embeddings
         convolution.weight = _like(convolution.weight, resample_patches(convolution.weight, target.patch_hw))
@@ -270,9 +265,9 @@ class ResizableMixin:
 
     @torch.no_grad()
     def select_labels(self: Any, rows: Sequence[int]) -> Any:
-        """Keep some classes of a live classifier, in the order given: the 1k of ImageNet out of 22k, for example.
+        """Keep the classes with the numbers ``rows`` of a live classifier, in this order; returns the model.
 
-        ``rows`` are their numbers; names in ``config.id2label`` go with them. Returns the model.
+        An example is the 1k of ImageNet out of 22k. The names in ``config.id2label`` are kept too.
         """
         classes, head = self.config.id2label, self.classifier
         wrong = [row for row in rows if not 0 <= row < len(classes)]
@@ -430,7 +425,7 @@ def resize_decoder(decoder: Any, channels: int, stride: int) -> None:
 
 def check_stride(config: SwinHFConfig) -> None:
     """Refuse a decoder that does not give back the size of the image, with a ValueError."""
-    stride = tuple(side * 2 ** (config.num_layers - 1) for side in config.patch_hw)
+    stride = config.stride_hw
     if stride != (config.encoder_stride, config.encoder_stride):
         raise ValueError(
             f"encoder_stride is {config.encoder_stride} but patches of {config.patch_hw} in {config.num_layers} "
@@ -465,7 +460,7 @@ def _with_sizes_of(stored: SwinHFConfig, config: SwinHFConfig) -> tuple[SwinHFCo
 
 
 def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``config.json`` of a folder or a repository; none where it has no such file."""
+    """The values of ``config.json`` of a folder or a repository; an empty dictionary where it has no such file."""
     if Path(source).is_file():
         return {}
     try:
@@ -520,8 +515,5 @@ def _no_conversion() -> Iterator[None]:
 
 
 def _listed(keys: set[str]) -> str:
-    """The first twenty keys, for a message."""
-    if not keys:
-        return ""
-    shown = ", ".join(sorted(keys)[:20])
-    return f" ({shown}{', ...' if len(keys) > 20 else ''})"
+    shown = ", ".join(sorted(keys)[:20]) + (", ..." if len(keys) > 20 else "")
+    return f" ({shown})" if keys else ""
