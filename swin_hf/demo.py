@@ -98,9 +98,9 @@ class Explorer:
         self.resizes = Preprocessing.from_values(processor.to_dict())
         depths = enumerate(model.config.depths, start=1)
         self.blocks = [f"stage {stage}, block {block + 1}" for stage, depth in depths for block in range(depth)]
-        names = {index: one_line(name, 60) for index, name in class_names(model).items()}
-        count = Counter(names.values())
-        self.names = {index: f"{name} ({index})" if count[name] > 1 else name for index, name in names.items()}
+        names = [one_line(name, 60) for name in class_names(model)]
+        count = Counter(names)
+        self.names = [f"{name} ({index})" if count[name] > 1 else name for index, name in enumerate(names)]
 
     def answer(self, path: str) -> Answer:
         """Say what a picture shows.
@@ -412,7 +412,7 @@ def serve(
     if find_spec("gradio") is None:
         raise ImportError("gradio is not installed; run: pip install 'swin-hf[demo]'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    model, processor = load_classifier(source, device=device, dtype=dtype, segments=True)
+    model, processor = load_classifier(source, device=device, dtype=dtype)
     blocks = page(Explorer(model, processor), one_line(source.partition("@")[0]), samples or own_samples(model))
     # A picture of more pixels than Pillow reads without a warning is refused by its header.
     warnings.simplefilter("error", Image.DecompressionBombWarning)

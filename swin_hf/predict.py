@@ -1,6 +1,4 @@
-"""Classify pictures: find them, read them, name what they show.
-
-The command line uses these functions; a program may, too::
+"""Find pictures, read them and classify them.
 
     model, processor = load_classifier("runs/digits/model")
     guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swin_hf.classes import require_finite
+from swin_hf.classes import class_table, require_finite
 from swin_hf.loading import local_path
 from swin_hf.model.pixels import PixelsError
 from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
@@ -36,11 +34,10 @@ STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
 DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decode
 
-FOUND = 0.5  # probability from which a picture is said to have a label, of a model of several labels an image
+FOUND = 0.5  # a model of several labels an image gives those that are more probable
 READERS = 4  # threads that read pictures
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-CLASSIFICATION, SEGMENTATION = "image-classification", "semantic-segmentation"
 
 
 class PictureError(OSError):
@@ -53,7 +50,7 @@ class Guess:
 
     index: int  # position in the classifier
     label: str
-    score: float  # probability, or the bare output of a regression; the share of the pixels, of a segmenter
+    score: float  # probability; of a regression the bare output, of a segmenter the share of the pixels
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -77,21 +74,19 @@ def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _pictures_of(argument: str) -> list[str]:
-    if argument == STANDARD_INPUT or _is_address(argument):
-        return [argument]
     path = Path(argument)
     if path.is_dir():
         if found := sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES):
             return found
         known = " ".join(PICTURE_SUFFIXES)
         raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
-    if path.exists():
+    if argument == STANDARD_INPUT or _is_address(argument) or path.exists():
         return [argument]
-    if glob.has_magic(argument):
-        if matches := sorted(glob.glob(argument, recursive=True)):
-            return [picture for match in matches for picture in _pictures_of(match)]
-        raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
-    raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")
+    if not glob.has_magic(argument):
+        raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")
+    if matches := sorted(glob.glob(argument, recursive=True)):
+        return [picture for match in matches for picture in _pictures_of(match)]
+    raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
 
 
 def _is_address(source: str) -> bool:
@@ -101,8 +96,8 @@ def _is_address(source: str) -> bool:
 def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcessor | None = None) -> Any:
     """Read one picture of a path, an http(s) address or standard input (``-``) as training does.
 
-    It is what :func:`swin_hf.processing.decode_picture` returns for ``num_channels``. The image processor of a model
-    knows the colour behind transparent pixels and the white of 16-bit grey; without it, they are white and 65535.
+    The image processor of a model knows the colour behind transparent pixels and the white of 16-bit grey; without it,
+    they are white and 65535.
 
     Raises:
         PictureError: If it cannot be fetched, opened or decoded.
@@ -136,22 +131,19 @@ def _stream(source: str) -> bytes | str:
     return bytes(content)
 
 
-def load_classifier(
-    source: str, *, device: str = "auto", dtype: str = "auto", segments: bool = False
-) -> tuple[Any, BaseImageProcessor]:
-    """Load a classifier and the image processor that belongs to it; no layer runs with random values.
+def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, BaseImageProcessor]:
+    """Load a classifier or a segmenter and the image processor that belongs to it; no layer runs with random values.
 
     Args:
         source: Any model, see :mod:`swin_hf.loading`.
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
-        segments: Whether a segmenter, which classifies each pixel, is taken too.
 
     Returns:
         The model in evaluation mode, and its image processor: that of the released models of its size if it has none.
 
     Raises:
-        ValueError: If there is no such model, or it is not a classifier, or the device or dtype does not exist.
+        ValueError: If there is no such model, or it has no classes, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
     local_path(source)  # what does not exist need not wait for torch
@@ -166,12 +158,11 @@ def load_classifier(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
-    named = read_config(path / CONFIG).architectures if is_ours(path) else None
-    name = next(iter(named or ()), "")
+    name = next(iter(read_config(path / CONFIG).architectures or ()), "") if is_ours(path) else ""
     built = architectures().get(name)
-    task = CLASSIFICATION if built is None else built.task
-    if task not in (CLASSIFICATION, *([SEGMENTATION] if segments else [])):
-        raise ValueError(f"{source} is a {name}, which names no classes; fine-tune it first: swin-hf train")
+    task = "image-classification" if built is None else built.task
+    if task not in ("image-classification", "semantic-segmentation"):
+        raise ValueError(f"{source} is a {name}, which has no classes; fine-tune it first: swin-hf train")
     with quiet():
         (model, info), _ = load_model(path, task, strict=True, output_loading_info=True)
     if info["missing_keys"] or not model.config.num_labels:
@@ -195,22 +186,21 @@ def _device(name: str) -> str:
 
 def has_names(model: SwinHFForImageClassification) -> bool:
     """Whether the classes of a model have other names than transformers' placeholders ``LABEL_0, LABEL_1, ...``."""
-    return any(name != f"LABEL_{index}" for index, name in class_names(model).items())
+    return any(name != f"LABEL_{index}" for index, name in enumerate(class_names(model)))
 
 
-def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
-    """Name of each class, by its number."""
-    return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+def class_names(model: SwinHFForImageClassification) -> list[str]:
+    """Names of the classes, in the order of their numbers."""
+    return class_table(model.config.id2label)
 
 
-def class_number(text: str, names: dict[int, str]) -> int:
+def class_number(text: str, names: Sequence[str]) -> int:
     """The class that a user means: its name, else its number; ValueError if there is none."""
-    for index, name in names.items():
-        if name == text:
-            return index
-    if text.isdigit() and int(text) in names:
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
         return int(text)
-    some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
+    some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     raise ValueError(f"{text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}")
 
 
@@ -281,10 +271,9 @@ def predict(
     top_k: int = 5,
     batch_size: int = 16,
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
-    """Classify what :func:`find_pictures` found in batches, reading the next while the model works on the last.
+    """Classify what :func:`find_pictures` found in batches, reading the next one while the model computes.
 
-    A picture is shrunk in the thread that read it: as many are held in full size as there are threads, whatever the
-    batch.
+    The thread that reads a picture resizes it too, so that memory holds no more full pictures than there are threads.
 
     Yields:
         Each source in order, with its ``top_k`` classes or with the reason why it cannot be read. Of a model of several

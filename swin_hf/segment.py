@@ -1,6 +1,6 @@
 """Segment pictures: a class for each pixel, the mask as a file, and an overlay with a legend.
 
-model, processor = load_classifier("runs/stamps/model", segments=True)
+model, processor = load_classifier("runs/stamps/model")
 classes = segment(model, processor, read_picture("photo.png"))
 """
 
@@ -31,10 +31,9 @@ def is_segmenter(model: Any) -> bool:
 
 
 def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
-    """The class number of each pixel of a picture, ``(height, width)`` int64.
+    """The class number of each pixel of a picture, ``(height, width)`` int64; ValueError for a NaN or infinite logit.
 
-    The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
-    ValueError if one is NaN or infinite.
+    The logits are resized to the input of the model, then to the picture, as when training measures the mIoU.
     """
     import torch
     import torch.nn.functional as F
@@ -50,7 +49,7 @@ def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) 
     return logits[0].argmax(0).cpu()
 
 
-def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list[Guess]:
+def class_shares(classes: Tensor, names: Sequence[str], top_k: int = 5) -> list[Guess]:
     """The classes of a picture by their share of its pixels, the largest first."""
     numbers, counts = classes.unique(return_counts=True)
     order = counts.argsort(descending=True)[:top_k]
@@ -61,7 +60,8 @@ def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list
 def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess:
     """The most probable class of ``pixels`` that :func:`~swin_hf.predict.prepare` made, ``(channels, height, width)``.
 
-    Of a segmenter, that of one pixel, a row and a column, or that with the largest share; ValueError for one outside.
+    Of a segmenter, the class of one pixel (row, column) or else that with the largest share; ValueError for a pixel
+    outside.
     """
     import torch
     import torch.nn.functional as F
@@ -127,13 +127,13 @@ def draw_mask(classes: Tensor, num_classes: int) -> Image:
     return mask
 
 
-def draw_overlay(picture: Image | Tensor, classes: Tensor, names: dict[int, str]) -> Image:
+def draw_overlay(picture: Image | Tensor, classes: Tensor, names: Sequence[str]) -> Image:
     """The picture under the colours of its classes, with a legend of those that occur."""
     import numpy as np
     from PIL import Image as Pictures
     from PIL import ImageDraw
 
-    colours, picture = np.array([colour(number) for number in range(max(names) + 1)], dtype=np.uint8), as_rgb(picture)
+    colours, picture = np.array([colour(number) for number in range(len(names))], dtype=np.uint8), as_rgb(picture)
     blended = Pictures.blend(picture, Pictures.fromarray(colours[classes.numpy()]), 0.5)
     shares = class_shares(classes, names, len(names))
     sheet = Pictures.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")

@@ -352,7 +352,7 @@ def make_shallow(folder):
     ("make", "message"),
     [
         (make_headless, r"has no classifier; fine-tune it first"),
-        (make_backbone, r"is a SwinHFBackbone, which names no classes; fine-tune it first"),
+        (make_backbone, r"is a SwinHFBackbone, which has no classes; fine-tune it first"),
         (make_shallow, r"swin.stages.0.blocks.1"),
     ],
 )

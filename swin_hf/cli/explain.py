@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not output.parent.is_dir():
         raise ValueError(f"the folder {output.parent} does not exist; make it first, or choose another --output")
 
-    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
     check_drawable(model)
     picture = read_picture(source, model.config.num_channels, processor)
     from swin_hf.explain import as_seen, draw_explanation, explain, save_figure

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--int8 goes with --to onnx or --to openvino; torch.export keeps fp32")
     if args.int8 and args.to == "openvino" and not args.calibration:
         raise ValueError("--int8 --to openvino needs --calibration, some hundred labelled pictures of your data")
-    model, processor = load_classifier(args.model, device="cpu", dtype="float32", segments=True)
+    model, processor = load_classifier(args.model, device="cpu", dtype="float32")
     if is_segmenter(model) and (args.test or args.calibration):
         raise ValueError(
             "--test and --calibration take the labelled pictures of a classifier, and the model is a segmenter; "

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         _report(problem)
     if not sources:
         return 2
-    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
     if not has_names(model):
         unnamed = f"has no names for its {model.config.num_labels} classes; they are shown by number"
         _report(f"{args.model} {unnamed}: put id2label into its config.json")

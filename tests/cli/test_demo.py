@@ -342,7 +342,7 @@ def test_a_port_in_use_and_a_model_without_classes_end_in_one_sentence(server, f
     port = server.url.rstrip("/").rpartition(":")[2]
     assert said(str(folder), "--port", port) == f"swin-hf demo: port {port} is in use; choose another with --port N"
     SwinHFForMaskedImageModeling(SwinHFConfig(**TINY)).save_pretrained(tmp_path)
-    assert "names no classes; fine-tune it first: swin-hf train" in said(str(tmp_path))
+    assert "has no classes; fine-tune it first: swin-hf train" in said(str(tmp_path))
 
 
 @needs_gradio
