@@ -1,9 +1,9 @@
-"""The one way in: a folder, a run folder, a file, or a repository of anyone's Swin -> model, image processor, origin.
+"""Load anyone's Swin from any source: its model, its image processor, and its origin.
 
-Every function and verb that takes a model takes the same source: the folder of a model or of a training run, a
-checkpoint file of any layout, ``user/name`` on the Hub, of this package, of transformers (``swin``,
-``maskformer-swin``), of timm, or with a single file of weights. ``@revision`` may follow, ``hf-hub:`` may precede, and
-``hf://user/name/FILE`` names one file of a repository.
+Every function and verb that takes a model takes the same sources: the folder of a model or of a training run, a
+checkpoint file of any layout, or a repository ``user/name`` on the Hub, of this package, of transformers (``swin``,
+``maskformer-swin``), of timm, or with a single file of weights. ``user/name@revision`` and ``hf-hub:user/name`` are
+accepted; ``hf://user/name/FILE`` names one file of a repository.
 """
 
 import json
@@ -48,10 +48,10 @@ class Origin:
 
 
 def local_path(source: str | os.PathLike[str]) -> Path | None:
-    """The file or folder that a source means, ``model/`` for a training run; None for a repository of the Hub.
+    """The file or folder of a source, ``model/`` for a training run; None for a repository on the Hub.
 
     Raises:
-        NoModelError: If it is a path that does not exist; the network is not asked.
+        NoModelError: If it is a path that does not exist; the network is not used.
         ValueError: If it is a folder without a model.
     """
     path = Path(source).expanduser()
@@ -108,7 +108,7 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
 def open_source(
     source: "Anything | Source | Checkpoint", layout: str | None = None, *, revision: str | None = None, **options: Any
 ) -> "Checkpoint":
-    """Find a checkpoint, read it and say what it is, without building a model; see :func:`load_checkpoint`."""
+    """Find, read and recognise a checkpoint, without building a model; see :func:`load_checkpoint`."""
     from swin_hf.checkpoints import Checkpoint, open_checkpoint
 
     if isinstance(source, Checkpoint):
@@ -132,9 +132,9 @@ def load_checkpoint(
 ) -> Any:
     """Load a Swin checkpoint of any layout, from this machine or from the Hub.
 
-    The layout is detected, the sizes are derived from the shapes of the weights, and what was found is logged in one
-    line. Image size and class names come from ``config.json`` next to the file where there is one, else from the
-    preset of these sizes. The arithmetic is that of the layout's home (``shift_per_axis``).
+    The layout is detected, the sizes are derived from the shapes of the weights, and one line is logged with both.
+    Image size and class names come from ``config.json`` next to the file where there is one, else from the preset of
+    these sizes. ``shift_per_axis`` is set as the program of the layout computes.
 
     Args:
         source: A file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a folder, a run folder, a repository
@@ -142,11 +142,12 @@ def load_checkpoint(
         layout: ``swin_hf``, ``microsoft``, ``timm``, ``torchvision``, ``transformers`` (any of its namings, on disk or
             in memory) or ``openmmlab``, or a finer name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
         preset: Name of the released model that it is; other windows and another image size are resampled to those.
-        config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
-        model_class: What to build; a segmenter of what is one, else a classifier, whose head is new if the file has
-            none. A SimMIM file needs ``SwinHFForMaskedImageModeling`` for its decoder, a detector ``SwinHFBackbone``.
+        config: The same as a configuration; its ``shift_per_axis`` is replaced by the layout's.
+        model_class: Class to build; by default a segmenter if the file has its head, else a classifier, whose head is
+            new if the file has none. Give ``SwinHFForMaskedImageModeling`` to keep the decoder of a SimMIM file and
+            ``SwinHFBackbone`` for the file of a detector.
         revision: Branch, tag or commit id on the Hub.
-        weights: ``"ema"`` or ``"raw"`` where the file holds both; by default what its program would load.
+        weights: ``"ema"`` or ``"raw"`` where the file holds both; by default the ones that its own program loads.
         image_size: Resample for this image size, in pixels.
         window_size: Resample the bias tables for these windows.
 
@@ -176,10 +177,9 @@ def convert_checkpoint(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
+    """Rewrite a checkpoint in another layout, with its head, decoder or stage norms.
 
-    The weights are written with what is needed to use them, ``config.json`` and ``preprocessor_config.json``. After a
-    failure nothing half-written is left.
+    ``config.json`` and ``preprocessor_config.json`` are written too. After a failure, no incomplete file is left.
 
     Args:
         source: See :func:`load_checkpoint`.
@@ -216,14 +216,19 @@ def load_model(
 ) -> tuple[Any, Origin]:
     """Load a model, checked: configuration, names and shapes of its files agree before anything is built.
 
-    ``model_class`` is one of our model classes, or a task of ``swin_hf.families.TASKS`` for the one of its family;
-    ``options`` are keywords of its ``from_pretrained``.
+    Args:
+        source: See :mod:`swin_hf.loading`.
+        model_class: One of our model classes, or a task of ``swin_hf.families.TASKS`` for that of its family.
+        revision: Branch, tag or commit id on the Hub.
+        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
+        options: Keywords of ``from_pretrained``.
 
     Returns:
-        The model in evaluation mode, and where it came from.
+        The model in evaluation mode, and its origin.
 
     Raises:
-        ValueError, HubError: As :func:`find_model` and ``from_pretrained`` do.
+        ValueError: If the model cannot be loaded.
+        HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
     """
     origin = find_model(source, revision, endpoint=endpoint)
     if is_ours(origin.path):
@@ -240,22 +245,14 @@ def load_backbone(
     """Load anyone's Swin as a backbone, from this machine or from the Hub, also offline.
 
     ``AutoBackbone.from_pretrained`` of transformers 5 asks the Hub whether a local folder exists there, and fails.
-
-    Args:
-        source: See :func:`load_checkpoint`, but no state dict.
-        revision: Branch, tag or commit id on the Hub.
-        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
-        overrides: Fields of the configuration, such as ``out_features=["stage2", "stage3"]``.
-
-    Raises:
-        ValueError: If the model cannot be loaded.
-        HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
+    Arguments and errors are those of :func:`load_model`; ``overrides`` are fields of the configuration, such as
+    ``out_features=["stage2", "stage3"]``.
     """
     return load_model(source, "backbone", revision=revision, endpoint=endpoint, **overrides)[0]
 
 
 def class_at(path: Path, task: str) -> Any:
-    """Our class for a task, of the family that the model at a path is of."""
+    """Our class for a task, of the family of the model at a path."""
     from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
     from swin_hf.checkpoints.read import read_source
     from swin_hf.families import FAMILIES
@@ -280,8 +277,7 @@ def is_ours(path: Path) -> bool:
 def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
     """The image processor of a model that was loaded from a path: its own, else that of released models of its size.
 
-    Raises:
-        ValueError: If its ``preprocessor_config.json`` names a class that transformers does not have.
+    ValueError if its ``preprocessor_config.json`` names a class that transformers does not have.
     """
     from transformers import AutoImageProcessor
 
@@ -298,15 +294,14 @@ def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
 def read_foreign(
     model_class: type[Any], source: str | os.PathLike[str], **where: Any
 ) -> tuple[Path | None, Any, dict[str, Any] | None, Any]:
-    """What ``from_pretrained`` of our classes reads where there is no folder or repository of this package.
+    """Read, for ``from_pretrained`` of our classes, what is not a folder or a repository of this package.
 
-    transformers' own conversion on load (``WeightConverter``) is not used: its rules are registered for a class or a
-    model type, so that a model that was built here would be saved under the other names too, and none leaves a tensor
-    out.
+    transformers' own conversion on load (``WeightConverter``) is not used: its rules belong to a class or a model type,
+    so that a model that was built here would be saved under the other names too, and no rule can drop a tensor.
 
     Returns:
-        A folder of a model of ours that the source leads to; or the configuration, the weights under the keys of the
-        class, and the values of ``preprocessor_config.json`` where they are known.
+        The folder of a model of ours, if the source turns out to be one; else None, and the configuration, the weights
+        under the keys of the class, and the values of ``preprocessor_config.json`` where they are known.
 
     Raises:
         OSError: If there is no such model, or the Hub refuses.
@@ -323,10 +318,7 @@ def read_foreign(
 
 
 def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
-    """What ``from_pretrained`` of our configurations reads there; raises what :func:`read_foreign` does.
-
-    The weights are brought for it, which alone know the sizes.
-    """
+    """As :func:`read_foreign`, for our configurations; the sizes are derived from the weights."""
     from swin_hf.hub.weights import CONFIG, read_config
 
     path, checkpoint = _open_foreign(source, **where)
@@ -336,7 +328,7 @@ def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
 def _open_foreign(
     source: str | os.PathLike[str], *, subfolder: str = "", force_download: bool = False, **where: Any
 ) -> "tuple[Path, Checkpoint | None]":
-    """The file or folder of a source; opened, with all that its configuration can say, where it is not ours."""
+    """The file or folder of a source, and its checkpoint if it is not of this package."""
     from swin_hf.checkpoints import open_checkpoint
     from swin_hf.checkpoints.load import class_for
     from swin_hf.hub import HubError
