@@ -5,15 +5,12 @@ where both tables have nothing else, and, with a warning, where a model has noth
 data.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 _SHOWN = 10  # classes of a table that a message lists
 

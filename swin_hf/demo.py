@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
+import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
+from transformers import BaseImageProcessor
 
 from swin_hf.explain import BlockAttention, as_seen, attention_maps, enlarge, grad_cam, heat_over
 from swin_hf.memory import memory_sentence
@@ -42,9 +44,6 @@ from swin_hf.predict import (
 from swin_hf.processing import Preprocessing, decode_picture
 from swin_hf.segment import class_at, class_shares, colour, draw_overlay, is_segmenter, segment
 from swin_hf.text import one_line
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
 
 Result = TypeVar("Result")
 
@@ -92,7 +91,7 @@ class Look(NamedTuple):
 class Explorer:
     """Answers the questions of the page with a classifier or a segmenter; it stores nothing of a question."""
 
-    def __init__(self, model: Any, processor: "BaseImageProcessor") -> None:
+    def __init__(self, model: Any, processor: BaseImageProcessor) -> None:
         check_drawable(model)
         self.model, self.processor = model, processor
         self.resizes = Preprocessing.from_values(processor.to_dict())
@@ -261,8 +260,6 @@ def _zoom(size: Sequence[int], side: int) -> int:
 
 def own_samples(model: Any) -> list[Any]:
     """Pictures to begin with: a photograph from matplotlib and handwritten digits of this package."""
-    import pyarrow.parquet
-
     photograph = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     photographs = [str(photograph)] if photograph.is_file() else []
     digits = [decode_picture(cell) for cell in pyarrow.parquet.read_table(DIGITS)["image"][:5].to_pylist()]

@@ -8,8 +8,6 @@ Shape legend:
     nW windows of a map, N tokens of a window, M side of a window, h heads.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import textwrap

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .presets import SWIN, SWINV2
@@ -181,8 +182,6 @@ def config_of_preset(name: str, **fields: Any) -> Any:
 
 def register(family: Family) -> None:
     """Register a family with the Auto classes of transformers; a second time changes nothing."""
-    import transformers
-
     config = family.config_class
     config.presets.update(family.presets)
     transformers.AutoConfig.register(family.model_type, config, exist_ok=True)

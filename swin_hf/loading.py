@@ -12,18 +12,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from swin_hf.checkpoints import Checkpoint, open_checkpoint
+from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
+from swin_hf.checkpoints.load import Size, build_model, class_for, logger, state_for
+from swin_hf.checkpoints.preprocessing import image_processor, processor_values
+from swin_hf.checkpoints.read import Source, Weights, read_source
+from swin_hf.families import FAMILIES
 from swin_hf.files import WEIGHT_SUFFIXES
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
-
-    from swin_hf.checkpoints import Checkpoint
-    from swin_hf.checkpoints.load import Size
-    from swin_hf.checkpoints.read import Source, Weights
-    from swin_hf.model.configuration_swin_hf import SwinHFConfig
-    from swin_hf.model.modeling_swin_hf import SwinHFBackbone
+from swin_hf.hub import HubError, pull
+from swin_hf.hub.staging import model_folder
+from swin_hf.hub.weights import CONFIG, OtherFamilyError, check_folder, read_config
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.modeling_swin_hf import SwinHFBackbone
+from swin_hf.processing import Preprocessing
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(rf"(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w./-]+))?")
@@ -57,8 +63,6 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     path = Path(source).expanduser()
     has_model = path.is_dir() and any(f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES for f in path.iterdir())
     if path.is_dir() and not has_model:
-        from swin_hf.hub.staging import model_folder
-
         return model_folder(path)
     if path.exists():
         return path
@@ -93,8 +97,6 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
         if revision is not None:
             raise ValueError(f"{source} is a path, which has no revision {revision!r}; leave it out or give user/name")
         return Origin(path)
-    from swin_hf.hub import HubError, pull  # and with it torch, which a path that does not exist need not wait for
-
     repo_id, named, file = split_hub_id(str(source))
     if named and revision not in (None, named):
         raise ValueError(f"{source} names the revision {named!r}, and {revision!r} was given too; give one of them")
@@ -106,11 +108,9 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
 
 
 def open_source(
-    source: "Anything | Source | Checkpoint", layout: str | None = None, *, revision: str | None = None, **options: Any
-) -> "Checkpoint":
+    source: Anything | Source | Checkpoint, layout: str | None = None, *, revision: str | None = None, **options: Any
+) -> Checkpoint:
     """Find, read and recognise a checkpoint, without building a model; see :func:`load_checkpoint`."""
-    from swin_hf.checkpoints import Checkpoint, open_checkpoint
-
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, str | os.PathLike):
@@ -122,13 +122,13 @@ def load_checkpoint(
     source: Anything,
     layout: str | None = None,
     preset: str | None = None,
-    config: "SwinHFConfig | None" = None,
+    config: SwinHFConfig | None = None,
     *,
     model_class: type[Any] | None = None,
     revision: str | None = None,
-    weights: "Weights | None" = None,
-    image_size: "Size | None" = None,
-    window_size: "Size | None" = None,
+    weights: Weights | None = None,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
 ) -> Any:
     """Load a Swin checkpoint of any layout, from this machine or from the Hub.
 
@@ -160,8 +160,6 @@ def load_checkpoint(
         OSError: If it may not be read.
         HubError: If the Hub refuses, or cannot be reached.
     """
-    from swin_hf.checkpoints.load import build_model, logger
-
     sizes = {"image_size": image_size, "window_size": window_size}
     checkpoint = open_source(source, layout, preset=preset, config=config, revision=revision, weights=weights, **sizes)
     logger.info("%s", checkpoint)
@@ -169,7 +167,7 @@ def load_checkpoint(
 
 
 def convert_checkpoint(
-    source: "Anything | Checkpoint",
+    source: Anything | Checkpoint,
     destination: str | os.PathLike[str],
     *,
     to: str,
@@ -199,8 +197,6 @@ def convert_checkpoint(
         ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
         OSError: If it cannot be written.
     """
-    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
-
     check_destination(Path(destination), to, overwrite)  # before anything is downloaded or read
     write_checkpoint(open_source(source, layout, **options), Path(destination), to, overwrite)
     return Path(destination)
@@ -232,8 +228,6 @@ def load_model(
     """
     origin = find_model(source, revision, endpoint=endpoint)
     if is_ours(origin.path):
-        from swin_hf.hub.weights import check_folder
-
         check_folder(origin.path)
     chosen = class_at(origin.path, model_class) if isinstance(model_class, str) else model_class
     return chosen.from_pretrained(origin.path, local_files_only=True, **options), origin
@@ -241,7 +235,7 @@ def load_model(
 
 def load_backbone(
     source: str | os.PathLike[str], *, revision: str | None = None, endpoint: str | None = None, **overrides: Any
-) -> "SwinHFBackbone":
+) -> SwinHFBackbone:
     """Load anyone's Swin as a backbone, from this machine or from the Hub, also offline.
 
     ``AutoBackbone.from_pretrained`` of transformers 5 asks the Hub whether a local folder exists there, and fails.
@@ -253,10 +247,6 @@ def load_backbone(
 
 def class_at(path: Path, task: str) -> Any:
     """Our class for a task, of the family of the model at a path."""
-    from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
-    from swin_hf.checkpoints.read import read_source
-    from swin_hf.families import FAMILIES
-
     config = path / "config.json"
     values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     kind = values.get("model_type") if values.get("model_type") in MODEL_TYPES else values.get("architecture")
@@ -266,24 +256,17 @@ def class_at(path: Path, task: str) -> Any:
 
 def is_ours(path: Path) -> bool:
     """Whether this is a folder that ``save_pretrained`` wrote for a model of this package."""
-    from swin_hf.hub.weights import CONFIG, OtherFamilyError, read_config
-
     try:
         return (path / CONFIG).is_file() and bool(read_config(path / CONFIG))
     except OtherFamilyError:
         return False
 
 
-def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
+def processor_of(model: Any, path: Path) -> BaseImageProcessor:
     """The image processor of a model that was loaded from a path: its own, else that of released models of its size.
 
     ValueError if its ``preprocessor_config.json`` names a class that transformers does not have.
     """
-    from transformers import AutoImageProcessor
-
-    from swin_hf.checkpoints.preprocessing import image_processor
-    from swin_hf.processing import Preprocessing
-
     _, values = getattr(model, "_processor", None) or (None, None)
     if values is None and is_ours(path) and (path / "preprocessor_config.json").is_file():
         return AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
@@ -307,9 +290,6 @@ def read_foreign(
         OSError: If there is no such model, or the Hub refuses.
         ValueError: As :func:`load_checkpoint` does.
     """
-    from swin_hf.checkpoints.load import state_for
-    from swin_hf.checkpoints.preprocessing import processor_values
-
     path, checkpoint = _open_foreign(source, **where)
     if checkpoint is None:
         return path, None, None, None
@@ -319,20 +299,14 @@ def read_foreign(
 
 def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
     """As :func:`read_foreign`, for our configurations; the sizes are derived from the weights."""
-    from swin_hf.hub.weights import CONFIG, read_config
-
     path, checkpoint = _open_foreign(source, **where)
     return read_config(path / CONFIG) if checkpoint is None else checkpoint.config
 
 
 def _open_foreign(
     source: str | os.PathLike[str], *, subfolder: str = "", force_download: bool = False, **where: Any
-) -> "tuple[Path, Checkpoint | None]":
+) -> tuple[Path, Checkpoint | None]:
     """The file or folder of a source, and its checkpoint if it is not of this package."""
-    from swin_hf.checkpoints import open_checkpoint
-    from swin_hf.checkpoints.load import class_for
-    from swin_hf.hub import HubError
-
     try:
         path = local_path(source) or find_model(source, **where).path
     except HubError as error:

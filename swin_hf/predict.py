@@ -1,12 +1,9 @@
 """Find pictures, read them and classify them.
 
-    model, processor = load_classifier("runs/digits/model")
-    guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
+model, processor = load_classifier("runs/digits/model")
+guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
 
-Torch and the model are imported where they are first used: what can be refused without them is refused at once.
 """
-
-from __future__ import annotations
 
 import glob
 import sys
@@ -16,19 +13,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from swin_hf.checkpoints.load import quiet
 from swin_hf.classes import class_table, require_finite
-from swin_hf.loading import local_path
+from swin_hf.families import architectures
+from swin_hf.hub.weights import CONFIG, read_config
+from swin_hf.loading import find_model, is_ours, load_model, processor_of
+from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.model.pixels import PixelsError
 from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-    from transformers import BaseImageProcessor
-
-    from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 
 STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
@@ -146,14 +145,6 @@ def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -
         ValueError: If there is no such model, or it has no classes, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
-    local_path(source)  # what does not exist need not wait for torch
-    import torch
-
-    from swin_hf.checkpoints.load import quiet
-    from swin_hf.families import architectures
-    from swin_hf.hub.weights import CONFIG, read_config
-    from swin_hf.loading import find_model, is_ours, load_model, processor_of
-
     on = torch.device(_device(device))
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -173,8 +164,6 @@ def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -
 
 
 def _device(name: str) -> str:
-    import torch
-
     others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     available = ["cpu", *(kind for kind, is_there in others.items() if is_there)]
     if name == "auto":
@@ -233,8 +222,6 @@ def classify(
 
 def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
     """As :func:`classify`, of what :func:`prepare` returned."""
-    import torch
-
     alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
     with torch.inference_mode():
         batches = [torch.stack(tuple(pixels))] if alike else [tensor[None] for tensor in pixels]

@@ -1,7 +1,5 @@
 """Pictures: which files are pictures, how they are decoded, and how they become the input of a model."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -11,11 +9,17 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 import fsspec  # type: ignore[import-untyped]
+import torch
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+from transformers import BaseImageProcessor
 
+from swin_hf.model.image_processing_swin_hf import SwinHFImageProcessor, SwinHFImageProcessorPil
 from swin_hf.model.pixels import (
     GREY_MAXIMUM,
     IMAGENET_MEAN,
@@ -26,11 +30,6 @@ from swin_hf.model.pixels import (
     to_8_bits,
     to_channels,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torchvision.transforms.v2 import InterpolationMode
-    from transformers import BaseImageProcessor
 
 # Suffixes of the pictures that are found in a folder; a file that is named may have any.
 PICTURE_SUFFIXES = (
@@ -78,8 +77,6 @@ def decode_picture(
         with nullcontext(cell) if isinstance(cell, Image.Image) else open_picture(cell, root) as picture:
             if num_channels in (1, 3):
                 return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
-            import torch
-
             return torch.from_numpy(to_channels(picture, num_channels, grey_maximum))
     except MemoryError:
         raise
@@ -182,8 +179,6 @@ def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
 
 def to_tensor(picture: Image.Image | Tensor) -> Tensor:
     """A decoded picture as ``(C, H, W)``: ``uint8`` of 1 or 3 channels, float32 of any other number."""
-    from torchvision.transforms.v2 import functional as tvf
-
     return tvf.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
 
 
@@ -211,7 +206,7 @@ class Preprocessing:
     crop: bool = True
 
     @classmethod
-    def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Preprocessing:
+    def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Self:
         """What Microsoft evaluates its models with (TEST.CROP of its configs): a crop, or a squash from 384 pixels on.
 
         RGB is normalised with the mean and deviation of ImageNet, any other number of channels with 0.5.
@@ -221,7 +216,7 @@ class Preprocessing:
         return cls(size, short) if num_channels == 3 else cls(size, short, half, half)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Preprocessing | None:
+    def from_values(cls, values: Mapping[str, Any]) -> Self | None:
         """Read ``preprocessor_config.json``; None if it does more than resize, crop, rescale to 0..1 and normalise."""
         size, crop, crops = values.get("size"), values.get("crop_size"), bool(values.get("do_center_crop"))
         names = {number: name for name, number in RESAMPLING.items()}
@@ -281,15 +276,11 @@ class Preprocessing:
 
     def processor(self, backend: Literal["torchvision", "pil"] = "torchvision") -> BaseImageProcessor:
         """The image processor to use and to save with a model of this package."""
-        from swin_hf.model import image_processing_swin_hf as room
-
-        kind = room.SwinHFImageProcessor if backend == "torchvision" else room.SwinHFImageProcessorPil
+        kind = SwinHFImageProcessor if backend == "torchvision" else SwinHFImageProcessorPil
         return kind(**self.values())
 
     def pixels(self, picture: Image.Image | Tensor) -> Tensor:
         """Resize (and crop) a decoded picture, ``(C, H, W)`` of its type: the processor before it normalises."""
-        from torchvision.transforms.v2 import functional as tvf
-
         (height, width), resampling = self.size, resampling_of(self.interpolation)
         size = [height, width] if self.short_side is None else [self.short_side]
         pixels: Tensor = tvf.resize(to_tensor(picture), size, interpolation=resampling, antialias=True)
@@ -310,8 +301,6 @@ class Preprocessing:
 
 def resampling_of(interpolation: Interpolation) -> InterpolationMode:
     """Torchvision's name of a resampling; nearest of PIL and of transformers is its NEAREST_EXACT."""
-    from torchvision.transforms.v2 import InterpolationMode
-
     return InterpolationMode["NEAREST_EXACT" if interpolation == "nearest" else interpolation.upper()]
 
 

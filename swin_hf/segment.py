@@ -4,22 +4,24 @@ model, processor = load_classifier("runs/stamps/model")
 classes = segment(model, processor, read_picture("photo.png"))
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+from transformers import BaseImageProcessor
+
+from swin_hf.classes import require_finite
 from swin_hf.files import replacing
 from swin_hf.predict import Guess, PictureError, class_names, classify_pixels, prepare, read_picture
 from swin_hf.processing import as_rgb
 from swin_hf.text import one_line
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-    from transformers import BaseImageProcessor
 
 PALETTE_CLASSES = 256  # a palette has no more entries; masks of more classes are grey pictures of 16 bits
 LEGEND_ROW, LEGEND_WIDTH = 16, 170  # pixels
@@ -30,17 +32,11 @@ def is_segmenter(model: Any) -> bool:
     return type(model).__name__.endswith("ForSemanticSegmentation")
 
 
-def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
+def segment(model: Any, processor: BaseImageProcessor, picture: Image.Image | Tensor) -> Tensor:
     """The class number of each pixel of a picture, ``(height, width)`` int64; ValueError for a NaN or infinite logit.
 
     The logits are resized to the input of the model, then to the picture, as when training measures the mIoU.
     """
-    import torch
-    import torch.nn.functional as F
-    from torchvision.transforms.v2 import functional as tvf
-
-    from swin_hf.classes import require_finite
-
     (pixels,) = prepare(model, processor, [picture])
     with torch.inference_mode():
         logits = require_finite(model(pixels[None]).logits.float())
@@ -63,9 +59,6 @@ def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess
     Of a segmenter, the class of one pixel (row, column) or else that with the largest share; ValueError for a pixel
     outside.
     """
-    import torch
-    import torch.nn.functional as F
-
     if not is_segmenter(model):
         return classify_pixels(model, [pixels], 1)[0][0]
     height, width = pixels.shape[-2:]
@@ -115,28 +108,21 @@ def colour(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_mask(classes: Tensor, num_classes: int) -> Image:
+def draw_mask(classes: Tensor, num_classes: int) -> Image.Image:
     """A picture whose values are the class numbers, with the colours of the overlay as its palette."""
-    import numpy as np
-    from PIL import Image as Pictures
-
     if num_classes > PALETTE_CLASSES:
-        return Pictures.fromarray(classes.numpy().astype(np.uint16))
-    mask = Pictures.fromarray(classes.numpy().astype(np.uint8))
+        return Image.fromarray(classes.numpy().astype(np.uint16))
+    mask = Image.fromarray(classes.numpy().astype(np.uint8))
     mask.putpalette([part for number in range(num_classes) for part in colour(number)])
     return mask
 
 
-def draw_overlay(picture: Image | Tensor, classes: Tensor, names: Sequence[str]) -> Image:
+def draw_overlay(picture: Image.Image | Tensor, classes: Tensor, names: Sequence[str]) -> Image.Image:
     """The picture under the colours of its classes, with a legend of those that occur."""
-    import numpy as np
-    from PIL import Image as Pictures
-    from PIL import ImageDraw
-
     colours, picture = np.array([colour(number) for number in range(len(names))], dtype=np.uint8), as_rgb(picture)
-    blended = Pictures.blend(picture, Pictures.fromarray(colours[classes.numpy()]), 0.5)
+    blended = Image.blend(picture, Image.fromarray(colours[classes.numpy()]), 0.5)
     shares = class_shares(classes, names, len(names))
-    sheet = Pictures.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")
+    sheet = Image.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")
     sheet.paste(blended)
     draw = ImageDraw.Draw(sheet)
     for row, share in enumerate(shares):

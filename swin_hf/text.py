@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from rich.cells import cell_len
+
 # Characters that move the cursor, break the line or turn text around; joiners, which some languages need, are kept.
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -27,8 +29,6 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
 
     Widths are counted in cells of the terminal: a Chinese letter takes two.
     """
-    from rich.cells import cell_len
-
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -8,6 +8,12 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from swin_hf.files import replacing
+from swin_hf.hub import CARD_NAME, Card, is_edited
+from swin_hf.hub.model_card import read_card
+from swin_hf.hub.remote import checked_ref, checked_repo_id
+from swin_hf.hub.staging import model_folder, stage
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``swin-hf card``."""
@@ -22,12 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render, then print or write."""
-    from swin_hf.files import replacing
-    from swin_hf.hub import CARD_NAME, Card, is_edited
-    from swin_hf.hub.model_card import read_card
-    from swin_hf.hub.remote import checked_ref, checked_repo_id
-    from swin_hf.hub.staging import model_folder, stage
-
     if args.repo_id:
         checked_repo_id(args.repo_id)
     if args.tag:

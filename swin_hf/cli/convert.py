@@ -10,23 +10,25 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from swin_hf.checkpoints import Checkpoint
+from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+from swin_hf.checkpoints.load import build_model, class_for
+from swin_hf.checkpoints.preprocessing import image_processor, processor_values
+from swin_hf.checkpoints.tables import LAYOUTS, SAID
+from swin_hf.checkpoints.verify import TOLERANCE, verify, verify_source
 from swin_hf.loading import open_source
+from swin_hf.predict import read_picture
 from swin_hf.ranges import SIDES, Number, one_or_two
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from swin_hf.checkpoints import Checkpoint
 
 DIFFERS = 1  # exit code: written, but it computes something else
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf convert``."""
-    from swin_hf.checkpoints.tables import LAYOUTS, SAID
-
     parser.epilog = "layouts: " + "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
     parser.add_argument("source", metavar="SOURCE", help="model to read, see swin-hf --help")
     parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
@@ -45,10 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
-    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
-    from swin_hf.checkpoints.preprocessing import image_processor, processor_values
-    from swin_hf.predict import read_picture
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     picture = read_picture(args.verify) if args.verify else None
     sizes: dict[str, Any] = {
@@ -72,10 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if picture is None else _verify(checkpoint, destination, args.to, pixel_values)
 
 
-def _verify(checkpoint: "Checkpoint", written: Path, layout: str, pixel_values: "Tensor") -> int:
-    from swin_hf.checkpoints.load import build_model, class_for
-    from swin_hf.checkpoints.verify import TOLERANCE, verify, verify_source
-
+def _verify(checkpoint: Checkpoint, written: Path, layout: str, pixel_values: Tensor) -> int:
     model = build_model(checkpoint, class_for(checkpoint.place))
     differences = verify(model, written, layout, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]

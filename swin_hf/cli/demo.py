@@ -5,8 +5,10 @@ says how a program asks the same.
 """
 
 import argparse
+import webbrowser
 
 from swin_hf.cli import add_device, pictures_of
+from swin_hf.demo import serve
 from swin_hf.ranges import Number
 
 
@@ -23,16 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve the page until it is interrupted."""
     samples = pictures_of(args.samples)
-    from swin_hf.demo import serve
-
     page = serve(args.model, port=args.port, share=args.share, samples=samples, device=args.device, dtype=args.dtype)
     print(f"page: {page.local_url} (Ctrl+C ends it)", flush=True)
     if args.share:
         print(f"public: {page.share_url}" if page.share_url else "Gradio's servers gave no public address", flush=True)
-    if args.open:
-        import webbrowser
-
-        if not webbrowser.open(page.local_url):
-            print("there is no browser here; open the address in one", flush=True)
+    if args.open and not webbrowser.open(page.local_url):
+        print("there is no browser here; open the address in one", flush=True)
     page.block_thread()
     return 0

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from swin_hf.cli import add_device, pictures_of
+from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
 from swin_hf.predict import (
     PictureError,
     check_drawable,
@@ -55,8 +56,6 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
     check_drawable(model)
     picture = read_picture(source, model.config.num_channels, processor)
-    from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
-
     stages = model.config.num_layers
     if (args.stage or 1) > stages:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")

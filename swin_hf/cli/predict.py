@@ -16,6 +16,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from swin_hf.cli import add_device, watch
 from swin_hf.predict import Guess, PictureError, find_pictures, has_names, load_classifier, predict
 from swin_hf.ranges import COUNT, Number
@@ -79,10 +83,6 @@ def _successes(results: Iterable[Attempt], skipped: list[str]) -> Iterator[Resul
 
 
 def _print_table(results: Iterator[Result]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")

@@ -6,6 +6,11 @@ command line can be read by other users and stays in the history of the shell.
 
 import argparse
 
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+from swin_hf.hub import Card, push
+from swin_hf.hub.space import push_space, space_files
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``swin-hf push``."""
@@ -29,11 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Push, and say what is where."""
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    from swin_hf.hub import Card, push
-    from swin_hf.hub.space import push_space, space_files
-
     if args.space:
         space_files(args.space, args.repo_id, None)  # what can be refused is refused before the model is sent
     if args.quiet:

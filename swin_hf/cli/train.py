@@ -21,13 +21,12 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from swin_hf.training.bundled import CONFIGS  # takes seconds: it imports Lightning
+from swin_hf.training import MODULES, run_recipe  # takes seconds: it imports Lightning
+from swin_hf.training.bundled import CONFIGS
 
 
 def main(words: Sequence[str], task: str = "image-classification", text: str | None = __doc__) -> int:
     """Run ``swin-hf train WORDS`` and return the exit code of :func:`swin_hf.training.run_recipe`."""
-    from swin_hf.training import MODULES, run_recipe
-
     program = ["swin-hf", "train" if text == __doc__ else "pretrain"]
     words = list(words)
     if words[:1] == ["--task"] and len(words) > 1:
