@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-_SHOWN = 10  # classes of a table that a message lists
+from swin_hf.text import shorten
 
 
 class ClassMismatchError(ValueError):
@@ -75,5 +75,4 @@ def require_finite(logits: Tensor) -> Tensor:
 
 
 def _listed(table: Sequence[str]) -> str:
-    more = f", ... ({len(table)} in all)" if len(table) > _SHOWN else ""
-    return ", ".join(map(repr, table[:_SHOWN])) + more if table else "none"
+    return shorten([*map(repr, table)], 10) or "none"

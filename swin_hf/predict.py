@@ -28,6 +28,7 @@ from swin_hf.loading import find_model, is_ours, load_model, processor_of
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.model.pixels import PixelsError
 from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
+from swin_hf.text import shorten
 
 STANDARD_INPUT = "-"
 DOWNLOAD_SECONDS = 30  # without an answer
@@ -189,8 +190,8 @@ def class_number(text: str, names: Sequence[str]) -> int:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    raise ValueError(f"{text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}")
+    known = f"a number below {len(names)}: {shorten(names, 10)}"
+    raise ValueError(f"{text!r} is not a class of the model; choose a name, or {known}")
 
 
 def prepare(

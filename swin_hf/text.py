@@ -24,6 +24,12 @@ def one_line(text: object, limit: int | None = None) -> str:
     return f"{line[: limit - 1 - tail]}…{line[len(line) - tail :]}"
 
 
+def shorten(names: Sequence[object], limit: int = 20) -> str:
+    """The first ``limit`` names for a message, and how many there are beyond: ``a, b and 3 more``."""
+    listed = ", ".join(map(str, names[:limit]))
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
+
+
 def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
     """Lines of a table with columns two blanks apart, of which ``left`` is flush left and the others are flush right.
 
