@@ -320,7 +320,9 @@ def compare(
             f"{engine} differs from the model by {largest:.2e}, more than the tolerance {tolerance:.0e}; nothing was "
             "written. Raise tolerance= if that is good enough"
         )
-    correlation = _correlation(answers[len(batch)], expected)
+    theirs, ours = (logits - logits.mean(0) for logits in (answers[len(batch)], expected))
+    is_constant = ours.norm() < TOLERANCE  # whatever the picture
+    correlation = 1.0 if is_constant else float(F.cosine_similarity(theirs.flatten(), ours.flatten(), 0))
     agreement = float((answers[len(batch)].argmax(1) == expected.argmax(1)).float().mean())
     if largest > TOLERANCE and not correlation >= CORRELATION:
         raise RuntimeError(
@@ -330,12 +332,6 @@ def compare(
     times = _milliseconds(run, batch), _milliseconds(reference, batch)
     size = (images.shape[-2], images.shape[-1])
     return ExportReport(Path(path), engine, form, size, largest, correlation, agreement, *times)
-
-
-def _correlation(answers: Tensor, expected: Tensor) -> float:
-    """Correlation of logits ``(B, num_labels)`` from picture to picture; 1 if the model's are all alike."""
-    answers, expected = answers - answers.mean(0), expected - expected.mean(0)
-    return 1.0 if expected.norm() < TOLERANCE else float(F.cosine_similarity(answers.flatten(), expected.flatten(), 0))
 
 
 def _onnx_engine(path: Path) -> Engine:

@@ -102,7 +102,7 @@ def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcess
     Raises:
         PictureError: If it cannot be fetched, opened or decoded.
     """
-    cell = _stream(source)
+    cell = sys.stdin.buffer.read() if source == STANDARD_INPUT else _fetch(source) if _is_address(source) else source
     try:
         return decode_picture(cell, num_channels, **decoding(processor))
     except UnreadablePictureError as error:
@@ -113,21 +113,17 @@ def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcess
         raise PictureError(f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out") from error
 
 
-def _stream(source: str) -> bytes | str:
-    if source == STANDARD_INPUT:
-        return sys.stdin.buffer.read()
-    if not _is_address(source):
-        return source
-    request = urllib.request.Request(source, headers={"User-Agent": "swin-hf"})
+def _fetch(address: str) -> bytes:
+    request = urllib.request.Request(address, headers={"User-Agent": "swin-hf"})
     try:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it is the connection, too
-        raise PictureError(f"{source}: cannot be fetched: {error}; check the address and the network") from error
+        raise PictureError(f"{address}: cannot be fetched: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_BYTES:
-        raise PictureError(f"{source}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
+        raise PictureError(f"{address}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
     return bytes(content)
 
 
@@ -146,7 +142,10 @@ def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -
         ValueError: If there is no such model, or it has no classes, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
-    on = torch.device(_device(device))
+    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = ["cpu", *(kind for kind, is_there in others.items() if is_there)]
+    if device.partition(":")[0] not in ("auto", *available):
+        raise ValueError(f"device {device!r} is not available here; choose one of {', '.join(['auto', *available])}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
@@ -160,18 +159,8 @@ def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -
     if info["missing_keys"] or not model.config.num_labels:
         raise ValueError(f"{source} has no classifier; fine-tune it first: swin-hf train")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    torch.nn.Module.to(model, on, wanted)
+    torch.nn.Module.to(model, torch.device(available[-1] if device == "auto" else device), wanted)
     return model.eval(), processor_of(model, path)
-
-
-def _device(name: str) -> str:
-    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    available = ["cpu", *(kind for kind, is_there in others.items() if is_there)]
-    if name == "auto":
-        return available[-1]
-    if name.partition(":")[0] not in available:
-        raise ValueError(f"device {name!r} is not available here; choose one of {', '.join(['auto', *available])}")
-    return name
 
 
 def has_names(model: SwinHFForImageClassification) -> bool:

@@ -12,9 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from swin_hf.checkpoints import Checkpoint
 from swin_hf.checkpoints.convert import check_destination, write_checkpoint
 from swin_hf.checkpoints.load import build_model, class_for
 from swin_hf.checkpoints.preprocessing import image_processor, processor_values
@@ -67,12 +64,10 @@ def run(args: argparse.Namespace) -> int:
         pixel_values = image_processor(values)(picture, return_tensors="pt")["pixel_values"]
     files = write_checkpoint(checkpoint, destination, args.to, args.overwrite)
     print(f"written ({args.to}):", *files, sep="\n  ")
-    return 0 if picture is None else _verify(checkpoint, destination, args.to, pixel_values)
-
-
-def _verify(checkpoint: Checkpoint, written: Path, layout: str, pixel_values: Tensor) -> int:
+    if picture is None:
+        return 0
     model = build_model(checkpoint, class_for(checkpoint.place))
-    differences = verify(model, written, layout, pixel_values) | verify_source(checkpoint, model, pixel_values)
+    differences = verify(model, destination, args.to, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]
     print(f"on one picture of {height}x{width} pixels, the source as this package reads it is compared with others:")
     for name, difference in differences.items():
