@@ -59,7 +59,7 @@ def match_classes(
     raise ClassMismatchError(
         f"the classes of {whose} are not classes of {model}: {whose} has {_listed(wanted)}; {model} has"
         f" {_listed(known)}; classes are matched by name, and {_listed(lost)} cannot be found; give the classes the"
-        " names that they have there"
+        f" names of {model}"
     )
 
 

@@ -175,8 +175,8 @@ class Explorer:
         short = narrow if self.resizes is None else self.resizes.short_side or 0  # 0: squashed to the model's size
         if short * short * long > MOST_PIXELS * narrow:
             raise PictureError(
-                f"the picture has {picture.width}x{picture.height} pixels, and with a short side of {short}, as the "
-                f"model takes it, more than {MOST_PIXELS}; cut a part out"
+                f"the picture has {picture.width}x{picture.height} pixels; resized to a short side of {short}, as the "
+                f"model needs it, it would have more than {MOST_PIXELS}; crop it"
             )
         (pixels,) = prepare(self.model, self.processor, [picture])
         return picture, pixels

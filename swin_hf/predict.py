@@ -232,11 +232,12 @@ def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor
 
 
 def check_drawable(model: SwinHFForImageClassification) -> None:
-    """Raise ValueError for a model of other pictures than those of 1 or 3 channels, on which maps can be drawn."""
+    """Raise ValueError for a model of pictures of other than 1 or 3 channels, on which no maps can be drawn."""
     channels = model.config.num_channels
     if channels not in (1, 3):
         raise ValueError(
-            f"the model takes {channels} channels, and this draws on pictures of 1 or 3; call it from Python instead"
+            f"the model takes {channels} channels, and maps are drawn on pictures of 1 or 3; compute them in Python "
+            "with swin_hf.attention_maps and swin_hf.grad_cam"
         )
 
 

@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
     parser.add_argument("--to", required=True, choices=LAYOUTS, metavar="LAYOUT", help="layout to write, see below")
     said = ", ".join(SAID)
-    parser.add_argument("--layout", metavar="LAYOUT", help=f"of the source ({said}, or one below); detected")
-    parser.add_argument("--preset", help="released model that the source is, see swin_hf.list_presets(); detected")
-    parser.add_argument("--weights", choices=["ema", "raw"], help="averaged or raw, where the source holds both")
+    parser.add_argument("--layout", metavar="LAYOUT", help=f"of the source: {said}, or one below (default: detected)")
+    parser.add_argument("--preset", help="name of the released model that the source is (default: detected)")
+    parser.add_argument("--weights", choices=["ema", "raw"], help="use averaged or raw weights, if the source has both")
     side: dict[str, Any] = {"type": Number(int, SIDES), "nargs": "+"}
     parser.add_argument("--image-size", **side, metavar="PIXELS", help="resample for another image size")
     parser.add_argument("--window-size", **side, metavar="TOKENS", help="resample for another window")
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     model = build_model(checkpoint, class_for(checkpoint.place))
     differences = verify(model, destination, args.to, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]
-    print(f"on one picture of {height}x{width} pixels, the source as this package reads it is compared with others:")
+    print(f"compared with the outputs of this package, for the source and one picture of {height}x{width} pixels:")
     for name, difference in differences.items():
         print(f"verified with {name}: largest difference {difference:.2e}")
     if max(differences.values()) <= TOLERANCE:

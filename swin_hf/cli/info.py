@@ -30,7 +30,7 @@ _SHOWN_CLASSES = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf info``."""
     parser.add_argument("source", metavar="SOURCE", help="model, see swin-hf --help")
-    parser.add_argument("--layout", help="layout of the source; detected")
+    parser.add_argument("--layout", help="layout of the source (default: detected)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 

@@ -1,7 +1,7 @@
 """Download a model from the Hub and verify it; prints the folder and the commit.
 
-Only the configuration, the image processor and safetensors weights come here, from one commit, and every file is
-compared with the Hub's hash. What is in the cache is not downloaded again.
+Only the configuration, the image processor and safetensors weights are downloaded, from one commit, and every file is
+compared with the Hub's hash. Files in the cache are not downloaded again.
 """
 
 import argparse

@@ -72,8 +72,8 @@ class SwinV2HFConfig(SwinHFConfig):
         if window[0] > grid[0] and window[1] > grid[1]:  # of later stages it may be, as of all released models
             raise ValueError(
                 f"window_size {self.window_size} is larger than the map of the first stage, {grid[0]}x{grid[1]} tokens "
-                f"(image_size {self.image_size}, patch_size {self.patch_size}); give a window that fits into it, or "
-                "the size of larger images"
+                f"(image_size {self.image_size}, patch_size {self.patch_size}); give a smaller window, or a "
+                "larger image_size"
             )
         sizes = self.pretrained_window_sizes
         if not isinstance(sizes, list):

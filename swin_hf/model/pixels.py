@@ -165,7 +165,7 @@ def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM
         scaled = np.multiply(values.transpose(2, 0, 1), factor, dtype=np.float32, casting="unsafe")
     if not np.isfinite(scaled).all():
         raise PixelsError(
-            "it holds NaN, infinity or numbers beyond those of float32; write a number that means no value"
+            "it holds NaN, infinity or numbers beyond those of float32; replace missing values by a number"
         )
     return np.ascontiguousarray(scaled)
 
@@ -190,7 +190,7 @@ def _scale_grey(pixels: Array, white: int) -> Array:
         raise PixelsError("grey values are negative or not finite, so they have no place on a scale from 0 to 255")
     if np.issubdtype(pixels.dtype, np.integer):
         if pixels.max() > GREY_MAXIMUM:
-            raise PixelsError(f"grey values reach {pixels.max()}; at most 16 bits are understood")
+            raise PixelsError(f"grey values reach {pixels.max()}; at most 16 bits are supported")
         if pixels.max() > white:
             raise PixelsError(
                 f"grey values reach {pixels.max()}, but white is {white} (grey_maximum); give pictures of the depth "
@@ -198,5 +198,5 @@ def _scale_grey(pixels: Array, white: int) -> Array:
             )
         return np.asarray(np.rint(pixels.astype(np.float32) * (255 / white)), dtype=np.uint8)
     if pixels.max() > 255:
-        raise PixelsError(f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood")
+        raise PixelsError(f"floating-point grey values reach {pixels.max():g}; the range is 0..1 or 0..255")
     return np.asarray(np.rint(pixels * 255.0 if pixels.max() <= 1 else pixels), dtype=np.uint8)
