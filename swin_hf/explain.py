@@ -199,17 +199,11 @@ class Explanation(NamedTuple):
 def explain(
     model: nn.Module, pixel_values: Tensor, target: int, *, stage: int | None = None, pixel: Pair | None = None
 ) -> Explanation:
-    """Compute the maps that ``swin-hf explain`` draws.
+    """Compute the maps that ``swin-hf explain`` draws over one image ``(1, channels, height, width)``.
 
-    Args:
-        model: Classifier or segmenter of this package.
-        pixel_values: One image, ``(1, channels, height, width)``, as the model takes it.
-        target: Class number for Grad-CAM.
-        stage: Show every block of this stage, from 0; by default the last block of every stage.
-        pixel: Row and column of the pixel whose attention is shown; by default where the last Grad-CAM is highest.
-
-    Raises:
-        ValueError: If there is more than one image, or no such class, stage or pixel.
+    They are of the last block of every stage, or of every block of one ``stage``, from 0. ``pixel`` is the row and
+    column whose attention is shown, by default where the last Grad-CAM is highest; ``target`` the class of Grad-CAM.
+    ValueError if there is more than one image, or no such class, stage or pixel.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; explain one image, (1, channels, H, W)")

@@ -54,14 +54,10 @@ class Guess:
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Turn what a user typed into a list of pictures, without opening any.
+    """List the pictures of files, folders (with their sub-folders), glob patterns, http(s) addresses and ``-``.
 
-    Args:
-        arguments: Files, folders (searched with their sub-folders), glob patterns, http(s) addresses, and ``-`` for
-            the bytes of one picture on standard input.
-
-    Returns:
-        The pictures in the order of the arguments, none twice; and a sentence for each argument that leads to none.
+    ``-`` is one picture on standard input. No picture is opened, and none is listed twice. The second list has a
+    sentence for each argument without a picture.
     """
     pictures: dict[str, None] = {}  # an ordered set
     problems = []
@@ -94,13 +90,10 @@ def _is_address(source: str) -> bool:
 
 
 def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcessor | None = None) -> Any:
-    """Read one picture of a path, an http(s) address or standard input (``-``) as training does.
+    """Read one picture of a path, an http(s) address or standard input (``-``) as training does, else PictureError.
 
     The image processor of a model knows the colour behind transparent pixels and the white of 16-bit grey; without it,
     they are white and 65535.
-
-    Raises:
-        PictureError: If it cannot be fetched, opened or decoded.
     """
     cell = sys.stdin.buffer.read() if source == STANDARD_INPUT else _fetch(source) if _is_address(source) else source
     try:
@@ -128,15 +121,12 @@ def _fetch(address: str) -> bytes:
 
 
 def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, BaseImageProcessor]:
-    """Load a classifier or a segmenter and the image processor that belongs to it; no layer runs with random values.
+    """Load a classifier or a segmenter in evaluation mode, and its image processor; no layer has random values.
 
     Args:
         source: Any model, see :mod:`swin_hf.loading`.
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
-
-    Returns:
-        The model in evaluation mode, and its image processor: that of the released models of its size if it has none.
 
     Raises:
         ValueError: If there is no such model, or it has no classes, or the device or dtype does not exist.
@@ -198,14 +188,10 @@ def classify(
     *,
     top_k: int = 5,
 ) -> list[list[Guess]]:
-    """Classify pictures of any sizes, which :func:`read_picture` returned for the model's number of channels.
+    """The ``top_k`` classes of each picture, the most probable first; ValueError if a score is NaN or infinite.
 
-    Returns:
-        For each picture its ``top_k`` classes, the most probable first. Scores are probabilities: a softmax over the
-        classes, or a sigmoid each for a model of several labels an image; the bare output for a regression.
-
-    Raises:
-        ValueError: If a score is NaN or infinite.
+    Pictures are what :func:`read_picture` returns. Scores are probabilities: a softmax over the classes, or a sigmoid
+    each for a model of several labels an image; for a regression they are the outputs.
     """
     return classify_pixels(model, prepare(model, processor, pictures), top_k)
 

@@ -57,17 +57,14 @@ def decode_picture(
     root: str | None = None,
     grey_maximum: int = GREY_MAXIMUM,
 ) -> Image.Image | Tensor:
-    """Decode a cell of an image column, by ``to_8_bits`` of ``model/pixels.py``; of other channels, by ``to_channels``.
+    """Decode a cell of an image column with ``to_8_bits`` or, for other than 1 or 3 channels, with ``to_channels``.
 
     Args:
         cell: ``{"bytes", "path"}`` as ``datasets.Image(decode=False)`` gives it, a path or URL, bytes, or a PIL image.
-        num_channels: 3 for ``RGB``, 1 for ``L``, or how many a picture has.
+        num_channels: 3 for ``RGB``, 1 for ``L``; any other number gives ``(C, H, W)`` float32.
         background: Red, green and blue (0..255) behind transparent pixels.
         root: Folder that relative paths start from.
         grey_maximum: Value that is white in grey pictures of 16 bits.
-
-    Returns:
-        A loaded PIL image in mode ``RGB`` or ``L``; for any other number of channels, ``(C, H, W)`` float32.
 
     Raises:
         UnreadablePictureError: If the picture cannot be decoded; the cause is chained.
@@ -100,10 +97,7 @@ def decode_pixels(
 
     torchcodec decodes JPEG files, to the same pixels as Pillow and with the same EXIF orientation. Pillow decodes all
     others, and the JPEG files that torchcodec refuses or would read differently: CMYK, colour that becomes grey,
-    several pictures in a file, and an orientation in XMP.
-
-    Returns:
-        ``uint8`` of ``(C, H, W)`` from torchcodec; else what :func:`decode_picture` returns.
+    several pictures in a file, and an orientation in XMP. torchcodec gives ``(C, H, W)`` uint8.
     """
     decode = None if isinstance(cell, Image.Image) or num_channels not in (1, 3) else jpeg_decoder()
     if decode is not None:

@@ -85,11 +85,7 @@ def open_file(file: bytes | str) -> AbstractContextManager[Picture]:
 
 
 def read_array(stream: BinaryIO) -> Array:
-    """Read a ``.npy`` file of numbers; one of pickled objects is refused, and nothing of it is loaded.
-
-    Raises:
-        PixelsError: If it holds anything else, or is cut off.
-    """
+    """Read a ``.npy`` file of numbers; PixelsError for one that is cut off, or of objects, which are not loaded."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
@@ -109,10 +105,8 @@ def read_array(stream: BinaryIO) -> Array:
 def stack_channels(picture: Picture) -> Array:
     """All channels of a picture as they are stored, ``(height, width, channels)``.
 
-    Of a TIFF file, the bands of all pages are channels, in their order; of other files, those of the first picture.
-
-    Raises:
-        PixelsError: If an array is not a picture, or Pillow reads only a part of what a file holds.
+    Those of a TIFF file are the bands of all its pages, in their order; other files have those of the first picture.
+    PixelsError if an array is not a picture, or Pillow reads only a part of a file.
     """
     if isinstance(picture, np.ndarray):
         if picture.ndim not in (2, 3) or 0 in picture.shape:
@@ -149,11 +143,8 @@ def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM
 
     Whole numbers of 8 bits stay as they are. Those of 16 bits (``uint16``) are divided by ``maximum`` and multiplied by
     255. Any other number (fractions, signed and longer whole numbers, true and false) is multiplied by 255, so that it
-    is in its own unit once the image processor has divided by 255; the mean and deviation of the training data, in that
-    unit, normalise it.
-
-    Raises:
-        PixelsError: If there are other channels, or a value is not finite.
+    is in its own unit once the image processor has divided by 255. PixelsError if there is another number of channels,
+    or a value is not finite.
     """
     if (count := count_channels(picture)) == num_channels:  # else nothing need be decoded
         values = stack_channels(picture)

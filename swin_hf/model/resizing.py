@@ -331,9 +331,8 @@ def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubi
 def _geometric_weights(old_side: int, new_side: int) -> Tensor:
     """Matrix ``(new_side, old_side)`` of a cubic spline through a geometric progression of offsets.
 
-    SimMIM's ``remap_pretrained_keys_swin`` finds by bisection the ratio q for which ``1 + q + q^2 + ...`` over the
-    old half axis reaches the end of the new one, places the old offsets there and interpolates. Where the window
-    shrinks, q is 1: the same offsets of the old table.
+    As SimMIM's ``remap_pretrained_keys_swin``: the ratio q for which ``1 + q + q^2 + ...`` over the old half axis
+    reaches the end of the new one is found by bisection. Where the window shrinks, q is 1.
     """
     half_old, half_new = old_side // 2, new_side // 2
     low, high = 1.0, max(1.5, float(half_new))
@@ -352,9 +351,8 @@ def _geometric_weights(old_side: int, new_side: int) -> Tensor:
 def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
 
-    The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
-    is continuous at the second knot from each end. Such a spline is a cubic plus, for each knot but two at
-    each end, a multiple of ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
+    The ends are "not a knot", as in SciPy's ``interp2d``, which SimMIM used: the spline is a cubic plus, for each knot
+    but two at each end, a multiple of ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
     """
     reach = knots[-1].clamp(min=1)
 
@@ -375,10 +373,10 @@ def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tens
 
 
 def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
-    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay what they were.
+    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay the same.
 
-    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): of all kernels of the new size the
-    one whose answer to a patch enlarged with bicubic interpolation is the old kernel's answer to the patch itself.
+    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): the new kernel gives for a patch
+    that was enlarged with bicubic interpolation what the old kernel gives for the patch itself.
     """
     old = (kernel.shape[2], kernel.shape[3])
     if old == new:
@@ -393,9 +391,8 @@ def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
 def channel_matrix(old: int, new: int) -> Tensor:
     """Matrix ``(new, old)`` float32 that mixes the input weights of a model for another number of image channels.
 
-    Multiplied with kernels, a picture of equal channels keeps its answer: with more channels than before, the old
-    ones are taken in turn, each divided by how often it occurs (1 to 3: a third each); with fewer, the surplus is
-    added in turn to those that stay (3 to 1: the sum).
+    A picture of equal channels keeps its output: additional channels repeat the old ones in turn, each divided by the
+    number of its copies (1 to 3: a third each); surplus channels are added to the others in turn (3 to 1: the sum).
     """
     matrix = torch.zeros(new, old)
     for place in range(max(old, new)):

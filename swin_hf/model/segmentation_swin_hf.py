@@ -135,10 +135,8 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
 
         ``labels`` are ``(B, height, width)`` class numbers, ``upernet.ignore_index`` where a pixel has none. The loss
         is the mean cross-entropy of the other pixels, 0 where there are none, plus the auxiliary head's share.
-
-        Raises:
-            ValueError: If there are no images or they do not fit the model; if labels are not of their size; or if a
-                single picture is given in training, of which batch normalisation cannot be computed.
+        ValueError if images or labels do not fit, or for a single picture in training, because batch normalisation
+        needs two.
         """
         norms = dict(enumerate(self.hidden_states_norms.values(), start=1))
         record = Record(self.config, output_attentions, output_hidden_states, merged=False, norms=norms)
