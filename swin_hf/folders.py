@@ -9,19 +9,17 @@ The rule is that of torchvision and timm:
 * All other files are ignored, and a note names them; if most files of a class are such, it is an error.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
+from datasets.table import InMemoryTable
 
 from .processing import PICTURE_SUFFIXES
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -100,10 +98,6 @@ def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> Pictur
 
 def read_splits(roots: Mapping[str, str], labelled: bool = True) -> PictureFolder:
     """As :func:`read_folder`, from one folder of class folders for each split."""
-    import pyarrow as pa
-    from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
-    from datasets.table import InMemoryTable
-
     content = PictureFolder()
     read = _classes if labelled else _unlabelled
     found = {split: read(os.path.abspath(root), content) for split, root in roots.items()}
@@ -126,10 +120,11 @@ def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool
     """Name of the folder of each split; empty where the folders at the first level are the classes."""
     used = [name for name in files if any(map(is_picture, files[name]))]
     named = {name: split for name in used if (split := split_of(name)) is not None}
-    deep = set()  # those with most pictures in folders inside
+    deep = set()  # those with most pictures in folders inside of them
     for name in named:
-        below = [os.path.dirname(path) != os.path.join(root, name) for path in files[name] if is_picture(path)]
-        deep |= {name} if 2 * sum(below) > len(below) else set()
+        is_below = [os.path.dirname(path) != os.path.join(root, name) for path in files[name] if is_picture(path)]
+        if 2 * sum(is_below) > len(is_below):
+            deep.add(name)
     if not deep and (len(named) < len(used) or not named):
         return {}
     if labelled and (flat := [name for name in named if name not in deep]):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import ClassLabel, Image, load_dataset
 from torch import Tensor
 from transformers import BaseImageProcessor
 
@@ -104,8 +105,6 @@ def _read_labelled(data: str, split: str, limit: int | None = None) -> Any:
 
     Of a folder without ``split``, the first that it has of test, validation and train is taken.
     """
-    from datasets import ClassLabel, Image, load_dataset
-
     path = Path(data)
     if not path.exists():
         raise FileNotFoundError(f"{data}: no such folder or file; give labelled pictures")
