@@ -256,7 +256,7 @@ def test_odd_modes_become_what_training_makes_of_them(tmp_path):
 def test_grey_values_without_a_scale_are_unreadable(tmp_path):
     path = tmp_path / "heights.tiff"
     Image.fromarray(np.full((4, 4), 900, dtype=np.float32)).save(path)
-    with pytest.raises(PictureError, match="floating-point grey values reach 900; a range of"):
+    with pytest.raises(PictureError, match="floating-point grey values reach 900; the range is"):
         read_picture(str(path))
 
 
