@@ -65,12 +65,12 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _later(name: str) -> Any:
+def _imported_later(name: str) -> Any:
     """A function of ``loading.py``, which is imported when it is first called."""
     return lambda *args, **options: getattr(import_module("swin_hf.loading"), name)(*args, **options)
 
 
-resizing.foreign_reader = _later("read_foreign")
-configuration_swin_hf.foreign_reader = _later("read_foreign_config")
+resizing.foreign_reader = _imported_later("read_foreign")
+configuration_swin_hf.foreign_reader = _imported_later("read_foreign_config")
 for _family in FAMILIES.values():
     register(_family)

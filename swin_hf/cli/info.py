@@ -20,6 +20,7 @@ from swin_hf.checkpoints.load import class_for
 from swin_hf.checkpoints.read import CONFIG_NAME, Source
 from swin_hf.classes import class_table
 from swin_hf.counting import count_macs
+from swin_hf.hub.model_card import amount
 from swin_hf.hub.remote import HubError, attempt, client
 from swin_hf.loading import local_path, open_source, split_hub_id
 from swin_hf.model.attention import backend_report
@@ -118,8 +119,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _readable(value: Any) -> str:
     if isinstance(value, int) and value >= 10**6:
-        unit, name = (10**9, "G") if value >= 10**9 else (10**6, "M")
-        return f"{value / unit:.2f} {name} ({value:,})"
+        return f"{amount(value)} ({value:,})"
     if isinstance(value, dict):
         names = ", ".join(value["first"]) + (", ..." if value["count"] > len(value["first"]) else "")
         return f"{value['count']} ({names})" if names else str(value["count"])
