@@ -170,7 +170,9 @@ class Explorer:
         try:
             picture = read_picture(path, self.model.config.num_channels, self.processor)
         except PictureError as error:
-            raise PictureError(str(error).replace(path, Path(path).name)) from None  # hides our folders from visitors
+            raise PictureError(
+                str(error).replace(path, Path(path).name)
+            ) from None  # visitors do not see this machine's folders
         narrow, long = sorted(picture.size)
         short = narrow if self.resizes is None else self.resizes.short_side or 0  # 0: squashed to the model's size
         if short * short * long > MOST_PIXELS * narrow:
@@ -215,7 +217,7 @@ def draw_regions(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -
     areas = enlarge(areas_of(geometry)[0, ..., 0], cell, padded, smooth=False)
     picture = _draw(canvas, areas, ((pixel[0] - moves[0]) % padded[0], (pixel[1] - moves[1]) % padded[1]), zoom)
     for number in regions.unique().tolist() if geometry.is_shifted else []:
-        row, column = (regions == number).nonzero()[0].tolist()  # a corner: the pixel is in the middle at first
+        row, column = (regions == number).nonzero()[0].tolist()  # in a corner of the region, where the pixel seldom is
         place = (column * cell[1] * zoom + 8, row * cell[0] * zoom + 8)
         style: dict[str, Any] = {"anchor": "lt", "font_size": 24, "stroke_width": 3, "stroke_fill": "black"}
         ImageDraw.Draw(picture).text(place, str(number), WHITE, **style)
@@ -236,7 +238,7 @@ def _draw(canvas: Tensor, areas: Tensor, pixel: Pair, zoom: int) -> Image.Image:
     row, column = (at * zoom + zoom // 2 for at in pixel)
     lines = F.pad(areas[1:] != areas[:-1], (0, 0, 1, 0)) | F.pad(areas[:, 1:] != areas[:, :-1], (1, 0))
     own = areas == areas[row, column]
-    outline = own & (F.avg_pool2d(own[None].float(), 7, 1, 3)[0] < 1)  # three pixels, and outside of the map is not own
+    outline = own & (F.avg_pool2d(own[None].float(), 7, 1, 3)[0] < 1)  # three pixels wide, also at the edge of the map
     for where, line in ((lines, WHITE), (outline, CYAN)):
         canvas = torch.where(where, torch.tensor(line).view(3, 1, 1) / 255, canvas)
     picture = _picture(canvas)
@@ -292,7 +294,7 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
         private: dict[str, Any] = {"api_visibility": "private"}
         asked = {"inputs": [picture, *choices], "outputs": [*views, zoom]}
         again = {"fn": look, **asked, **queue, **private}
-        stale = [*place, target, *answers, *views]  # nothing of the last picture stays next to one that cannot be read
+        stale = [*place, target, *answers, *views]  # cleared first, in case the next picture cannot be read
         gr.on([picture.change, blocks.load], lambda: [None] * len(stale), None, stale, **private).then(
             answer, picture, answers, api_name="answer", **queue
         ).then(look, **asked, api_name="look", **queue)
@@ -407,7 +409,7 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     model, processor = load_classifier(source, device=device, dtype=dtype)
     blocks = page(Explorer(model, processor), one_line(source.partition("@")[0]), samples or own_samples(model))
-    # A picture of more pixels than Pillow reads without a warning is refused by its header.
+    # Pillow's warning of too many pixels becomes an error, which is raised before the picture is decoded.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     from gradio.themes import Default
 

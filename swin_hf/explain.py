@@ -244,7 +244,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     wrapped = "\n".join(textwrap.fill(line, 30) for line in title.split("\n"))  # wrap=True would parse formulas
     original.set_title(wrapped, fontsize=11, parse_math=False)
     marked = [original]
-    target = one_line(class_name.partition(",")[0] or class_name, 14)  # those of ImageNet have up to a hundred letters
+    target = one_line(class_name.partition(",")[0] or class_name, 14)  # names of ImageNet have up to a hundred letters
     kinds = (
         (f"Grad-CAM for {target}", explanation.grad_cam, 1.0),
         ("attention received", explanation.received, None),

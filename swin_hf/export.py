@@ -150,7 +150,7 @@ def export_openvino(
     import openvino
 
     batches = None if calibration is None else list(calibration)
-    if images is None and batches:  # int8 fits the user's pictures, so it is compared on them
+    if images is None and batches:  # int8 is calibrated on the user's pictures, so it is compared on them
         pictures = torch.cat(batches)[: BATCHES[-1]]
         images = pictures if len(pictures) == BATCHES[-1] else None
     size, images = _prepare(model, image_size, images)
@@ -321,7 +321,7 @@ def compare(
             "written. Raise tolerance= if that is good enough"
         )
     theirs, ours = (logits - logits.mean(0) for logits in (answers[len(batch)], expected))
-    is_constant = ours.norm() < TOLERANCE  # whatever the picture
+    is_constant = ours.norm() < TOLERANCE  # the model gives all pictures the same logits
     correlation = 1.0 if is_constant else float(F.cosine_similarity(theirs.flatten(), ours.flatten(), 0))
     agreement = float((answers[len(batch)].argmax(1) == expected.argmax(1)).float().mean())
     if largest > TOLERANCE and not correlation >= CORRELATION:

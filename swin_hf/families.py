@@ -177,7 +177,7 @@ def list_presets(family: str | None = None) -> list[str]:
 def config_of_preset(name: str, **fields: Any) -> Any:
     """Configuration of a released size, one of :func:`list_presets`, with other values for some fields."""
     families = [family for family in FAMILIES.values() if name in family.presets] or list(FAMILIES.values())
-    return families[0].config_class.from_preset(name, **fields)  # without the preset, its error names the nearest one
+    return families[0].config_class.from_preset(name, **fields)  # which raises for an unknown name
 
 
 def register(family: Family) -> None:
@@ -187,7 +187,7 @@ def register(family: Family) -> None:
     transformers.AutoConfig.register(family.model_type, config, exist_ok=True)
     for task in family.models:
         getattr(transformers, TASKS[task].auto_class).register(config, family.model_class(task), exist_ok=True)
-    # Classes of our own, for both backends: what is registered here is looked up by name for all models of the process.
+    # Both classes are this package's: transformers looks registered ones up by name, for all models of the process.
     processors = {backend: _load(name) for backend, name in family.processors.items()}
     transformers.AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
 

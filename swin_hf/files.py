@@ -17,7 +17,7 @@ from typing import Any
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of temporary_folder; names of earlier releases
+_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of temporary_folder, and of earlier releases
 _RETIRED = re.compile(r"\.(?P<name>.+)\.\d+\.retired")  # the folder that replacing_folder is about to replace
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -100,13 +100,15 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 def remove_leftovers_of(path: Path) -> None:
     """Remove the temporary folders of killed processes that were writing a file or folder."""
     name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
-    for partial in path.parent.iterdir() if os.name == "posix" else ():  # elsewhere, os.kill ends a process
+    for partial in (
+        path.parent.iterdir() if os.name == "posix" else ()
+    ):  # on other systems, os.kill would end the process
         if match := name.fullmatch(partial.name):
             try:
                 os.kill(int(match[1]), 0)  # raises if the process has ended
             except ProcessLookupError:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-            except (PermissionError, OverflowError):  # another user's process; no number of a process
+            except (PermissionError, OverflowError):  # another user's process; a number too large for a process
                 continue
 
 
@@ -138,7 +140,7 @@ def full_disk(
             number = next((n for n in _NO_ROOM if f"(os error {n})" in said or f"[Errno {n}]" in said), None)
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in said else number
             if "iostream error" in said and path is not None and _free_bytes(path) < 2**20:
-                number = errno.ENOSPC  # all that C++ says, OpenVINO's writer for one, when it has filled a disk
+                number = errno.ENOSPC  # OpenVINO, written in C++, says no more when the disk is full
         if number in _NO_ROOM:
             named = path or getattr(error, "filename", None)
             named = named or min((*folders, tempfile.gettempdir(), Path.home()), key=_free_bytes)
@@ -167,7 +169,9 @@ _KEY = re.compile(
     r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"  # a JSON web token
     r"|(?i:bearer|basic)\s+[\w.~+/-]{8,}=*"
 )
-_HEX_KEY = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{40}(?![0-9a-zA-Z])")  # of Weights & Biases; commits look alike
+_HEX_KEY = re.compile(
+    r"(?<![0-9a-zA-Z])[0-9a-f]{40}(?![0-9a-zA-Z])"
+)  # keys of Weights & Biases; commit ids look the same
 _COMMIT = re.compile(r"(?:revision|commit|sha1?|tree|blob|resolve|fingerprint|@)\W*$", re.IGNORECASE)
 _NAME = r"token(?!iz)|secret|passw(?:or)?d|passphrase|credential|(?:api|access|account|private|auth)[-_]?key"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
@@ -195,7 +199,7 @@ def redact(value: Any) -> Any:
     if isinstance(value, int | float | bool | type(None)):
         return value
     text = str(value)
-    if _WHOLE_PATH.fullmatch(text):  # with its blanks
+    if _WHOLE_PATH.fullmatch(text):  # it may have blanks
         return _KEY.sub("***", _last_part(text))
     for folder in (str(Path.home()), str(Path.cwd())):  # these may have blanks anywhere in a text
         if folder != "/":

@@ -31,7 +31,7 @@ from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadableP
 from swin_hf.text import shorten
 
 STANDARD_INPUT = "-"
-DOWNLOAD_SECONDS = 30  # without an answer
+DOWNLOAD_SECONDS = 30  # to wait for an answer
 DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decode
 
 FOUND = 0.5  # a model of several labels an image gives those that are more probable
@@ -113,7 +113,7 @@ def _fetch(address: str) -> bytes:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the connection, too
+            error.close()  # which closes the connection
         raise PictureError(f"{address}: cannot be fetched: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_BYTES:
         raise PictureError(f"{address}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")

@@ -264,7 +264,9 @@ class Preprocessing:
 
     def stock_values(self) -> dict[str, Any]:
         """``preprocessor_config.json`` with a class of transformers, for models of other packages."""
-        kind = "ViTImageProcessor" if self.short_side is None else "BitImageProcessor"  # squashes; crops
+        kind = (
+            "ViTImageProcessor" if self.short_side is None else "BitImageProcessor"
+        )  # the first squashes, the second crops
         values = {key: value for key, value in self.values().items() if key not in ("background", "grey_maximum")}
         return {"image_processor_type": kind, **values}
 

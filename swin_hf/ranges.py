@@ -31,7 +31,7 @@ def choice(default: Any, choices: Any) -> Any:
     return field(default=default, metadata={"choices": get_args(choices)})
 
 
-@dataclass(frozen=True)  # or the command line would not take a subclass for a dataclass
+@dataclass(frozen=True)  # so that the command line takes subclasses for dataclasses
 class Options:
     """Base of the groups of options, which are dataclasses: fields of :func:`ranged` and :func:`choice` are checked."""
 

@@ -93,7 +93,7 @@ def _print_table(results: Iterator[Result]) -> None:
         for rank, guess in enumerate(guesses, start=1):
             name, ends = one_line(source) if rank == 1 else "", 1 < len(guesses) == rank
             table.add_row(name, one_line(guess.label), f"{guess.score:.4f}", end_section=ends)
-    # A file or a pipe has no width: nothing is folded there.
+    # A file or a pipe has no width, so no line is folded there.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table)
 

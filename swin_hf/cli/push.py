@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Push, and print what was sent and its address."""
     if args.space:
-        space_files(args.space, args.repo_id, None)  # what can be refused is refused before the model is sent
+        space_files(args.space, args.repo_id, None)  # raises for a wrong name, before the model is sent
     if args.quiet:
         disable_progress_bars()
     result = push(

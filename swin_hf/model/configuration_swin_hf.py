@@ -21,19 +21,19 @@ from transformers.configuration_utils import PreTrainedConfig
 
 Pair = tuple[int, int]
 
-# Accepted although it is close to one of our names: tests of transformers set it on every configuration.
+# Accepted although it is similar to one of our fields: transformers' tests set it on every configuration.
 _OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
-# The most that a configuration from the Hub may ask for, far beyond any real model; all other limits of the package
-# refer to these. The largest Swin has 50 blocks and 3 billion parameters.
+# Limits for a configuration from the Hub, far beyond any real model; the largest Swin has 50 blocks and 3 billion
+# parameters. All other limits of the package refer to these.
 MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 16, 500, 2**20
 MOST_PARAMETERS = 10**10
-FREE_PARAMETERS = 50 * 10**6  # that weights may lack: they can be made on any machine
-MOST_LABELS = 10**6  # without names; transformers makes a name for each of them
+FREE_PARAMETERS = 50 * 10**6  # accepted without weights of that size: every machine has room for them
+MOST_LABELS = 10**6  # that have no names; transformers makes a name for each
 LONGEST_SIDE, MOST_PIXELS = 2**20, 2**26  # of an image: 8192 x 8192
 MOST_WINDOW_TOKENS = 2**13  # the index of a window has their square
 CONFIG_BYTES = 32 * 2**20  # of a JSON file; 21,841 class names twice are 2 MB
 
-# Types of what is not a size.
+# Types of the fields that are not sizes.
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 _POSITIVE = ("mlp_ratio", "layer_norm_eps", "initializer_range")
 _SWITCHES = ("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding", "norm_features")
@@ -47,8 +47,8 @@ _MAY_BE_NONE = _TYPES.keys() - {*_PROBABILITIES, *_POSITIVE, *_SWITCHES, "hidden
 
 # Keywords that say where a checkpoint is.
 LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Where the package puts what reads the configuration of models of other families,
-# :func:`swin_hf.loading.read_foreign_config`. Code that travels alone has none.
+# Reads configurations of other packages: the installed package sets :func:`swin_hf.loading.read_foreign_config`. Code
+# that travels alone has no such reader.
 foreign_reader: Callable[..., Any] | None = None
 
 
@@ -97,8 +97,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # the installed package fills it, see swin_hf/presets.py
     cosine_attention: ClassVar[bool] = False  # whether scores are those of Swin V2
     _sequences: ClassVar[frozenset[str]] = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
-    # Model types whose configuration is read as another family's, and the beginning of the names of its classes.
-    _peers: ClassVar[tuple[str, ...]] = ("swin", "maskformer-swin")  # of transformers, whose fields say the same
+    # Model types of transformers with the same fields; those of the other version, with the prefix of its classes.
+    _peers: ClassVar[tuple[str, ...]] = ("swin", "maskformer-swin")
     _strangers: ClassVar[dict[str, str]] = {"swinv2": "SwinV2HF", "swinv2_hf": "SwinV2HF"}
 
     image_size: int | Sequence[int] = 224
@@ -129,7 +129,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         for derived in ("num_layers", "num_hidden_layers", "num_attention_heads", "hidden_size", "stage_names"):
             kwargs.pop(derived, None)
         if not type(self).__module__.startswith("transformers_modules."):
-            kwargs.pop("auto_map", None)  # the map of a repository's files, which this class would save without them
+            kwargs.pop("auto_map", None)  # it names files of a repository, which are not saved with the model
         self._refuse_near_misses(kwargs)
         self._check_general(kwargs)
         name: Any = kwargs.get("transformers_weights")
@@ -211,7 +211,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         if values.get("model_type") in (*cls._peers, *cls._strangers) and not has_weights:
             theirs = ("architectures", "model_type") if values["model_type"] in cls._peers else ()
             ours = {name: value for name, value in values.items() if name not in (*theirs, "encoder_stride")}
-            config = cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
+            config = cls.from_dict(ours, **others)  # its fields have our names; the other version is refused
             config.encoder_stride = config.stride_hw[0]  # theirs may be a default
             return config
         where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}

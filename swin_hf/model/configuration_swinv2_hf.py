@@ -69,7 +69,7 @@ class SwinV2HFConfig(SwinHFConfig):
         if not isinstance(period, int) or isinstance(period, bool) or period < 0:
             raise ValueError(f"extra_norm_every_n_blocks is {period!r}; give a number of blocks, or 0 for no such norm")
         window, grid = self.stage_windows[0], self.grid_hw
-        if window[0] > grid[0] and window[1] > grid[1]:  # of later stages it may be, as of all released models
+        if window[0] > grid[0] and window[1] > grid[1]:  # in later stages it may be, as in all released models
             raise ValueError(
                 f"window_size {self.window_size} is larger than the map of the first stage, {grid[0]}x{grid[1]} tokens "
                 f"(image_size {self.image_size}, patch_size {self.patch_size}); give a smaller window, or a "

@@ -205,11 +205,11 @@ class SwinHFStage(nn.Module):
 
 
 class SwinHFPreTrainedModel(ResizableMixin, BackendMixin, PreTrainedModel):
-    """What all models share: initialisation, names that are not decayed; loading, resizing, backends are mixins."""
+    """What all models share: initialisation, names without weight decay, and mixins for loading, resizing, backends."""
 
     config: SwinHFConfig
     config_class = SwinHFConfig
-    trunk_class: Any  # what the heads are put on
+    trunk_class: Any  # the model below the heads
     undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
     base_model_prefix = "swin"
     main_input_name = "pixel_values"
@@ -224,7 +224,7 @@ class SwinHFPreTrainedModel(ResizableMixin, BackendMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as Microsoft does; ``transformers.initialization`` leaves loaded weights alone."""
-        if isinstance(module, nn.Conv2d):  # torch's own, which the reference leaves in place
+        if isinstance(module, nn.Conv2d):  # torch's default, as in the reference
             bound = (module.in_channels * module.kernel_size[0] * module.kernel_size[1]) ** -0.5
             for parameter in module.parameters():
                 init.uniform_(parameter, -bound, bound)
@@ -411,7 +411,7 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
         norms = {name: nn.LayerNorm(channels, eps=config.layer_norm_eps) for name, channels in maps}
         self.hidden_states_norms = nn.ModuleDict(norms)
         self.post_init()
-        # DDP would wait in vain for the gradients of parameters that no feature map depends on.
+        # DDP waits for gradients of all parameters that train; those that no feature map depends on get none.
         last = max(map(self.stage_names.index, self.out_features))
         for number, stage in enumerate(self.swin.stages, start=1):
             unused = stage if number > last else stage.downsample if number == last else None

@@ -89,7 +89,7 @@ class SwinV2HFAttention(SwinHFAttention):
 
     def bias_table(self, window: Pair) -> Tensor:
         """The bias for every offset in a window, between 0 and 16, ``((2 Mh - 1)(2 Mw - 1), h)``."""
-        scale = self.logit_scale  # of an offloaded model, the network has no device until it is called
+        scale = self.logit_scale  # in an offloaded model, cpb_mlp has no device until it is called
         offsets = kept(log_spaced_offsets, window, self.unit, scale.device, like=scale)
         return 16 * self.cpb_mlp(offsets.to(scale.dtype)).sigmoid()
 

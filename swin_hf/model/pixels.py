@@ -16,9 +16,9 @@ Array = np.ndarray[Any, Any]
 Picture = Image.Image | Array
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHITE = (255, 255, 255)
-GREY_MAXIMUM = 65535  # white of a grey picture of 16 bits that nothing more is known about
+GREY_MAXIMUM = 65535  # white of grey pictures of 16 bits, by default
 
-ARRAY_MAGIC = b"\x93NUMPY"  # a .npy file begins so
+ARRAY_MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF tags
 
@@ -146,7 +146,7 @@ def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM
     is in its own unit once the image processor has divided by 255. PixelsError if there is another number of channels,
     or a value is not finite.
     """
-    if (count := count_channels(picture)) == num_channels:  # else nothing need be decoded
+    if (count := count_channels(picture)) == num_channels:  # otherwise it is refused without decoding
         values = stack_channels(picture)
         count = values.shape[2]
     if count != num_channels:

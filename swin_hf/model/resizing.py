@@ -36,8 +36,8 @@ _HEADS = re.compile(r"(^|\.)(classifier|decoder|decode_head|auxiliary_head|hidde
 # Sizes that weights can be adapted to on load.
 _RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
 
-# Where the package puts its reader of everything that is not a folder or a repository of this family,
-# :func:`swin_hf.loading.read_foreign`. Code that travels alone has none.
+# Reads all that is not a folder or a repository of this family: the installed package sets
+# :func:`swin_hf.loading.read_foreign`. Code that travels alone has no such reader.
 foreign_reader: Callable[..., tuple[Path | None, Any, Any, Any]] | None = None
 
 
@@ -84,7 +84,7 @@ class ResizableMixin:
         changes = {name: size for name in _RESIZABLE if (size := kwargs.pop(name, None)) is not None}
         is_told = kwargs.pop("output_loading_info", False)
         if head_rows is not None:
-            kwargs.pop("num_labels", None)  # as many as there are rows
+            kwargs.pop("num_labels", None)  # it follows from the rows
         folder, stored, processor = cls._find(source, config, kwargs)
         if stored is not None and isinstance(config, SwinHFConfig):
             config, differences = _with_sizes_of(stored, config)
@@ -131,7 +131,7 @@ class ResizableMixin:
                 )
             pickles = kwargs.pop("use_safetensors", None) is False
             source, stored, kwargs["state_dict"], processor = foreign_reader(cls, source, pickles=pickles, **where)
-            for name in where:  # the weights are on this machine now
+            for name in where:  # the weights have been read
                 del kwargs[name]
             if source is None:
                 return None, stored, processor
@@ -174,7 +174,7 @@ class ResizableMixin:
                     types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
                     refuse_types(path.name, types)
         size, asked = sum(path.stat().st_size for path in files), model.config.parameters
-        if files and asked > max(size, FREE_PARAMETERS):  # the smallest number has one byte
+        if files and asked > max(size, FREE_PARAMETERS):  # a parameter has one byte or more
             raise ValueError(
                 f"config.json asks for {asked:,} parameters, but the weights have {size:,} bytes, less than one for "
                 "each; save both again with save_pretrained"
@@ -183,7 +183,9 @@ class ResizableMixin:
 
     def _check_loading(self: Any, info: dict[str, Any], source: Any, strict: bool | None, is_told: bool) -> None:
         """Refuse, or log, what loading left random; see ``strict`` of :meth:`from_pretrained`."""
-        no_random = not (is_told or source is None) if strict is None else strict  # or the caller gave the weights
+        no_random = (
+            not (is_told or source is None) if strict is None else strict
+        )  # without a source, the caller gave the weights
         same_class = type(self).__name__ in (self.config.architectures or ())
         missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
         missing |= {key for key, *_ in info["mismatched_keys"] if not _HEADS.search(key)}
