@@ -306,25 +306,16 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         last, numbers = max(sum(self.depths) - 1, 1), itertools.count()
         return tuple(tuple(self.drop_path_rate * next(numbers) / last for _ in range(depth)) for depth in self.depths)
 
-    @property
-    def parameters(self) -> int:
-        """Parameters of a model with every part: network, positions, classifier, decoder; nothing is built."""
-        last, channels = self.hidden_size, self.num_channels
-        total = self.embed_dim * (channels * math.prod(self.patch_hw) + 4)
+    def _estimate_parameters(self) -> int:
+        """Weights of a model with every part (positions, classifier, decoder), without norms and biases."""
+        total = self.hidden_size * (len(self.id2label or {}) + self.num_channels * self.encoder_stride**2)
+        total += self.embed_dim * self.num_channels * math.prod(self.patch_hw)
         total += self.embed_dim * math.prod(self.grid_hw) * self.use_absolute_embeddings
         windows = self.stage_windows
         for dim, depth, heads, window in zip(self.stage_dims, self.depths, self.num_heads, windows, strict=True):
-            hidden = int(dim * self.mlp_ratio)
-            attention = self._attention_parameters(dim, heads, window)
-            total += depth * (attention + 2 * dim * hidden + hidden + 5 * dim)
-        norm = 4 if self.cosine_attention else 8  # of merging: a weight and a bias for 2C or 4C channels
-        total += sum(8 * dim * dim + norm * dim for dim in self.stage_dims[:-1])
-        classes = len(self.id2label or {})
-        return total + 2 * last + (last + 1) * (classes + channels * self.encoder_stride**2)
-
-    def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
-        table = heads * math.prod(2 * side - 1 for side in window)
-        return 4 * dim * dim + dim + 3 * dim * self.qkv_bias + table
+            table = heads * math.prod(2 * side - 1 for side in window)
+            total += depth * (4 * dim * dim + 2 * dim * int(dim * self.mlp_ratio) + table) + 8 * dim * dim
+        return total
 
     def check_sizes(self) -> None:
         """Check every field against its range and the others, ValueError if one does not fit; models call it again."""
@@ -366,10 +357,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             _check_positive("norm_targets", self.norm_targets, LONGEST_SIDE)
             if self.norm_targets % 2 == 0 or self.norm_targets == 1:
                 raise ValueError(f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more")
-        if self.parameters > MOST_PARAMETERS:
+        if (parameters := self._estimate_parameters()) > MOST_PARAMETERS:
             raise ValueError(
                 f"embed_dim {self.embed_dim}, depths {self.depths}, mlp_ratio {self.mlp_ratio} and the other sizes "
-                f"make {_short(self.parameters)} parameters; a model has at most {MOST_PARAMETERS:,}"
+                f"make {_short(parameters)} parameters; a model has at most {MOST_PARAMETERS:,}"
             )
 
     def _check_windows(self) -> None:

@@ -56,13 +56,6 @@ class SwinV2HFConfig(SwinHFConfig):
             grid = -(-grid[0] // 2), -(-grid[1] // 2)
         return tuple(units)
 
-    @property
-    def parameters(self) -> int:
-        """As in V1, and the extra norms."""
-        period = self.extra_norm_every_n_blocks
-        stages = zip(self.stage_dims, self.depths, strict=True)
-        return super().parameters + sum(2 * dim * (depth // period) for dim, depth in stages if period)
-
     def _check_windows(self) -> None:
         super()._check_windows()
         period: Any = self.extra_norm_every_n_blocks
@@ -94,10 +87,6 @@ class SwinV2HFConfig(SwinHFConfig):
         if kwargs.get("qk_scale") is not None:
             raise TypeError("'qk_scale' is of Swin Transformer V1; each head of V2 learns its scale, leave it out")
         super()._refuse_near_misses(kwargs)
-
-    def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
-        network = 3 * 512 + 512 * heads
-        return 4 * dim * dim + dim + 2 * dim * self.qkv_bias + heads + network
 
 
 __all__ = ["SwinV2HFConfig"]

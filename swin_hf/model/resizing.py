@@ -173,7 +173,7 @@ class ResizableMixin:
                 with safe_open(path, "pt") as file:
                     types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
                     refuse_types(path.name, types)
-        size, asked = sum(path.stat().st_size for path in files), model.config.parameters
+        size, asked = sum(path.stat().st_size for path in files), sum(weight.numel() for weight in model.parameters())
         if files and asked > max(size, FREE_PARAMETERS):  # a parameter has one byte or more
             raise ValueError(
                 f"config.json asks for {asked:,} parameters, but the weights have {size:,} bytes, less than one for "
