@@ -1,8 +1,9 @@
 """Find pictures, read them and classify them.
 
-model, processor = load_classifier("runs/digits/model")
-guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
+Example::
 
+    model, processor = load_classifier("runs/digits/model")
+    guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
 """
 
 import glob
@@ -70,13 +71,15 @@ def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _pictures_of(argument: str) -> list[str]:
+    if argument == STANDARD_INPUT or _is_address(argument):
+        return [argument]
     path = Path(argument)
     if path.is_dir():
         if found := sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES):
             return found
         known = " ".join(PICTURE_SUFFIXES)
         raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
-    if argument == STANDARD_INPUT or _is_address(argument) or path.exists():
+    if path.exists():
         return [argument]
     if not glob.has_magic(argument):
         raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")

@@ -1,7 +1,9 @@
 """Segment pictures: a class for each pixel, the mask as a file, and an overlay with a legend.
 
-model, processor = load_classifier("runs/stamps/model")
-classes = segment(model, processor, read_picture("photo.png"))
+Example::
+
+    model, processor = load_classifier("runs/stamps/model")
+    classes = segment(model, processor, read_picture("photo.png"))
 """
 
 import colorsys
