@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     model = build_model(checkpoint, class_for(checkpoint.place))
     differences = verify(model, destination, args.to, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]
-    print(f"compared with the outputs of this package, for the source and one picture of {height}x{width} pixels:")
+    print(f"compared with the outputs of this package for the source, on one picture of {height}x{width} pixels:")
     for name, difference in differences.items():
         print(f"verified with {name}: largest difference {difference:.2e}")
     if max(differences.values()) <= TOLERANCE:
