@@ -20,11 +20,10 @@ from swin_hf import folders
 from swin_hf.folders import SPLIT_NAMES, split_of
 from swin_hf.processing import PICTURE_SUFFIXES
 from swin_hf.ranges import Options, check_range, choice, ranged
-from swin_hf.text import shorten
 
 from ..bundled import find_data_set
 from .hub_pictures import copy_pictures
-from .shards import cells_of, load_files, unite
+from .shards import cells_of, load_files, shorten, unite
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
 Split = Dataset | IterableDataset

@@ -31,12 +31,12 @@ from swin_hf.processing import (
     to_tensor,
 )
 from swin_hf.ranges import Options, ranged
-from swin_hf.text import shorten
 
 from ..options import plain
 from .module import ImageDataModule
 from .pictures import Batch, PictureReader
 from .reading import Reading, check_class_names, find_folder, picture_folder, read
+from .shards import shorten
 from .sources import IMAGE_NAMES, UNLABELLED, Source, find_column, find_roots, is_text
 from .splits import Splits
 from .transforms import Pixels

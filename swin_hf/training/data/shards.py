@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from lightning.pytorch.utilities import rank_zero_info
 
-from swin_hf.text import shorten
+from swin_hf.text import shorten as shorten
 
 SEPARATORS = (",", ";", "\t", "|")
 

@@ -12,10 +12,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
 from swin_hf.folders import SPLIT_NAMES
-from swin_hf.text import shorten
 
 from .reading import FORMATS, DataFiles, Reading, find_folder, flat, read
-from .shards import cells_of
+from .shards import cells_of, shorten
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
 BOX_NAMES = ("bbox", "bboxes", "boxes", "objects")

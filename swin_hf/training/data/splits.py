@@ -7,8 +7,9 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from swin_hf.ranges import Options, ranged
-from swin_hf.text import one_line, shorten, text_table
+from swin_hf.text import one_line, text_table
 
+from .shards import shorten
 from .sources import Integers, Source, Targets
 
 

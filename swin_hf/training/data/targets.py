@@ -9,11 +9,11 @@ import numpy as np
 from datasets import ClassLabel, Features, LargeList, List
 from lightning.pytorch.utilities import rank_zero_info
 
-from swin_hf.text import one_line, shorten
+from swin_hf.text import one_line
 
 from .module import ImageDataModule
 from .reading import Reading, flat
-from .shards import cells_of
+from .shards import cells_of, shorten
 from .sources import (
     LABEL_NAMES,
     UNLABELLED,
