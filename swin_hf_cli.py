@@ -15,15 +15,15 @@ VERBS = {
     "prepare": "make the pictures of a data set smaller, once, so that training reads less",
     "train": "train a classifier, from scratch or from any Swin checkpoint",
     "pretrain": "pre-train without labels (SimMIM)",
-    "predict": "classify images with a folder, a Hub id or a foreign checkpoint",
-    "demo": "serve a page to try a model and to click into its windows",
+    "predict": "classify or segment images with any model",
+    "demo": "serve a web page to try a model and see what its windows attend to",
     "explain": "draw attention and Grad-CAM maps over an image",
     "convert": "rewrite a checkpoint in another layout",
     "info": "describe a checkpoint: layout, sizes, parameters, FLOPs, attention backend",
     "export": "write ONNX, OpenVINO or torch.export files, checked after they are written",
     "push": "publish a model or a run folder on the Hub",
     "pull": "download a model and verify it",
-    "card": "render the model card of a folder",
+    "card": "print or write the model card of a folder",
 }
 SOURCES = """A model is the same everywhere: a folder, a run folder, a checkpoint file of any layout, or a repository of
 anyone's Swin on the Hub (user/name, user/name@revision; hf://user/name/FILE names one file of it)."""
@@ -138,7 +138,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; {self.prog} --help lists what there is\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

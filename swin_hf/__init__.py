@@ -65,18 +65,12 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _read_foreign(*args: Any, **options: Any) -> Any:
-    from swin_hf.loading import read_foreign
-
-    return read_foreign(*args, **options)
-
-
-def _read_foreign_config(*args: Any, **options: Any) -> Any:
-    from swin_hf.loading import read_foreign_config
-
-    return read_foreign_config(*args, **options)
+def _imported_later(name: str) -> Any:
+    """A function of ``loading.py``, which is imported when it is first called."""
+    return lambda *args, **options: getattr(import_module("swin_hf.loading"), name)(*args, **options)
 
 
-resizing.foreign_reader, configuration_swin_hf.foreign_reader = _read_foreign, _read_foreign_config
+resizing.foreign_reader = _imported_later("read_foreign")
+configuration_swin_hf.foreign_reader = _imported_later("read_foreign_config")
 for _family in FAMILIES.values():
     register(_family)

@@ -1,22 +1,18 @@
 """Matching of two tables of classes, by name.
 
-A class is its name. Neither its number nor the number of classes identifies it.
-Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) do not count as names. They are matched by
-number where both tables have nothing else, and where a model has nothing else and as many classes as the data has
-names; a warning tells of the second case.
+Placeholders (``LABEL_0``, ``LABEL_1``, ... or ``0``, ``1``, ...) do not count as names. They are matched by number
+where both tables have nothing else, and, with a warning, where a model has nothing else and as many classes as the
+data.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-_SHOWN = 10  # classes of a table that a message lists
+from swin_hf.text import shorten
 
 
 class ClassMismatchError(ValueError):
@@ -24,7 +20,7 @@ class ClassMismatchError(ValueError):
 
 
 def class_table(id2label: Mapping[Any, Any] | None) -> list[str]:
-    """Names in the order of their numbers; the keys of a JSON file are texts."""
+    """Names in the order of their numbers, which are texts in a JSON file."""
     names = {int(number): str(name) for number, name in (id2label or {}).items()}
     return [names[number] for number in sorted(names)]
 
@@ -37,10 +33,10 @@ def has_names(table: Sequence[str]) -> bool:
 def match_classes(
     wanted: Sequence[str], known: Sequence[str], whose: str = "the data", model: str = "the model"
 ) -> list[int]:
-    """The number in ``known``, classes of a model, of each class in ``wanted``, classes of the data.
+    """The number in ``known``, the classes of a model, of each class in ``wanted``, the classes of the data.
 
-    Both are in the order of their numbers; a model may know more than are wanted. ``whose`` and ``model`` name the
-    owners of the tables in messages.
+    Both are in the order of their numbers; a model may have classes that the data has not. Messages call the owners of
+    the tables ``whose`` and ``model``.
 
     Raises:
         ClassMismatchError: If a name is unknown to the model or occurs there twice, or only the model has names.
@@ -55,15 +51,15 @@ def match_classes(
     if not has_names(known) and len(wanted) == len(known):
         if has_names(wanted):
             warnings.warn(
-                f"{model} has no names for its {len(known)} classes: they are taken for those of {whose} in their"
-                f" order, {_listed(wanted)}",
+                f"{model} has no names for its {len(known)} classes: the names of {whose} are used in their order,"
+                f" {_listed(wanted)}",
                 stacklevel=2,
             )
         return list(range(len(wanted)))
     raise ClassMismatchError(
         f"the classes of {whose} are not classes of {model}: {whose} has {_listed(wanted)}; {model} has"
         f" {_listed(known)}; classes are matched by name, and {_listed(lost)} cannot be found; give the classes the"
-        " names that they have there"
+        f" names of {model}"
     )
 
 
@@ -79,5 +75,4 @@ def require_finite(logits: Tensor) -> Tensor:
 
 
 def _listed(table: Sequence[str]) -> str:
-    more = f", ... ({len(table)} in all)" if len(table) > _SHOWN else ""
-    return ", ".join(map(repr, table[:_SHOWN])) + more if table else "none"
+    return shorten([*map(repr, table)], 10) or "none"

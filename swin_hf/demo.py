@@ -1,7 +1,7 @@
-"""A page on which a person shows a model pictures, and clicks into them to see what its windows attend to.
+"""A web page that classifies pictures and shows, at a click into them, what the windows of the model attend to.
 
-:class:`Explorer` computes what the page shows, :func:`serve` starts the page on this machine. Gradio, the extra
-``demo``, is imported where it is used.
+:class:`Explorer` computes what the page shows, :func:`serve` starts the page on this machine. Gradio (the extra
+``demo``) is imported where it is used.
 
 Shape legend:
     h and w height and width in pixels of what the model sees, H and W of a map in tokens.
@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
+import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
+from transformers import BaseImageProcessor
 
 from swin_hf.explain import BlockAttention, as_seen, attention_maps, enlarge, grad_cam, heat_over
 from swin_hf.memory import memory_sentence
@@ -43,16 +45,13 @@ from swin_hf.processing import Preprocessing, decode_picture
 from swin_hf.segment import class_at, class_shares, colour, draw_overlay, is_segmenter, segment
 from swin_hf.text import one_line
 
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
-
 Result = TypeVar("Result")
 
 LOOPBACK = "127.0.0.1"
 TOP = 5  # classes shown
-VIEW, THUMBNAIL = 448, 224  # pixels of the longer side of a large and a small picture, as far as whole factors reach
+VIEW, THUMBNAIL = 448, 224  # pixels of the longer side of a large and a small picture, or less: factors are whole
 MASK_SIDE = 1024  # pixels; a larger picture is shrunk before its mask is drawn
-MOST_PIXELS = 2**21  # of a picture with its short side as the model takes it: a long and narrow one becomes huge
+MOST_PIXELS = 2**21  # of a picture after resizing its short side for the model: a long and narrow one becomes huge
 CYAN, WHITE, RED = (0, 229, 255), (255, 255, 255), (255, 64, 64)
 DIGITS = Path(__file__).parent / "training" / "configs" / "digits" / "test.parquet"
 CSS = """
@@ -71,15 +70,15 @@ VIEWS = {
 
 
 class Answer(NamedTuple):
-    """What a model says of a picture."""
+    """The classes of a picture."""
 
-    scores: dict[str, float] | str  # of the first classes; a text for a regression
+    scores: dict[str, float] | str  # of the most probable classes; a text for a regression
     words: str  # speed and attention backend
     mask: Image.Image | None  # of a segmenter: its classes in colours over the picture, with a legend
 
 
 class Look(NamedTuple):
-    """What one block does at one pixel, drawn."""
+    """Drawings of what one block does at one pixel."""
 
     attention: Image.Image
     regions: Image.Image
@@ -90,24 +89,20 @@ class Look(NamedTuple):
 
 
 class Explorer:
-    """A classifier or a segmenter, and the questions of the page to it; it keeps nothing of a question."""
+    """Answers the questions of the page with a classifier or a segmenter; it stores nothing of a question."""
 
-    def __init__(self, model: Any, processor: "BaseImageProcessor") -> None:
+    def __init__(self, model: Any, processor: BaseImageProcessor) -> None:
         check_drawable(model)
         self.model, self.processor = model, processor
         self.resizes = Preprocessing.from_values(processor.to_dict())
         depths = enumerate(model.config.depths, start=1)
         self.blocks = [f"stage {stage}, block {block + 1}" for stage, depth in depths for block in range(depth)]
-        names = {index: one_line(name, 60) for index, name in class_names(model).items()}
-        count = Counter(names.values())
-        self.names = {index: f"{name} ({index})" if count[name] > 1 else name for index, name in names.items()}
+        names = [one_line(name, 60) for name in class_names(model)]
+        count = Counter(names)
+        self.names = [f"{name} ({index})" if count[name] > 1 else name for index, name in enumerate(names)]
 
     def answer(self, path: str) -> Answer:
-        """Say what a picture shows.
-
-        Raises:
-            PictureError: If it is not a picture, or a damaged one, or too large.
-        """
+        """Classify a picture; PictureError if it cannot be read or is too large."""
         begin = perf_counter()
         picture, _ = self._read(path)
         middle, mask = perf_counter(), None
@@ -141,7 +136,7 @@ class Explorer:
             target: Name of the class of Grad-CAM; the most probable one if empty.
 
         Raises:
-            PictureError: If it is not a picture, or a damaged one, or too large.
+            PictureError: If it cannot be read or is too large.
             ValueError: If there is no such pixel or class.
         """
         _, pixels = self._read(path)
@@ -171,27 +166,29 @@ class Explorer:
         )
 
     def _read(self, path: str) -> tuple[Image.Image, Tensor]:
-        """A picture, and what the model takes of it, ``(channels, h, w)``."""
+        """A picture, and the input of the model made of it, ``(channels, h, w)``."""
         try:
             picture = read_picture(path, self.model.config.num_channels, self.processor)
         except PictureError as error:
-            raise PictureError(str(error).replace(path, Path(path).name)) from None  # visitors see no folder of ours
+            raise PictureError(
+                str(error).replace(path, Path(path).name)
+            ) from None  # visitors do not see this machine's folders
         narrow, long = sorted(picture.size)
         short = narrow if self.resizes is None else self.resizes.short_side or 0  # 0: squashed to the model's size
         if short * short * long > MOST_PIXELS * narrow:
             raise PictureError(
-                f"the picture has {picture.width}x{picture.height} pixels, and with a short side of {short}, as the "
-                f"model takes it, more than {MOST_PIXELS}; cut a part out"
+                f"the picture has {picture.width}x{picture.height} pixels; resized to a short side of {short}, as the "
+                f"model needs it, it would have more than {MOST_PIXELS}; crop it"
             )
         (pixels,) = prepare(self.model, self.processor, [picture])
         return picture, pixels
 
 
 def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -> Image.Image:
-    """The attention of a pixel's token over the picture, with the windows, what the token may attend to, and the shift.
+    """Draw the attention of a pixel's token over the picture, with the windows, the token's area, and the shift.
 
     ``seen`` is what the model sees, ``(3, h, w)`` in [0, 1]; ``pixel`` is a row and a column of it. Every pixel becomes
-    a square, as large as the longer side stays within ``side``.
+    a square of the largest size with which the longer side is at most ``side``.
     """
     geometry, zoom = record.geometry, _zoom(record.image, side)
     heat = record.to_image(record.from_pixel(*pixel).mean(dim=1))[0].cpu()
@@ -207,7 +204,7 @@ def draw_attention(seen: Tensor, record: BlockAttention, pixel: Pair, side: int)
 
 
 def draw_regions(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -> Image.Image:
-    """The padded picture after the cyclic shift, with its windows and regions; arguments of :func:`draw_attention`."""
+    """Draw the padded, shifted picture with its windows and regions; arguments are those of :func:`draw_attention`."""
     geometry, cell, zoom = record.geometry, record.cell, _zoom(record.image, side)
     padded = (geometry.padded[0] * cell[0], geometry.padded[1] * cell[1])
     moves = (geometry.shift[0] * cell[0], geometry.shift[1] * cell[1])
@@ -220,7 +217,7 @@ def draw_regions(seen: Tensor, record: BlockAttention, pixel: Pair, side: int) -
     areas = enlarge(areas_of(geometry)[0, ..., 0], cell, padded, smooth=False)
     picture = _draw(canvas, areas, ((pixel[0] - moves[0]) % padded[0], (pixel[1] - moves[1]) % padded[1]), zoom)
     for number in regions.unique().tolist() if geometry.is_shifted else []:
-        row, column = (regions == number).nonzero()[0].tolist()  # a corner: the pixel is in the middle at first
+        row, column = (regions == number).nonzero()[0].tolist()  # in a corner of the region, where the pixel seldom is
         place = (column * cell[1] * zoom + 8, row * cell[0] * zoom + 8)
         style: dict[str, Any] = {"anchor": "lt", "font_size": 24, "stroke_width": 3, "stroke_fill": "black"}
         ImageDraw.Draw(picture).text(place, str(number), WHITE, **style)
@@ -241,7 +238,7 @@ def _draw(canvas: Tensor, areas: Tensor, pixel: Pair, zoom: int) -> Image.Image:
     row, column = (at * zoom + zoom // 2 for at in pixel)
     lines = F.pad(areas[1:] != areas[:-1], (0, 0, 1, 0)) | F.pad(areas[:, 1:] != areas[:, :-1], (1, 0))
     own = areas == areas[row, column]
-    outline = own & (F.avg_pool2d(own[None].float(), 7, 1, 3)[0] < 1)  # three pixels, and outside of the map is not own
+    outline = own & (F.avg_pool2d(own[None].float(), 7, 1, 3)[0] < 1)  # three pixels wide, also at the edge of the map
     for where, line in ((lines, WHITE), (outline, CYAN)):
         canvas = torch.where(where, torch.tensor(line).view(3, 1, 1) / 255, canvas)
     picture = _picture(canvas)
@@ -264,9 +261,7 @@ def _zoom(size: Sequence[int], side: int) -> int:
 
 
 def own_samples(model: Any) -> list[Any]:
-    """Pictures to begin with: a photograph that matplotlib brings along, and handwritten digits of this package."""
-    import pyarrow.parquet
-
+    """Pictures to begin with: a photograph from matplotlib and handwritten digits of this package."""
     photograph = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     photographs = [str(photograph)] if photograph.is_file() else []
     digits = [decode_picture(cell) for cell in pyarrow.parquet.read_table(DIGITS)["image"][:5].to_pylist()]
@@ -274,7 +269,7 @@ def own_samples(model: Any) -> list[Any]:
 
 
 def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
-    """The page of a model, a ``gradio.Blocks`` that is not served yet; it opens with the first of the samples."""
+    """The page of a model, a ``gradio.Blocks`` that is not served yet; it begins with the first of the samples."""
     import gradio as gr
 
     answer, look = _questions(explorer)
@@ -299,7 +294,7 @@ def page(explorer: Explorer, title: str, samples: Sequence[Any]) -> Any:
         private: dict[str, Any] = {"api_visibility": "private"}
         asked = {"inputs": [picture, *choices], "outputs": [*views, zoom]}
         again = {"fn": look, **asked, **queue, **private}
-        stale = [*place, target, *answers, *views]  # nothing of the last picture stays next to one that cannot be read
+        stale = [*place, target, *answers, *views]  # cleared first, in case the next picture cannot be read
         gr.on([picture.change, blocks.load], lambda: [None] * len(stale), None, stale, **private).then(
             answer, picture, answers, api_name="answer", **queue
         ).then(look, **asked, api_name="look", **queue)
@@ -394,12 +389,12 @@ def serve(
 
     Args:
         source: Any model, see :mod:`swin_hf.loading`.
-        host: Address to listen on; None for what GRADIO_SERVER_NAME says, as in a Space, else the loopback.
+        host: Address to listen on; None takes GRADIO_SERVER_NAME, as in a Space, else the loopback.
         port: The first free one from 7860 on if not given.
         share: Whether Gradio makes a public address, through its servers.
         samples: Paths of pictures to choose from; by default a photograph and digits.
-        device: As ``dtype``, see :func:`swin_hf.predict.load_classifier`.
-        dtype: Likewise.
+        device: See :func:`swin_hf.predict.load_classifier`.
+        dtype: See there.
 
     Returns:
         The ``gradio.Blocks``, with ``local_url`` and ``share_url``; ``block_thread()`` waits until it is interrupted.
@@ -407,14 +402,14 @@ def serve(
     Raises:
         ImportError: If gradio is not installed.
         OSError: If the port is in use, or a file of the model is missing.
-        ValueError: As :func:`swin_hf.predict.load_classifier` does.
+        ValueError: If the model cannot be loaded or takes pictures of other than 1 or 3 channels.
     """
     if find_spec("gradio") is None:
         raise ImportError("gradio is not installed; run: pip install 'swin-hf[demo]'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    model, processor = load_classifier(source, device=device, dtype=dtype, segments=True)
+    model, processor = load_classifier(source, device=device, dtype=dtype)
     blocks = page(Explorer(model, processor), one_line(source.partition("@")[0]), samples or own_samples(model))
-    # A picture of more pixels than Pillow reads without a warning is refused by its header.
+    # Pillow's warning of too many pixels becomes an error, which is raised before the picture is decoded.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     from gradio.themes import Default
 

@@ -1,14 +1,12 @@
 """Attention and Grad-CAM maps of a Swin, moved from shifted windows to pixels of the image.
 
-:func:`attention_maps` and :func:`grad_cam` do not change the model that they are given: they run a copy that shares its
-weights. A token of stage s covers ``patch * 2^s`` pixels, also where the image was padded; maps are not stretched.
+:func:`attention_maps` and :func:`grad_cam` run a copy of the model that shares its weights, and so do not change it. A
+token of stage s covers ``patch * 2^s`` pixels, also where the image was padded; maps are not stretched.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, C channels,
     nW windows of a map, N tokens of a window, M side of a window, h heads.
 """
-
-from __future__ import annotations
 
 import copy
 import math
@@ -58,10 +56,7 @@ class BlockAttention:
     def from_token(self, row: int, column: int) -> Tensor:
         """The attention of one token, ``(B, h, H, W)``: its probabilities in its window, 0 elsewhere.
 
-        It sums to 1 over the map, less what goes to padding.
-
-        Raises:
-            ValueError: If the token is outside the map.
+        It sums to 1 over the map, less what goes to padding. ValueError for a token outside the map.
         """
         height, width = self.geometry.grid
         if not (0 <= row < height and 0 <= column < width):
@@ -99,14 +94,11 @@ class BlockAttention:
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, pixel_values: Tensor) -> list[BlockAttention]:
-    """Record the attention of every block of every stage; the model's own outputs have the last block of each only.
+    """Record the attention of every block, from the first stage to the last; the model returns only each stage's last.
 
     Args:
-        model: Any model of this package, or a module that holds one. Its mode, hooks and gradients do not change.
+        model: Any model of this package, or a module that contains one.
         pixel_values: Images, ``(B, channels, height, width)``, as the model takes them; any size.
-
-    Returns:
-        One entry for each block that ran, from the first stage to the last.
 
     Raises:
         TypeError: If there is no Swin of this package in the model.
@@ -148,14 +140,13 @@ def grad_cam(
     enlarged to the image, smallest value 0 and largest 1. It is 0 everywhere if no part raises the score.
 
     Args:
-        model: Classifier or segmenter of this package, or a module that holds one and returns its logits; unchanged.
+        model: Classifier or segmenter of this package, or a module that contains one and returns its logits.
         pixel_values: Images, ``(B, channels, height, width)``, as the model takes them; any size.
         target: Class number, for all images or one for each; by default the predicted class.
-        stage: Stage to look at, from 0; negative ones count from the last. The map is taken where its last block
-            reads it, at ``norm1``: before the residual stream is normalised, gradient and activation are
-            perpendicular, and nothing of use is left in their product.
+        stage: Stage to look at, from 0; negative ones count from the last. The map is the output of ``norm1`` of its
+            last block: before this norm, gradient and activation are perpendicular, so that their product says nothing.
         layer: Module of ``model`` to look at instead, whose output is a map ``(B, H, W, C)``.
-        pixel: Row and column whose score is meant, of a segmenter; the mean over all pixels if not given.
+        pixel: Row and column whose score a segmenter explains; the mean over all pixels if not given.
 
     Returns:
         ``(B, height, width)`` float32 in [0, 1], in pixels of the images.
@@ -208,17 +199,11 @@ class Explanation(NamedTuple):
 def explain(
     model: nn.Module, pixel_values: Tensor, target: int, *, stage: int | None = None, pixel: Pair | None = None
 ) -> Explanation:
-    """Compute the maps that ``swin-hf explain`` draws.
+    """Compute the maps that ``swin-hf explain`` draws over one image ``(1, channels, height, width)``.
 
-    Args:
-        model: Classifier or segmenter of this package.
-        pixel_values: One image, ``(1, channels, height, width)``, as the model takes it.
-        target: Class number for Grad-CAM.
-        stage: Show every block of this stage, from 0; by default the last block of every stage.
-        pixel: Row and column of the pixel whose attention is shown; by default where the last Grad-CAM is highest.
-
-    Raises:
-        ValueError: If there is more than one image, or no such class, stage or pixel.
+    They are of the last block of every stage, or of every block of one ``stage``, from 0. ``pixel`` is the row and
+    column whose attention is shown, by default where the last Grad-CAM is highest; ``target`` the class of Grad-CAM.
+    ValueError if there is more than one image, or no such class, stage or pixel.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; explain one image, (1, channels, H, W)")
@@ -259,7 +244,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
     wrapped = "\n".join(textwrap.fill(line, 30) for line in title.split("\n"))  # wrap=True would parse formulas
     original.set_title(wrapped, fontsize=11, parse_math=False)
     marked = [original]
-    target = one_line(class_name.partition(",")[0] or class_name, 14)  # those of ImageNet have up to a hundred letters
+    target = one_line(class_name.partition(",")[0] or class_name, 14)  # names of ImageNet have up to a hundred letters
     kinds = (
         (f"Grad-CAM for {target}", explanation.grad_cam, 1.0),
         ("attention received", explanation.received, None),
@@ -287,7 +272,7 @@ def draw_explanation(explanation: Explanation, picture: Tensor, title: str, clas
 
 
 def heat_over(picture: Tensor, heat: Tensor, top: float | None = None) -> Tensor:
-    """A map ``(h, w)`` in colours over a picture ``(3, h, w)`` in grey, which is visible where the map is low."""
+    """Draw a map ``(h, w)`` in colours over a picture ``(3, h, w)`` in grey, which shows through where it is low."""
     share = (heat / (top or heat.max().clamp(min=1e-12))).clamp(0, 1)
     colours = torch.tensor(colormaps["inferno"](share.numpy())[..., :3]).float().permute(2, 0, 1)
     alpha = 0.2 + 0.6 * share
@@ -304,16 +289,16 @@ def as_seen(pixels: Tensor, processor: Any) -> Tensor:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, complete or not at all."""
+    """Write a figure as PNG."""
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
     return Path(path)
 
 
 def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
-    """Enlarge maps ``(..., H, W)`` to pixels of the image, ``(..., height, width)``; what pads the image is cut off.
+    """Enlarge maps ``(..., H, W)`` to the pixels of the image, ``(..., height, width)``; padding is cut off.
 
-    A token has ``cell`` pixels, which all get its value; ``smooth`` interpolates between the centres of the cells.
+    All ``cell`` pixels of a token get its value; ``smooth`` interpolates between the centres of the cells.
     """
     size = (maps.shape[-2] * cell[0], maps.shape[-1] * cell[1])
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
@@ -322,7 +307,7 @@ def enlarge(maps: Tensor, cell: Pair, image: Pair, *, smooth: bool) -> Tensor:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy of the model that shares its weights, in evaluation mode, for hooks of our own."""
+    """A copy of the model that shares its weights, in evaluation mode, to put hooks on."""
     model = getattr(model, "_orig_mod", model)  # the module inside torch.compile's wrapper
     if not _stages(model):
         raise TypeError(f"{type(model).__name__} holds no Swin of this package; load one with load_checkpoint()")
@@ -343,7 +328,7 @@ def _cell(model: nn.Module, stage: int) -> Pair:
 
 
 def _check_stage(stage: int, model: nn.Module) -> int:
-    """The number of a stage from 0, of one that may be counted from the last."""
+    """The number of a stage from 0; a negative one is counted from the last."""
     count = len(_stages(model))
     if not -count <= stage < count:
         raise ValueError(f"stage {stage} does not exist; the model has stages 0 to {count - 1}")

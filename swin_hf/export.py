@@ -1,8 +1,8 @@
-"""Export a classifier to ONNX Runtime, OpenVINO or ``torch.export``, and check the file before it is kept.
+"""Export a classifier or a segmenter to ONNX Runtime, OpenVINO or ``torch.export``, and check the file.
 
-Each function writes under a temporary name, loads the file in its engine, compares the engine's logits with the
-model's on photographs at batch 1, 3 and 8, and only then moves the file into its place. The batch is dynamic; the
-image size is fixed, because padding and shift are decided while the graph is traced.
+Each function writes a temporary file, loads it in its engine, compares the engine's logits with the model's at batch
+1, 3 and 8, and only then moves the file to its name. The batch is dynamic; the image size is fixed, because padding
+and shift are decided while the graph is traced.
 """
 
 import copy
@@ -28,15 +28,15 @@ from swin_hf.classes import require_finite
 from swin_hf.files import temporary_folder
 from swin_hf.memory import check_batch
 from swin_hf.model.attention import clear_caches
-from swin_hf.model.configuration_swin_hf import Pair
+from swin_hf.model.configuration_swin_hf import Pair, as_pair
 from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.model.segmentation_swin_hf import SwinHFForSemanticSegmentation
 
 BATCHES = (1, 3, 8)  # compared after writing; the last one is timed
 OPSET = 20  # the first with Gelu and its exact erf
 TOLERANCE = 1e-4  # fp32: engines sum in another order
-INT8_SHARE = 0.5  # int8, as a share of the range of the logits; only finds a broken graph, measure accuracy with --test
-CORRELATION = 0.8  # of int8 logits with the model's: 0.99 is usual, random answers have 0
+INT8_SHARE = 0.5  # tolerance of int8 as a share of the range of the logits; finds broken graphs only, so use --test
+CORRELATION = 0.8  # least, of int8 logits with the model's: 0.99 is usual, random answers have 0
 BATCH_SIZE = torch.export.Dim("batch", min=1, max=4096)
 
 Engine = Callable[[Tensor], Tensor]  # images (B, channels, height, width) to logits (B, num_labels)
@@ -78,10 +78,10 @@ def export_onnx(
     tolerance: float | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write an ONNX file (opset 20) with the class names in its metadata.
+    """Write an ONNX file (opset 20) with the class names in its metadata; the model does not change.
 
     Args:
-        model: Image classifier; it is left as it is.
+        model: Image classifier or segmenter.
         path: File to write, ``*.onnx``.
         image_size: Pixels of the images that the file takes; the model's own by default.
         images: At least 8 normalised images ``(B, channels, height, width)`` to compare on; photographs by default.
@@ -150,7 +150,7 @@ def export_openvino(
     import openvino
 
     batches = None if calibration is None else list(calibration)
-    if images is None and batches:  # int8 fits the user's pictures, so it is compared on them
+    if images is None and batches:  # int8 is calibrated on the user's pictures, so it is compared on them
         pictures = torch.cat(batches)[: BATCHES[-1]]
         images = pictures if len(pictures) == BATCHES[-1] else None
     size, images = _prepare(model, image_size, images)
@@ -209,10 +209,7 @@ def export_torch(
 def load_engine(path: str | os.PathLike[str]) -> Engine:
     """Open an exported file as a function from normalised images to logits.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If its name does not end in ``.onnx``, ``.xml`` or ``.pt2``.
-        ImportError: If its engine is not installed.
+    FileNotFoundError if it does not exist, ValueError for another suffix, ImportError if its engine is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -243,12 +240,11 @@ def sample_images(size: Pair, channels: int = 3, count: int = BATCHES[-1]) -> Te
 
 
 class _Logits(nn.Module):
-    """The model to trace: images to logits, with the eager attention."""
+    """What is traced: images to logits, with the eager attention, which the engines' own optimisers recognise."""
 
     def __init__(self, model: SwinHFForImageClassification) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).float().cpu().eval()
-        # Plain products and a softmax are what the engines' own optimisers recognise as attention.
         self.model.set_attn_implementation("eager")
 
     def fold(self, images: Tensor) -> "_Logits":
@@ -274,14 +270,10 @@ def _program(model: SwinHFForImageClassification, images: Tensor) -> torch.expor
 def _prepare(
     model: SwinHFForImageClassification, image_size: int | Pair | None, images: Tensor | None
 ) -> tuple[Pair, Tensor]:
-    """Choose the image size and the images to compare on."""
     if not isinstance(model, SwinHFForImageClassification | SwinHFForSemanticSegmentation) or not model.num_labels:
         raise ValueError(f"{type(model).__name__} gives no logits; export a classifier or a segmenter with labels")
-    if image_size is None:
-        size = model.config.image_hw
-    else:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    # The first stage holds the most: its map, normalised too, and the four times wider one of its MLP.
+    size = model.config.image_hw if image_size is None else as_pair(image_size)
+    # The first stage needs the most: its map, normalised too, and the four times wider one of its MLP.
     patch = math.prod(model.swin.embeddings.patch_embeddings.kernel_size)
     check_batch(BATCHES[-1], model.config.num_channels + 6 * model.config.embed_dim // patch, size)
     if images is None:
@@ -295,7 +287,7 @@ def _prepare(
 
 
 def _facts(model: SwinHFForImageClassification, size: Pair) -> dict[str, str]:
-    """What is stored in the file, as JSON by name."""
+    """Facts to store in the file, as JSON by name."""
     facts = {"id2label": model.config.id2label, "image_size": size, "model_type": model.config.model_type}
     return {name: json.dumps(value) for name, value in facts.items()}
 
@@ -311,7 +303,7 @@ def compare(
     tolerance: float | None,
     int8: bool = False,
 ) -> ExportReport:
-    """Compare a written file, which ``run`` opened, with the model on several batches, and time both on the largest.
+    """Compare a written file, which ``run`` executes, with the model on several batches; time both on the largest.
 
     Raises:
         RuntimeError: If the logits differ by more than the tolerance, or do not follow the pictures as the model's do.
@@ -328,7 +320,9 @@ def compare(
             f"{engine} differs from the model by {largest:.2e}, more than the tolerance {tolerance:.0e}; nothing was "
             "written. Raise tolerance= if that is good enough"
         )
-    correlation = _correlation(answers[len(batch)], expected)
+    theirs, ours = (logits - logits.mean(0) for logits in (answers[len(batch)], expected))
+    is_constant = ours.norm() < TOLERANCE  # the model gives all pictures the same logits
+    correlation = 1.0 if is_constant else float(F.cosine_similarity(theirs.flatten(), ours.flatten(), 0))
     agreement = float((answers[len(batch)].argmax(1) == expected.argmax(1)).float().mean())
     if largest > TOLERANCE and not correlation >= CORRELATION:
         raise RuntimeError(
@@ -338,12 +332,6 @@ def compare(
     times = _milliseconds(run, batch), _milliseconds(reference, batch)
     size = (images.shape[-2], images.shape[-1])
     return ExportReport(Path(path), engine, form, size, largest, correlation, agreement, *times)
-
-
-def _correlation(answers: Tensor, expected: Tensor) -> float:
-    """Correlation of logits ``(B, num_labels)`` from picture to picture; 1 if the model's are all alike."""
-    answers, expected = answers - answers.mean(0), expected - expected.mean(0)
-    return 1.0 if expected.norm() < TOLERANCE else float(F.cosine_similarity(answers.flatten(), expected.flatten(), 0))
 
 
 def _onnx_engine(path: Path) -> Engine:

@@ -1,8 +1,8 @@
 """The families of models in this package, and the tasks that each is built for.
 
-Registration with transformers, pushing, the card, conversion and loading read it. A family is one row of
-:data:`FAMILIES` and its own files in ``model/``; a task is one row of :data:`TASKS` and a class in each family that
-has it.
+Registration with transformers, pushing, the card, conversion and loading read these tables. A family is one row of
+:data:`FAMILIES` and its own files in ``model/``; a task is one row of :data:`TASKS` and a class in each of its
+families.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .presets import SWIN, SWINV2
@@ -22,8 +23,8 @@ _ROOM = "swin_hf.model"
 class Task:
     """What a model is built for."""
 
-    auto_class: str  # of transformers, which finds its models
-    pipeline_tag: str  # task of the Hub, for the card
+    auto_class: str  # the Auto class of transformers
+    pipeline_tag: str  # the task's name on the Hub
     head: tuple[str, ...] = ()  # prefixes of keys that only its models have; new if another task saved the weights
 
 
@@ -57,17 +58,17 @@ class Family:
 
     @property
     def config_class(self) -> Any:
-        """The class itself."""
+        """The configuration class itself."""
         return _load(self.config)
 
     def model_class(self, task: str) -> Any:
-        """Its model class for a task; ValueError if it has none."""
+        """The model class for a task; ValueError if there is none."""
         if task not in self.models:
             raise ValueError(f"{self.model_type} has no model for {task}; it has them for {', '.join(self.models)}")
         return _load(self.models[task])
 
     def auto_map(self, task: str) -> dict[str, str]:
-        """Where transformers finds the classes among the files that travel with a pushed model of a task."""
+        """``auto_map`` of ``config.json``: the classes in the files that travel with a pushed model of a task."""
         modules = {path.stem for path in self.travelling_files(task)}
         found = {TASKS[other].auto_class: name for other, name in self.models.items() if name.split(".")[0] in modules}
         return {"AutoConfig": self.config} | found
@@ -141,12 +142,12 @@ class Architecture:
 
     @property
     def model_class(self) -> Any:
-        """The class itself."""
+        """The model class itself."""
         return self.family.model_class(self.task)
 
     @property
     def pipeline_tag(self) -> str:
-        """Task of the Hub."""
+        """The task's name on the Hub."""
         return TASKS[self.task].pipeline_tag
 
 
@@ -176,19 +177,17 @@ def list_presets(family: str | None = None) -> list[str]:
 def config_of_preset(name: str, **fields: Any) -> Any:
     """Configuration of a released size, one of :func:`list_presets`, with other values for some fields."""
     families = [family for family in FAMILIES.values() if name in family.presets] or list(FAMILIES.values())
-    return families[0].config_class.from_preset(name, **fields)  # without the preset, its error names the nearest one
+    return families[0].config_class.from_preset(name, **fields)  # which raises for an unknown name
 
 
 def register(family: Family) -> None:
     """Register a family with the Auto classes of transformers; a second time changes nothing."""
-    import transformers
-
     config = family.config_class
     config.presets.update(family.presets)
     transformers.AutoConfig.register(family.model_type, config, exist_ok=True)
     for task in family.models:
         getattr(transformers, TASKS[task].auto_class).register(config, family.model_class(task), exist_ok=True)
-    # Classes of our own, for both backends: what is registered here is looked up by name for all models of the process.
+    # Both classes are this package's: transformers looks registered ones up by name, for all models of the process.
     processors = {backend: _load(name) for backend, name in family.processors.items()}
     transformers.AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
 

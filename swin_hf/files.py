@@ -1,8 +1,8 @@
 """Write files and folders whole or not at all, and remove secrets from what is published.
 
-This package writes every file into a temporary folder next to its target and moves it when it is complete. What a
-killed process leaves is found by its name: the next write of the same target removes its own, :func:`remove_leftovers`
-all of a folder.
+This package writes every file into a temporary folder next to its target and moves it when it is complete. If the
+process is killed, the temporary folder stays: the next write of the same target removes it, and so does
+:func:`remove_leftovers`.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import Any
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of temporary_folder; names of earlier releases
+_PARTIAL = re.compile(r"\..+\.\d+(?:\.partial)?|.+\.tmp")  # of temporary_folder, and of earlier releases
 _RETIRED = re.compile(r"\.(?P<name>.+)\.\d+\.retired")  # the folder that replacing_folder is about to replace
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -37,9 +37,9 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the name of a temporary file, which replaces ``path`` when the block ends; the folder of ``path`` is made.
+    """Yield the path of a temporary file, which replaces ``path`` when the block ends; the folder of ``path`` is made.
 
-    A full disk or a missing permission is a :class:`WriteError`, and the old file is as it was.
+    A full disk or a missing permission is a :class:`WriteError`, and the old file does not change.
     """
     path = Path(path)
     with temporary_folder(path) as folder:
@@ -50,7 +50,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`replacing`, for a folder; the old one is removed only when the new one is in its place."""
+    """As :func:`replacing`, for a folder; the old one is removed after the new one has its name."""
     path = Path(path)
     retired = path.with_name(f".{path.name}.{os.getpid()}.retired")
     try:
@@ -67,7 +67,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder next to ``path``, for what will be ``path``; it is removed when the block ends."""
+    """Yield an empty folder next to ``path`` to write in; it is removed when the block ends."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,9 +82,9 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove the temporary files of a killed process below a folder that only this process writes to.
+    """Remove temporary files of a killed process from a folder that only this process writes to, with its sub-folders.
 
-    A folder that was moved aside and not yet replaced is put back.
+    A folder that was renamed to be replaced, and was not, gets its name back.
     """
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -98,15 +98,17 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Remove what killed processes left of a file or folder that they wrote; nothing else in its folder is touched."""
+    """Remove the temporary folders of killed processes that were writing a file or folder."""
     name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
-    for partial in path.parent.iterdir() if os.name == "posix" else ():  # elsewhere, os.kill ends a process
+    for partial in (
+        path.parent.iterdir() if os.name == "posix" else ()
+    ):  # on other systems, os.kill would end the process
         if match := name.fullmatch(partial.name):
             try:
                 os.kill(int(match[1]), 0)  # raises if the process has ended
             except ProcessLookupError:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
-            except (PermissionError, OverflowError):  # another user's process; no number of a process
+            except (PermissionError, OverflowError):  # another user's process; a number too large for a process
                 continue
 
 
@@ -124,10 +126,10 @@ def raise_write_error(error: Exception, path: str | os.PathLike[str]) -> None:
 def full_disk(
     error: BaseException | None, *folders: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
 ) -> "WriteError | None":
-    """The message for a full disk, whatever error a library raised for it; None for other errors.
+    """The error for a full disk, whatever a library raised for it; None for other errors.
 
-    It names the file ``path``, if that or the error says which, else the one of ``folders``, the home and the folder of
-    temporary files that has the least room.
+    Its message names ``path`` or the file of the error; if neither is known, the fullest of ``folders``, the home and
+    the folder of temporary files.
     """
     while error is not None:
         if isinstance(error, WriteError):
@@ -138,7 +140,7 @@ def full_disk(
             number = next((n for n in _NO_ROOM if f"(os error {n})" in said or f"[Errno {n}]" in said), None)
             number = errno.ENOSPC if os.strerror(errno.ENOSPC) in said else number
             if "iostream error" in said and path is not None and _free_bytes(path) < 2**20:
-                number = errno.ENOSPC  # all that C++ says, OpenVINO's writer for one, when it has filled a disk
+                number = errno.ENOSPC  # OpenVINO, written in C++, says no more when the disk is full
         if number in _NO_ROOM:
             named = path or getattr(error, "filename", None)
             named = named or min((*folders, tempfile.gettempdir(), Path.home()), key=_free_bytes)
@@ -167,7 +169,9 @@ _KEY = re.compile(
     r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"  # a JSON web token
     r"|(?i:bearer|basic)\s+[\w.~+/-]{8,}=*"
 )
-_HEX_KEY = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{40}(?![0-9a-zA-Z])")  # of Weights & Biases; commits look alike
+_HEX_KEY = re.compile(
+    r"(?<![0-9a-zA-Z])[0-9a-f]{40}(?![0-9a-zA-Z])"
+)  # keys of Weights & Biases; commit ids look the same
 _COMMIT = re.compile(r"(?:revision|commit|sha1?|tree|blob|resolve|fingerprint|@)\W*$", re.IGNORECASE)
 _NAME = r"token(?!iz)|secret|passw(?:or)?d|passphrase|credential|(?:api|access|account|private|auth)[-_]?key"
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
@@ -184,10 +188,9 @@ _PATH = re.compile(rf"""(?<![\w.:/\\~-])(?P<path>{_ROOT}[^\s"',;{{}}\[\]()]*)(?=
 
 
 def redact(value: Any) -> Any:
-    """A value as JSON that may be published.
+    """A copy of a JSON value that may be published.
 
-    Keys, passwords and the signatures of addresses become ``***``; of an absolute path or one in a home folder, only
-    the last part is kept.
+    Keys, passwords and the signatures of addresses become ``***``; of an absolute path, only the last part is kept.
     """
     if isinstance(value, dict):
         return {str(name): _redact_named(str(name), item) for name, item in value.items()}
@@ -196,7 +199,7 @@ def redact(value: Any) -> Any:
     if isinstance(value, int | float | bool | type(None)):
         return value
     text = str(value)
-    if _WHOLE_PATH.fullmatch(text):  # with its blanks
+    if _WHOLE_PATH.fullmatch(text):  # it may have blanks
         return _KEY.sub("***", _last_part(text))
     for folder in (str(Path.home()), str(Path.cwd())):  # these may have blanks anywhere in a text
         if folder != "/":
@@ -210,9 +213,8 @@ def redact(value: Any) -> Any:
 
 
 def redact_command(words: Sequence[str]) -> list[str]:
-    """The words of a command line that may be published; see :func:`redact`."""
-    shown = []
-    option = ""  # whose value comes next
+    """A copy of the words of a command line that may be published; see :func:`redact`."""
+    shown, option = [], ""  # the option whose value comes next
     for word in words:
         name, equals, value = word.partition("=")
         if not word.startswith("--"):
@@ -226,9 +228,8 @@ def redact_command(words: Sequence[str]) -> list[str]:
 def _redact_named(name: str, value: Any) -> Any:
     if isinstance(value, str) and _SECRET_NAME.search(name):
         return "***"
-    if isinstance(value, str) and _HEX_KEY.fullmatch(value) and _COMMIT.search(name):
-        return value
-    return redact(value)
+    is_commit = isinstance(value, str) and _HEX_KEY.fullmatch(value) and _COMMIT.search(name)
+    return value if is_commit else redact(value)
 
 
 def _without_signature(match: re.Match[str]) -> str:

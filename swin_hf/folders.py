@@ -6,22 +6,20 @@ The rule is that of torchvision and timm:
   there are none, the folders at the first level are the classes: ``{bus, car, train}`` are three classes.
 * A class is a folder. All pictures below it belong to it, those in its sub-folders too.
 * A picture is a file with a suffix of :data:`swin_hf.processing.PICTURE_SUFFIXES`. Links are followed.
-* All other files are not used. They are counted and named; it is an error if they are most of a class.
+* All other files are ignored, and a note names them; if most files of a class are such, it is an error.
 """
-
-from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
+from datasets.table import InMemoryTable
 
 from .processing import PICTURE_SUFFIXES
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -41,8 +39,8 @@ class PictureFolder:
 
     splits: dict[str, Dataset] = field(default_factory=dict)  # columns ``image`` (paths) and ``label`` (a ClassLabel)
     class_names: list[str] = field(default_factory=list)  # by class id; empty without labels
-    left_out: dict[str, int] = field(default_factory=dict)  # files of each class, not used, that may be pictures
-    notes: list[str] = field(default_factory=list)  # on what is not used, or used in an unexpected way
+    left_out: dict[str, int] = field(default_factory=dict)  # by class: files without such a suffix that may be pictures
+    notes: list[str] = field(default_factory=list)  # on files that are not used, or used in an unexpected way
 
 
 def split_of(name: str) -> str | None:
@@ -51,7 +49,7 @@ def split_of(name: str) -> str | None:
 
 
 def metadata_files(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths of the tables that name a folder's pictures (``metadata.csv``), in it and in the folders in it."""
+    """Paths of the tables of pictures (``metadata.csv``) in a folder and in its direct sub-folders."""
     root = os.fspath(folder)
     folders = [root, *(os.path.join(root, name) for name in _entries(root)[0])]
     return [path for folder in folders for path in _entries(folder)[1] if os.path.basename(path) in METADATA_NAMES]
@@ -65,7 +63,7 @@ def is_picture_folder(folder: str | os.PathLike[str]) -> bool:
 
 
 def list_pictures(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Paths of all pictures below a folder, sorted folder by folder; and a sentence on the files that are not used."""
+    """Paths of all pictures below a folder, sorted folder by folder, and notes on the files that are not used."""
     pictures, unused = _pictures_and_others(_files(os.fspath(folder)))
     return pictures, [f"{folder}: not used: {_kinds(unused)}; {_REMEDY}"] if unused else []
 
@@ -99,11 +97,7 @@ def read_folder(folder: str | os.PathLike[str], labelled: bool = True) -> Pictur
 
 
 def read_splits(roots: Mapping[str, str], labelled: bool = True) -> PictureFolder:
-    """Read one folder of class folders for each split; as :func:`read_folder`, where the splits are known."""
-    import pyarrow as pa
-    from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
-    from datasets.table import InMemoryTable
-
+    """As :func:`read_folder`, from one folder of class folders for each split."""
     content = PictureFolder()
     read = _classes if labelled else _unlabelled
     found = {split: read(os.path.abspath(root), content) for split, root in roots.items()}
@@ -126,7 +120,11 @@ def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool
     """Name of the folder of each split; empty where the folders at the first level are the classes."""
     used = [name for name in files if any(map(is_picture, files[name]))]
     named = {name: split for name in used if (split := split_of(name)) is not None}
-    deep = {name for name in named if _holds_class_folders(os.path.join(root, name), files[name])}
+    deep = set()  # those with most pictures in folders inside of them
+    for name in named:
+        is_below = [os.path.dirname(path) != os.path.join(root, name) for path in files[name] if is_picture(path)]
+        if 2 * sum(is_below) > len(is_below):
+            deep.add(name)
     if not deep and (len(named) < len(used) or not named):
         return {}
     if labelled and (flat := [name for name in named if name not in deep]):
@@ -146,12 +144,6 @@ def _split_folders(root: str, files: Mapping[str, Sequence[str]], labelled: bool
     return roots
 
 
-def _holds_class_folders(folder: str, files: Sequence[str]) -> bool:
-    """Whether most pictures of a folder are in folders inside of it."""
-    below = [os.path.dirname(path) != folder for path in files if is_picture(path)]
-    return 2 * sum(below) > len(below)
-
-
 def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: int) -> list[str]:
     """A note on the folders next to those of the splits; ValueError if they hold more files: all may be classes."""
     held = {name: sum(map(is_picture, files)) for name, files in others.items()}
@@ -165,7 +157,7 @@ def _next_to_splits(root: str, others: Mapping[str, Sequence[str]], in_splits: i
 
 
 def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
-    """Pictures of each class folder; files that are not used are added to ``content``."""
+    """Pictures of each class folder; notes on the other files are added to ``content``."""
     folders, loose = _entries(root)
     classes: dict[str, list[str]] = {}
     for name in folders:
@@ -198,20 +190,17 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
 
 def _no_classes(loose: Sequence[str]) -> str:
     layout = "sort them into one folder for each class, FOLDER/CLASS/PICTURE"
-    pictures = [path for path in loose if is_picture(path)]
-    archives = [path for path in loose if path.lower().endswith(ARCHIVES)]
-    if pictures:
-        count = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
-        some = f"{count}, such as {os.path.basename(pictures[0])}"
+    if pictures := [os.path.basename(path) for path in loose if is_picture(path)]:
+        some = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}, such as {pictures[0]}"
         return f"the folder holds {some}, and no folder with pictures, so there are no labels; {layout}"
-    if archives:
-        return f"the folder holds an archive, {os.path.basename(archives[0])}, which is not opened; unpack it"
+    if archives := [os.path.basename(path) for path in loose if path.lower().endswith(ARCHIVES)]:
+        return f"the folder holds an archive, {archives[0]}, which is not opened; unpack it"
     found = f"only {_kinds(loose)}" if loose else "nothing"
     return f"the folder and the folders in it hold no picture (found {found}); {layout}, {_REMEDY}"
 
 
 def _unlabelled(root: str, content: PictureFolder) -> dict[str, list[str]]:
-    """All pictures of a folder, as those of a class without a name."""
+    """All pictures of a folder, as one class without a name."""
     files = _files(root)
     pictures, unused = _pictures_and_others(files)
     if not pictures or sum(not path.lower().endswith(_DESCRIPTIONS) for path in unused) > len(pictures):

@@ -1,9 +1,9 @@
-"""The one way in: a folder, a run folder, a file, or a repository of anyone's Swin -> model, image processor, origin.
+"""Load anyone's Swin from any source: its model, its image processor, and its origin.
 
-Every function and verb that takes a model takes the same source: the folder of a model or of a training run, a
-checkpoint file of any layout, ``user/name`` on the Hub, of this package, of transformers (``swin``,
-``maskformer-swin``), of timm, or with a single file of weights. ``@revision`` may follow, ``hf-hub:`` may precede, and
-``hf://user/name/FILE`` names one file of a repository.
+Every function and verb that takes a model takes the same sources: the folder of a model or of a training run, a
+checkpoint file of any layout, or a repository ``user/name`` on the Hub, of this package, of transformers (``swin``,
+``maskformer-swin``), of timm, or with a single file of weights. ``user/name@revision`` and ``hf-hub:user/name`` are
+accepted; ``hf://user/name/FILE`` names one file of a repository.
 """
 
 import json
@@ -12,18 +12,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from swin_hf.checkpoints import Checkpoint, open_checkpoint
+from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
+from swin_hf.checkpoints.load import Size, build_model, class_for, logger, state_for
+from swin_hf.checkpoints.preprocessing import image_processor, processor_values
+from swin_hf.checkpoints.read import Source, Weights, read_source
+from swin_hf.families import FAMILIES
 from swin_hf.files import WEIGHT_SUFFIXES
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
-
-    from swin_hf.checkpoints import Checkpoint
-    from swin_hf.checkpoints.load import Size
-    from swin_hf.checkpoints.read import Source, Weights
-    from swin_hf.model.configuration_swin_hf import SwinHFConfig
-    from swin_hf.model.modeling_swin_hf import SwinHFBackbone
+from swin_hf.hub import HubError, pull
+from swin_hf.hub.staging import model_folder
+from swin_hf.hub.weights import CONFIG, OtherFamilyError, check_folder, read_config
+from swin_hf.model.configuration_swin_hf import SwinHFConfig
+from swin_hf.model.modeling_swin_hf import SwinHFBackbone
+from swin_hf.processing import Preprocessing
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(rf"(?P<id>{_NAME}/{_NAME})(@(?P<revision>[\w./-]+))?")
@@ -48,17 +54,15 @@ class Origin:
 
 
 def local_path(source: str | os.PathLike[str]) -> Path | None:
-    """The file or folder that a source means, ``model/`` for a training run; None for a repository of the Hub.
+    """The file or folder of a source, ``model/`` for a training run; None for a repository on the Hub.
 
     Raises:
-        NoModelError: If it is a path that does not exist; the network is not asked.
+        NoModelError: If it is a path that does not exist; the network is not used.
         ValueError: If it is a folder without a model.
     """
     path = Path(source).expanduser()
     has_model = path.is_dir() and any(f.name == "config.json" or f.suffix in WEIGHT_SUFFIXES for f in path.iterdir())
     if path.is_dir() and not has_model:
-        from swin_hf.hub.staging import model_folder
-
         return model_folder(path)
     if path.exists():
         return path
@@ -93,8 +97,6 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
         if revision is not None:
             raise ValueError(f"{source} is a path, which has no revision {revision!r}; leave it out or give user/name")
         return Origin(path)
-    from swin_hf.hub import HubError, pull  # and with it torch, which a path that does not exist need not wait for
-
     repo_id, named, file = split_hub_id(str(source))
     if named and revision not in (None, named):
         raise ValueError(f"{source} names the revision {named!r}, and {revision!r} was given too; give one of them")
@@ -106,11 +108,9 @@ def find_model(source: str | os.PathLike[str], revision: str | None = None, **op
 
 
 def open_source(
-    source: "Anything | Source | Checkpoint", layout: str | None = None, *, revision: str | None = None, **options: Any
-) -> "Checkpoint":
-    """Find a checkpoint, read it and say what it is, without building a model; see :func:`load_checkpoint`."""
-    from swin_hf.checkpoints import Checkpoint, open_checkpoint
-
+    source: Anything | Source | Checkpoint, layout: str | None = None, *, revision: str | None = None, **options: Any
+) -> Checkpoint:
+    """Find, read and recognise a checkpoint, without building a model; see :func:`load_checkpoint`."""
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, str | os.PathLike):
@@ -122,19 +122,19 @@ def load_checkpoint(
     source: Anything,
     layout: str | None = None,
     preset: str | None = None,
-    config: "SwinHFConfig | None" = None,
+    config: SwinHFConfig | None = None,
     *,
     model_class: type[Any] | None = None,
     revision: str | None = None,
-    weights: "Weights | None" = None,
-    image_size: "Size | None" = None,
-    window_size: "Size | None" = None,
+    weights: Weights | None = None,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
 ) -> Any:
     """Load a Swin checkpoint of any layout, from this machine or from the Hub.
 
-    The layout is detected, the sizes are derived from the shapes of the weights, and what was found is logged in one
-    line. Image size and class names come from ``config.json`` next to the file where there is one, else from the
-    preset of these sizes. The arithmetic is that of the layout's home (``shift_per_axis``).
+    The layout is detected, the sizes are derived from the shapes of the weights, and one line is logged with both.
+    Image size and class names come from ``config.json`` next to the file where there is one, else from the preset of
+    these sizes. ``shift_per_axis`` is set as the program of the layout computes.
 
     Args:
         source: A file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a folder, a run folder, a repository
@@ -142,11 +142,12 @@ def load_checkpoint(
         layout: ``swin_hf``, ``microsoft``, ``timm``, ``torchvision``, ``transformers`` (any of its namings, on disk or
             in memory) or ``openmmlab``, or a finer name out of ``swin_hf.checkpoints.LAYOUTS``; None detects it.
         preset: Name of the released model that it is; other windows and another image size are resampled to those.
-        config: The same as a configuration. Its ``shift_per_axis`` gives way to the layout's.
-        model_class: What to build; a segmenter of what is one, else a classifier, whose head is new if the file has
-            none. A SimMIM file needs ``SwinHFForMaskedImageModeling`` for its decoder, a detector ``SwinHFBackbone``.
+        config: The same as a configuration; its ``shift_per_axis`` is replaced by the layout's.
+        model_class: Class to build; by default a segmenter if the file has its head, else a classifier, whose head is
+            new if the file has none. Give ``SwinHFForMaskedImageModeling`` to keep the decoder of a SimMIM file and
+            ``SwinHFBackbone`` for the file of a detector.
         revision: Branch, tag or commit id on the Hub.
-        weights: ``"ema"`` or ``"raw"`` where the file holds both; by default what its program would load.
+        weights: ``"ema"`` or ``"raw"`` where the file holds both; by default the ones that its own program loads.
         image_size: Resample for this image size, in pixels.
         window_size: Resample the bias tables for these windows.
 
@@ -159,8 +160,6 @@ def load_checkpoint(
         OSError: If it may not be read.
         HubError: If the Hub refuses, or cannot be reached.
     """
-    from swin_hf.checkpoints.load import build_model, logger
-
     sizes = {"image_size": image_size, "window_size": window_size}
     checkpoint = open_source(source, layout, preset=preset, config=config, revision=revision, weights=weights, **sizes)
     logger.info("%s", checkpoint)
@@ -168,7 +167,7 @@ def load_checkpoint(
 
 
 def convert_checkpoint(
-    source: "Anything | Checkpoint",
+    source: Anything | Checkpoint,
     destination: str | os.PathLike[str],
     *,
     to: str,
@@ -176,10 +175,9 @@ def convert_checkpoint(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Rewrite a checkpoint in another layout; heads, decoders and stage norms come along.
+    """Rewrite a checkpoint in another layout, with its head, decoder or stage norms.
 
-    The weights are written with what is needed to use them, ``config.json`` and ``preprocessor_config.json``. After a
-    failure nothing half-written is left.
+    ``config.json`` and ``preprocessor_config.json`` are written too. After a failure, no incomplete file is left.
 
     Args:
         source: See :func:`load_checkpoint`.
@@ -199,8 +197,6 @@ def convert_checkpoint(
         ValueError: If the source cannot be read (see :func:`load_checkpoint`) or the layout cannot hold it.
         OSError: If it cannot be written.
     """
-    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
-
     check_destination(Path(destination), to, overwrite)  # before anything is downloaded or read
     write_checkpoint(open_source(source, layout, **options), Path(destination), to, overwrite)
     return Path(destination)
@@ -216,19 +212,22 @@ def load_model(
 ) -> tuple[Any, Origin]:
     """Load a model, checked: configuration, names and shapes of its files agree before anything is built.
 
-    ``model_class`` is one of our model classes, or a task of ``swin_hf.families.TASKS`` for the one of its family;
-    ``options`` are keywords of its ``from_pretrained``.
+    Args:
+        source: See :mod:`swin_hf.loading`.
+        model_class: One of our model classes, or a task of ``swin_hf.families.TASKS`` for that of its family.
+        revision: Branch, tag or commit id on the Hub.
+        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
+        options: Keywords of ``from_pretrained``.
 
     Returns:
-        The model in evaluation mode, and where it came from.
+        The model in evaluation mode, and its origin.
 
     Raises:
-        ValueError, HubError: As :func:`find_model` and ``from_pretrained`` do.
+        ValueError: If the model cannot be loaded.
+        HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
     """
     origin = find_model(source, revision, endpoint=endpoint)
     if is_ours(origin.path):
-        from swin_hf.hub.weights import check_folder
-
         check_folder(origin.path)
     chosen = class_at(origin.path, model_class) if isinstance(model_class, str) else model_class
     return chosen.from_pretrained(origin.path, local_files_only=True, **options), origin
@@ -236,30 +235,18 @@ def load_model(
 
 def load_backbone(
     source: str | os.PathLike[str], *, revision: str | None = None, endpoint: str | None = None, **overrides: Any
-) -> "SwinHFBackbone":
+) -> SwinHFBackbone:
     """Load anyone's Swin as a backbone, from this machine or from the Hub, also offline.
 
     ``AutoBackbone.from_pretrained`` of transformers 5 asks the Hub whether a local folder exists there, and fails.
-
-    Args:
-        source: See :func:`load_checkpoint`, but no state dict.
-        revision: Branch, tag or commit id on the Hub.
-        endpoint: Address of the Hub, see :func:`swin_hf.pull`.
-        overrides: Fields of the configuration, such as ``out_features=["stage2", "stage3"]``.
-
-    Raises:
-        ValueError: If the model cannot be loaded.
-        HubError: If the Hub refuses, or cannot be reached while the cache does not have the model.
+    Arguments and errors are those of :func:`load_model`; ``overrides`` are fields of the configuration, such as
+    ``out_features=["stage2", "stage3"]``.
     """
     return load_model(source, "backbone", revision=revision, endpoint=endpoint, **overrides)[0]
 
 
 def class_at(path: Path, task: str) -> Any:
-    """Our class for a task, of the family that the model at a path is of."""
-    from swin_hf.checkpoints.detect import MODEL_TYPES, is_v2
-    from swin_hf.checkpoints.read import read_source
-    from swin_hf.families import FAMILIES
-
+    """Our class for a task, of the family of the model at a path."""
     config = path / "config.json"
     values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     kind = values.get("model_type") if values.get("model_type") in MODEL_TYPES else values.get("architecture")
@@ -269,25 +256,17 @@ def class_at(path: Path, task: str) -> Any:
 
 def is_ours(path: Path) -> bool:
     """Whether this is a folder that ``save_pretrained`` wrote for a model of this package."""
-    from swin_hf.hub.weights import CONFIG, OtherFamilyError, read_config
-
     try:
         return (path / CONFIG).is_file() and bool(read_config(path / CONFIG))
     except OtherFamilyError:
         return False
 
 
-def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
+def processor_of(model: Any, path: Path) -> BaseImageProcessor:
     """The image processor of a model that was loaded from a path: its own, else that of released models of its size.
 
-    Raises:
-        ValueError: If its ``preprocessor_config.json`` names a class that transformers does not have.
+    ValueError if its ``preprocessor_config.json`` names a class that transformers does not have.
     """
-    from transformers import AutoImageProcessor
-
-    from swin_hf.checkpoints.preprocessing import image_processor
-    from swin_hf.processing import Preprocessing
-
     _, values = getattr(model, "_processor", None) or (None, None)
     if values is None and is_ours(path) and (path / "preprocessor_config.json").is_file():
         return AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
@@ -298,23 +277,19 @@ def processor_of(model: Any, path: Path) -> "BaseImageProcessor":
 def read_foreign(
     model_class: type[Any], source: str | os.PathLike[str], **where: Any
 ) -> tuple[Path | None, Any, dict[str, Any] | None, Any]:
-    """What ``from_pretrained`` of our classes reads where there is no folder or repository of this package.
+    """Read, for ``from_pretrained`` of our classes, what is not a folder or a repository of this package.
 
-    transformers' own conversion on load (``WeightConverter``) is not used: its rules are registered for a class or a
-    model type, so that a model that was built here would be saved under the other names too, and none leaves a tensor
-    out.
+    transformers' own conversion on load (``WeightConverter``) is not used: its rules belong to a class or a model type,
+    so that a model that was built here would be saved under the other names too, and no rule can drop a tensor.
 
     Returns:
-        A folder of a model of ours that the source leads to; or the configuration, the weights under the keys of the
-        class, and the values of ``preprocessor_config.json`` where they are known.
+        The folder of a model of ours, if the source turns out to be one; else None, and the configuration, the weights
+        under the keys of the class, and the values of ``preprocessor_config.json`` where they are known.
 
     Raises:
         OSError: If there is no such model, or the Hub refuses.
         ValueError: As :func:`load_checkpoint` does.
     """
-    from swin_hf.checkpoints.load import state_for
-    from swin_hf.checkpoints.preprocessing import processor_values
-
     path, checkpoint = _open_foreign(source, **where)
     if checkpoint is None:
         return path, None, None, None
@@ -323,24 +298,15 @@ def read_foreign(
 
 
 def read_foreign_config(source: str | os.PathLike[str], **where: Any) -> Any:
-    """What ``from_pretrained`` of our configurations reads there; raises what :func:`read_foreign` does.
-
-    The weights are brought for it, which alone know the sizes.
-    """
-    from swin_hf.hub.weights import CONFIG, read_config
-
+    """As :func:`read_foreign`, for our configurations; the sizes are derived from the weights."""
     path, checkpoint = _open_foreign(source, **where)
     return read_config(path / CONFIG) if checkpoint is None else checkpoint.config
 
 
 def _open_foreign(
     source: str | os.PathLike[str], *, subfolder: str = "", force_download: bool = False, **where: Any
-) -> "tuple[Path, Checkpoint | None]":
-    """The file or folder of a source; opened, with all that its configuration can say, where it is not ours."""
-    from swin_hf.checkpoints import open_checkpoint
-    from swin_hf.checkpoints.load import class_for
-    from swin_hf.hub import HubError
-
+) -> tuple[Path, Checkpoint | None]:
+    """The file or folder of a source, and its checkpoint if it is not of this package."""
     try:
         path = local_path(source) or find_model(source, **where).path
     except HubError as error:

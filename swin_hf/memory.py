@@ -10,7 +10,7 @@ from typing import Any
 
 
 def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int]) -> None:
-    """Refuse, with a ValueError, a batch whose float32 pixels alone exceed the memory that is free.
+    """Raise ValueError for a batch whose float32 pixels alone exceed the free memory.
 
     Linux grants more memory than there is and then kills the process, so that no error would be raised later.
     """
@@ -21,16 +21,16 @@ def check_batch(batch_size: int, num_channels: int, image_size: tuple[int, int])
 def check_training(
     batch_size: int, image_size: tuple[int, int], config: Any, stages: Sequence[bool], bytes_per_number: int = 4
 ) -> None:
-    """Refuse, with a ValueError, a batch whose training on the CPU certainly needs more memory than is free.
+    """Raise ValueError for a batch whose training on the CPU certainly needs more memory than is free.
 
-    Every block keeps for the backward pass, of each token: the inputs of its two norms, queries, keys and values, what
-    was attended, and both sides of the activation in the MLP.
+    Every block keeps for the backward pass, of each token: the inputs of its two norms, queries, keys and values, the
+    output of the attention, and both sides of the activation in the MLP.
 
     Args:
         batch_size: Images at a time, of all processes of the machine.
         image_size: Height and width in pixels.
         config: Configuration of a Swin.
-        stages: Whether each stage is trained, and so keeps anything.
+        stages: Whether each stage is trained; others keep nothing.
         bytes_per_number: 4, or 2 in half precision.
     """
     (height, width), numbers = (-(-side // patch) for side, patch in zip(image_size, config.patch_hw, strict=True)), 0

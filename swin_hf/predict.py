@@ -1,14 +1,10 @@
-"""Classify pictures: find them, read them, name what they show.
+"""Find pictures, read them and classify them.
 
-The command line uses these functions; a program may, too::
+Example::
 
     model, processor = load_classifier("runs/digits/model")
     guesses = classify(model, processor, [read_picture("three.png")], top_k=3)
-
-Torch and the model are imported where they are first used: what can be refused without them is refused at once.
 """
-
-from __future__ import annotations
 
 import glob
 import sys
@@ -18,29 +14,31 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from swin_hf.classes import require_finite
-from swin_hf.loading import local_path
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from swin_hf.checkpoints.load import quiet
+from swin_hf.classes import class_table, require_finite
+from swin_hf.families import architectures
+from swin_hf.hub.weights import CONFIG, read_config
+from swin_hf.loading import find_model, is_ours, load_model, processor_of
+from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
 from swin_hf.model.pixels import PixelsError
 from swin_hf.processing import PICTURE_SUFFIXES, TooManyPixelsError, UnreadablePictureError, decode_picture, decoding
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-    from transformers import BaseImageProcessor
-
-    from swin_hf.model.modeling_swin_hf import SwinHFForImageClassification
+from swin_hf.text import shorten
 
 STANDARD_INPUT = "-"
-DOWNLOAD_SECONDS = 30  # without an answer
+DOWNLOAD_SECONDS = 30  # to wait for an answer
 DOWNLOAD_BYTES = 256 * 2**20  # larger than any picture that PIL agrees to decode
 
-FOUND = 0.5  # probability from which a picture is said to have a label, of a model of several labels an image
+FOUND = 0.5  # a model of several labels an image gives those that are more probable
 READERS = 4  # threads that read pictures
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-CLASSIFICATION, SEGMENTATION = "image-classification", "semantic-segmentation"
 
 
 class PictureError(OSError):
@@ -53,18 +51,14 @@ class Guess:
 
     index: int  # position in the classifier
     label: str
-    score: float  # probability, or the bare output of a regression; the share of the pixels, of a segmenter
+    score: float  # probability; of a regression the bare output, of a segmenter the share of the pixels
 
 
 def find_pictures(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Turn what a user typed into a list of pictures, without opening any.
+    """List the pictures of files, folders (with their sub-folders), glob patterns, http(s) addresses and ``-``.
 
-    Args:
-        arguments: Files, folders (searched with their sub-folders), glob patterns, http(s) addresses, and ``-`` for
-            the bytes of one picture on standard input.
-
-    Returns:
-        The pictures in the order of the arguments, none twice; and a sentence for each argument that leads to none.
+    ``-`` is one picture on standard input. No picture is opened, and none is listed twice. The second list has a
+    sentence for each argument without a picture.
     """
     pictures: dict[str, None] = {}  # an ordered set
     problems = []
@@ -87,11 +81,11 @@ def _pictures_of(argument: str) -> list[str]:
         raise PictureError(f"{argument}: the folder holds no picture; name files, or a folder with some of {known}")
     if path.exists():
         return [argument]
-    if glob.has_magic(argument):
-        if matches := sorted(glob.glob(argument, recursive=True)):
-            return [picture for match in matches for picture in _pictures_of(match)]
-        raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
-    raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")
+    if not glob.has_magic(argument):
+        raise PictureError(f"{argument}: no such file or folder; check the spelling, or give the full path")
+    if matches := sorted(glob.glob(argument, recursive=True)):
+        return [picture for match in matches for picture in _pictures_of(match)]
+    raise PictureError(f"{argument}: nothing matches the pattern; check it with `ls`")
 
 
 def _is_address(source: str) -> bool:
@@ -99,15 +93,12 @@ def _is_address(source: str) -> bool:
 
 
 def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcessor | None = None) -> Any:
-    """Read one picture of a path, an http(s) address or standard input (``-``) as training does.
+    """Read one picture of a path, an http(s) address or standard input (``-``) as training does, else PictureError.
 
-    It is what :func:`swin_hf.processing.decode_picture` returns for ``num_channels``. The image processor of a model
-    knows the colour behind transparent pixels and the white of 16-bit grey; without it, they are white and 65535.
-
-    Raises:
-        PictureError: If it cannot be fetched, opened or decoded.
+    The image processor of a model knows the colour behind transparent pixels and the white of 16-bit grey; without it,
+    they are white and 65535.
     """
-    cell = _stream(source)
+    cell = sys.stdin.buffer.read() if source == STANDARD_INPUT else _fetch(source) if _is_address(source) else source
     try:
         return decode_picture(cell, num_channels, **decoding(processor))
     except UnreadablePictureError as error:
@@ -118,100 +109,71 @@ def read_picture(source: str, num_channels: int = 3, processor: BaseImageProcess
         raise PictureError(f"{source}: cannot be read: {reason}; open it in a viewer, or leave it out") from error
 
 
-def _stream(source: str) -> bytes | str:
-    if source == STANDARD_INPUT:
-        return sys.stdin.buffer.read()
-    if not _is_address(source):
-        return source
-    request = urllib.request.Request(source, headers={"User-Agent": "swin-hf"})
+def _fetch(address: str) -> bytes:
+    request = urllib.request.Request(address, headers={"User-Agent": "swin-hf"})
     try:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the connection, too
-        raise PictureError(f"{source}: cannot be fetched: {error}; check the address and the network") from error
+            error.close()  # which closes the connection
+        raise PictureError(f"{address}: cannot be fetched: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_BYTES:
-        raise PictureError(f"{source}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
+        raise PictureError(f"{address}: more than {DOWNLOAD_BYTES // 2**20} MiB; download it and make it smaller")
     return bytes(content)
 
 
-def load_classifier(
-    source: str, *, device: str = "auto", dtype: str = "auto", segments: bool = False
-) -> tuple[Any, BaseImageProcessor]:
-    """Load a classifier and the image processor that belongs to it; no layer runs with random values.
+def load_classifier(source: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, BaseImageProcessor]:
+    """Load a classifier or a segmenter in evaluation mode, and its image processor; no layer has random values.
 
     Args:
         source: Any model, see :mod:`swin_hf.loading`.
         device: One of :data:`DEVICES`; ``auto`` takes a GPU if there is one.
         dtype: One of :data:`DTYPES`; ``auto`` keeps that of the weights.
-        segments: Whether a segmenter, which classifies each pixel, is taken too.
-
-    Returns:
-        The model in evaluation mode, and its image processor: that of the released models of its size if it has none.
 
     Raises:
-        ValueError: If there is no such model, or it is not a classifier, or the device or dtype does not exist.
+        ValueError: If there is no such model, or it has no classes, or the device or dtype does not exist.
         OSError: If files of it are missing or damaged.
     """
-    local_path(source)  # what does not exist need not wait for torch
-    import torch
-
-    from swin_hf.checkpoints.load import quiet
-    from swin_hf.families import architectures
-    from swin_hf.hub.weights import CONFIG, read_config
-    from swin_hf.loading import find_model, is_ours, load_model, processor_of
-
-    on = torch.device(_device(device))
+    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = ["cpu", *(kind for kind, is_there in others.items() if is_there)]
+    if device.partition(":")[0] not in ("auto", *available):
+        raise ValueError(f"device {device!r} is not available here; choose one of {', '.join(['auto', *available])}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     path = find_model(source).path
-    named = read_config(path / CONFIG).architectures if is_ours(path) else None
-    name = next(iter(named or ()), "")
+    name = next(iter(read_config(path / CONFIG).architectures or ()), "") if is_ours(path) else ""
     built = architectures().get(name)
-    task = CLASSIFICATION if built is None else built.task
-    if task not in (CLASSIFICATION, *([SEGMENTATION] if segments else [])):
-        raise ValueError(f"{source} is a {name}, which names no classes; fine-tune it first: swin-hf train")
+    task = "image-classification" if built is None else built.task
+    if task not in ("image-classification", "semantic-segmentation"):
+        raise ValueError(f"{source} is a {name}, which has no classes; fine-tune it first: swin-hf train")
     with quiet():
         (model, info), _ = load_model(path, task, strict=True, output_loading_info=True)
     if info["missing_keys"] or not model.config.num_labels:
         raise ValueError(f"{source} has no classifier; fine-tune it first: swin-hf train")
     wanted = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    torch.nn.Module.to(model, on, wanted)
+    torch.nn.Module.to(model, torch.device(available[-1] if device == "auto" else device), wanted)
     return model.eval(), processor_of(model, path)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    available = ["cpu", *(kind for kind, is_there in others.items() if is_there)]
-    if name == "auto":
-        return available[-1]
-    if name.partition(":")[0] not in available:
-        raise ValueError(f"device {name!r} is not available here; choose one of {', '.join(['auto', *available])}")
-    return name
 
 
 def has_names(model: SwinHFForImageClassification) -> bool:
     """Whether the classes of a model have other names than transformers' placeholders ``LABEL_0, LABEL_1, ...``."""
-    return any(name != f"LABEL_{index}" for index, name in class_names(model).items())
+    return any(name != f"LABEL_{index}" for index, name in enumerate(class_names(model)))
 
 
-def class_names(model: SwinHFForImageClassification) -> dict[int, str]:
-    """Name of each class, by its number."""
-    return {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+def class_names(model: SwinHFForImageClassification) -> list[str]:
+    """Names of the classes, in the order of their numbers."""
+    return class_table(model.config.id2label)
 
 
-def class_number(text: str, names: dict[int, str]) -> int:
+def class_number(text: str, names: Sequence[str]) -> int:
     """The class that a user means: its name, else its number; ValueError if there is none."""
-    for index, name in names.items():
-        if name == text:
-            return index
-    if text.isdigit() and int(text) in names:
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
         return int(text)
-    some = ", ".join(list(names.values())[:10]) + (", ..." if len(names) > 10 else "")
-    raise ValueError(f"{text!r} is not a class of the model; choose a name, or a number below {len(names)}: {some}")
+    known = f"a number below {len(names)}: {shorten(names, 10)}"
+    raise ValueError(f"{text!r} is not a class of the model; choose a name, or {known}")
 
 
 def prepare(
@@ -229,22 +191,16 @@ def classify(
     *,
     top_k: int = 5,
 ) -> list[list[Guess]]:
-    """Classify pictures of any sizes, which :func:`read_picture` returned for the model's number of channels.
+    """The ``top_k`` classes of each picture, the most probable first; ValueError if a score is NaN or infinite.
 
-    Returns:
-        For each picture its ``top_k`` classes, the most probable first. Scores are probabilities: a softmax over the
-        classes, or a sigmoid each for a model of several labels an image; the bare output for a regression.
-
-    Raises:
-        ValueError: If a score is NaN or infinite.
+    Pictures are what :func:`read_picture` returns. Scores are probabilities: a softmax over the classes, or a sigmoid
+    each for a model of several labels an image; for a regression they are the outputs.
     """
     return classify_pixels(model, prepare(model, processor, pictures), top_k)
 
 
 def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor], top_k: int) -> list[list[Guess]]:
     """As :func:`classify`, of what :func:`prepare` returned."""
-    import torch
-
     alike = len({tensor.shape for tensor in pixels}) == 1  # a processor that does not resize keeps sizes apart
     with torch.inference_mode():
         batches = [torch.stack(tuple(pixels))] if alike else [tensor[None] for tensor in pixels]
@@ -265,11 +221,12 @@ def classify_pixels(model: SwinHFForImageClassification, pixels: Sequence[Tensor
 
 
 def check_drawable(model: SwinHFForImageClassification) -> None:
-    """Raise ValueError for a model of other pictures than those of 1 or 3 channels, on which maps can be drawn."""
+    """Raise ValueError for a model of pictures of other than 1 or 3 channels, on which no maps can be drawn."""
     channels = model.config.num_channels
     if channels not in (1, 3):
         raise ValueError(
-            f"the model takes {channels} channels, and this draws on pictures of 1 or 3; call it from Python instead"
+            f"the model takes {channels} channels, and maps are drawn on pictures of 1 or 3; compute them in Python "
+            "with swin_hf.attention_maps and swin_hf.grad_cam"
         )
 
 
@@ -281,10 +238,9 @@ def predict(
     top_k: int = 5,
     batch_size: int = 16,
 ) -> Iterator[tuple[str, list[Guess] | PictureError]]:
-    """Classify what :func:`find_pictures` found in batches, reading the next while the model works on the last.
+    """Classify what :func:`find_pictures` found in batches, reading the next one while the model computes.
 
-    A picture is shrunk in the thread that read it: as many are held in full size as there are threads, whatever the
-    batch.
+    The thread that reads a picture resizes it too, so that memory holds no more full pictures than there are threads.
 
     Yields:
         Each source in order, with its ``top_k`` classes or with the reason why it cannot be read. Of a model of several

@@ -1,10 +1,4 @@
-"""Pictures: which files are pictures, how they are decoded, and how they become the input of a model.
-
-Training, evaluation, prediction, export and the saved image processor read pictures with :func:`decode_picture` and
-turn them into the input of a model with a :class:`Preprocessing`.
-"""
-
-from __future__ import annotations
+"""Pictures: which files are pictures, how they are decoded, and how they become the input of a model."""
 
 import io
 import os
@@ -15,29 +9,29 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 import fsspec  # type: ignore[import-untyped]
+import torch
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+from transformers import BaseImageProcessor
 
+from swin_hf.model.image_processing_swin_hf import SwinHFImageProcessor, SwinHFImageProcessorPil
 from swin_hf.model.pixels import (
-    ARRAY_MAGIC,
     GREY_MAXIMUM,
     IMAGENET_MEAN,
     IMAGENET_STD,
     WHITE,
     Picture,
-    read_array,
+    open_file,
     to_8_bits,
     to_channels,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torchvision.transforms.v2 import InterpolationMode
-    from transformers import BaseImageProcessor
-
-# Suffixes that make a file of a folder a picture, wherever folders are searched. A file that is named may have any.
+# Suffixes of the pictures that are found in a folder; a file that is named may have any.
 PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".pnm", ".ppm",
     ".tga", ".tif", ".tiff", ".webp",
@@ -53,7 +47,7 @@ class UnreadablePictureError(OSError):
 
 
 class TooManyPixelsError(ValueError):
-    """A picture with more pixels than Pillow's limit, which protects from files made to fill the memory."""
+    """A picture with more pixels than Pillow's limit, which protects from files that would fill the memory."""
 
 
 def decode_picture(
@@ -63,17 +57,14 @@ def decode_picture(
     root: str | None = None,
     grey_maximum: int = GREY_MAXIMUM,
 ) -> Image.Image | Tensor:
-    """Decode a cell of an image column, by ``to_8_bits`` of ``model/pixels.py``; of other channels, by ``to_channels``.
+    """Decode a cell of an image column with ``to_8_bits`` or, for other than 1 or 3 channels, with ``to_channels``.
 
     Args:
         cell: ``{"bytes", "path"}`` as ``datasets.Image(decode=False)`` gives it, a path or URL, bytes, or a PIL image.
-        num_channels: 3 for ``RGB``, 1 for ``L``, or how many a picture has.
+        num_channels: 3 for ``RGB``, 1 for ``L``; any other number gives ``(C, H, W)`` float32.
         background: Red, green and blue (0..255) behind transparent pixels.
         root: Folder that relative paths start from.
         grey_maximum: Value that is white in grey pictures of 16 bits.
-
-    Returns:
-        A loaded PIL image in mode ``RGB`` or ``L``; for any other number of channels, ``(C, H, W)`` float32.
 
     Raises:
         UnreadablePictureError: If the picture cannot be decoded; the cause is chained.
@@ -83,8 +74,6 @@ def decode_picture(
         with nullcontext(cell) if isinstance(cell, Image.Image) else open_picture(cell, root) as picture:
             if num_channels in (1, 3):
                 return to_8_bits(picture, "RGB" if num_channels == 3 else "L", background, grey_maximum)
-            import torch
-
             return torch.from_numpy(to_channels(picture, num_channels, grey_maximum))
     except MemoryError:
         raise
@@ -106,16 +95,13 @@ def decode_pixels(
 ) -> Image.Image | Tensor:
     """Decode as :func:`decode_picture` does, faster where torchcodec is installed (``pip install 'swin-hf[decode]'``).
 
-    torchcodec decodes JPEG files, to the same pixels as Pillow (a test compares them) and by the same EXIF orientation.
-    Pillow decodes all others, and the JPEG files that torchcodec refuses or would read otherwise: those in CMYK, colour
-    that becomes grey, several pictures in a file, and an orientation in XMP.
-
-    Returns:
-        ``uint8`` of ``(C, H, W)`` from torchcodec; else what :func:`decode_picture` returns.
+    torchcodec decodes JPEG files, to the same pixels as Pillow and with the same EXIF orientation. Pillow decodes all
+    others, and the JPEG files that torchcodec refuses or would read differently: CMYK, colour that becomes grey,
+    several pictures in a file, and an orientation in XMP. torchcodec gives ``(C, H, W)`` uint8.
     """
     decode = None if isinstance(cell, Image.Image) or num_channels not in (1, 3) else jpeg_decoder()
     if decode is not None:
-        with suppress(Exception):  # whatever it is, Pillow says it
+        with suppress(Exception):  # Pillow decodes it again below and raises the error
             file = _file(cell, root)
             if isinstance(file, bytes):  # what was fetched is not fetched again
                 cell = {"bytes": file, "path": cell.get("path") if isinstance(cell, dict) else cell}
@@ -130,7 +116,7 @@ def decode_pixels(
 
 @cache
 def jpeg_decoder() -> Callable[..., Tensor] | None:
-    """``decode_jpeg`` of torchcodec; None where it is not installed, before 0.16, or for another torch than this."""
+    """``decode_jpeg`` of torchcodec; None if it is not installed, older than 0.16, or built for another torch."""
     try:
         decoder: Callable[..., Tensor] = import_module("torchcodec.decoders").decode_jpeg
     except (ImportError, AttributeError, OSError, RuntimeError):
@@ -139,7 +125,7 @@ def jpeg_decoder() -> Callable[..., Tensor] | None:
 
 
 def decoding(processor: object) -> dict[str, Any]:
-    """Keywords of :func:`decode_picture` that an image processor of this package knows; the defaults for another."""
+    """Keywords of :func:`decode_picture` from an image processor of this package; the defaults for another one."""
     return {
         "background": getattr(processor, "background", WHITE),
         "grey_maximum": getattr(processor, "grey_maximum", GREY_MAXIMUM),
@@ -148,14 +134,7 @@ def decoding(processor: object) -> dict[str, Any]:
 
 def open_picture(cell: Any, root: str | None = None) -> AbstractContextManager[Picture]:
     """Open a cell of an image column without decoding it, for ``with``; a ``.npy`` file is an array."""
-    file = _file(cell, root)
-    if isinstance(file, bytes):
-        is_array = file.startswith(ARRAY_MAGIC)
-        return nullcontext(read_array(io.BytesIO(file))) if is_array else Image.open(io.BytesIO(file))
-    if not file.lower().endswith(".npy"):
-        return Image.open(file)
-    with open(file, "rb") as stream:
-        return nullcontext(read_array(stream))
+    return open_file(_file(cell, root))
 
 
 def picture_bytes(cell: Any, root: str | None = None) -> bytes:
@@ -179,9 +158,9 @@ def _file(cell: Any, root: str | None) -> bytes | str:
 
 
 def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
-    """What :func:`decode_picture` returns, for the eye.
+    """A picture to look at, of what :func:`decode_picture` returns.
 
-    Of other than 1 or 3 channels, the first three are shown, each from its least to its most value; of two, the first
+    Of 4 or more channels, the first three are shown, each scaled from its lowest to its highest value; of 2, the first
     as grey.
     """
     if isinstance(picture, Image.Image):
@@ -194,8 +173,6 @@ def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
 
 def to_tensor(picture: Image.Image | Tensor) -> Tensor:
     """A decoded picture as ``(C, H, W)``: ``uint8`` of 1 or 3 channels, float32 of any other number."""
-    from torchvision.transforms.v2 import functional as tvf
-
     return tvf.pil_to_tensor(picture) if isinstance(picture, Image.Image) else picture
 
 
@@ -206,11 +183,11 @@ def _describe(cell: Any) -> str:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes what a model takes: decoded, resized, cropped or squashed, normalised.
+    """How a picture becomes the input of a model: decoded, resized, cropped or squashed, normalised.
 
-    The shorter side is resized to ``short_side`` pixels and ``size`` is cut out of the centre. Without ``crop``, all of
-    the picture stays, in its proportions, as a model of dense predictions wants it. Without ``short_side``, it is
-    resized to ``size`` and changes its proportions ("squash").
+    The shorter side is resized to ``short_side`` pixels and ``size`` is cut out of the centre. Without ``crop``, the
+    whole picture stays, in its proportions, as for dense predictions. Without ``short_side``, it is resized to ``size``
+    and changes its proportions ("squash").
     """
 
     size: tuple[int, int]  # height and width of the result, in pixels
@@ -223,8 +200,8 @@ class Preprocessing:
     crop: bool = True
 
     @classmethod
-    def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Preprocessing:
-        """How Microsoft evaluates its models (TEST.CROP of its configs): a crop, or from 384 pixels on a squash.
+    def of_release(cls, size: tuple[int, int], num_channels: int = 3) -> Self:
+        """What Microsoft evaluates its models with (TEST.CROP of its configs): a crop, or a squash from 384 pixels on.
 
         RGB is normalised with the mean and deviation of ImageNet, any other number of channels with 0.5.
         """
@@ -233,19 +210,14 @@ class Preprocessing:
         return cls(size, short) if num_channels == 3 else cls(size, short, half, half)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Preprocessing | None:
+    def from_values(cls, values: Mapping[str, Any]) -> Self | None:
         """Read ``preprocessor_config.json``; None if it does more than resize, crop, rescale to 0..1 and normalise."""
         size, crop, crops = values.get("size"), values.get("crop_size"), bool(values.get("do_center_crop"))
         names = {number: name for name, number in RESAMPLING.items()}
-        steps = all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
-        as_usual = (
-            isinstance(size, Mapping)
-            and steps and not values.get("do_pad")
-            and abs(values.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
-            and values.get("image_mean") and values.get("image_std")
-            and values.get("resample") in names
-        )  # fmt: skip
-        if not as_usual or size is None:
+        has_steps = all(values.get(step, True) for step in ("do_resize", "do_rescale", "do_normalize"))
+        has_numbers = values.get("image_mean") and values.get("image_std") and values.get("resample") in names
+        is_unit = abs(values.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
+        if not (isinstance(size, Mapping) and has_steps and has_numbers and is_unit) or values.get("do_pad"):
             return None
         short = int(size["shortest_edge"]) if set(size) == {"shortest_edge"} else None
         if short is None:
@@ -291,25 +263,20 @@ class Preprocessing:
         return values
 
     def stock_values(self) -> dict[str, Any]:
-        """``preprocessor_config.json`` of the nearest class of transformers, for models of other packages.
-
-        ViTImageProcessor, which Swin has in transformers, squashes; BitImageProcessor is the plain one that crops.
-        """
-        kind = "ViTImageProcessor" if self.short_side is None else "BitImageProcessor"
+        """``preprocessor_config.json`` with a class of transformers, for models of other packages."""
+        kind = (
+            "ViTImageProcessor" if self.short_side is None else "BitImageProcessor"
+        )  # the first squashes, the second crops
         values = {key: value for key, value in self.values().items() if key not in ("background", "grey_maximum")}
         return {"image_processor_type": kind, **values}
 
     def processor(self, backend: Literal["torchvision", "pil"] = "torchvision") -> BaseImageProcessor:
         """The image processor to use and to save with a model of this package."""
-        from swin_hf.model import image_processing_swin_hf as room
-
-        kind = room.SwinHFImageProcessor if backend == "torchvision" else room.SwinHFImageProcessorPil
+        kind = SwinHFImageProcessor if backend == "torchvision" else SwinHFImageProcessorPil
         return kind(**self.values())
 
     def pixels(self, picture: Image.Image | Tensor) -> Tensor:
         """Resize (and crop) a decoded picture, ``(C, H, W)`` of its type: the processor before it normalises."""
-        from torchvision.transforms.v2 import functional as tvf
-
         (height, width), resampling = self.size, resampling_of(self.interpolation)
         size = [height, width] if self.short_side is None else [self.short_side]
         pixels: Tensor = tvf.resize(to_tensor(picture), size, interpolation=resampling, antialias=True)
@@ -329,10 +296,7 @@ class Preprocessing:
 
 
 def resampling_of(interpolation: Interpolation) -> InterpolationMode:
-    """Torchvision's name of a resampling."""
-    from torchvision.transforms.v2 import InterpolationMode
-
-    # PIL's nearest, and what transformers makes of it, is NEAREST_EXACT of torchvision.
+    """Torchvision's name of a resampling; nearest of PIL and of transformers is its NEAREST_EXACT."""
     return InterpolationMode["NEAREST_EXACT" if interpolation == "nearest" else interpolation.upper()]
 
 

@@ -12,12 +12,9 @@ COUNT = "[1, inf)"
 
 
 def check_range(name: str, value: Any, interval: str) -> None:
-    """Refuse a number that is outside of its interval.
+    """Raise ValueError for a number, or one of a list, that is outside of its interval; None is always accepted.
 
-    Args:
-        name: What the message calls it.
-        value: Number, a list of numbers, or None, which is never refused.
-        interval: As mathematics writes it, such as ``[0, 1)``; ``inf`` for no limit. Infinity itself is never inside.
+    The message calls it ``name``. An interval is written as in mathematics, such as ``[0, 1)`` or ``[1, inf)``.
     """
     for number in value if isinstance(value, list | tuple) else [value]:
         if number is not None and not _is_inside(number, interval):
@@ -25,7 +22,7 @@ def check_range(name: str, value: Any, interval: str) -> None:
 
 
 def ranged(default: Any, interval: str, ascending: bool = False) -> Any:
-    """A field of :class:`Options` whose numbers are in an interval and, where it says so, in ascending order."""
+    """A field of :class:`Options` whose numbers must be in an interval and, with ``ascending``, in that order."""
     return field(default=default, metadata={"interval": interval, "ascending": ascending})
 
 
@@ -34,14 +31,14 @@ def choice(default: Any, choices: Any) -> Any:
     return field(default=default, metadata={"choices": get_args(choices)})
 
 
-@dataclass(frozen=True)  # or the command line would not take a subclass for a dataclass
+@dataclass(frozen=True)  # so that the command line takes subclasses for dataclasses
 class Options:
     """Base of the groups of options, which are dataclasses: fields of :func:`ranged` and :func:`choice` are checked."""
 
-    group: ClassVar[str | None] = None  # what messages call it; the name of its class if not given
+    group: ClassVar[str | None] = None  # its name in messages; the name of its class if not given
 
     def __post_init__(self) -> None:
-        """Raise ValueError with the option after its group (``splits.seed``), its value and what it may be."""
+        """Raise ValueError with the option and its group (``splits.seed``), its value and the allowed ones."""
         for option in fields(self):
             name = f"{self.group or type(self).__name__.lower()}.{option.name}"
             value, rule = getattr(self, option.name), option.metadata
@@ -86,7 +83,7 @@ def one_or_two(option: str, sides: Sequence[int] | None) -> int | tuple[int, int
 
 def _is_inside(value: Any, interval: str) -> bool:
     is_real = isinstance(value, Real)
-    if not (is_real and -math.inf < value < math.inf):  # NaN is on neither side
+    if not (is_real and -math.inf < value < math.inf):  # also for NaN
         return False
     low, high = (float(end) for end in interval[1:-1].split(","))
     is_end = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")

@@ -1,25 +1,29 @@
 """Segment pictures: a class for each pixel, the mask as a file, and an overlay with a legend.
 
-model, processor = load_classifier("runs/stamps/model", segments=True)
-classes = segment(model, processor, read_picture("photo.png"))
-"""
+Example::
 
-from __future__ import annotations
+    model, processor = load_classifier("runs/stamps/model")
+    classes = segment(model, processor, read_picture("photo.png"))
+"""
 
 import colorsys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+from transformers import BaseImageProcessor
+
+from swin_hf.classes import require_finite
 from swin_hf.files import replacing
 from swin_hf.predict import Guess, PictureError, class_names, classify_pixels, prepare, read_picture
 from swin_hf.processing import as_rgb
 from swin_hf.text import one_line
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-    from transformers import BaseImageProcessor
 
 PALETTE_CLASSES = 256  # a palette has no more entries; masks of more classes are grey pictures of 16 bits
 LEGEND_ROW, LEGEND_WIDTH = 16, 170  # pixels
@@ -30,18 +34,11 @@ def is_segmenter(model: Any) -> bool:
     return type(model).__name__.endswith("ForSemanticSegmentation")
 
 
-def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) -> Tensor:
-    """The class number of each pixel of a picture, ``(height, width)`` int64.
+def segment(model: Any, processor: BaseImageProcessor, picture: Image.Image | Tensor) -> Tensor:
+    """The class number of each pixel of a picture, ``(height, width)`` int64; ValueError for a NaN or infinite logit.
 
-    The logits are resized to the input of the model, then to the picture, as the measurement of a training has it.
-    ValueError if one is NaN or infinite.
+    The logits are resized to the input of the model, then to the picture, as when training measures the mIoU.
     """
-    import torch
-    import torch.nn.functional as F
-    from torchvision.transforms.v2 import functional as tvf
-
-    from swin_hf.classes import require_finite
-
     (pixels,) = prepare(model, processor, [picture])
     with torch.inference_mode():
         logits = require_finite(model(pixels[None]).logits.float())
@@ -50,7 +47,7 @@ def segment(model: Any, processor: BaseImageProcessor, picture: Image | Tensor) 
     return logits[0].argmax(0).cpu()
 
 
-def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list[Guess]:
+def class_shares(classes: Tensor, names: Sequence[str], top_k: int = 5) -> list[Guess]:
     """The classes of a picture by their share of its pixels, the largest first."""
     numbers, counts = classes.unique(return_counts=True)
     order = counts.argsort(descending=True)[:top_k]
@@ -61,11 +58,9 @@ def class_shares(classes: Tensor, names: dict[int, str], top_k: int = 5) -> list
 def class_at(model: Any, pixels: Tensor, pixel: tuple[int, int] | None) -> Guess:
     """The most probable class of ``pixels`` that :func:`~swin_hf.predict.prepare` made, ``(channels, height, width)``.
 
-    Of a segmenter, that of one pixel, a row and a column, or that with the largest share; ValueError for one outside.
+    Of a segmenter, the class of one pixel (row, column) or else that with the largest share; ValueError for a pixel
+    outside.
     """
-    import torch
-    import torch.nn.functional as F
-
     if not is_segmenter(model):
         return classify_pixels(model, [pixels], 1)[0][0]
     height, width = pixels.shape[-2:]
@@ -115,28 +110,21 @@ def colour(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_mask(classes: Tensor, num_classes: int) -> Image:
+def draw_mask(classes: Tensor, num_classes: int) -> Image.Image:
     """A picture whose values are the class numbers, with the colours of the overlay as its palette."""
-    import numpy as np
-    from PIL import Image as Pictures
-
     if num_classes > PALETTE_CLASSES:
-        return Pictures.fromarray(classes.numpy().astype(np.uint16))
-    mask = Pictures.fromarray(classes.numpy().astype(np.uint8))
+        return Image.fromarray(classes.numpy().astype(np.uint16))
+    mask = Image.fromarray(classes.numpy().astype(np.uint8))
     mask.putpalette([part for number in range(num_classes) for part in colour(number)])
     return mask
 
 
-def draw_overlay(picture: Image | Tensor, classes: Tensor, names: dict[int, str]) -> Image:
+def draw_overlay(picture: Image.Image | Tensor, classes: Tensor, names: Sequence[str]) -> Image.Image:
     """The picture under the colours of its classes, with a legend of those that occur."""
-    import numpy as np
-    from PIL import Image as Pictures
-    from PIL import ImageDraw
-
-    colours, picture = np.array([colour(number) for number in range(max(names) + 1)], dtype=np.uint8), as_rgb(picture)
-    blended = Pictures.blend(picture, Pictures.fromarray(colours[classes.numpy()]), 0.5)
+    colours, picture = np.array([colour(number) for number in range(len(names))], dtype=np.uint8), as_rgb(picture)
+    blended = Image.blend(picture, Image.fromarray(colours[classes.numpy()]), 0.5)
     shares = class_shares(classes, names, len(names))
-    sheet = Pictures.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")
+    sheet = Image.new("RGB", (picture.width + LEGEND_WIDTH, max(picture.height, LEGEND_ROW * len(shares))), "white")
     sheet.paste(blended)
     draw = ImageDraw.Draw(sheet)
     for row, share in enumerate(shares):

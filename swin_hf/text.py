@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from rich.cells import cell_len
+
 # Characters that move the cursor, break the line or turn text around; joiners, which some languages need, are kept.
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -22,13 +24,17 @@ def one_line(text: object, limit: int | None = None) -> str:
     return f"{line[: limit - 1 - tail]}…{line[len(line) - tail :]}"
 
 
+def shorten(names: Sequence[object], limit: int = 20) -> str:
+    """The first ``limit`` names for a message, and how many there are beyond: ``a, b and 3 more``."""
+    listed = ", ".join(map(str, names[:limit]))
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
+
+
 def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
     """Lines of a table with columns two blanks apart, of which ``left`` is flush left and the others are flush right.
 
     Widths are counted in cells of the terminal: a Chinese letter takes two.
     """
-    from rich.cells import cell_len
-
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

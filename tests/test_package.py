@@ -18,6 +18,7 @@ PACKAGE = ROOT / "swin_hf"
 # An import may go to a lower number, or stay in its room.
 LAYERS = {
     "model": 0,
+    "text": 0,
     "presets": 1,
     "families": 2,
     "classes": 1,
@@ -25,7 +26,6 @@ LAYERS = {
     "files": 1,
     "memory": 1,
     "ranges": 1,
-    "text": 1,
     "processing": 2,
     "folders": 3,
     "checkpoints": 4,

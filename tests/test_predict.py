@@ -256,7 +256,7 @@ def test_odd_modes_become_what_training_makes_of_them(tmp_path):
 def test_grey_values_without_a_scale_are_unreadable(tmp_path):
     path = tmp_path / "heights.tiff"
     Image.fromarray(np.full((4, 4), 900, dtype=np.float32)).save(path)
-    with pytest.raises(PictureError, match="floating-point grey values reach 900; a range of"):
+    with pytest.raises(PictureError, match="floating-point grey values reach 900; the range is"):
         read_picture(str(path))
 
 
@@ -352,7 +352,7 @@ def make_shallow(folder):
     ("make", "message"),
     [
         (make_headless, r"has no classifier; fine-tune it first"),
-        (make_backbone, r"is a SwinHFBackbone, which names no classes; fine-tune it first"),
+        (make_backbone, r"is a SwinHFBackbone, which has no classes; fine-tune it first"),
         (make_shallow, r"swin.stages.0.blocks.1"),
     ],
 )
@@ -427,7 +427,7 @@ def test_model_of_five_channels_reads_no_photographs_and_draws_on_none(run, pict
     assert code == 1 and f"{tmp_path / 'bands.npy'},1," in out
     assert "0.png: cannot be read: it has 3 channels, and 5 are wanted (num_channels)" in err
     code, _, err = run("explain", tmp_path / "five", tmp_path / "bands.npy")
-    assert code == 2 and "the model takes 5 channels, and this draws on pictures of 1 or 3" in err
+    assert code == 2 and "the model takes 5 channels, and maps are drawn on pictures of 1 or 3" in err
 
 
 @pytest.mark.parametrize("verb", ["predict", "explain"])
@@ -453,7 +453,7 @@ def test_explanation_is_written_and_named_after_the_picture(run, model_folder, p
 
     code, _, err = run("explain", model_folder, pictures / "4.jpg")
     assert code == 2
-    assert "4-explained.png exists; choose another --output, or say --overwrite" in err
+    assert "4-explained.png exists; choose another --output, or give --overwrite" in err
     code, out, _ = run("explain", model_folder, pictures / "4.jpg", "--overwrite", "--target", 2, "--stage", 2)
     assert code == 0
     assert "Grad-CAM for cat" in out

@@ -56,7 +56,7 @@ def test_masks_hold_the_class_of_each_pixel(model_folder, pictures, capsys):
     said = json.loads(capsys.readouterr().out)
     names = ["one_mask.png", "one-2_mask.png", "one_overlay.png", "one-2_overlay.png"]
     assert {path.name for path in (pictures / "out").iterdir()} == set(names)
-    model, processor = load_classifier(str(model_folder), segments=True)
+    model, processor = load_classifier(str(model_folder))
     for place, name, answer in zip("ab", names, said, strict=False):
         picture = opened(pictures / place / "one.png")
         pixels = processor(picture, return_tensors="pt")["pixel_values"]
@@ -83,7 +83,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_the_others_are_segmented(mode
 
 
 def test_a_processor_of_transformers_post_processes_alike(model_folder, pictures):
-    model, processor = load_classifier(str(model_folder), segments=True)
+    model, processor = load_classifier(str(model_folder))
     picture = read_picture(str(pictures / "b" / "one.png"))
     found = segment(model, processor, picture)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_its_export_is_compared_with_it(model_folder, tmp_path, capsys, form):
 
 
 def test_explain_asks_for_the_class_of_a_pixel(model_folder, pictures, capsys):
-    model, processor = load_classifier(str(model_folder), segments=True)
+    model, processor = load_classifier(str(model_folder))
     pixels = processor(opened(pictures / "a" / "one.png"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         shares = F.interpolate(model(pixels).logits, size=pixels.shape[-2:], mode="bilinear")[0].softmax(0)
@@ -124,7 +124,7 @@ def test_explain_asks_for_the_class_of_a_pixel(model_folder, pictures, capsys):
 
 
 def test_grad_cam_of_a_pixel_is_that_of_its_logit(model_folder):
-    model, _ = load_classifier(str(model_folder), segments=True)
+    model, _ = load_classifier(str(model_folder))
     images = torch.rand(1, 3, 32, 40)
     layer = model.swin.stages[1].blocks[0].norm1
     kept = []

@@ -132,7 +132,7 @@ class _TimmMaps(nn.Module):
         numbers = [int(re.sub(r"\D", "", layer)) + 1 for layer in self.return_layers]
         record = Record(self.swin.config, False, True, merged=False)
         self.swin.run(x, record, num_stages=max(numbers))
-        maps: Any = record.reshaped_hidden_states  # B, C, H, W
+        maps: Any = record.states()["reshaped_hidden_states"]  # B, C, H, W
         return [maps[number].permute(0, 2, 3, 1).contiguous() for number in numbers]
 
 

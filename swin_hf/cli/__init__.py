@@ -9,6 +9,9 @@ import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
+from rich.console import Console
+from rich.progress import track
+
 from swin_hf.predict import DEVICES, DTYPES, PictureError, find_pictures
 from swin_hf_cli import VERBS, main
 
@@ -35,7 +38,4 @@ def watch(items: Iterable[Item], total: int, work: str = "Classifying") -> Itera
     """Show a progress bar over several items on a terminal."""
     if total == 1 or not sys.stderr.isatty():
         return items
-    from rich.console import Console
-    from rich.progress import track
-
     return track(items, work, total=total, console=Console(stderr=True), transient=True)

@@ -10,31 +10,30 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from swin_hf.checkpoints.convert import check_destination, write_checkpoint
+from swin_hf.checkpoints.load import build_model, class_for
+from swin_hf.checkpoints.preprocessing import image_processor, processor_values
+from swin_hf.checkpoints.tables import LAYOUTS, SAID
+from swin_hf.checkpoints.verify import TOLERANCE, verify, verify_source
 from swin_hf.loading import open_source
+from swin_hf.predict import read_picture
 from swin_hf.ranges import SIDES, Number, one_or_two
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from swin_hf.checkpoints import Checkpoint
 
 DIFFERS = 1  # exit code: written, but it computes something else
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf convert``."""
-    from swin_hf.checkpoints.tables import LAYOUTS, SAID
-
     parser.epilog = "layouts: " + "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS.values())
     parser.add_argument("source", metavar="SOURCE", help="model to read, see swin-hf --help")
     parser.add_argument("destination", metavar="DESTINATION", help="file or folder to write")
     parser.add_argument("--to", required=True, choices=LAYOUTS, metavar="LAYOUT", help="layout to write, see below")
     said = ", ".join(SAID)
-    parser.add_argument("--layout", metavar="LAYOUT", help=f"of the source ({said}, or one below); detected")
-    parser.add_argument("--preset", help="released model that the source is, see swin_hf.list_presets(); detected")
-    parser.add_argument("--weights", choices=["ema", "raw"], help="averaged or raw, where the source holds both")
+    parser.add_argument("--layout", metavar="LAYOUT", help=f"of the source: {said}, or one below (default: detected)")
+    parser.add_argument("--preset", help="name of the released model that the source is (default: detected)")
+    parser.add_argument("--weights", choices=["ema", "raw"], help="use averaged or raw weights, if the source has both")
     side: dict[str, Any] = {"type": Number(int, SIDES), "nargs": "+"}
     parser.add_argument("--image-size", **side, metavar="PIXELS", help="resample for another image size")
     parser.add_argument("--window-size", **side, metavar="TOKENS", help="resample for another window")
@@ -45,10 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and verify if asked: 0 done, 1 written but it computes something else."""
-    from swin_hf.checkpoints.convert import check_destination, write_checkpoint
-    from swin_hf.checkpoints.preprocessing import image_processor, processor_values
-    from swin_hf.predict import read_picture
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     picture = read_picture(args.verify) if args.verify else None
     sizes: dict[str, Any] = {
@@ -69,17 +64,12 @@ def run(args: argparse.Namespace) -> int:
         pixel_values = image_processor(values)(picture, return_tensors="pt")["pixel_values"]
     files = write_checkpoint(checkpoint, destination, args.to, args.overwrite)
     print(f"written ({args.to}):", *files, sep="\n  ")
-    return 0 if picture is None else _verify(checkpoint, destination, args.to, pixel_values)
-
-
-def _verify(checkpoint: "Checkpoint", written: Path, layout: str, pixel_values: "Tensor") -> int:
-    from swin_hf.checkpoints.load import build_model, class_for
-    from swin_hf.checkpoints.verify import TOLERANCE, verify, verify_source
-
+    if picture is None:
+        return 0
     model = build_model(checkpoint, class_for(checkpoint.place))
-    differences = verify(model, written, layout, pixel_values) | verify_source(checkpoint, model, pixel_values)
+    differences = verify(model, destination, args.to, pixel_values) | verify_source(checkpoint, model, pixel_values)
     height, width = pixel_values.shape[-2:]
-    print(f"on one picture of {height}x{width} pixels, the source as this package reads it is compared with others:")
+    print(f"compared with the outputs of this package for the source, on one picture of {height}x{width} pixels:")
     for name, difference in differences.items():
         print(f"verified with {name}: largest difference {difference:.2e}")
     if max(differences.values()) <= TOLERANCE:

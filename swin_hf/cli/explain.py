@@ -1,13 +1,14 @@
 """Draw what a classifier looks at: attention and Grad-CAM maps over an image, as one PNG.
 
-Columns are Grad-CAM, the attention that each place receives, and the attention that one pixel pays; rows are the stages
-of the model, or the blocks of one stage. The picture is drawn as the model sees it, after resizing.
+Columns are Grad-CAM, the attention that each token receives, and the attention of one pixel; rows are the stages of the
+model, or the blocks of one stage. The picture is drawn as the model sees it, after resizing.
 """
 
 import argparse
 from pathlib import Path
 
 from swin_hf.cli import add_device, pictures_of
+from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
 from swin_hf.predict import (
     PictureError,
     check_drawable,
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf explain``."""
     parser.add_argument("model", metavar="MODEL", help="model, see swin-hf --help")
     parser.add_argument("image", metavar="IMAGE", help="file, http(s) address, or - for standard input")
-    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="where to draw (default: IMAGE-explained.png)")
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="file to write (default: IMAGE-explained.png)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--target", metavar="CLASS", help="name or number for Grad-CAM (default: the predicted class)")
     parser.add_argument("--stage", type=Number(int, COUNT), metavar="N", help="show every block of one stage, from 1")
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Number(int, "[0, inf)"),
         nargs=2,
         metavar=("ROW", "COLUMN"),
-        help="pixel of the resized picture that looks (default: where Grad-CAM is highest)",
+        help="pixel of the resized picture whose attention is drawn (default: where Grad-CAM is highest)",
     )
     add_device(parser)
 
@@ -48,15 +49,13 @@ def run(args: argparse.Namespace) -> int:
     stem = Path(source.partition("?")[0]).stem
     output = args.output or Path(f"{stem if stem.strip('-.') else 'picture'}-explained.png")
     if output.exists() and not args.overwrite:
-        raise ValueError(f"{output} exists; choose another --output, or say --overwrite")
+        raise ValueError(f"{output} exists; choose another --output, or give --overwrite")
     if not output.parent.is_dir():
         raise ValueError(f"the folder {output.parent} does not exist; make it first, or choose another --output")
 
-    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
     check_drawable(model)
     picture = read_picture(source, model.config.num_channels, processor)
-    from swin_hf.explain import as_seen, draw_explanation, explain, save_figure
-
     stages = model.config.num_layers
     if (args.stage or 1) > stages:
         raise ValueError(f"--stage {args.stage} does not exist; the model has stages 1 to {stages}")

@@ -1,8 +1,8 @@
-"""Write a classifier for another engine, and check it there: ONNX, OpenVINO or torch.export.
+"""Write a classifier for ONNX Runtime, OpenVINO or torch.export, and check the file.
 
-The file is compared with the model on images before it is put in its place. With --int8 it is quantised; --calibration
-and --test name labelled pictures (a folder with one sub-folder for each class, or parquet files) to calibrate on and to
-measure accuracy before and after.
+The file is kept only if its outputs agree with the model's. --int8 quantises it. --calibration and --test take labelled
+pictures (a folder with one sub-folder for each class, or parquet files): to calibrate int8, and to measure the accuracy
+of the model and of the file.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import ClassLabel, Image, load_dataset
 from torch import Tensor
 from transformers import BaseImageProcessor
 
@@ -38,11 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     side: dict[str, Any] = {"type": Number(int, SIDES), "nargs": "+", "metavar": "PIXELS"}
     parser.add_argument("--image-size", **side, help="side, or height and width (default: the model's)")
     parser.add_argument("--images", nargs="+", metavar="IMAGE", help="8 or more pictures to compare on")
-    parser.add_argument("--int8", action="store_true", help="quantise: onnx on the fly, openvino calibrated")
+    parser.add_argument("--int8", action="store_true", help="quantise to int8; openvino needs --calibration")
     parser.add_argument("--calibration", metavar="DATA", help="labelled pictures to calibrate on: folder or parquet")
-    parser.add_argument("--test", metavar="DATA", help="labelled pictures to measure the accuracy on, before and after")
+    parser.add_argument("--test", metavar="DATA", help="labelled pictures to measure the accuracy of model and file")
     tolerance = Number(float, "[0, inf)")
-    parser.add_argument("--tolerance", type=tolerance, help="largest difference of a logit (1e-4; int8: half range)")
+    parser.add_argument(
+        "--tolerance", type=tolerance, help="accepted difference of a logit (1e-4; int8: half its range)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--int8 goes with --to onnx or --to openvino; torch.export keeps fp32")
     if args.int8 and args.to == "openvino" and not args.calibration:
         raise ValueError("--int8 --to openvino needs --calibration, some hundred labelled pictures of your data")
-    model, processor = load_classifier(args.model, device="cpu", dtype="float32", segments=True)
+    model, processor = load_classifier(args.model, device="cpu", dtype="float32")
     if is_segmenter(model) and (args.test or args.calibration):
         raise ValueError(
             "--test and --calibration take the labelled pictures of a classifier, and the model is a segmenter; "
@@ -102,8 +105,6 @@ def _read_labelled(data: str, split: str, limit: int | None = None) -> Any:
 
     Of a folder without ``split``, the first that it has of test, validation and train is taken.
     """
-    from datasets import ClassLabel, Image, load_dataset
-
     path = Path(data)
     if not path.exists():
         raise FileNotFoundError(f"{data}: no such folder or file; give labelled pictures")

@@ -9,13 +9,21 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
+from transformers.modeling_utils import str_to_torch_dtype
+
+from swin_hf.checkpoints import Checkpoint
+from swin_hf.checkpoints.load import class_for
+from swin_hf.checkpoints.read import CONFIG_NAME, Source
+from swin_hf.classes import class_table
+from swin_hf.counting import count_macs
+from swin_hf.hub.model_card import amount
+from swin_hf.hub.remote import HubError, attempt, client
 from swin_hf.loading import local_path, open_source, split_hub_id
-
-if TYPE_CHECKING:
-    from swin_hf.checkpoints import Checkpoint
-    from swin_hf.checkpoints.read import Source
+from swin_hf.model.attention import backend_report
 
 _SHOWN_CLASSES = 5
 
@@ -23,7 +31,7 @@ _SHOWN_CLASSES = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``swin-hf info``."""
     parser.add_argument("source", metavar="SOURCE", help="model, see swin-hf --help")
-    parser.add_argument("--layout", help="layout of the source; detected")
+    parser.add_argument("--layout", help="layout of the source (default: detected)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
@@ -42,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_header(source: str, revision: str | None = None) -> "Source | None":
+def read_header(source: str, revision: str | None = None) -> Source | None:
     """Names, shapes and types of the weights of a Hub repository; nothing but the header is downloaded.
 
     Returns:
@@ -52,13 +60,6 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
     Raises:
         HubError: If the Hub refuses.
     """
-    import torch
-    from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
-    from transformers.modeling_utils import str_to_torch_dtype
-
-    from swin_hf.checkpoints.read import CONFIG_NAME, Source
-    from swin_hf.hub.remote import HubError, attempt, client
-
     repo_id, named, _ = split_hub_id(source)
     api = client()
 
@@ -83,15 +84,8 @@ def read_header(source: str, revision: str | None = None) -> "Source | None":
     return Source(repo_id, state, config, is_folder=True)
 
 
-def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything that is known of a checkpoint, as plain values."""
-    import torch
-
-    from swin_hf.checkpoints.load import class_for
-    from swin_hf.classes import class_table
-    from swin_hf.counting import count_macs
-    from swin_hf.model.attention import backend_report
-
     config, kind = checkpoint.config, checkpoint.place.kind
     with torch.device("meta"):
         model_class = class_for(checkpoint.place)
@@ -125,8 +119,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 def _readable(value: Any) -> str:
     if isinstance(value, int) and value >= 10**6:
-        unit, name = (10**9, "G") if value >= 10**9 else (10**6, "M")
-        return f"{value / unit:.2f} {name} ({value:,})"
+        return f"{amount(value)} ({value:,})"
     if isinstance(value, dict):
         names = ", ".join(value["first"]) + (", ..." if value["count"] > len(value["first"]) else "")
         return f"{value['count']} ({names})" if names else str(value["count"])

@@ -16,6 +16,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from swin_hf.cli import add_device, watch
 from swin_hf.predict import Guess, PictureError, find_pictures, has_names, load_classifier, predict
 from swin_hf.ranges import COUNT, Number
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         _report(problem)
     if not sources:
         return 2
-    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype, segments=True)
+    model, processor = load_classifier(args.model, device=args.device, dtype=args.dtype)
     if not has_names(model):
         unnamed = f"has no names for its {model.config.num_labels} classes; they are shown by number"
         _report(f"{args.model} {unnamed}: put id2label into its config.json")
@@ -79,10 +83,6 @@ def _successes(results: Iterable[Attempt], skipped: list[str]) -> Iterator[Resul
 
 
 def _print_table(results: Iterator[Result]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
@@ -93,7 +93,7 @@ def _print_table(results: Iterator[Result]) -> None:
         for rank, guess in enumerate(guesses, start=1):
             name, ends = one_line(source) if rank == 1 else "", 1 < len(guesses) == rank
             table.add_row(name, one_line(guess.label), f"{guess.score:.4f}", end_section=ends)
-    # A file or a pipe has no width: nothing is folded there.
+    # A file or a pipe has no width, so no line is folded there.
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table)
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare, and say what is where; the exit code is 1 if pictures were left out."""
-    from swin_hf.training import Reading
+    from swin_hf.training import Reading  # takes seconds: it imports Lightning
     from swin_hf.training.data import Shrinking, prepare
 
     reading = Reading(

@@ -1,11 +1,11 @@
-"""Pre-train a Swin Transformer without labels (SimMIM), then fine-tune from the result in one flag.
+"""Pre-train a Swin Transformer without labels (SimMIM); ``swin-hf train --model.weights`` fine-tunes the result.
 
     swin-hf pretrain                                    # handwritten digits, offline, on the CPU
     swin-hf pretrain --config simmim_pretrain --data.data_dir photos
     swin-hf train --config simmim_finetune --model.weights runs/simmim/model
 
-The run leaves the same folder as ``swin-hf train``; ``reconstructions.png`` in it shows what the model sees and
-guesses.
+The run writes the same folder as ``swin-hf train``, with ``reconstructions.png``: pictures, what the model sees of
+them, and what it predicts.
 """
 
 from collections.abc import Sequence

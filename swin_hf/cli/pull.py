@@ -1,10 +1,14 @@
 """Download a model from the Hub and verify it; prints the folder and the commit.
 
-Only the configuration, the image processor and safetensors weights come here, from one commit, and every file is
-compared with the Hub's hash. What is in the cache is not downloaded again.
+Only the configuration, the image processor and safetensors weights are downloaded, from one commit, and every file is
+compared with the Hub's hash. Files in the cache are not downloaded again.
 """
 
 import argparse
+
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+from swin_hf.hub import pull
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Pull, and print where the model is."""
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    from swin_hf.hub import pull
-
     if args.quiet:
         disable_progress_bars()
     result = pull(args.repo_id, revision=args.revision, local_dir=args.local_dir, verify=not args.no_verify)

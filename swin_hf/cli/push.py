@@ -6,36 +6,38 @@ command line can be read by other users and stays in the history of the shell.
 
 import argparse
 
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+from swin_hf.hub import Card, push
+from swin_hf.hub.space import push_space, space_files
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``swin-hf push``."""
     parser.add_argument("folder", help="a folder written by save_pretrained, or that of a training run")
-    parser.add_argument("repo_id", help="user/name; made if there is none")
+    parser.add_argument("repo_id", help="user/name; created if it does not exist")
     parser.add_argument("--tag", help="a new tag for the commit, such as v1.0")
-    parser.add_argument("--revision", help="the branch to commit to, made if there is none (default: main)")
+    parser.add_argument("--revision", help="branch to commit to, created if it does not exist (default: main)")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument("--private", dest="private", action="store_true", default=None, help="only for you")
     visibility.add_argument("--public", dest="private", action="store_false", help="for everybody")
     parser.add_argument("--license", help="licence of the weights, such as apache-2.0, for the card")
     parser.add_argument("--card", help="a Markdown file to use instead of the rendered card")
     parser.add_argument("--replace-card", action="store_true", help="overwrite a card that was edited on the Hub")
-    parser.add_argument("--samples", action="store_true", help="send test pictures of the run too, with predictions")
-    parser.add_argument("--no-code", action="store_true", help="leave the model's code out; it then needs swin_hf")
-    parser.add_argument("--space", metavar="USER/NAME", help="make a Space too: the page of swin-hf demo for the model")
+    parser.add_argument("--samples", action="store_true", help="also send test pictures of the run, with predictions")
+    parser.add_argument(
+        "--no-code", action="store_true", help="do not send the model's code; loading then needs swin_hf"
+    )
+    parser.add_argument("--space", metavar="USER/NAME", help="also create a Space with the page of swin-hf demo")
     parser.add_argument("--message", help="title of the commit")
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent; the network is not touched")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Push, and say what is where."""
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
-    from swin_hf.hub import Card, push
-    from swin_hf.hub.space import push_space, space_files
-
+    """Push, and print what was sent and its address."""
     if args.space:
-        space_files(args.space, args.repo_id, None)  # what can be refused is refused before the model is sent
+        space_files(args.space, args.repo_id, None)  # raises for a wrong name, before the model is sent
     if args.quiet:
         disable_progress_bars()
     result = push(

@@ -7,27 +7,25 @@
     swin-hf train --print_schema                        # the same for editors (JSON schema)
     swin-hf train --task masked-image-modeling          # another task; swin-hf pretrain is short for it
 
-A configuration is a name of those below or a YAML file. Configurations are merged from left to right, and options win
-over those before them:
+A configuration is one of the names below or a YAML file. Several are merged from left to right; options replace their
+values:
 
     swin-hf train -c imagenet1k_swin_tiny -c ddp --trainer.devices 8 --ckpt_path last
 
-``--ckpt_path last`` starts, goes on after a crash and resumes after SIGTERM (exit code 143). The run leaves
+With ``--ckpt_path last``, one command starts a run and resumes it after a crash or SIGTERM (exit code 143). It writes
 ``runs/<name>/``: config.yaml, checkpoints/, metrics.csv, tensorboard/, figures, and model/ with the best weights.
 """
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
 
-from swin_hf.training.bundled import CONFIGS  # takes seconds: it imports Lightning
+from swin_hf.training import MODULES, run_recipe  # takes seconds: it imports Lightning
+from swin_hf.training.bundled import CONFIGS
 
 
 def main(words: Sequence[str], task: str = "image-classification", text: str | None = __doc__) -> int:
     """Run ``swin-hf train WORDS`` and return the exit code of :func:`swin_hf.training.run_recipe`."""
-    from swin_hf.training import MODULES, run_recipe
-
     program = ["swin-hf", "train" if text == __doc__ else "pretrain"]
     words = list(words)
     if words[:1] == ["--task"] and len(words) > 1:
@@ -35,17 +33,9 @@ def main(words: Sequence[str], task: str = "image-classification", text: str | N
     if task not in MODULES:
         print(f"error: --task is {task}; it must be one of {', '.join(MODULES)}", file=sys.stderr)
         return 2
-    if words in (["--help"], ["-h"]):
-        describe(program[1], text)
+    if words in (["--help"], ["-h"]):  # Lightning's own help takes pages
+        names = textwrap.fill(", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml"))), 100)
+        usage = f"usage: swin-hf {program[1]} [fit | validate | test] [options]"
+        print(f"{usage}\n\n{text}\nConfigurations:\n{names}")
+        sys.exit(0)
     return run_recipe(MODULES[task], MODULES[task].default_config, words, program)
-
-
-def describe(verb: str, text: str | None) -> None:
-    """Print the help of a verb that trains; Lightning's own, behind ``fit --help``, takes pages."""
-    names = textwrap.fill(", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml"))), 100)
-    argparse.ArgumentParser(
-        prog=f"swin-hf {verb}",
-        usage=f"swin-hf {verb} [fit | validate | test] [options]",
-        description=f"{text}\nConfigurations:\n{names}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(["--help"])  # prints and leaves

@@ -1,8 +1,8 @@
 """The configuration of a Swin Transformer: what every size means and where it comes from.
 
-Every field is derived and checked here, so that the modeling file only reads. The fields carry the names of
-transformers' own ``SwinConfig``: the dictionary of one can be handed to the other. Those of this family on top are
-``shift_per_axis``, ``mask_padding``, ``norm_targets`` and ``upernet``.
+Every field is derived and checked here, so that the modeling file only reads. The fields have the names of
+transformers' own ``SwinConfig``, whose dictionary is accepted as it is; new are ``shift_per_axis``, ``mask_padding``,
+``norm_targets`` and ``upernet``.
 """
 
 import difflib
@@ -21,19 +21,19 @@ from transformers.configuration_utils import PreTrainedConfig
 
 Pair = tuple[int, int]
 
-# Accepted although it is close to one of our names: tests of transformers set it on every configuration.
+# Accepted although it is similar to one of our fields: transformers' tests set it on every configuration.
 _OTHER_FAMILIES = frozenset({"layer_norm_epsilon"})
-# The most that a configuration from the Hub may ask for, far beyond any real model; all other limits of the package
-# refer to these. The largest Swin has 50 blocks and 3 billion parameters.
+# Limits for a configuration from the Hub, far beyond any real model; the largest Swin has 50 blocks and 3 billion
+# parameters. All other limits of the package refer to these.
 MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 16, 500, 2**20
 MOST_PARAMETERS = 10**10
-FREE_PARAMETERS = 50 * 10**6  # that weights may lack: they can be made on any machine
-MOST_LABELS = 10**6  # without names; transformers makes a name for each of them
+FREE_PARAMETERS = 50 * 10**6  # accepted without weights of that size: every machine has room for them
+MOST_LABELS = 10**6  # that have no names; transformers makes a name for each
 LONGEST_SIDE, MOST_PIXELS = 2**20, 2**26  # of an image: 8192 x 8192
 MOST_WINDOW_TOKENS = 2**13  # the index of a window has their square
 CONFIG_BYTES = 32 * 2**20  # of a JSON file; 21,841 class names twice are 2 MB
 
-# Types of what is not a size.
+# Types of the fields that are not sizes.
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 _POSITIVE = ("mlp_ratio", "layer_norm_eps", "initializer_range")
 _SWITCHES = ("qkv_bias", "use_absolute_embeddings", "shift_per_axis", "mask_padding", "norm_features")
@@ -47,8 +47,8 @@ _MAY_BE_NONE = _TYPES.keys() - {*_PROBABILITIES, *_POSITIVE, *_SWITCHES, "hidden
 
 # Keywords that say where a checkpoint is.
 LOCATION = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Where the package puts what reads the configuration of models of other families,
-# :func:`swin_hf.loading.read_foreign_config`. Code that travels alone has none.
+# Reads configurations of other packages: the installed package sets :func:`swin_hf.loading.read_foreign_config`. Code
+# that travels alone has no such reader.
 foreign_reader: Callable[..., Any] | None = None
 
 
@@ -97,8 +97,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # the installed package fills it, see swin_hf/presets.py
     cosine_attention: ClassVar[bool] = False  # whether scores are those of Swin V2
     _sequences: ClassVar[frozenset[str]] = frozenset({"image_size", "patch_size", "depths", "num_heads", "window_size"})
-    # Model types whose configuration is read as another family's, and the beginning of the names of its classes.
-    _peers: ClassVar[tuple[str, ...]] = ("swin", "maskformer-swin")  # of transformers, whose fields say the same
+    # Model types of transformers with the same fields; those of the other version, with the prefix of its classes.
+    _peers: ClassVar[tuple[str, ...]] = ("swin", "maskformer-swin")
     _strangers: ClassVar[dict[str, str]] = {"swinv2": "SwinV2HF", "swinv2_hf": "SwinV2HF"}
 
     image_size: int | Sequence[int] = 224
@@ -129,7 +129,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         for derived in ("num_layers", "num_hidden_layers", "num_attention_heads", "hidden_size", "stage_names"):
             kwargs.pop(derived, None)
         if not type(self).__module__.startswith("transformers_modules."):
-            kwargs.pop("auto_map", None)  # the map of a repository's files, which this class would save without them
+            kwargs.pop("auto_map", None)  # it names files of a repository, which are not saved with the model
         self._refuse_near_misses(kwargs)
         self._check_general(kwargs)
         name: Any = kwargs.get("transformers_weights")
@@ -154,7 +154,7 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """Build the configuration of a released model, or of one of the two small ones of this project.
+        """Build the configuration of a released model, or of one of the small ones of this package.
 
         Args:
             name: One of ``swin_hf.list_presets()``.
@@ -168,17 +168,15 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             relatives: list[type[SwinHFConfig]] = [SwinHFConfig, *SwinHFConfig.__subclasses__()]
             hints = [f"it is one of {other.__name__}; " for other in relatives if name in other.presets]
             hints += [f"did you mean {near!r}? " for near in difflib.get_close_matches(name, cls.presets, n=1)]
-            hint = hints[0] if hints else ""
             known = f"there are {', '.join(cls.presets)}" if cls.presets else "pip install swin-hf, which has them"
-            raise ValueError(f"unknown preset {name!r}; {hint}{known}")
+            raise ValueError(f"unknown preset {name!r}; {''.join(hints[:1])}{known}")
         fields = {**cls.presets[name], **overrides}
         names = overrides.get("id2label")
         if names is not None:  # transformers would drop the names for the sake of the preset's number
-            fields["num_labels"] = len(names) if overrides.get("num_labels") is None else overrides["num_labels"]
-            if fields["num_labels"] != len(names):
-                raise ValueError(
-                    f"num_labels is {fields['num_labels']} but id2label names {len(names)} classes; give one of them"
-                )
+            count = overrides.get("num_labels")
+            if count not in (None, len(names)):
+                raise ValueError(f"num_labels is {count} but id2label names {len(names)} classes; give one of them")
+            fields["num_labels"] = len(names)
             fields.setdefault("label2id", {name: int(number) for number, name in names.items()})
         return cls(**fields)
 
@@ -186,11 +184,11 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> Any:
-        """Read the configuration of a saved model as transformers does.
+        """Read the configuration of a saved model as transformers does; ``kwargs`` change fields.
 
-        Where ``swin_hf`` is installed, that of anyone's Swin too, the same as its model has: what
-        :func:`swin_hf.load_checkpoint` takes. ``config.json`` is enough for a Swin of transformers; of others the
-        weights, which alone know the sizes, are brought. ``kwargs`` change fields.
+        Where ``swin_hf`` is installed, it reads every source that :func:`swin_hf.load_checkpoint` takes. A Swin of
+        transformers needs only its ``config.json``; of others the weights are downloaded, because their shapes give
+        the sizes.
 
         Raises:
             ValueError: If it cannot be used, or the weights that it has to be derived from cannot be read.
@@ -213,8 +211,8 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         if values.get("model_type") in (*cls._peers, *cls._strangers) and not has_weights:
             theirs = ("architectures", "model_type") if values["model_type"] in cls._peers else ()
             ours = {name: value for name, value in values.items() if name not in (*theirs, "encoder_stride")}
-            config = cls.from_dict(ours, **others)  # the names of its fields are ours; a stranger is refused
-            config.encoder_stride = config.patch_hw[0] * 2 ** (config.num_layers - 1)  # theirs may be a default
+            config = cls.from_dict(ours, **others)  # its fields have our names; the other version is refused
+            config.encoder_stride = config.stride_hw[0]  # theirs may be a default
             return config
         where = {name: kwargs.pop(name) for name in LOCATION if name in kwargs}
         return cls.from_dict(foreign_reader(source, **where).to_dict(), **kwargs)
@@ -232,9 +230,9 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         try:
             return super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
         except Exception as error:  # the file may hold anything, and transformers calls methods of its values
-            if isinstance(error, ValueError):
-                raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"the configuration cannot be used: {reason[:200]}") from error
 
@@ -284,6 +282,11 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         return as_pair(self.patch_size)
 
     @property
+    def stride_hw(self) -> Pair:
+        """Height and width in pixels of a token of the last stage."""
+        return as_pair(side * 2 ** (self.num_layers - 1) for side in self.patch_hw)
+
+    @property
     def grid_hw(self) -> Pair:
         """Height and width of the first stage's map in tokens; an incomplete patch at the border counts."""
         (height, width), (patch_height, patch_width) = self.image_hw, self.patch_hw
@@ -303,32 +306,19 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
         last, numbers = max(sum(self.depths) - 1, 1), itertools.count()
         return tuple(tuple(self.drop_path_rate * next(numbers) / last for _ in range(depth)) for depth in self.depths)
 
-    @property
-    def parameters(self) -> int:
-        """Parameters of a model with every part: network, positions, classifier, decoder; nothing is built."""
-        last, channels = self.hidden_size, self.num_channels
-        total = self.embed_dim * (channels * math.prod(self.patch_hw) + 4)
+    def _estimate_parameters(self) -> int:
+        """Weights of a model with every part (positions, classifier, decoder), without norms and biases."""
+        total = self.hidden_size * (len(self.id2label or {}) + self.num_channels * self.encoder_stride**2)
+        total += self.embed_dim * self.num_channels * math.prod(self.patch_hw)
         total += self.embed_dim * math.prod(self.grid_hw) * self.use_absolute_embeddings
         windows = self.stage_windows
         for dim, depth, heads, window in zip(self.stage_dims, self.depths, self.num_heads, windows, strict=True):
-            hidden = int(dim * self.mlp_ratio)
-            attention = self._attention_parameters(dim, heads, window)
-            total += depth * (attention + 2 * dim * hidden + hidden + 5 * dim)
-        norm = 4 if self.cosine_attention else 8  # of merging: a weight and a bias for 2C or 4C channels
-        total += sum(8 * dim * dim + norm * dim for dim in self.stage_dims[:-1])
-        classes = len(self.id2label or {})
-        return total + 2 * last + (last + 1) * (classes + channels * self.encoder_stride**2)
-
-    def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
-        table = heads * math.prod(2 * side - 1 for side in window)
-        return 4 * dim * dim + dim + 3 * dim * self.qkv_bias + table
+            table = heads * math.prod(2 * side - 1 for side in window)
+            total += depth * (4 * dim * dim + 2 * dim * int(dim * self.mlp_ratio) + table) + 8 * dim * dim
+        return total
 
     def check_sizes(self) -> None:
-        """Check every field against its range and against the others; models call it again before they are built.
-
-        Raises:
-            ValueError: If a value cannot be used; the message names it, gives the rule and the values.
-        """
+        """Check every field against its range and the others, ValueError if one does not fit; models call it again."""
         self._check_general(vars(self))
         for name in ("image_size", "patch_size"):
             check_sides(name, getattr(self, name))
@@ -367,10 +357,10 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
             _check_positive("norm_targets", self.norm_targets, LONGEST_SIDE)
             if self.norm_targets % 2 == 0 or self.norm_targets == 1:
                 raise ValueError(f"norm_targets is {self.norm_targets}; a neighbourhood has an odd side of 3 or more")
-        if self.parameters > MOST_PARAMETERS:
+        if (parameters := self._estimate_parameters()) > MOST_PARAMETERS:
             raise ValueError(
                 f"embed_dim {self.embed_dim}, depths {self.depths}, mlp_ratio {self.mlp_ratio} and the other sizes "
-                f"make {_short(self.parameters)} parameters; a model has at most {MOST_PARAMETERS:,}"
+                f"make {_short(parameters)} parameters; a model has at most {MOST_PARAMETERS:,}"
             )
 
     def _check_windows(self) -> None:
@@ -430,7 +420,6 @@ class SwinHFConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 def _as_lists(value: Any) -> Any:
-    """Turn tuples into lists, at any depth."""
     return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -447,7 +436,6 @@ def _check_positive(name: str, value: Any, most: int | None = None) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value for a message, however long it is."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 

@@ -56,24 +56,17 @@ class SwinV2HFConfig(SwinHFConfig):
             grid = -(-grid[0] // 2), -(-grid[1] // 2)
         return tuple(units)
 
-    @property
-    def parameters(self) -> int:
-        """As in V1, and the extra norms."""
-        period = self.extra_norm_every_n_blocks
-        stages = zip(self.stage_dims, self.depths, strict=True)
-        return super().parameters + sum(2 * dim * (depth // period) for dim, depth in stages if period)
-
     def _check_windows(self) -> None:
         super()._check_windows()
         period: Any = self.extra_norm_every_n_blocks
         if not isinstance(period, int) or isinstance(period, bool) or period < 0:
             raise ValueError(f"extra_norm_every_n_blocks is {period!r}; give a number of blocks, or 0 for no such norm")
         window, grid = self.stage_windows[0], self.grid_hw
-        if window[0] > grid[0] and window[1] > grid[1]:  # of later stages it may be, as of all released models
+        if window[0] > grid[0] and window[1] > grid[1]:  # in later stages it may be, as in all released models
             raise ValueError(
                 f"window_size {self.window_size} is larger than the map of the first stage, {grid[0]}x{grid[1]} tokens "
-                f"(image_size {self.image_size}, patch_size {self.patch_size}); give a window that fits into it, or "
-                "the size of larger images"
+                f"(image_size {self.image_size}, patch_size {self.patch_size}); give a smaller window, or a "
+                "larger image_size"
             )
         sizes = self.pretrained_window_sizes
         if not isinstance(sizes, list):
@@ -94,10 +87,6 @@ class SwinV2HFConfig(SwinHFConfig):
         if kwargs.get("qk_scale") is not None:
             raise TypeError("'qk_scale' is of Swin Transformer V1; each head of V2 learns its scale, leave it out")
         super()._refuse_near_misses(kwargs)
-
-    def _attention_parameters(self, dim: int, heads: int, window: Pair) -> int:
-        network = 3 * 512 + 512 * heads
-        return 4 * dim * dim + dim + 2 * dim * self.qkv_bias + heads + network
 
 
 __all__ = ["SwinV2HFConfig"]

@@ -1,11 +1,10 @@
 """The image processor of the family: the same pixels as in training, from the original picture.
 
 The processors of transformers resize, crop and normalise in the same way, but take pictures as Pillow opens them:
-16-bit grey saturates, its transparent value is ignored, EXIF orientation is not applied. This one decodes first, by
-the rule of ``pixels.py``, in both backends of transformers.
+16-bit grey saturates, its transparent value is ignored, EXIF orientation is not applied. This one first decodes with
+``pixels.py``, in both backends of transformers.
 """
 
-import io
 import os
 import urllib.request
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from .pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, read_array, to_8_bits, to_channels
+from .pixels import GREY_MAXIMUM, IMAGENET_MEAN, IMAGENET_STD, WHITE, open_file, to_8_bits, to_channels
 
 _DOWNLOAD_SECONDS = 30
 
@@ -44,7 +43,7 @@ class _Decoding:
         """Decode pictures as training does; transformers calls this first for all inputs.
 
         A pipeline of transformers converts a picture to RGB before its processor sees it, which loses transparency and
-        saturates 16-bit grey; it takes what this returns as it is: ``pipe(pipe.image_processor.fetch_images(path))``.
+        saturates 16-bit grey. To avoid that, call ``pipe(pipe.image_processor.fetch_images(path))``.
 
         A path, an http(s) address or a PIL image becomes an upright 8-bit PIL image or, of other than 1 or 3 channels,
         an array ``(channels, height, width)`` on the scale of 0..255. Arrays and tensors are returned as they are. A
@@ -52,19 +51,16 @@ class _Decoding:
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str):
-            if images.startswith(("http://", "https://")):
-                with urllib.request.urlopen(images, timeout=_DOWNLOAD_SECONDS) as answer:
-                    images = Image.open(io.BytesIO(answer.read()))
-            elif os.path.isfile(images) and images.lower().endswith(".npy"):
-                with open(images, "rb") as file:
-                    return self._decode(read_array(file))
-            elif os.path.isfile(images):
-                with Image.open(images) as picture:
-                    return self._decode(picture)
-            else:
-                raise ValueError(f"{images[:200]!r} is not a file; give the path or address of a picture, or its image")
-        return self._decode(images) if isinstance(images, Image.Image) else images
+        if not isinstance(images, str):
+            return self._decode(images) if isinstance(images, Image.Image) else images
+        file: bytes | str = images
+        if images.startswith(("http://", "https://")):
+            with urllib.request.urlopen(images, timeout=_DOWNLOAD_SECONDS) as answer:
+                file = answer.read()
+        elif not os.path.isfile(images):
+            raise ValueError(f"{images[:200]!r} is not a file; give the path or address of a picture, or its image")
+        with open_file(file) as picture:
+            return self._decode(picture)
 
     # Class numbers of each pixel at the size of the pictures, from the logits of a segmentation model.
     post_process_semantic_segmentation = SegformerImageProcessor.post_process_semantic_segmentation
@@ -85,11 +81,7 @@ class _Decoding:
         return super().process_image(image, *args, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        """Values to save. They name no class: AutoImageProcessor then finds it by the configuration of the model.
-
-        A name would be looked for among the classes that are registered, and this one is registered with the first
-        configuration that is made, so that importing the package does not import torchvision.
-        """
+        """Values to save, without the name of the class: AutoImageProcessor finds it by the configuration."""
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         values.pop("image_processor_type", None)
         return values

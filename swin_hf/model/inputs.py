@@ -21,7 +21,7 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
     if pixel_values.ndim != 4:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}; give (batch, channels, height, width), "
-            "for one image image.unsqueeze(0)"
+            "for a single image image.unsqueeze(0)"
         )
     if pixel_values.shape[1] != config.num_channels:
         raise ValueError(
@@ -41,17 +41,19 @@ def check_images(pixel_values: Tensor | None, config: SwinHFConfig) -> Tensor:
     return pixel_values
 
 
-def check_mask(mask: Tensor | None, mask_token: Tensor | None) -> None:
-    """Refuse a mask for a model without a mask token."""
-    if mask is not None and mask_token is None:
-        raise ValueError("bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True")
-
-
 def pad_to_patches(pixel_values: Tensor, patch: Sequence[int]) -> Tensor:
     """Append rows and columns of zeros to images ``(B, channels, height, width)`` until whole patches fit."""
     (height, width), (rows, columns) = pixel_values.shape[-2:], patch
     bottom, right = -height % rows, -width % columns
     return F.pad(pixel_values, (0, right, 0, bottom)) if bottom or right else pixel_values
+
+
+def replace_masked(x: Tensor, mask: Tensor, token: Tensor | None) -> Tensor:
+    """Put the mask token where a mask, ``(B, L)`` or ``(B, H, W)``, is True in a map ``(B, H, W, C)``."""
+    if token is None:
+        raise ValueError("bool_masked_pos was given but the model has no mask token; build it with use_mask_token=True")
+    mask = as_grid(mask, x.shape[:3]).to(x.dtype).unsqueeze(-1)  # B, H, W, 1
+    return x * (1 - mask) + token.to(x.dtype) * mask
 
 
 def as_grid(mask: Tensor, grid: Sequence[int]) -> Tensor:

@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention import BackendMixin, attend, attend_fused, choose_backend, cut, in_parts, linear, look_up, put_back
 from .configuration_swin_hf import SwinHFConfig
-from .inputs import as_grid, check_images, check_mask, masked_distance, pad_to_patches
+from .inputs import check_images, masked_distance, pad_to_patches, replace_masked
 from .outputs import Record, SwinHFImageClassifierOutput, SwinHFMaskedImageModelingOutput, SwinHFModelOutput
 from .resizing import ResizableMixin, check_stride, resize_decoder, resize_position_embeddings
 from .timm_verbs import TimmVerbs
@@ -53,13 +53,11 @@ class SwinHFEmbeddings(nn.Module):
         """
         x: Tensor = self.patch_embeddings(pad_to_patches(pixel_values, self.patch_embeddings.kernel_size))  # B, C, H, W
         x = self.norm(x.permute(0, 2, 3, 1))  # B, H, W, C
-        if bool_masked_pos is not None and self.mask_token is not None:
-            mask = as_grid(bool_masked_pos, x.shape[:3]).to(x.dtype).unsqueeze(-1)  # B, H, W, 1
-            x = x * (1 - mask) + self.mask_token.to(x.dtype) * mask
+        if bool_masked_pos is not None:
+            x = replace_masked(x, bool_masked_pos, self.mask_token)
         if self.position_embeddings is not None:
             x = x + resize_position_embeddings(self.position_embeddings, self.grid, (x.shape[1], x.shape[2]))
-        x = self.dropout(x)
-        return x
+        return self.dropout(x)
 
 
 class SwinHFAttention(nn.Module):
@@ -141,8 +139,7 @@ class SwinHFMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
         x = self.dropout(linear(self.fc1, x, self.act))  # ..., mlp_ratio * C
-        x = self.dropout(linear(self.fc2, x))  # ..., C
-        return x
+        return self.dropout(linear(self.fc2, x))  # ..., C
 
 
 class SwinHFBlock(GradientCheckpointingLayer):
@@ -208,11 +205,11 @@ class SwinHFStage(nn.Module):
 
 
 class SwinHFPreTrainedModel(ResizableMixin, BackendMixin, PreTrainedModel):
-    """What all models share: initialisation, names that are not decayed; loading, resizing, backends are mixins."""
+    """What all models share: initialisation, names without weight decay, and mixins for loading, resizing, backends."""
 
     config: SwinHFConfig
     config_class = SwinHFConfig
-    trunk_class: Any  # what the heads are put on
+    trunk_class: Any  # the model below the heads
     undecayed: tuple[str, ...] = ("relative_position_bias_table", "position_embeddings", "mask_token")
     base_model_prefix = "swin"
     main_input_name = "pixel_values"
@@ -227,7 +224,7 @@ class SwinHFPreTrainedModel(ResizableMixin, BackendMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as Microsoft does; ``transformers.initialization`` leaves loaded weights alone."""
-        if isinstance(module, nn.Conv2d):  # torch's own, which the reference leaves in place
+        if isinstance(module, nn.Conv2d):  # torch's default, as in the reference
             bound = (module.in_channels * module.kernel_size[0] * module.kernel_size[1]) ** -0.5
             for parameter in module.parameters():
                 init.uniform_(parameter, -bound, bound)
@@ -279,7 +276,6 @@ class SwinHFModel(SwinHFPreTrainedModel):
         ``record`` sees every map on the way. Returns the map of the last of ``num_stages``, ``(B, H, W, C)``.
         """
         pixel_values = check_images(pixel_values, self.config)
-        check_mask(mask, self.embeddings.mask_token)
         x = self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.weight.dtype), mask)  # B, H, W, C
         x = record.keep(x, 0)
         stages = self.stages[:num_stages]
@@ -387,7 +383,7 @@ class SwinHFForMaskedImageModeling(SwinHFPreTrainedModel):
         outputs = self.swin(pixel_values, bool_masked_pos=bool_masked_pos, **asked, return_dict=True)
         assert pixel_values is not None  # the model above has refused None
         height, width = pixel_values.shape[2:]
-        rows, columns = (side * 2 ** (self.config.num_layers - 1) for side in self.config.patch_hw)  # of a last token
+        rows, columns = self.config.stride_hw
         x = outputs.last_hidden_state.transpose(1, 2).unflatten(2, (-(-height // rows), -(-width // columns)))
         reconstruction = self.decoder(x)[..., :height, :width]  # B, channels, height, width
         loss = None
@@ -415,7 +411,7 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
         norms = {name: nn.LayerNorm(channels, eps=config.layer_norm_eps) for name, channels in maps}
         self.hidden_states_norms = nn.ModuleDict(norms)
         self.post_init()
-        # DDP would wait in vain for the gradients of parameters that no feature map depends on.
+        # DDP waits for gradients of all parameters that train; those that no feature map depends on get none.
         last = max(map(self.stage_names.index, self.out_features))
         for number, stage in enumerate(self.swin.stages, start=1):
             unused = stage if number > last else stage.downsample if number == last else None
@@ -434,11 +430,9 @@ class SwinHFBackbone(BackboneMixin, SwinHFPreTrainedModel):
         norms = {self.stage_names.index(name): norm for name, norm in self.hidden_states_norms.items()}
         record = Record(self.config, output_attentions, output_hidden_states, merged=False, norms=norms)
         self.swin.run(pixel_values, record, num_stages=None if record.wants_all else max(norms))
-        return BackboneOutput(
-            feature_maps=tuple(record.maps),  # type: ignore[arg-type]  # annotated there as of one map
-            hidden_states=record.reshaped_hidden_states,  # type: ignore[arg-type]  # None where one is not wanted
-            attentions=record.attentions,
-        )
+        states = record.states()
+        hidden_states, attentions = states["reshaped_hidden_states"], states["attentions"]
+        return BackboneOutput(tuple(record.maps), hidden_states, attentions)  # type: ignore[arg-type]  # one map there
 
 
 __all__ = [

@@ -45,12 +45,9 @@ def cosine_attention_inputs(query: Tensor, key: Tensor, logit_scale: Tensor) -> 
     float32 at least, and the product is rounded once, so that half precision cannot divide by zero.
 
     Args:
-        query: ``(B * nW, N, h, d)``.
-        key: ``(B * nW, N, h, d)``.
-        logit_scale: Logarithm of the scale of each head, ``(h, 1, 1)``; what exceeds :data:`LARGEST_SCALE` is cut off.
-
-    Returns:
-        Both, in their shape and dtype.
+        query: ``(B * nW, N, h, d)``, and ``key`` alike; both are returned in their shape and dtype.
+        key: See there.
+        logit_scale: Logarithm of the scale of each head, ``(h, 1, 1)``; at most :data:`LARGEST_SCALE` is used.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = logit_scale.to(wide).clamp(max=LARGEST_SCALE).exp().view(-1, 1)  # h, 1
@@ -92,7 +89,7 @@ class SwinV2HFAttention(SwinHFAttention):
 
     def bias_table(self, window: Pair) -> Tensor:
         """The bias for every offset in a window, between 0 and 16, ``((2 Mh - 1)(2 Mw - 1), h)``."""
-        scale = self.logit_scale  # of an offloaded model, the network has no device until it is called
+        scale = self.logit_scale  # in an offloaded model, cpb_mlp has no device until it is called
         offsets = kept(log_spaced_offsets, window, self.unit, scale.device, like=scale)
         return 16 * self.cpb_mlp(offsets.to(scale.dtype)).sigmoid()
 
@@ -129,8 +126,7 @@ class SwinV2HFBlock(SwinHFBlock):
         y, probabilities = self.attention(y, geometry, output_attentions)  # B, Hp, Wp, C
         x = x + self.drop_path(self.norm1(self.dropout(y[:, :height, :width])))  # B, H, W, C
         x = x + self.drop_path(self.norm2(self.mlp(x)))  # B, H, W, C
-        x = self.norm3(x)  # of the main branch, in the largest models
-        return x, probabilities
+        return self.norm3(x), probabilities  # norm3 is of the main branch, in the largest models
 
 
 class SwinV2HFPatchMerging(SwinHFPatchMerging):
@@ -142,9 +138,7 @@ class SwinV2HFPatchMerging(SwinHFPatchMerging):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), 2C)``; an odd side is padded with zeros."""
-        x = linear(self.reduction, gather_neighbours(x))  # B, H/2, W/2, 2C
-        x = self.norm(x)
-        return x
+        return self.norm(linear(self.reduction, gather_neighbours(x)))
 
 
 class SwinV2HFStage(SwinHFStage):
@@ -180,21 +174,9 @@ class SwinV2HFPreTrainedModel(SwinHFPreTrainedModel):
     def set_input_size(
         self, image_size: int | Pair | None = None, window_size: Any = None, method: str = "bicubic"
     ) -> Any:
-        """Change the training image size and the windows of a live model, keeping what it has learned.
+        """As in V1, but the bias of every offset stays what it is, and ``method`` has no effect.
 
-        The bias of every offset stays what it is: ``config.pretrained_window_sizes`` says from now on which windows
-        the offsets are divided by. Absolute position embeddings are resampled.
-
-        Args:
-            image_size: New image size in pixels, if it changes.
-            window_size: New windows, in any form that the configuration takes, if they change.
-            method: Of no effect; V1's bias tables are resampled with it.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: If a size is out of range, or the image is smaller than one patch.
+        ``config.pretrained_window_sizes`` keeps the windows that the offsets are divided by.
         """
         units = self.config.bias_units
         super().set_input_size(image_size, window_size, method)

@@ -83,10 +83,9 @@ class Record:
     ) -> None:
         self.wants_attentions = bool(config.output_attentions if attentions is None else attentions)
         wanted = config.output_hidden_states if hidden_states is None else hidden_states
-        if wanted is None or isinstance(wanted, bool):
-            self.wanted: bool | tuple[int, ...] = bool(wanted)
-        else:
-            self.wanted = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
+            wanted = (wanted,)
+        self.wanted: bool | tuple[int, ...] = tuple(wanted) if isinstance(wanted, Iterable) else bool(wanted)
         self.merged, self.last = merged, config.num_layers
         self.norms = norms or {}
         self.maps: list[Tensor] = []  # B, C, H, W
@@ -121,22 +120,16 @@ class Record:
         self._images.append(self._tokens[-1].unflatten(1, x.shape[1:3]).permute(0, 3, 1, 2).contiguous())
         return self._images[-1].permute(0, 2, 3, 1)
 
-    @property
-    def attentions(self) -> tuple[Tensor, ...] | None:
-        """Probabilities of the last block of each stage."""
-        return tuple(self._attentions) if self.wants_attentions else None
-
-    @property
-    def reshaped_hidden_states(self) -> tuple[Tensor | None, ...] | None:
-        """Each state as an image ``(B, C, H, W)``; None in place of one that is not wanted."""
-        return self._select(self._images)
-
     def states(self) -> dict[str, Any]:
         """Attentions and both forms of the hidden states, tokens and images, by the names that outputs have."""
-        states, images = self._select(self._tokens), self.reshaped_hidden_states
-        return {"hidden_states": states, "attentions": self.attentions, "reshaped_hidden_states": images}
+        return {
+            "hidden_states": self._select(self._tokens),
+            "attentions": tuple(self._attentions) if self.wants_attentions else None,
+            "reshaped_hidden_states": self._select(self._images),
+        }
 
     def _select(self, states: list[Tensor]) -> tuple[Tensor | None, ...] | None:
+        """The wanted states, with None in place of the others."""
         if isinstance(self.wanted, bool):
             return tuple(states) if self.wanted else None
         count = len(states)

@@ -3,8 +3,10 @@
 Pictures of 1 and 3 channels become upright pictures of 8 bits, those of any other number arrays of numbers.
 """
 
+import io
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,9 +16,9 @@ Array = np.ndarray[Any, Any]
 Picture = Image.Image | Array
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHITE = (255, 255, 255)
-GREY_MAXIMUM = 65535  # white of a grey picture of 16 bits that nothing more is known about
+GREY_MAXIMUM = 65535  # white of grey pictures of 16 bits, by default
 
-ARRAY_MAGIC = b"\x93NUMPY"  # a .npy file begins so
+ARRAY_MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF tags
 
@@ -28,7 +30,7 @@ class PixelsError(ValueError):
 def to_8_bits(
     picture: Picture, mode: str = "RGB", background: Sequence[int] = WHITE, grey_maximum: int = GREY_MAXIMUM
 ) -> Image.Image:
-    """Make an upright 8-bit picture of any other.
+    """Convert any picture to an upright one of 8 bits.
 
     * The EXIF orientation is applied; of an animation, the first frame is taken.
     * Grey of more than 8 bits is scaled so that its white becomes 255; PIL's own conversion would saturate it. White is
@@ -71,12 +73,19 @@ def to_8_bits(
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def read_array(stream: BinaryIO) -> Array:
-    """Read a ``.npy`` file of numbers; one of pickled objects is refused, and nothing of it is loaded.
+def open_file(file: bytes | str) -> AbstractContextManager[Picture]:
+    """Open a picture of a path or of the bytes of a file without decoding it, for ``with``; a ``.npy`` is an array."""
+    if isinstance(file, bytes):
+        stream = io.BytesIO(file)
+        return nullcontext(read_array(stream)) if file.startswith(ARRAY_MAGIC) else Image.open(stream)
+    if not file.lower().endswith(".npy"):
+        return Image.open(file)
+    with open(file, "rb") as array:
+        return nullcontext(read_array(array))
 
-    Raises:
-        PixelsError: If it holds anything else, or is cut off.
-    """
+
+def read_array(stream: BinaryIO) -> Array:
+    """Read a ``.npy`` file of numbers; PixelsError for one that is cut off, or of objects, which are not loaded."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
@@ -96,10 +105,8 @@ def read_array(stream: BinaryIO) -> Array:
 def stack_channels(picture: Picture) -> Array:
     """All channels of a picture as they are stored, ``(height, width, channels)``.
 
-    Of a TIFF file, the bands of all pages are channels, in their order; of other files, those of the first picture.
-
-    Raises:
-        PixelsError: If an array is not a picture, or Pillow reads only a part of what a file holds.
+    Those of a TIFF file are the bands of all its pages, in their order; other files have those of the first picture.
+    PixelsError if an array is not a picture, or Pillow reads only a part of a file.
     """
     if isinstance(picture, np.ndarray):
         if picture.ndim not in (2, 3) or 0 in picture.shape:
@@ -136,13 +143,10 @@ def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM
 
     Whole numbers of 8 bits stay as they are. Those of 16 bits (``uint16``) are divided by ``maximum`` and multiplied by
     255. Any other number (fractions, signed and longer whole numbers, true and false) is multiplied by 255, so that it
-    is in its own unit once the image processor has divided by 255; the mean and deviation of the training data, in that
-    unit, normalise it.
-
-    Raises:
-        PixelsError: If there are other channels, or a value is not finite.
+    is in its own unit once the image processor has divided by 255. PixelsError if there is another number of channels,
+    or a value is not finite.
     """
-    if (count := count_channels(picture)) == num_channels:  # else nothing need be decoded
+    if (count := count_channels(picture)) == num_channels:  # otherwise it is refused without decoding
         values = stack_channels(picture)
         count = values.shape[2]
     if count != num_channels:
@@ -152,13 +156,13 @@ def to_channels(picture: Picture, num_channels: int, maximum: int = GREY_MAXIMUM
         scaled = np.multiply(values.transpose(2, 0, 1), factor, dtype=np.float32, casting="unsafe")
     if not np.isfinite(scaled).all():
         raise PixelsError(
-            "it holds NaN, infinity or numbers beyond those of float32; write a number that means no value"
+            "it holds NaN, infinity or numbers beyond those of float32; replace missing values by a number"
         )
     return np.ascontiguousarray(scaled)
 
 
 def least_white(picture: Picture) -> int | None:
-    """The least white of a grey picture of 16 bits: what its file says, else its largest value; None for others."""
+    """The smallest possible white of a grey picture of 16 bits: what its file says, else its largest value; or None."""
     if isinstance(picture, np.ndarray):
         return int(picture.max()) if picture.dtype.newbyteorder("=") == np.uint16 and picture.size else None
     if not picture.mode.startswith("I"):
@@ -177,7 +181,7 @@ def _scale_grey(pixels: Array, white: int) -> Array:
         raise PixelsError("grey values are negative or not finite, so they have no place on a scale from 0 to 255")
     if np.issubdtype(pixels.dtype, np.integer):
         if pixels.max() > GREY_MAXIMUM:
-            raise PixelsError(f"grey values reach {pixels.max()}; at most 16 bits are understood")
+            raise PixelsError(f"grey values reach {pixels.max()}; at most 16 bits are supported")
         if pixels.max() > white:
             raise PixelsError(
                 f"grey values reach {pixels.max()}, but white is {white} (grey_maximum); give pictures of the depth "
@@ -185,5 +189,5 @@ def _scale_grey(pixels: Array, white: int) -> Array:
             )
         return np.asarray(np.rint(pixels.astype(np.float32) * (255 / white)), dtype=np.uint8)
     if pixels.max() > 255:
-        raise PixelsError(f"floating-point grey values reach {pixels.max():g}; a range of 0..1 or 0..255 is understood")
+        raise PixelsError(f"floating-point grey values reach {pixels.max():g}; the range is 0..1 or 0..255")
     return np.asarray(np.rint(pixels * 255.0 if pixels.max() <= 1 else pixels), dtype=np.uint8)

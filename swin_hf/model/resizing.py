@@ -1,8 +1,8 @@
 """Loading and resizing: a checkpoint in other sizes than it was trained in, and never a random layer in silence.
 
 :class:`ResizableMixin` extends transformers' ``from_pretrained`` and changes the sizes of a live model. The functions
-below it say what a change of size does to the tensors that know a size: bias tables, position embeddings, patch
-kernels, the decoder of a masked image model.
+below it resample the tensors whose shape depends on a size: bias tables, position embeddings, patch kernels, and the
+decoder of a masked image model.
 
 Shape legend:
     H and W height and width of a map in tokens, L = H * W, C channels,
@@ -36,8 +36,8 @@ _HEADS = re.compile(r"(^|\.)(classifier|decoder|decode_head|auxiliary_head|hidde
 # Sizes that weights can be adapted to on load.
 _RESIZABLE = ("image_size", "patch_size", "num_channels", "window_size")
 
-# Where the package puts its reader of everything that is not a folder or a repository of this family,
-# :func:`swin_hf.loading.read_foreign`. Code that travels alone has none.
+# Reads all that is not a folder or a repository of this family: the installed package sets
+# :func:`swin_hf.loading.read_foreign`. Code that travels alone has no such reader.
 foreign_reader: Callable[..., tuple[Path | None, Any, Any, Any]] | None = None
 
 
@@ -84,7 +84,7 @@ class ResizableMixin:
         changes = {name: size for name in _RESIZABLE if (size := kwargs.pop(name, None)) is not None}
         is_told = kwargs.pop("output_loading_info", False)
         if head_rows is not None:
-            kwargs.pop("num_labels", None)  # as many as there are rows
+            kwargs.pop("num_labels", None)  # it follows from the rows
         folder, stored, processor = cls._find(source, config, kwargs)
         if stored is not None and isinstance(config, SwinHFConfig):
             config, differences = _with_sizes_of(stored, config)
@@ -131,7 +131,7 @@ class ResizableMixin:
                 )
             pickles = kwargs.pop("use_safetensors", None) is False
             source, stored, kwargs["state_dict"], processor = foreign_reader(cls, source, pickles=pickles, **where)
-            for name in where:  # the weights are on this machine now
+            for name in where:  # the weights have been read
                 del kwargs[name]
             if source is None:
                 return None, stored, processor
@@ -173,8 +173,8 @@ class ResizableMixin:
                 with safe_open(path, "pt") as file:
                     types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
                     refuse_types(path.name, types)
-        size, asked = sum(path.stat().st_size for path in files), model.config.parameters
-        if files and asked > max(size, FREE_PARAMETERS):  # the smallest number has one byte
+        size, asked = sum(path.stat().st_size for path in files), sum(weight.numel() for weight in model.parameters())
+        if files and asked > max(size, FREE_PARAMETERS):  # a parameter has one byte or more
             raise ValueError(
                 f"config.json asks for {asked:,} parameters, but the weights have {size:,} bytes, less than one for "
                 "each; save both again with save_pretrained"
@@ -183,7 +183,9 @@ class ResizableMixin:
 
     def _check_loading(self: Any, info: dict[str, Any], source: Any, strict: bool | None, is_told: bool) -> None:
         """Refuse, or log, what loading left random; see ``strict`` of :meth:`from_pretrained`."""
-        no_random = not (is_told or source is None) if strict is None else strict  # or the caller gave the weights
+        no_random = (
+            not (is_told or source is None) if strict is None else strict
+        )  # without a source, the caller gave the weights
         same_class = type(self).__name__ in (self.config.architectures or ())
         missing = {key for key in info["missing_keys"] if same_class or not _HEADS.search(key)}
         missing |= {key for key, *_ in info["mismatched_keys"] if not _HEADS.search(key)}
@@ -205,21 +207,16 @@ class ResizableMixin:
     def set_input_size(
         self: Any, image_size: int | Pair | None = None, window_size: Any = None, method: str = "bicubic"
     ) -> Any:
-        """Change the training image size and the windows of a live model, keeping what it has learned.
+        """Change the training image size, in pixels, and the windows of a live model; returns the model.
 
-        Bias tables are resampled for the new windows and absolute position embeddings for the new image. Returns the
-        model.
-
-        Args:
-            image_size: New image size in pixels, if it changes.
-            window_size: New windows, in any form that the configuration takes, if they change.
-            method: How bias tables are resampled, see :func:`resize_bias_table`.
+        Bias tables are resampled for the new windows, see :func:`resize_bias_table`, and absolute position embeddings
+        for the new image. Windows may have any form that the configuration takes.
 
         Raises:
             ValueError: If a size is out of range, or the image is smaller than one patch.
         """
         target = _changed(self.config, image_size=image_size, window_size=window_size)
-        if target.image_hw[0] < target.patch_hw[0] or target.image_hw[1] < target.patch_hw[1]:
+        if any(side < patch for side, patch in zip(target.image_hw, target.patch_hw, strict=True)):
             raise ValueError(
                 f"image_size {target.image_size} is smaller than one patch of {target.patch_size}; "
                 "choose a larger image or resample the patches first"
@@ -233,7 +230,7 @@ class ResizableMixin:
         return self
 
     def resize_windows(self, *args: Any, **kwargs: Any) -> Any:
-        """:meth:`set_input_size` under its name of version 0.1; goes in 0.3."""
+        """The name of :meth:`set_input_size` in version 0.1; removed in 0.3."""
         return self.set_input_size(*args, **kwargs)
 
     @torch.no_grad()
@@ -243,7 +240,7 @@ class ResizableMixin:
         The decoder of a masked image model, whose stride follows from the patch, is interpolated; it needs a square.
         """
         target = _changed(self.config, patch_size=patch_size)
-        target.encoder_stride = target.patch_hw[0] * 2 ** (target.num_layers - 1)
+        target.encoder_stride = target.stride_hw[0]
         self._resize_head(target)
         convolution = self.base_model.embeddings.patch_embeddings
         convolution.weight = _like(convolution.weight, resample_patches(convolution.weight, target.patch_hw))
@@ -270,9 +267,9 @@ class ResizableMixin:
 
     @torch.no_grad()
     def select_labels(self: Any, rows: Sequence[int]) -> Any:
-        """Keep some classes of a live classifier, in the order given: the 1k of ImageNet out of 22k, for example.
+        """Keep the classes with the numbers ``rows`` of a live classifier, in this order; returns the model.
 
-        ``rows`` are their numbers; names in ``config.id2label`` go with them. Returns the model.
+        An example is the 1k of ImageNet out of 22k. The names in ``config.id2label`` are kept too.
         """
         classes, head = self.config.id2label, self.classifier
         wrong = [row for row in rows if not 0 <= row < len(classes)]
@@ -336,9 +333,8 @@ def resize_bias_table(table: Tensor, old: Pair, new: Pair, method: str = "bicubi
 def _geometric_weights(old_side: int, new_side: int) -> Tensor:
     """Matrix ``(new_side, old_side)`` of a cubic spline through a geometric progression of offsets.
 
-    SimMIM's ``remap_pretrained_keys_swin`` finds by bisection the ratio q for which ``1 + q + q^2 + ...`` over the
-    old half axis reaches the end of the new one, places the old offsets there and interpolates. Where the window
-    shrinks, q is 1: the same offsets of the old table.
+    As SimMIM's ``remap_pretrained_keys_swin``: the ratio q for which ``1 + q + q^2 + ...`` over the old half axis
+    reaches the end of the new one is found by bisection. Where the window shrinks, q is 1.
     """
     half_old, half_new = old_side // 2, new_side // 2
     low, high = 1.0, max(1.5, float(half_new))
@@ -357,9 +353,8 @@ def _geometric_weights(old_side: int, new_side: int) -> Tensor:
 def _cubic_spline_weights(knots: Tensor, targets: Tensor) -> Tensor:
     """Matrix that evaluates the cubic spline through ``knots`` at ``targets``, float64.
 
-    The ends are "not a knot", as in FITPACK and so in SciPy's ``interp2d``, which SimMIM used: the third derivative
-    is continuous at the second knot from each end. Such a spline is a cubic plus, for each knot but two at
-    each end, a multiple of ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
+    The ends are "not a knot", as in SciPy's ``interp2d``, which SimMIM used: the spline is a cubic plus, for each knot
+    but two at each end, a multiple of ``max(0, x - knot)^3``. Three knots define a parabola, one knot a constant.
     """
     reach = knots[-1].clamp(min=1)
 
@@ -380,10 +375,10 @@ def resize_position_embeddings(embeddings: Tensor, old: Pair, new: Pair) -> Tens
 
 
 def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
-    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay what they were.
+    """Resample patch kernels ``(out, in, h, w)`` for patches of ``new`` pixels, so that tokens stay the same.
 
-    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): of all kernels of the new size the
-    one whose answer to a patch enlarged with bicubic interpolation is the old kernel's answer to the patch itself.
+    The pseudo-inverse of FlexiViT (https://arxiv.org/abs/2212.08013, section 3.4): the new kernel gives for a patch
+    that was enlarged with bicubic interpolation what the old kernel gives for the patch itself.
     """
     old = (kernel.shape[2], kernel.shape[3])
     if old == new:
@@ -398,9 +393,8 @@ def resample_patches(kernel: Tensor, new: Pair) -> Tensor:
 def channel_matrix(old: int, new: int) -> Tensor:
     """Matrix ``(new, old)`` float32 that mixes the input weights of a model for another number of image channels.
 
-    Multiplied with kernels, a picture of equal channels keeps its answer: with more channels than before, the old
-    ones are taken in turn, each divided by how often it occurs (1 to 3: a third each); with fewer, the surplus is
-    added in turn to those that stay (3 to 1: the sum).
+    A picture of equal channels keeps its output: additional channels repeat the old ones in turn, each divided by the
+    number of its copies (1 to 3: a third each); surplus channels are added to the others in turn (3 to 1: the sum).
     """
     matrix = torch.zeros(new, old)
     for place in range(max(old, new)):
@@ -430,7 +424,7 @@ def resize_decoder(decoder: Any, channels: int, stride: int) -> None:
 
 def check_stride(config: SwinHFConfig) -> None:
     """Refuse a decoder that does not give back the size of the image, with a ValueError."""
-    stride = tuple(side * 2 ** (config.num_layers - 1) for side in config.patch_hw)
+    stride = config.stride_hw
     if stride != (config.encoder_stride, config.encoder_stride):
         raise ValueError(
             f"encoder_stride is {config.encoder_stride} but patches of {config.patch_hw} in {config.num_layers} "
@@ -465,7 +459,7 @@ def _with_sizes_of(stored: SwinHFConfig, config: SwinHFConfig) -> tuple[SwinHFCo
 
 
 def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``config.json`` of a folder or a repository; none where it has no such file."""
+    """The values of ``config.json`` of a folder or a repository; an empty dictionary where it has no such file."""
     if Path(source).is_file():
         return {}
     try:
@@ -520,8 +514,5 @@ def _no_conversion() -> Iterator[None]:
 
 
 def _listed(keys: set[str]) -> str:
-    """The first twenty keys, for a message."""
-    if not keys:
-        return ""
-    shown = ", ".join(sorted(keys)[:20])
-    return f" ({shown}{', ...' if len(keys) > 20 else ''})"
+    shown = ", ".join(sorted(keys)[:20]) + (", ..." if len(keys) > 20 else "")
+    return f" ({shown})" if keys else ""

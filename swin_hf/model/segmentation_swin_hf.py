@@ -87,9 +87,9 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
         super().__init__(config)
         sizes = UperNetSizes.of(config)
         if not config.num_labels:
-            raise ValueError(f"num_labels is {config.num_labels}; a segmenter has one class or more for its pixels")
+            raise ValueError(f"num_labels is {config.num_labels}; a segmenter has at least one class")
         if config.num_layers < 2:
-            raise ValueError(f"depths {config.depths} make 1 stage; a pyramid for UperNet has at least 2")
+            raise ValueError(f"depths {config.depths} make 1 stage; UperNet needs at least 2")
         config.upernet = asdict(sizes) | {"pool_scales": list(sizes.pool_scales)}
         self.num_labels, self.sizes = config.num_labels, sizes
         self.swin = self.trunk_class(config, False, always_partition=self.always_partition, add_final_norm=False)
@@ -135,10 +135,8 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
 
         ``labels`` are ``(B, height, width)`` class numbers, ``upernet.ignore_index`` where a pixel has none. The loss
         is the mean cross-entropy of the other pixels, 0 where there are none, plus the auxiliary head's share.
-
-        Raises:
-            ValueError: If there are no images or they do not fit the model; if labels are not of their size; or if a
-                single picture is given in training, of which batch normalisation cannot be computed.
+        ValueError if images or labels do not fit, or for a single picture in training, because batch normalisation
+        needs two.
         """
         norms = dict(enumerate(self.hidden_states_norms.values(), start=1))
         record = Record(self.config, output_attentions, output_hidden_states, merged=False, norms=norms)
@@ -168,12 +166,12 @@ class SwinHFForSemanticSegmentation(SwinHFPreTrainedModel):
                 "map has the batch, height and width of its images"
             )
         if labels is not None and labels.is_floating_point():
-            raise ValueError(f"labels are of the type {labels.dtype}; the numbers of classes are integers")
+            raise ValueError(f"labels are of the type {labels.dtype}; class numbers are integers")
         alone = self.decode_head.training and len(pixel_values) == 1
         if alone and not any(isinstance(module, nn.SyncBatchNorm) for module in self.decode_head.modules()):
             raise ValueError(
-                "batch normalisation cannot train on a single picture; give two or more a device, or synchronise it "
-                "over devices (sync_batchnorm)"
+                "batch normalisation cannot train on a single picture; give at least two to each device, or "
+                "synchronise it over devices (sync_batchnorm)"
             )
 
 

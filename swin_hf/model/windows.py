@@ -1,6 +1,6 @@
 """The geometry of shifted windows, as pure functions: padding, windows, cyclic shift, region mask, relative position.
 
-Nothing here knows of modules or keeps a result. Sizes are pairs (height, width) in tokens.
+Sizes are pairs (height, width) in tokens.
 
 Shape legend:
     B batch, H and W height and width of a map in tokens, C channels,
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
+Device = torch.device | str | None
 
 # Added to the scores of two tokens that are not neighbours in the image. The reference's value: large enough to
 # vanish in the softmax, finite so that no row can become NaN (paper, figure 4).
@@ -50,12 +51,7 @@ class WindowGeometry(NamedTuple):
 
 
 def window_geometry(
-    grid: Pair,
-    window: Pair,
-    shifted: bool,
-    *,
-    shift_per_axis: bool = False,
-    always_partition: bool = False,
+    grid: Pair, window: Pair, shifted: bool, *, shift_per_axis: bool = False, always_partition: bool = False
 ) -> WindowGeometry:
     """Decide how a block cuts a map: effective window, shift and padding.
 
@@ -74,10 +70,9 @@ def window_geometry(
     shift = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
     if not always_partition:
         covered = (grid[0] <= window[0], grid[1] <= window[1])
-        if not shift_per_axis:
-            shift = (0, 0) if any(covered) else shift
-        else:
-            shift = (0 if covered[0] else shift[0], 0 if covered[1] else shift[1])
+        if any(covered) and not shift_per_axis:
+            covered = (True, True)
+        shift = (0 if covered[0] else shift[0], 0 if covered[1] else shift[1])
         window = (min(window[0], grid[0]), min(window[1], grid[1]))
     padded = (-(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1])
     return WindowGeometry(grid, window, shift, padded)
@@ -108,16 +103,7 @@ def cyclic_shift(x: Tensor, shift: Pair) -> Tensor:
 
 
 def window_partition(x: Tensor, window: Pair) -> Tensor:
-    """Cut a padded map into windows, left to right and top to bottom.
-
-    Inverse of :func:`window_reverse`. Paper, section 3.2.
-
-    Args:
-        x: Map, ``(B, H, W, C)``; ``H`` and ``W`` are multiples of the window's sides.
-        window: Window height and width.
-
-    Returns:
-        ``(B * nW, N, C)``, tokens of a window row by row.
+    """Cut a padded map ``(B, H, W, C)`` into windows ``(B * nW, N, C)``, left to right and top to bottom.
 
     Raises:
         ValueError: If the map is not a multiple of the window; the message gives the size to pad to.
@@ -137,18 +123,14 @@ def window_reverse(windows: Tensor, window: Pair, padded: Pair) -> Tensor:
     """Put windows ``(B * nW, N, C)`` or ``(B * nW, N, h, d)`` back in their places in a map ``(B, *padded, C)``."""
     grid = padded[0] // window[0], padded[1] // window[1]
     x: Tensor = windows.unflatten(1, window).unflatten(0, (-1, *grid))  # B, nH, nW, Mh, Mw, ...
-    x = x.transpose(2, 3).reshape(-1, *padded, windows.shape[2:].numel())
-    return x
+    return x.transpose(2, 3).reshape(-1, *padded, windows.shape[2:].numel())
 
 
-def region_map(padded: Pair, window: Pair, shift: Pair, device: torch.device | str | None = None) -> Tensor:
-    """Number the regions of a shifted map: tokens that were neighbours before the shift share a number.
+def region_map(padded: Pair, window: Pair, shift: Pair, device: Device = None) -> Tensor:
+    """Number the regions of a shifted map, ``(H, W)`` int64: neighbours before the shift share a number.
 
     Along each axis there are three: what no border crosses, what is left of the last window, and what was carried
     over from the other side; their products are the 9 regions of figure 4. An axis without a shift has one region.
-
-    Returns:
-        Region of each token, ``(H, W)`` int64.
     """
     axes = []
     for side, span, offset in zip(padded, window, shift, strict=True):
@@ -158,18 +140,14 @@ def region_map(padded: Pair, window: Pair, shift: Pair, device: torch.device | s
     return axes[0][:, None] * 3 + axes[1][None, :]
 
 
-def shift_mask(geometry: WindowGeometry, device: torch.device | str | None = None) -> Tensor:
-    """What a shifted block adds to its scores: 0 within a region, :data:`MASKED` across regions.
-
-    Returns:
-        ``(nW, N, N)`` float32.
-    """
+def shift_mask(geometry: WindowGeometry, device: Device = None) -> Tensor:
+    """What a shifted block adds to its scores: 0 within a region, :data:`MASKED` across; ``(nW, N, N)`` float32."""
     regions = region_map(geometry.padded, geometry.window, geometry.shift, device)
     regions = window_partition(regions[None, :, :, None], geometry.window)  # nW, N, 1
     return (regions != regions.transpose(1, 2)).float() * MASKED
 
 
-def padding_mask(geometry: WindowGeometry, device: torch.device | str | None = None) -> Tensor:
+def padding_mask(geometry: WindowGeometry, device: Device = None) -> Tensor:
     """Which keys of each window are padding, ``(nW, 1, N)`` bool, after the shift."""
     (height, width), (padded_height, padded_width) = geometry.grid, geometry.padded
     rows = torch.arange(padded_height, device=device) >= height
@@ -178,7 +156,7 @@ def padding_mask(geometry: WindowGeometry, device: torch.device | str | None = N
     return window_partition(cyclic_shift(padding, geometry.shift), geometry.window).transpose(1, 2)
 
 
-def relative_coordinates(window: Pair, device: torch.device | str | None = None) -> Tensor:
+def relative_coordinates(window: Pair, device: Device = None) -> Tensor:
     """Row and column of every query token minus those of every key token, ``(N, N, 2)`` int64."""
     rows = torch.arange(window[0], device=device)
     columns = torch.arange(window[1], device=device)
@@ -186,38 +164,23 @@ def relative_coordinates(window: Pair, device: torch.device | str | None = None)
     return positions[:, None, :] - positions[None, :, :]
 
 
-def relative_position_index(
-    window: Pair, table_window: Pair | None = None, device: torch.device | str | None = None
-) -> Tensor:
-    """Row of the bias table for every pair of tokens: two relative coordinates folded into one number.
+def relative_position_index(window: Pair, table_window: Pair | None = None, device: Device = None) -> Tensor:
+    """Row of the bias table for every pair of tokens of a window, ``(N, N)`` int64: two coordinates as one number.
 
     The coordinates of a window of M by M are in ``[-M + 1, M - 1]``. Adding ``M - 1`` makes them start at 0;
     multiplying the row by ``2M - 1`` before the two are added keeps (0, -1) and (-1, 0) apart. Paper, section 3.2.
-
-    Args:
-        window: Window that attends.
-        table_window: Window that the table was made for, if that is larger: the same offsets are then found in the
-            central part of the table.
-        device: Where the index is wanted.
-
-    Returns:
-        ``(N, N)`` int64 with values below ``(2 Mh - 1)(2 Mw - 1)`` of the table's window.
+    In the table of a larger ``table_window``, the same offsets are in the central part.
     """
     height, width = table_window or window
     relative = relative_coordinates(window, device)
     return (relative[..., 0] + height - 1) * (2 * width - 1) + relative[..., 1] + width - 1
 
 
-def log_spaced_offsets(window: Pair, unit: Pair, device: torch.device | str | None = None) -> Tensor:
+def log_spaced_offsets(window: Pair, unit: Pair, device: Device = None) -> Tensor:
     """Relative coordinates as the coordinate network of Swin V2 takes them (https://arxiv.org/abs/2111.09883, eq. 4).
 
-    Args:
-        window: Window that attends.
-        unit: Window whose largest offset is 1 after scaling; a larger window has offsets beyond it.
-        device: Where they are wanted.
-
-    Returns:
-        ``((2 Mh - 1)(2 Mw - 1), 2)`` float32, row and column of each offset in the order of a bias table.
+    The largest offset in a window ``unit`` is 1; a larger window has offsets beyond it. Returns the row and the column
+    of each offset in the order of a bias table, ``((2 Mh - 1)(2 Mw - 1), 2)`` float32.
     """
     axes = []
     for side, span in zip(window, unit, strict=True):
@@ -227,15 +190,11 @@ def log_spaced_offsets(window: Pair, unit: Pair, device: torch.device | str | No
 
 
 def window_mask(
-    geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: torch.device | str | None = None
+    geometry: WindowGeometry, mask_padding: bool, dtype: torch.dtype, device: Device = None
 ) -> Tensor | None:
     """Everything that a block adds to its scores besides the bias, ``(nW, 1, N, N)``; None where that is nothing.
 
-    Args:
-        geometry: How the map is cut.
-        mask_padding: Whether padded tokens are kept out of attention as keys.
-        dtype: Type of the scores.
-        device: Where the mask is wanted.
+    With ``mask_padding``, padded tokens are kept out of attention as keys.
     """
     mask_padding = mask_padding and geometry.is_padded
     if not geometry.is_shifted and not mask_padding:

@@ -199,4 +199,4 @@ def test_export_of_a_model_without_labels_says_so(folder, capsys, tmp_path):
     values.update(architectures=["SwinHFModel"])
     (folder / "config.json").write_text(json.dumps(values))
     assert main(["export", str(folder), "--to", "torch", "--output", str(tmp_path / "swin.pt2")]) == 2
-    assert "names no classes" in capsys.readouterr().err
+    assert "has no classes" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_what_is_no_picture_is_told_in_a_sentence(tmp_path):
 def test_a_picture_that_would_become_huge_is_refused(crop, tmp_path):
     asked = Explorer(classifier().eval(), Preprocessing((32, 32), 36, crop=crop).processor())
     Image.new("L", (9000, 4)).save(tmp_path / "line.png")
-    with pytest.raises(PictureError, match="the picture has 9000x4 pixels, and with a short side of 36, as the model"):
+    with pytest.raises(PictureError, match="the picture has 9000x4 pixels; resized to a short side of 36"):
         asked.answer(str(tmp_path / "line.png"))
     Image.new("L", (900, 4)).save(tmp_path / "line.png")
     assert asked.answer(str(tmp_path / "line.png")).scores
@@ -342,7 +342,7 @@ def test_a_port_in_use_and_a_model_without_classes_end_in_one_sentence(server, f
     port = server.url.rstrip("/").rpartition(":")[2]
     assert said(str(folder), "--port", port) == f"swin-hf demo: port {port} is in use; choose another with --port N"
     SwinHFForMaskedImageModeling(SwinHFConfig(**TINY)).save_pretrained(tmp_path)
-    assert "names no classes; fine-tune it first: swin-hf train" in said(str(tmp_path))
+    assert "has no classes; fine-tune it first: swin-hf train" in said(str(tmp_path))
 
 
 @needs_gradio

@@ -161,5 +161,5 @@ def test_labels_of_another_size_are_refused(model, batch):
 def test_sizes_out_of_range_are_refused(given, words):
     with pytest.raises(ValueError, match=words):
         SwinHFForSemanticSegmentation(SwinHFConfig(**SIZES, upernet=copy.copy(given)))
-    with pytest.raises(ValueError, match="num_labels is 0; a segmenter has one class or more"):
+    with pytest.raises(ValueError, match="num_labels is 0; a segmenter has at least one class"):
         SwinHFForSemanticSegmentation(SwinHFConfig(**SIZES | {"num_labels": 0}))

@@ -395,7 +395,7 @@ def test_a_segmenter_learns_from_arrays_and_masks_of_arrays(tmp_path, caplog):
         )  # fmt: skip
     assert "augmentation.distort 0.5 is left out: it changes colours" in caplog.text
     assert AutoModelForSemanticSegmentation.from_pretrained(run.folder / "model").config.num_channels == 5
-    model, processor = load_classifier(str(run.folder), segments=True)
+    model, processor = load_classifier(str(run.folder))
     path = str(tmp_path / "data" / "test" / "images" / "0.npy")
     ((source, shares),) = predict_masks(model, processor, [path], tmp_path / "masks")
     assert source == path and sum(share.score for share in shares) == pytest.approx(1)

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset
 from lightning.pytorch.utilities import rank_zero_info
 
+from swin_hf.text import shorten as shorten
+
 SEPARATORS = (",", ";", "\t", "|")
 
 
@@ -196,9 +198,3 @@ def cells_of(data: Any, column: str) -> list[Any]:
 
 def _listed(names: Sequence[str]) -> str:
     return shorten(names, 10) or "integers"
-
-
-def shorten(names: Sequence[Any], limit: int = 20) -> str:
-    """Return at most ``limit`` names, and how many there are beyond."""
-    listed = ", ".join(map(str, names[:limit]))
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
