@@ -403,4 +403,4 @@ def test_metrics_equal_scikit_learn():
     assert float(values["test_accuracy_top5"]) == pytest.approx(top5, abs=1e-7)
     module.on_test_epoch_end()
     expected = confusion_matrix(labels, logits.argmax(1), labels=range(8))
-    assert module.confusion_counts.tolist() == expected.tolist()
+    assert module.tested.tolist() == expected.tolist()

@@ -169,7 +169,7 @@ class HeadModule(ClassModule):
 
     def weigh_classes(self, wanted: str | list[float] | dict[str, float]) -> None:
         """Set :attr:`class_weights`; the data number their classes as the model does by now."""
-        names = class_table(self.model.config.id2label)
+        names = self.class_names
         if isinstance(wanted, Mapping):
             if different := set(wanted) ^ set(names):
                 problem = f"mixing.class_weights differs from the classes in {shorten(sorted(different))}"
