@@ -86,7 +86,8 @@ def test_mix_probability_leaves_some_batches_alone():
     torch.manual_seed(0)
     kept = sum(torch.equal(mix(data["pixel_values"], data["labels"])[0], data["pixel_values"]) for _ in range(60))
     assert 15 < kept < 45
-    assert Mixing().transform(4) is None
+    images, labels = Mixing().transform(4)(data["pixel_values"], data["labels"])
+    assert images is data["pixel_values"] and labels is data["labels"]
 
 
 def test_randaugment_of_the_recipe_survives_todays_pillow():

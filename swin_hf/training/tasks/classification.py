@@ -102,9 +102,7 @@ class SwinClassifier(HeadModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, after mixing; ``labels`` are ``(B,)`` class numbers."""
-        images, targets = batch["pixel_values"], batch["labels"]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)  # targets: B, num_labels
+        images, targets = self.mix(batch["pixel_values"], batch["labels"])  # targets: B, or B, num_labels
         logits = self(images)
         smoothing, weights = self.mixing.label_smoothing, self.class_weights
         if weights is None:

@@ -81,12 +81,12 @@ class Mixing(Options):
             numbers = list(weights.values() if isinstance(weights, dict) else weights)
             check_range("mixing.class_weights", numbers, "[0, inf)")
 
-    def transform(self, classes: int) -> v2.Transform | None:
-        """Mixup, CutMix or a choice of both, for a batch and its labels, which become ``(B, classes)``; or None."""
+    def transform(self, classes: int) -> v2.Transform:
+        """Mixup, CutMix or a choice of both, for a batch and its labels, which become ``(B, classes)``; or nothing."""
         kinds = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
         choices = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
         if not choices:
-            return None
+            return v2.Identity()
         mix = choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
         return mix if self.mix_probability == 1 else v2.RandomApply([mix], p=self.mix_probability)
 

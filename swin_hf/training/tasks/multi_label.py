@@ -71,9 +71,7 @@ class SwinMultiLabelClassifier(HeadModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross-entropy of one batch, after mixing; ``labels`` are ``(B, num_labels)`` of 0 and 1."""
-        images, targets = batch["pixel_values"], batch["labels"]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)
+        images, targets = self.mix(batch["pixel_values"], batch["labels"])
         smoothing = self.mixing.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
         loss = F.binary_cross_entropy_with_logits(self(images), targets, pos_weight=self.class_weights)

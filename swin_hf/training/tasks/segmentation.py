@@ -242,16 +242,10 @@ def load_segmenter(task: str, path: Path, fields: dict[str, Any], backend: dict[
 
 
 def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int | None) -> Tensor:
-    """Mean of the logits of windows that overlap, as OpenMMLab's sliding evaluation has it.
+    """Mean of the logits of windows that overlap, as OpenMMLab's sliding evaluation has it; ``(B, K, H, W)``.
 
-    Args:
-        network: From images ``(B, C, height, width)`` to logits ``(B, K, height, width)``.
-        images: ``(B, C, H, W)``; a side shorter than the window is taken whole.
-        window: Side of a window in pixels.
-        stride: Pixels from one window to the next; two thirds of the window if not given.
-
-    Returns:
-        ``(B, K, H, W)``.
+    The ``network`` answers to images ``(B, C, height, width)`` with logits ``(B, K, height, width)``. A side of the
+    ``images`` that is shorter than the window is taken whole; ``window`` and ``stride`` as in :class:`Head`.
     """
     step = stride or max(1, window * 2 // 3)
     height, width = images.shape[-2:]
