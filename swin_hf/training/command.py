@@ -128,7 +128,9 @@ class RecipeCLI(LightningCLI):
         """Declare the options of a run, and link the model options that the data decide."""
         add_run_options(parser)
         for name in self.module_class.data_options:
-            parser.link_arguments("data", f"model.{name}", partial(self.option_of_data, name), apply_on="instantiate")
+            rule: Any = partial(self.option_of_data, name)
+            rule.__name__ = "decided_by"  # the help says: decided_by(data) --> model.image_size
+            parser.link_arguments("data", f"model.{name}", rule, apply_on="instantiate")
 
     def option_of_data(self, name: str, data: Any) -> Any:
         """A model option that the data decide, unless a checkpoint or the weights that are measured do."""

@@ -163,6 +163,7 @@ def test_the_help_is_grouped(capsys, monkeypatch, tmp_path):
         ("How training pictures are changed at random", "Probability of a horizontal flip"),
     ):
         assert 0 < text.index(group) < text.index(option)
+    assert "decided_by(data) --> model.id2label" in text
 
 
 def test_ema_is_not_a_task():
