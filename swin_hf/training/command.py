@@ -44,9 +44,9 @@ from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
 from .options import dotted, plain
-from .predictions import Predictions, folder_of_test
+from .predictions import Predictions
 from .record import RunRecord
-from .run_folder import LAST, last_run, new_run_folder, starts_first
+from .run_folder import LAST, folder_of_test, last_run, new_run_folder, starts_first
 from .schema import recipe_schema
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
