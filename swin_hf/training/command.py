@@ -255,7 +255,7 @@ class RecipeCLI(LightningCLI):
             )
             return
         best = best_checkpoint(self.trainer)
-        if self.model.is_tested and self.datamodule.has_test:
+        if self.model.is_tested and self.datamodule.has("test"):
             path = getattr(best, "best_model_path", None) or None
             self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
         if self.run_folder is not None and self.trainer.is_global_zero:

@@ -125,7 +125,7 @@ def test_saved_to_disk(tmp_path, wrap):
     (DatasetDict({"train": data, "test": data}) if wrap else data).save_to_disk(tmp_path / "saved")
     check_batches(short(ImageDataModule, str(tmp_path / "saved"), **OPTIONS))
     module = short(ImageDataModule, "arrow", data_dir=str(tmp_path / "saved"), **OPTIONS)
-    assert module.has_test == wrap
+    assert module.has("test") == wrap
 
 
 def test_webdataset(tmp_path):
@@ -340,7 +340,7 @@ def test_hidden_labels_of_a_test_split_leave_no_test(tmp_path):
     splits.save_to_disk(tmp_path / "both")
     module = short(ImageDataModule, str(tmp_path / "both"), **OPTIONS)
     with pytest.warns(UserWarning, match="24 of 24 rows of 'test' have no label"):
-        assert not module.has_test
+        assert not module.has("test")
     with pytest.raises(ValueError, match="no test split with labels"):
         module.test_dataloader()
 
@@ -557,10 +557,10 @@ def test_stratified_split_keeps_proportions_and_one_of_each():
 
 def test_limit_train_is_exact_and_stratified():
     module = digits(limit_train=100)
-    assert module.train_size == 100
+    assert module.split_sizes["train"] == 100
     assert set(module.class_counts.values()) <= {9, 10, 11}
     module = digits(limit_train=1290)  # of 1294: more than the classes can spare if each keeps one
-    assert module.train_size == 1290 == len(set(module._rows["train"]))
+    assert module.split_sizes["train"] == 1290 == len(set(module._rows["train"]))
 
 
 def test_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
@@ -781,7 +781,7 @@ def test_facts_are_plain_and_hold_no_absolute_path(tmp_path):
 )
 def test_steps_per_epoch(tmp_path, size, batch, world, accumulate, steps):
     module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **(OPTIONS | {"batch_size": batch}))
-    assert module.train_size == size
+    assert module.split_sizes["train"] == size
     assert module.steps_per_epoch(world, accumulate) == steps
     if world == 1 and accumulate == 1:
         assert len(module.train_dataloader()) == len(list(module.train_dataloader())) == steps

@@ -123,21 +123,20 @@ class ImageDataModule(LightningDataModule):
 
     def load(self) -> sources.Source:
         """Load the dataset, find columns and classes, and hold out what has to be held out. Idempotent."""
-        if self._source is None:
-            source = self.find_source()
-            if not self.reading.streaming:
-                self._rows, self._labels, self._held_out = divide(source, self.splits)
-            self._fingerprint = sources.fingerprint(source)
-            self._source = source
-            problem = None
-            if self.reading.streaming:
-                problem = "the classes of a stream are not known before they come"
-            elif type(source) is not sources.Source or source.label_column is None:
-                problem = "these pictures do not have one class each"
-            if self.splits.balanced_sampling and problem is not None:
-                raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
-            self._measure(source)
-        return self._source
+        if self._source is not None:
+            return self._source
+        source, streaming = self.find_source(), self.reading.streaming
+        if not streaming:
+            self._rows, self._labels, self._held_out = divide(source, self.splits)
+        self._fingerprint = sources.fingerprint(source)
+        self._source = source
+        has_classes = type(source) is sources.Source and source.label_column is not None
+        if self.splits.balanced_sampling and (streaming or not has_classes):
+            problem = "the classes of a stream are not known before they come"
+            problem = problem if streaming else "these pictures do not have one class each"
+            raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
+        self._measure(source)
+        return source
 
     def _measure(self, source: sources.Source) -> None:
         """Find channels, white of 16-bit pictures and, if asked for, mean and standard deviation, all from samples."""
@@ -200,25 +199,14 @@ class ImageDataModule(LightningDataModule):
         self.load()
         return {name: len(self._rows[name]) for name in ("train", "validation", "test") if name in self._rows}
 
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test split with labels."""
-        return self._has("test")
-
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
+        """Whether a split of this name can be used: there is one and, outside of a stream, some rows have a label."""
         return name in (self.load().splits if self.reading.streaming else self.split_sizes)
 
     @property
     def _ranks(self) -> tuple[int, int]:
         """Number of this process, and of all."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    @property
-    def train_size(self) -> int:
-        """Number of training pictures in an epoch, before the remainder of the last batch is dropped."""
-        if not self.reading.streaming:
-            return self.split_sizes.get("train", 0)
-        return self._stream_steps() * self.batch_size * self._ranks[1]
 
     @property
     def fingerprint(self) -> str:
@@ -234,7 +222,7 @@ class ImageDataModule(LightningDataModule):
         if self.reading.streaming:
             batches = self._stream_steps()
         else:
-            batches = sampling.epoch_batches(self.train_size, self.batch_size, world_size)
+            batches = sampling.epoch_batches(self.split_sizes.get("train", 0), self.batch_size, world_size)
             limit = self.trainer.limit_train_batches if self.trainer is not None else 1.0
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return -(-batches // accumulate)
@@ -381,11 +369,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Batches of the validation split, each picture once; an empty list if there is none."""
-        return self._eval_loader("validation") if self._has("validation") else []
+        return self._eval_loader("validation") if self.has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, each picture once."""
-        if not self._has("test"):
+        if not self.has("test"):
             raise ValueError(
                 f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
                 " in data_files, or hold out a share with test_fraction before training"
@@ -394,7 +382,7 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, or of the validation split if there is none."""
-        return self._eval_loader("test" if self._has("test") else "validation")
+        return self._eval_loader("test" if self.has("test") else "validation")
 
     def _eval_loader(self, name: str) -> DataLoader[Any]:
         (rank, world_size), data = self._ranks, self._samples(name, self.eval_transform())
