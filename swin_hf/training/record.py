@@ -103,7 +103,7 @@ class RunRecord(Callback):
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
         facts, best = self.facts(trainer, pl_module), best_checkpoint(trainer)
-        facts = with_known_base(facts, getattr(pl_module, "starting_point", None))
+        facts = with_known_base(facts, pl_module.starting_point)
         facts.best_step = trainer.global_step
         if best is not None and best.best_model_path and Path(best.best_model_path).is_file():
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True, mmap=True)
@@ -155,7 +155,7 @@ class RunRecord(Callback):
 
     def facts(self, trainer: Trainer, pl_module: Any) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
-        origin: Origin | None = getattr(pl_module, "origin", None)
+        origin: Origin | None = pl_module.origin
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
         return TrainingFacts(
             data=data_facts(trainer.datamodule),
@@ -167,7 +167,7 @@ class RunRecord(Callback):
             speed={"train_images_per_s": round(float(np.median(speeds)), 1)} if speeds else {},
             duration_s=round(self.elapsed(), 1),
             command=self.command,
-            seed=getattr(trainer.datamodule, "seed", None),
+            seed=trainer.datamodule.seed,
             base_model=(origin.repo_id or Path(str(pl_module.starting_point)).name) if origin else None,
             base_model_revision=origin.commit if origin else None,
             base_model_license=origin.license if origin else None,

@@ -15,7 +15,7 @@ from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
-from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
+from swin_hf.training.data.transforms import Augmentation, normalize, random_transform
 from swin_hf.training.tasks.classification import Mixing
 from swin_hf.training.tasks.distillation import load_teacher
 from swin_hf.training.tasks.heads import load_classifier
@@ -94,7 +94,7 @@ def test_randaugment_of_the_recipe_survives_todays_pillow():
     # Silent failure 10: timm's "rand-m9-mstd0.5-inc1" asks Pillow 13 for a posterisation to 0 bits and dies.
     posterize, _ = v2.RandAugment()._AUGMENTATION_SPACE["Posterize"]
     assert int(posterize(31, 32, 32).min()) >= 1
-    transform = TrainTransform(
+    transform = random_transform(
         (16, 16), Augmentation(crop_scale=(0.5, 1.0), auto_augment="randaugment"), fill=[0, 0, 0]
     )
     picture = Image.effect_noise((20, 20), 64).convert("RGB")

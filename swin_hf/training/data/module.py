@@ -32,9 +32,9 @@ from swin_hf.ranges import SIDES, check_range
 
 from . import sampling, sources
 from .pictures import Batch, PictureDataset, PictureReader, PictureStream, collate
-from .reading import FORMATS, Reading
+from .reading import FORMATS, DataFiles, Reading
 from .splits import Splits, announce_classes, divide
-from .transforms import Augmentation, Pixels, TrainTransform, normalize
+from .transforms import Augmentation, Pixels, normalize, random_transform
 from .values import channel_statistics, find_channels, find_white, look_at_pictures
 
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
@@ -76,7 +76,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         dataset: str = "parquet",
-        data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+        data_files: DataFiles | None = None,
         data_dir: str | None = None,
         image_size: int | tuple[int, int] = 32,
         num_channels: int | None = None,
@@ -294,9 +294,9 @@ class ImageDataModule(LightningDataModule):
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = trainer.log_dir  # asked for by every rank: Lightning broadcasts it
-            nobodys = trainer.logger is None and folder is not None and Path(folder).resolve() == Path.cwd()
-            if folder is not None and not nobodys and trainer.is_global_zero:
-                self.save_split(folder)
+            is_own = folder is not None and (trainer.logger is not None or Path(folder).resolve() != Path.cwd())
+            if is_own and trainer.is_global_zero:
+                self.save_split(str(folder))
 
     def save_split(self, folder: str | Path) -> None:
         """Write ``split.json``: which rows of the stored training split were held out, and how to draw them again."""
@@ -328,7 +328,7 @@ class ImageDataModule(LightningDataModule):
         """From a decoded training picture to ``(C, H, W)`` of its type, at random."""
         self.load()  # for mean="dataset"
         fill = [round(255 * value) for value in self.mean if isinstance(value, float)]
-        return TrainTransform(self.image_size, self.augmentation, self.pixels.interpolation, fill)
+        return random_transform(self.image_size, self.augmentation, self.pixels.interpolation, fill)
 
     def eval_transform(self) -> Callable[..., Any]:
         """From a decoded picture of validation, test or prediction to ``(C, H, W)`` of its type."""

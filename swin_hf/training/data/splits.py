@@ -9,8 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from swin_hf.ranges import Options, ranged
 from swin_hf.text import one_line, text_table
 
+from .sampling import Integers
 from .shards import shorten
-from .sources import Integers, Source, Targets
+from .sources import Source, Targets
 
 SHOWN_CLASSES = 30  # in the table of the classes
 

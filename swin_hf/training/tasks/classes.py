@@ -98,7 +98,10 @@ class ClassModule(SwinModule):
             sheet.gather()
 
     def conclude(self, split: str) -> Any:
-        """What follows from the metrics of a split that are not logged with each batch; collective, and resets them."""
+        """Log what follows from metrics that are not logged with each batch, and reset them; all processes call it.
+
+        What is returned for a test is :attr:`tested` from then on.
+        """
 
     def draw(self, sheet: str) -> Figure:
         """A sheet; without names of files, for a card may show it."""
