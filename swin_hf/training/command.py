@@ -144,7 +144,7 @@ class RecipeCLI(LightningCLI):
             print(json.dumps(recipe_schema(self.module_class), indent=1))  # noqa: T201 - the result
             raise SystemExit(0)
         try:
-            if isinstance(args, list) and args and args[0] in self.subcommands():
+            if args[0] in self.subcommands():
                 args = [args[0], *with_configs(args[1:], self.default_config)]
                 refuse_names(args, self.module_class.data_options)
             self.config = parser.parse_args(args)
@@ -228,7 +228,7 @@ class RecipeCLI(LightningCLI):
         self.record = RunRecord(folder, command=command_line([*self.program, *self.words]))
         starts = (self.options.ckpt_path, self.options.model.get("weights"))
         tested = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
-        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
+        callbacks = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
         callbacks.append(Predictions(folder or tested))
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())

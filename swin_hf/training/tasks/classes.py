@@ -12,7 +12,7 @@ from torch import Tensor
 from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
 
 from ..callbacks import to_pictures
-from ..data.sources import shorten
+from ..data.shards import shorten
 from ..module import SwinModule, TestReport
 from .sheets import Sheet, Shown, caption, draw_sheet
 

@@ -15,7 +15,7 @@ from swin_hf.families import TASKS, architectures
 from swin_hf.loading import read_foreign_config
 from swin_hf.ranges import Options, check_range, ranged
 
-from ..data.sources import shorten
+from ..data.shards import shorten
 from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields, name_classes
