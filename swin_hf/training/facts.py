@@ -3,9 +3,7 @@
 import importlib.metadata
 import inspect
 import platform
-import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from swin_hf.files import redact, redact_command
-from swin_hf.hub.facts import FACTS_NAME, DataFacts, SplitFacts, TrainingFacts
+from swin_hf.hub.facts import DataFacts, SplitFacts
 
 from .checkpointing import EMA
 from .data.reading import flat as flat_files
@@ -67,22 +65,6 @@ def default_settings(trainer: Trainer, pl_module: LightningModule) -> list[str]:
         defaults |= flat(plain({p.name: p.default for p in parameters if p.default is not p.empty}))
     values = hyper_parameters(trainer, pl_module)
     return [name for name, value in values.items() if name in defaults and plain(value) == defaults[name]]
-
-
-def with_known_base(facts: TrainingFacts, start: str | None) -> TrainingFacts:
-    """Add the repository of the Hub behind weights on this disk (``start``), where that is recorded."""
-    if not start or facts.base_model_revision or not Path(start).exists():
-        return facts
-    path = Path(start).resolve()
-    cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)(/|$)", path.as_posix())
-    if cached:  # what `swin-hf pull` or transformers downloaded
-        return replace(facts, base_model=f"{cached[1]}/{cached[2]}", base_model_revision=cached[3])
-    for folder in (path, path / "model"):
-        if (folder / FACTS_NAME).is_file():  # a run: what it started from itself
-            earlier = TrainingFacts.load(folder)
-            if earlier.base_model_revision:
-                return replace(facts, base_model=earlier.base_model, base_model_revision=earlier.base_model_revision)
-    return replace(facts, base_model=(path.parent if path.name == "model" else path).name)
 
 
 def command_line(argv: list[str]) -> str:

@@ -65,8 +65,7 @@ class SwinModule(LightningModule):
     model: Any  # the network, which knows nothing of Lightning: one of ours, another, or peft's wrapper
     frozen_parts: Sequence[nn.Module] = ()  # parts of it that are not trained and stay in evaluation mode
     has_new_head: bool = False  # whether training has to begin before the answers mean anything
-    starting_point: str | None = None  # checkpoint that the weights started from, for the record
-    origin: Origin | None = None  # where that was found; with its commit, when it came from the Hub
+    origin: Origin | None = None  # of the weights that it started from, for the record
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
     def __init__(self, optimization: Optimization, compile: bool = False) -> None:
@@ -83,7 +82,7 @@ class SwinModule(LightningModule):
 
         ``fields`` of its configuration are set, those that are not None; ValueError if the weights do not fit.
         """
-        fields, self.starting_point = network.fields(**fields), weights
+        fields = network.fields(**fields)
         if weights is None:
             self.model, self.has_new_head = new_network(self.task, preset, fields, network.backend), True
         else:
