@@ -18,7 +18,7 @@ from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
 from .checkpointing import best_checkpoint
-from .facts import data_facts, default_settings, hardware, hyper_parameters, versions
+from .facts import default_settings, hardware, hyper_parameters, versions
 from .loggers import AppendingCSVLogger
 from .module import TestReport
 
@@ -143,7 +143,7 @@ class RunRecord(Callback):
             return
         facts = TrainingFacts.load(self.folder / "model")
         if facts.data is not None:
-            facts.data.unreadable = trainer.datamodule.facts()["unreadable"]
+            facts.data.unreadable = trainer.datamodule.facts().unreadable
         measured = {name.removeprefix("test_"): value for name, value in metrics.items()} | found.metrics
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
         bounds = {name: list(pair) for name, pair in found.intervals.items()}
@@ -163,7 +163,7 @@ class RunRecord(Callback):
             base["base_model_license"] = origin.license
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
         return TrainingFacts(
-            data=data_facts(trainer.datamodule),
+            data=trainer.datamodule.facts(),
             hyper_parameters=hyper_parameters(trainer, pl_module),
             default_settings=default_settings(trainer, pl_module),
             curves=self.shown_curves("train_images_per_s"),

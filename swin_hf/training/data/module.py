@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
 from swin_hf.files import redact, replacing
+from swin_hf.hub.facts import DataFacts, SplitFacts
 from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM
 from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, short_side
@@ -32,7 +33,7 @@ from swin_hf.ranges import SIDES, check_range
 
 from . import sampling, sources
 from .pictures import Batch, PictureDataset, PictureReader, PictureStream, collate
-from .reading import FORMATS, DataFiles, Reading
+from .reading import FORMATS, DataFiles, Reading, flat
 from .splits import Splits, announce_classes, divide
 from .transforms import Augmentation, Pixels, normalize, random_transform
 from .values import channel_statistics, find_channels, find_white, look_at_pictures
@@ -249,25 +250,24 @@ class ImageDataModule(LightningDataModule):
         """The image processor to save with the weights: same pixels as this module's evaluation batches."""
         return self.preprocessing.processor()
 
-    def facts(self) -> dict[str, Any]:
-        """What a model card should know about the data; plain values, no absolute path."""
-        self.load()  # for mean="dataset"
-        return {
-            **{name: _shareable(getattr(self, name)) for name in ("dataset", "data_files", "data_dir")},
-            **{name: getattr(self.reading, name) for name in ("config_name", "revision")},
-            "fingerprint": self.fingerprint,
-            "splits": self.split_sizes,
-            "held_out": list(self._held_out),
-            "class_counts": self.class_counts,
-            "image_size": list(self.image_size),
-            "batch_size": self.batch_size,
-            "augmentation": self.augmentation.facts(),
-            "interpolation": self.pixels.interpolation,
-            "mean": self.mean,
-            "std": self.std,
-            "grey_maximum": self.grey_maximum,
-            "unreadable": len(self._unreadable),
-        }
+    def facts(self) -> DataFacts:
+        """What a model card should know about the data, without absolute paths."""
+        name, files = _shareable(self.dataset), flat(self.data_dir or self.data_files)
+        is_hub_id = not files and name.count("/") == 1 and not Path(name).exists()
+        if files:  # a format, such as parquet: named after its folder
+            path = Path(_shareable(files[0]))
+            name = (path.parent.name if path.suffix else path.name) or name
+        splits = {split: SplitFacts(size) for split, size in self.split_sizes.items()}
+        if "train" in splits:
+            splits["train"].classes = self.class_counts
+        return DataFacts(
+            name=name.removeprefix("swin_hf:"),
+            fingerprint=self.reading.revision or self.fingerprint,
+            splits=splits,
+            config=self.reading.config_name,
+            is_hub_id=is_hub_id,
+            unreadable=len(self._unreadable),
+        )
 
     # Lightning's hooks, in the order in which they run.
 
@@ -504,13 +504,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shareable(value: Any) -> Any:
-    """Replace absolute paths by what is below the working directory, or by the file name; redact the rest."""
-    if isinstance(value, dict):
-        return {key: _shareable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_shareable(item) for item in value]
-    if isinstance(value, str) and os.path.isabs(value):
-        path = Path(value)
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
-    return redact(value)
+def _shareable(name: str) -> str:
+    """An absolute path as that below the working directory, or as the name of the file; other names are redacted."""
+    path = Path(name)
+    if not path.is_absolute():
+        return str(redact(name))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
