@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import TRAINING_WARNINGS
 from exact_run import classifier, data, trainer
 from lightning.pytorch import Callback
 from timm.scheduler import CosineLRScheduler
@@ -14,12 +15,7 @@ from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedI
 from swin_hf.training.optim import fitting_warmup, is_decayed, layer_id, lr_factor, parameter_groups
 
 DEPTHS = (2, 1, 3)
-pytestmark = [
-    # Lightning 2.6.6 asks torch 2.15 for the leaves of a tree in the old way.
-    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
-    # The digits are read in the main process on purpose.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
+pytestmark = TRAINING_WARNINGS
 EXACT = 1e-12  # double arithmetic on both sides, in another order
 
 
