@@ -17,6 +17,7 @@ from swin_hf.ranges import check_range
 
 from .bundled import find_config
 from .options import renamed
+from .run_folder import run_of
 
 # Numbers of Lightning's Trainer and what they may be; -1 is its word for "all" or "no limit" where it is in UNLIMITED.
 TRAINER_RANGES = {
@@ -99,9 +100,8 @@ def with_configs(words: Sequence[str], default: str | Path) -> list[str]:
     values = {name: value for name, _, value in pairs}
     if not values.keys() & {"-c", "--config", "--data.dataset", "--help", "-h"}:
         checkpoint = values.get("--ckpt_path", "last")
-        recorded = Path(checkpoint).parent.parent / "config.yaml"
-        is_recorded = checkpoint != "last" and recorded.is_file()
-        pairs.insert(0, ("--config", "=", str(recorded if is_recorded else default)))
+        run = None if checkpoint == "last" else run_of(Path(checkpoint))
+        pairs.insert(0, ("--config", "=", str(default if run is None else run / "config.yaml")))
     return [
         f"--config={find_config(value)}" if equals and name in ("-c", "--config") else f"{name}{equals}{value}"
         for name, equals, value in pairs

@@ -44,9 +44,9 @@ from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
 from .options import dotted, plain
-from .predictions import Predictions, folder_of_test
+from .predictions import Predictions
 from .record import RunRecord
-from .run_folder import LAST, last_run, new_run_folder, starts_first
+from .run_folder import LAST, folder_of_test, last_run, new_run_folder, starts_first
 from .schema import recipe_schema
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
@@ -128,7 +128,9 @@ class RecipeCLI(LightningCLI):
         """Declare the options of a run, and link the model options that the data decide."""
         add_run_options(parser)
         for name in self.module_class.data_options:
-            parser.link_arguments("data", f"model.{name}", partial(self.option_of_data, name), apply_on="instantiate")
+            rule: Any = partial(self.option_of_data, name)
+            rule.__name__ = "decided_by"  # the help says: decided_by(data) --> model.image_size
+            parser.link_arguments("data", f"model.{name}", rule, apply_on="instantiate")
 
     def option_of_data(self, name: str, data: Any) -> Any:
         """A model option that the data decide, unless a checkpoint or the weights that are measured do."""
@@ -142,7 +144,7 @@ class RecipeCLI(LightningCLI):
             print(json.dumps(recipe_schema(self.module_class), indent=1))  # noqa: T201 - the result
             raise SystemExit(0)
         try:
-            if isinstance(args, list) and args and args[0] in self.subcommands():
+            if args[0] in self.subcommands():
                 args = [args[0], *with_configs(args[1:], self.default_config)]
                 refuse_names(args, self.module_class.data_options)
             self.config = parser.parse_args(args)
@@ -226,7 +228,7 @@ class RecipeCLI(LightningCLI):
         self.record = RunRecord(folder, command=command_line([*self.program, *self.words]))
         starts = (self.options.ckpt_path, self.options.model.get("weights"))
         tested = partial(folder_of_test, Path(self.options.runs), self.options.name, *starts)
-        callbacks: list[Any] = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
+        callbacks = [NonFiniteGuard(), EpochReport(), self.record, *self.model.run_callbacks(folder)]
         callbacks.append(Predictions(folder or tested))
         if folder is not None and self.options.trainer.enable_checkpointing is not False:
             checkpoints = str((folder / "checkpoints").absolute())
@@ -253,7 +255,7 @@ class RecipeCLI(LightningCLI):
             )
             return
         best = best_checkpoint(self.trainer)
-        if self.model.is_tested and self.datamodule.has_test:
+        if self.model.is_tested and self.datamodule.has("test"):
             path = getattr(best, "best_model_path", None) or None
             self.trainer.test(self.model, self.datamodule, ckpt_path=path, verbose=False, weights_only=True)
         if self.run_folder is not None and self.trainer.is_global_zero:

@@ -1,11 +1,9 @@
-"""The facts of a run for its record: data, options, versions, hardware; without secrets."""
+"""The facts of a run for its record: options, versions, hardware; without secrets."""
 
 import importlib.metadata
 import inspect
 import platform
-import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +11,20 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from swin_hf.files import redact, redact_command
-from swin_hf.hub.facts import FACTS_NAME, DataFacts, SplitFacts, TrainingFacts
 
 from .checkpointing import EMA
-from .data.reading import flat as flat_files
 from .options import flat, plain
 
 LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "datasets", "torchmetrics", "safetensors")
 
 
-def data_facts(datamodule: Any) -> DataFacts:
-    """What the card says about the data, from the facts of the data module."""
-    facts = datamodule.facts()
-    source, files = facts["dataset"], flat_files(facts["data_dir"] or facts["data_files"])
-    is_hub_id = not files and source.count("/") == 1 and not Path(source).exists()
-    if files:  # a format, such as parquet: name it after its folder
-        path = Path(files[0])
-        source = path.parent.name if path.suffix else path.name
-    source = source.removeprefix("swin_hf:")
-    splits = {name: SplitFacts(n) for name, n in facts["splits"].items()}
-    if "train" in splits:
-        splits["train"].classes = facts["class_counts"]
-    return DataFacts(
-        name=source or facts["dataset"],
-        fingerprint=facts["revision"] or facts["fingerprint"],
-        splits=splits,
-        config=facts["config_name"],
-        is_hub_id=is_hub_id,
-        unreadable=facts["unreadable"],
-    )
-
-
 def hyper_parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Flat names and JSON values of what the result depends on."""
-    data = trainer.datamodule.facts()
+    data = trainer.datamodule
     options = {name: value for name, value in pl_module.hparams.items() if name not in ("id2label", "num_labels")}
     values = {name: value for name, value in flat(plain(options)).items() if not name.startswith("_")}
-    values |= {name: data[name] for name in ("batch_size", "image_size", "interpolation", "mean", "std")}
-    values |= data["augmentation"]
+    values |= {name: plain(getattr(data, name)) for name in ("batch_size", "image_size", "mean", "std")}
+    values |= {"interpolation": data.pixels.interpolation, **data.augmentation.facts()}
     of_trainer = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision")
     values |= {name: getattr(trainer, name) for name in of_trainer}
     for callback in trainer.callbacks:
@@ -67,22 +41,6 @@ def default_settings(trainer: Trainer, pl_module: LightningModule) -> list[str]:
         defaults |= flat(plain({p.name: p.default for p in parameters if p.default is not p.empty}))
     values = hyper_parameters(trainer, pl_module)
     return [name for name, value in values.items() if name in defaults and plain(value) == defaults[name]]
-
-
-def with_known_base(facts: TrainingFacts, start: str | None) -> TrainingFacts:
-    """Add the repository of the Hub behind weights on this disk (``start``), where that is recorded."""
-    if not start or facts.base_model_revision or not Path(start).exists():
-        return facts
-    path = Path(start).resolve()
-    cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)(/|$)", path.as_posix())
-    if cached:  # what `swin-hf pull` or transformers downloaded
-        return replace(facts, base_model=f"{cached[1]}/{cached[2]}", base_model_revision=cached[3])
-    for folder in (path, path / "model"):
-        if (folder / FACTS_NAME).is_file():  # a run: what it started from itself
-            earlier = TrainingFacts.load(folder)
-            if earlier.base_model_revision:
-                return replace(facts, base_model=earlier.base_model, base_model_revision=earlier.base_model_revision)
-    return replace(facts, base_model=(path.parent if path.name == "model" else path).name)
 
 
 def command_line(argv: list[str]) -> str:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, SumMetric
 
 from swin_hf.loading import Origin
@@ -20,7 +22,7 @@ from swin_hf.memory import check_training
 from .data.module import ImageDataModule
 from .data.sampling import derive_seed
 from .network import Network, load_network, new_network, resolve
-from .optim import Optimization, build_schedule, fitting_warmup, parameter_groups, scaled_learning_rate
+from .optim import REFERENCE_BATCH, Optimization, fitting_warmup, lr_factor, parameter_groups
 from .options import plain
 
 
@@ -63,8 +65,7 @@ class SwinModule(LightningModule):
     model: Any  # the network, which knows nothing of Lightning: one of ours, another, or peft's wrapper
     frozen_parts: Sequence[nn.Module] = ()  # parts of it that are not trained and stay in evaluation mode
     has_new_head: bool = False  # whether training has to begin before the answers mean anything
-    starting_point: str | None = None  # checkpoint that the weights started from, for the record
-    origin: Origin | None = None  # where that was found; with its commit, when it came from the Hub
+    origin: Origin | None = None  # of the weights that it started from, for the record
     interrupted_loss: list[float] | None = None  # sum and weight of the epoch that a checkpoint interrupts
 
     def __init__(self, optimization: Optimization, compile: bool = False) -> None:
@@ -81,7 +82,7 @@ class SwinModule(LightningModule):
 
         ``fields`` of its configuration are set, those that are not None; ValueError if the weights do not fit.
         """
-        fields, self.starting_point = network.fields(**fields), weights
+        fields = network.fields(**fields)
         if weights is None:
             self.model, self.has_new_head = new_network(self.task, preset, fields, network.backend), True
         else:
@@ -257,7 +258,7 @@ class SwinModule(LightningModule):
                 raise ValueError(
                     "the batch size is unknown without an ImageDataModule; set optimization.lr_scaling to False"
                 )
-            scale = scaled_learning_rate(1.0, batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+            scale = batch * self.trainer.world_size * self.trainer.accumulate_grad_batches / REFERENCE_BATCH
         peak = options.learning_rate * scale
         groups = parameter_groups(self.model, peak, options.weight_decay, options.layer_decay)
         # Under the GradScaler of 16-mixed, a fused step unscales the gradients itself: too late for clipping.
@@ -266,8 +267,8 @@ class SwinModule(LightningModule):
         per_epoch, total = self.planned_steps()
         asked = round(options.warmup_epochs * per_epoch) if options.warmup_steps is None else options.warmup_steps
         warmup = fitting_warmup(asked, total)
-        scheduler = build_schedule(
-            optimizer,
+        factor = partial(
+            lr_factor,
             schedule=options.schedule,
             total=total,
             warmup=warmup,
@@ -276,12 +277,13 @@ class SwinModule(LightningModule):
             milestones=[epoch * per_epoch for epoch in options.milestones or ()],
             gamma=options.gamma,
         )
-        origin = f" = {options.learning_rate:g} x {scale * 512:g} images / 512" if options.lr_scaling else ""
+        images = f"{scale * REFERENCE_BATCH:g} images / {REFERENCE_BATCH}"
+        origin = f" = {options.learning_rate:g} x {images}" if options.lr_scaling else ""
         rank_zero_info(
             f"learning rate {peak:.4g}{origin}; {total} steps ({per_epoch} an epoch), {warmup} of them warm-up, "
             f"then {options.schedule}; weight decay {options.weight_decay:g} on matrices only"
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def configure_gradient_clipping(
         self,

@@ -1,6 +1,7 @@
 """The network that a task trains: a new one of a preset, or one that starts from any Swin checkpoint."""
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from swin_hf.hub import HubError
 from swin_hf.hub.facts import FACTS_NAME, TrainingFacts
 from swin_hf.loading import Origin, find_model, load_model, read_foreign_config
 from swin_hf.ranges import Options, ranged
+
+_CACHED = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)(/|$)")  # what the Hub's clients download
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,18 @@ def load_network(task: str, path: Path, fields: dict[str, Any], backend: dict[st
 
 
 def resolve(source: str) -> Origin:
-    """Where a checkpoint is, with its commit and its licence (of a run: that of its start); or ValueError."""
+    """Where a checkpoint is, and its repository, commit and licence, as far as they are known; or ValueError.
+
+    They are those of the Hub's copy in the cache that a folder is; of a run, those of what it started from itself.
+    """
     try:
         origin = find_model(source)
     except HubError as error:
         raise ValueError(str(error)) from error
-    if origin.license is None and (origin.path / FACTS_NAME).is_file():
-        origin = replace(origin, license=TrainingFacts.load(origin.path).base_model_license)
-    return origin
+    path, repo_id, commit = origin.path.resolve(), origin.repo_id, origin.commit
+    run = TrainingFacts.load(path) if (path / FACTS_NAME).is_file() else TrainingFacts()
+    if repo_id is None and (cached := _CACHED.search(path.as_posix())):
+        repo_id, commit = f"{cached[1]}/{cached[2]}", cached[3]
+    elif repo_id is None and run.base_model_revision:
+        repo_id, commit = run.base_model, run.base_model_revision
+    return Origin(origin.path, repo_id, commit, origin.license or run.base_model_license)

@@ -4,13 +4,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]  # a re-export
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from swin_hf.ranges import Options, choice, ranged
 
@@ -100,11 +97,6 @@ def parameter_groups(
     ]
 
 
-def scaled_learning_rate(base: float, batch_size: int, world_size: int, accumulate: int) -> float:
-    """Scale a rate given for 512 images linearly to the images behind one optimiser step."""
-    return base * batch_size * world_size * accumulate / REFERENCE_BATCH
-
-
 def fitting_warmup(warmup: int, total: int) -> int:
     """Steps of a warm-up that fits into the training: one that is as long as all of it becomes a fifth, and says so."""
     if warmup < total:
@@ -139,8 +131,3 @@ def lr_factor(
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
     remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
     return floor + (1 - floor) * remaining
-
-
-def build_schedule(optimizer: Optimizer, *, total: int, warmup: int, **shape: Any) -> LambdaLR:
-    """Attach :func:`lr_factor` with these options to an optimiser; to be stepped once per optimiser step."""
-    return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, **shape))

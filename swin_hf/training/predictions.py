@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, Trainer
 from swin_hf.files import replacing
 
 from .data.sampling import gathered
-from .run_folder import new_run_folder
 
 NAME = "predictions.csv"
 
@@ -59,12 +58,3 @@ class Predictions(Callback):
         if self.written is not None:
             print(f"predictions: {self.written}", flush=True)  # noqa: T201 - the result
             self.written = None
-
-
-def folder_of_test(runs: Path, name: str, *starts: str | None) -> Path:
-    """The folder of the run whose checkpoint or weights (``starts``) are tested, else of a new run of this name."""
-    for start in map(Path, filter(None, starts)):
-        for folder in (start, *start.parents[:2]):
-            if (folder / "config.yaml").is_file():
-                return folder
-    return new_run_folder(runs, name)

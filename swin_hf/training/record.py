@@ -18,7 +18,7 @@ from swin_hf.loading import Origin
 
 from .callbacks import keep_figure
 from .checkpointing import best_checkpoint
-from .facts import data_facts, default_settings, hardware, hyper_parameters, versions, with_known_base
+from .facts import default_settings, hardware, hyper_parameters, versions
 from .loggers import AppendingCSVLogger
 from .module import TestReport
 
@@ -103,7 +103,6 @@ class RunRecord(Callback):
         assert self.folder is not None
         network: Any = copy.deepcopy(pl_module)
         facts, best = self.facts(trainer, pl_module), best_checkpoint(trainer)
-        facts = with_known_base(facts, getattr(pl_module, "starting_point", None))
         facts.best_step = trainer.global_step
         if best is not None and best.best_model_path and Path(best.best_model_path).is_file():
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True, mmap=True)
@@ -144,7 +143,7 @@ class RunRecord(Callback):
             return
         facts = TrainingFacts.load(self.folder / "model")
         if facts.data is not None:
-            facts.data.unreadable = trainer.datamodule.facts()["unreadable"]
+            facts.data.unreadable = trainer.datamodule.facts().unreadable
         measured = {name.removeprefix("test_"): value for name, value in metrics.items()} | found.metrics
         facts.metrics = [m for m in facts.metrics if m.split != "test"]
         bounds = {name: list(pair) for name, pair in found.intervals.items()}
@@ -155,10 +154,16 @@ class RunRecord(Callback):
 
     def facts(self, trainer: Trainer, pl_module: Any) -> TrainingFacts:
         """Everything the card may want to know; nothing secret, no absolute path."""
-        origin: Origin | None = getattr(pl_module, "origin", None)
+        origin: Origin | None = pl_module.origin
+        base: dict[str, Any] = {}
+        if origin is not None:
+            path = origin.path.resolve()
+            name = (path.parent if path.name == "model" else path).name
+            base = {"base_model": origin.repo_id or name, "base_model_revision": origin.commit}
+            base["base_model_license"] = origin.license
         speeds = [value for _, value in self.curves.get("train_images_per_s", [])]
         return TrainingFacts(
-            data=data_facts(trainer.datamodule),
+            data=trainer.datamodule.facts(),
             hyper_parameters=hyper_parameters(trainer, pl_module),
             default_settings=default_settings(trainer, pl_module),
             curves=self.shown_curves("train_images_per_s"),
@@ -167,8 +172,6 @@ class RunRecord(Callback):
             speed={"train_images_per_s": round(float(np.median(speeds)), 1)} if speeds else {},
             duration_s=round(self.elapsed(), 1),
             command=self.command,
-            seed=getattr(trainer.datamodule, "seed", None),
-            base_model=(origin.repo_id or Path(str(pl_module.starting_point)).name) if origin else None,
-            base_model_revision=origin.commit if origin else None,
-            base_model_license=origin.license if origin else None,
+            seed=trainer.datamodule.seed,
+            **base,
         )

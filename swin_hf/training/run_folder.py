@@ -20,6 +20,17 @@ def last_run(runs: Path, name: str) -> Path | None:
     return next((path for _, path in reversed(_folders(runs, name)) if (path / LAST).is_file()), None)
 
 
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that a checkpoint or weights are in, ``None`` if they are in none."""
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
+
+
+def folder_of_test(runs: Path, name: str, *starts: str | None) -> Path:
+    """The folder of the run whose checkpoint or weights (``starts``) are tested, else of a new run of this name."""
+    found = (run_of(Path(start)) for start in starts if start)
+    return next(filter(None, found), None) or new_run_folder(runs, name)
+
+
 def new_run_folder(runs: Path, name: str) -> Path:
     """Make the folder of a new run, which no other run can get; ValueError if the name is a path.
 

@@ -4,17 +4,12 @@ import json
 
 import pytest
 import torch
+from conftest import TRAINING_WARNINGS
 from PIL import Image
 
 from swin_hf.training import Augmentation, ImageDataModule, Splits, train
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-]
+pytestmark = TRAINING_WARNINGS
 SMALL = {"overrides": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}}
 TRAINER = {"max_epochs": 1, "accelerator": "cpu"}
 

@@ -8,6 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from conftest import TRAINING_WARNINGS
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
@@ -25,12 +26,7 @@ from swin_hf.training.tasks.classification import class_scores, macro_f1, score_
 from swin_hf.training.tasks.sheets import draw_pictures
 
 pytestmark = [
-    # torch 2.15 deprecates a check that Lightning 2.6.6 makes: https://github.com/Lightning-AI/pytorch-lightning
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
-    # The data of these tests are tensors in memory.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    *TRAINING_WARNINGS,
     # Resuming in place is what is tested.
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]

@@ -15,7 +15,7 @@ from transformers import SwinConfig, SwinForImageClassification
 
 from swin_hf import SwinHFBackbone, SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
 from swin_hf.training import SwinClassifier
-from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
+from swin_hf.training.data.transforms import Augmentation, normalize, random_transform
 from swin_hf.training.tasks.classification import Mixing
 from swin_hf.training.tasks.distillation import load_teacher
 from swin_hf.training.tasks.heads import load_classifier
@@ -86,14 +86,15 @@ def test_mix_probability_leaves_some_batches_alone():
     torch.manual_seed(0)
     kept = sum(torch.equal(mix(data["pixel_values"], data["labels"])[0], data["pixel_values"]) for _ in range(60))
     assert 15 < kept < 45
-    assert Mixing().transform(4) is None
+    images, labels = Mixing().transform(4)(data["pixel_values"], data["labels"])
+    assert images is data["pixel_values"] and labels is data["labels"]
 
 
 def test_randaugment_of_the_recipe_survives_todays_pillow():
     # Silent failure 10: timm's "rand-m9-mstd0.5-inc1" asks Pillow 13 for a posterisation to 0 bits and dies.
     posterize, _ = v2.RandAugment()._AUGMENTATION_SPACE["Posterize"]
     assert int(posterize(31, 32, 32).min()) >= 1
-    transform = TrainTransform(
+    transform = random_transform(
         (16, 16), Augmentation(crop_scale=(0.5, 1.0), auto_augment="randaugment"), fill=[0, 0, 0]
     )
     picture = Image.effect_noise((20, 20), 64).convert("RGB")
@@ -403,4 +404,4 @@ def test_metrics_equal_scikit_learn():
     assert float(values["test_accuracy_top5"]) == pytest.approx(top5, abs=1e-7)
     module.on_test_epoch_end()
     expected = confusion_matrix(labels, logits.argmax(1), labels=range(8))
-    assert module.confusion_counts.tolist() == expected.tolist()
+    assert module.tested.tolist() == expected.tolist()

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from conftest import TRAINING_WARNINGS
 from exact_run import classifier, data, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
@@ -19,10 +20,7 @@ from swin_hf.training.checkpointing import BestCheckpoint, NonFiniteGuard
 from swin_hf.training.loggers import AppendingCSVLogger, WholeWriter, read_rows
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+    *TRAINING_WARNINGS,
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+from dataclasses import asdict
 
 import datasets
 import numpy as np
@@ -112,7 +113,6 @@ def test_imagefolder(tmp_path):
     module = short(ImageDataModule, "imagefolder", data_dir=str(folder), **OPTIONS)
     check_batches(module)
     assert module.split_sizes == {"train": 12, "validation": 12}
-    assert module.facts()["held_out"] == []
 
 
 def test_local_folder_without_a_format(tmp_path):
@@ -125,7 +125,7 @@ def test_saved_to_disk(tmp_path, wrap):
     (DatasetDict({"train": data, "test": data}) if wrap else data).save_to_disk(tmp_path / "saved")
     check_batches(short(ImageDataModule, str(tmp_path / "saved"), **OPTIONS))
     module = short(ImageDataModule, "arrow", data_dir=str(tmp_path / "saved"), **OPTIONS)
-    assert module.has_test == wrap
+    assert module.has("test") == wrap
 
 
 def test_webdataset(tmp_path):
@@ -340,7 +340,7 @@ def test_hidden_labels_of_a_test_split_leave_no_test(tmp_path):
     splits.save_to_disk(tmp_path / "both")
     module = short(ImageDataModule, str(tmp_path / "both"), **OPTIONS)
     with pytest.warns(UserWarning, match="24 of 24 rows of 'test' have no label"):
-        assert not module.has_test
+        assert not module.has("test")
     with pytest.raises(ValueError, match="no test split with labels"):
         module.test_dataloader()
 
@@ -412,7 +412,7 @@ def test_splits_without_a_training_split_can_be_measured_but_not_trained_on(tmp_
     module.setup("test")
     assert module.id2label == dict(enumerate(sorted(COLOURS)))
     assert module.split_sizes == dict.fromkeys(sorted(names, reverse=True), 24)
-    assert module.facts()["class_counts"] == {}
+    assert module.class_counts == {} and not any(split.classes for split in module.facts().splits.values())
     loader = module.test_dataloader() if "test" in names else module.val_dataloader()
     assert torch.cat([batch["labels"] for batch in loader]).tolist() == [i % 3 for i in range(24)]
     with pytest.raises(ValueError, match=r"has no training split, only .*; give one to train on"):
@@ -458,7 +458,6 @@ def test_a_test_split_can_be_held_out(tmp_path):
     assert module.split_sizes == {"train": 14, "validation": 4, "test": 6}
     rows = np.concatenate([module._rows[name] for name in ("train", "validation", "test")])
     assert sorted(rows) == list(range(24))
-    assert module.facts()["held_out"] == ["test", "validation"]
 
 
 def test_a_fraction_of_nothing_is_refused(tmp_path):
@@ -557,10 +556,10 @@ def test_stratified_split_keeps_proportions_and_one_of_each():
 
 def test_limit_train_is_exact_and_stratified():
     module = digits(limit_train=100)
-    assert module.train_size == 100
+    assert module.split_sizes["train"] == 100
     assert set(module.class_counts.values()) <= {9, 10, 11}
     module = digits(limit_train=1290)  # of 1294: more than the classes can spare if each keeps one
-    assert module.train_size == 1290 == len(set(module._rows["train"]))
+    assert module.split_sizes["train"] == 1290 == len(set(module._rows["train"]))
 
 
 def test_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
@@ -603,7 +602,7 @@ def test_unreadable_pictures_are_passed_over_and_counted(tmp_path, caplog, polic
     assert all(set(batch) == {"pixel_values", "labels"} for batch in batches)
     for batch in batches:
         assert (2 - batch["pixel_values"].float().mean((2, 3)).argmax(1)).tolist() == batch["labels"].tolist()
-    assert module.facts()["unreadable"] == 2
+    assert module.facts().unreadable == 2
     with caplog.at_level("INFO"):
         module.teardown("fit")
     assert "2 pictures could not be read" in caplog.text
@@ -714,7 +713,6 @@ def test_channel_statistics_of_the_dataset(tmp_path):
     stacked = np.stack(train).reshape(-1, 3)
     np.testing.assert_allclose(module.mean, stacked.mean(0), atol=0.01)
     np.testing.assert_allclose(module.std, stacked.std(0), atol=0.02)
-    assert module.facts()["mean"] == module.mean
     assert list(module.image_processor().image_mean) == module.mean
 
 
@@ -769,10 +767,9 @@ def test_workers_started_afresh_give_the_same_batches(tmp_path):
 
 def test_facts_are_plain_and_hold_no_absolute_path(tmp_path):
     module = short(ImageDataModule, "parquet", data_files={"train": write_table(tmp_path)}, **OPTIONS)
-    text = json.dumps(module.facts())
-    assert str(tmp_path) not in text
-    assert module.facts()["data_files"] == {"train": "train.parquet"}
-    assert module.facts()["class_counts"] == {"blue": 6, "green": 6, "red": 6}
+    facts = module.facts()
+    assert str(tmp_path) not in json.dumps(asdict(facts))
+    assert facts.splits["train"].classes == {"blue": 6, "green": 6, "red": 6}
 
 
 @pytest.mark.parametrize(
@@ -781,7 +778,7 @@ def test_facts_are_plain_and_hold_no_absolute_path(tmp_path):
 )
 def test_steps_per_epoch(tmp_path, size, batch, world, accumulate, steps):
     module = short(ImageDataModule, "parquet", data_files=write_table(tmp_path), **(OPTIONS | {"batch_size": batch}))
-    assert module.train_size == size
+    assert module.split_sizes["train"] == size
     assert module.steps_per_epoch(world, accumulate) == steps
     if world == 1 and accumulate == 1:
         assert len(module.train_dataloader()) == len(list(module.train_dataloader())) == steps

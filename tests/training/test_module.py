@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TRAINING_WARNINGS
 from short import short
 from torch.utils.data import DataLoader
 
@@ -15,9 +16,8 @@ PRESET = "swin_digits_patch4_window4_32"
 SMALL = {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2]}
 
 pytestmark = [
+    *TRAINING_WARNINGS,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft says so
-    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
 ]
 

@@ -1,30 +1,21 @@
 """Parameter groups against the rules of Microsoft's code; the schedule against timm's, which that code uses."""
 
+from functools import partial
+
 import pytest
 import torch
+from conftest import TRAINING_WARNINGS
 from exact_run import classifier, data, trainer
 from lightning.pytorch import Callback
 from timm.scheduler import CosineLRScheduler
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from swin_hf import SwinHFConfig, SwinHFForImageClassification, SwinHFForMaskedImageModeling
-from swin_hf.training.optim import (
-    build_schedule,
-    fitting_warmup,
-    is_decayed,
-    layer_id,
-    lr_factor,
-    parameter_groups,
-    scaled_learning_rate,
-)
+from swin_hf.training.optim import fitting_warmup, is_decayed, layer_id, lr_factor, parameter_groups
 
 DEPTHS = (2, 1, 3)
-pytestmark = [
-    # Lightning 2.6.6 asks torch 2.15 for the leaves of a tree in the old way.
-    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
-    # The digits are read in the main process on purpose.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
+pytestmark = TRAINING_WARNINGS
 EXACT = 1e-12  # double arithmetic on both sides, in another order
 
 
@@ -111,7 +102,6 @@ def test_layer_decay_reaches_the_learning_rates_of_the_optimizer(network):
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
 
     optimizer = torch.optim.SGD(groups, lr=1e-3)
-    scheduler = build_schedule(optimizer, schedule="cosine", total=10, warmup=0)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -121,7 +111,6 @@ def test_layer_decay_reaches_the_learning_rates_of_the_optimizer(network):
     moved = {name: float((before[name] - value.detach()).abs().max()) for name, value in network.named_parameters()}
     assert moved["classifier.bias"] == pytest.approx(1e-3, rel=1e-3)
     assert moved["swin.stages.0.blocks.0.mlp.fc1.bias"] == pytest.approx(1e-3 * 0.8**6, rel=1e-3)
-    scheduler.step()
 
 
 def test_frozen_parameters_are_left_out_and_nothing_left_is_an_error(network):
@@ -152,9 +141,8 @@ def test_schedule_equals_the_scheduler_of_microsofts_code():
         warmup_prefix=True,
     )
     ours = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base)
-    schedule = build_schedule(
-        ours, schedule="cosine", total=total, warmup=warmup, warmup_floor=warm / base, floor=floor / base
-    )
+    shape = {"total": total, "warmup": warmup, "warmup_floor": warm / base, "floor": floor / base}
+    schedule = LambdaLR(ours, partial(lr_factor, schedule="cosine", **shape))
     for step in range(total):
         reference.step_update(step)
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9), step
@@ -175,7 +163,7 @@ def test_other_schedules_have_their_shape():
 def test_schedule_follows_a_longer_training_after_resume(network):
     def make(total):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        return optimizer, build_schedule(optimizer, schedule="linear", total=total, warmup=0)
+        return optimizer, LambdaLR(optimizer, partial(lr_factor, schedule="linear", total=total, warmup=0))
 
     _, short = make(10)
     optimizer, long = make(100)
@@ -183,12 +171,6 @@ def test_schedule_follows_a_longer_training_after_resume(network):
     optimizer.step()
     long.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.99)
-
-
-def test_learning_rate_scales_with_the_global_batch():
-    # Microsoft's ImageNet recipe: 5e-4 per 512, 8 devices of 128 images -> 1e-3.
-    assert scaled_learning_rate(5e-4, 128, 8, 1) == pytest.approx(1e-3, rel=EXACT)
-    assert scaled_learning_rate(5e-4, 64, 8, 2) == pytest.approx(1e-3, rel=EXACT)
 
 
 class LastStep(Callback):
@@ -211,10 +193,10 @@ def train(folder, steps, model_options, **options):
 
 
 def test_the_cosine_ends_at_the_rate_that_was_asked_for_this_batch(tmp_path):
-    """``min_lr`` is given for 512 images, as ``learning_rate`` is."""
-    rates = train(tmp_path, 8, {"min_lr": 1e-3, "layer_decay": 1.0}).rates
-    assert rates[-1] == min(rates) == pytest.approx(1e-3 * 8 / 512, rel=1e-6)
-    assert max(rates) == pytest.approx(2e-2 * 8 / 512, rel=1e-6)
+    """``min_lr`` is given for 512 images, as ``learning_rate`` is, and a step takes two batches of 8."""
+    rates = train(tmp_path, 8, {"min_lr": 1e-3, "layer_decay": 1.0}, accumulate_grad_batches=2).rates
+    assert rates[-1] == min(rates[1:]) == pytest.approx(1e-3 * 16 / 512, rel=1e-6)
+    assert max(rates) == pytest.approx(2e-2 * 16 / 512, rel=1e-6)
 
 
 def test_adamw_averages_with_the_factors_that_were_asked_for(tmp_path):

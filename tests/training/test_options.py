@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from conftest import TRAINING_WARNINGS
 from short import short
 
 from swin_hf import load_checkpoint
@@ -26,9 +27,7 @@ from swin_hf.training.command import refuse_conflicts
 from swin_hf.training.options import RENAMED, flat, plain
 from swin_hf.training.tasks.segmentation import Head
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
+pytestmark = TRAINING_WARNINGS
 SMALL = {"image_size": 16, "overrides": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}}
 PRESET = "swin_digits_patch4_window4_32"
 
@@ -163,6 +162,7 @@ def test_the_help_is_grouped(capsys, monkeypatch, tmp_path):
         ("How training pictures are changed at random", "Probability of a horizontal flip"),
     ):
         assert 0 < text.index(group) < text.index(option)
+    assert "decided_by(data) --> model.id2label" in text
 
 
 def test_ema_is_not_a_task():

@@ -94,7 +94,7 @@ def test_pretraining_goes_on_from_its_own_result(tmp_path):
     first = make()
     first.exportable().save_pretrained(tmp_path)
     second = make(weights=str(tmp_path), overrides=None, norm_targets=3)
-    assert second.model.config.norm_targets == 3 and second.starting_point == str(tmp_path)
+    assert second.model.config.norm_targets == 3 and second.origin.path == tmp_path
     for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

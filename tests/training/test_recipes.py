@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from conftest import TRAINING_WARNINGS
 
 import swin_hf_cli
 from swin_hf import SwinV2HFConfig
@@ -52,10 +53,7 @@ REQUIRED = OVERLAYS | {
 }
 
 pytestmark = [
-    # Lightning 2.6.6 calls jsonargparse 4.53 by a name that is going away.
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    # The digits are read in the main process on purpose.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    *TRAINING_WARNINGS,
     # peft 0.21 asks transformers 5.23 by an old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     # The frozen parts of a model.

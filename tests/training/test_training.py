@@ -22,7 +22,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from conftest import PATIENCE
+from conftest import PATIENCE, TRAINING_WARNINGS
 from hub_server import READER, WRITER
 from huggingface_hub import HfApi
 from PIL import Image
@@ -38,12 +38,7 @@ from swin_hf.training.run_folder import new_run_folder
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "swin_hf" / "training" / "configs" / "digits"
 
-pytestmark = [
-    # Lightning 2.6.6 calls jsonargparse 4.53 by a name that is going away.
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    # The digits are read in the main process on purpose.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
+pytestmark = TRAINING_WARNINGS
 
 CONFIG = {
     "name": "tiny",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_picture, short_side
-from swin_hf.training.data.transforms import Augmentation, TrainTransform, normalize
+from swin_hf.training.data.transforms import Augmentation, normalize, random_transform
 
 
 def stored(picture: Image.Image, kind: str = "PNG", **options) -> dict:
@@ -184,7 +184,7 @@ def test_truncated_jpeg_is_unreadable():
 @pytest.mark.parametrize("padding", [None, 2])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_train_transform_gives_uint8_of_the_size_and_is_driven_by_torchs_seed(augment, padding, mode):
-    transform = TrainTransform(
+    transform = random_transform(
         (12, 20), Augmentation(crop_padding=padding, auto_augment=augment), fill=(9,) * len(mode)
     )
     transform = pickle.loads(pickle.dumps(transform))
@@ -206,7 +206,7 @@ def test_randaugment_survives_three_thousand_pictures_with_this_pillow():
 
     torch.manual_seed(0)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    operations = TrainTransform((4, 4), Augmentation(auto_augment="randaugment")).steps[-1]
+    operations = random_transform((4, 4), Augmentation(auto_augment="randaugment")).transforms[-2]
     assert isinstance(operations, v2.RandAugment)
     for _ in range(3_000):
         operations(picture)

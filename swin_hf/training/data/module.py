@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from transformers import BaseImageProcessor
 
 from swin_hf.files import redact, replacing
+from swin_hf.hub.facts import DataFacts, SplitFacts
 from swin_hf.memory import check_batch
 from swin_hf.model.pixels import GREY_MAXIMUM
 from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pixels, short_side
@@ -32,9 +33,9 @@ from swin_hf.ranges import SIDES, check_range
 
 from . import sampling, sources
 from .pictures import Batch, PictureDataset, PictureReader, PictureStream, collate
-from .reading import FORMATS, Reading
+from .reading import FORMATS, DataFiles, Reading, flat
 from .splits import Splits, announce_classes, divide
-from .transforms import Augmentation, Pixels, TrainTransform, normalize
+from .transforms import Augmentation, Pixels, normalize, random_transform
 from .values import channel_statistics, find_channels, find_white, look_at_pictures
 
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
@@ -76,7 +77,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         dataset: str = "parquet",
-        data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+        data_files: DataFiles | None = None,
         data_dir: str | None = None,
         image_size: int | tuple[int, int] = 32,
         num_channels: int | None = None,
@@ -123,21 +124,20 @@ class ImageDataModule(LightningDataModule):
 
     def load(self) -> sources.Source:
         """Load the dataset, find columns and classes, and hold out what has to be held out. Idempotent."""
-        if self._source is None:
-            source = self.find_source()
-            if not self.reading.streaming:
-                self._rows, self._labels, self._held_out = divide(source, self.splits)
-            self._fingerprint = sources.fingerprint(source)
-            self._source = source
-            problem = None
-            if self.reading.streaming:
-                problem = "the classes of a stream are not known before they come"
-            elif type(source) is not sources.Source or source.label_column is None:
-                problem = "these pictures do not have one class each"
-            if self.splits.balanced_sampling and problem is not None:
-                raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
-            self._measure(source)
-        return self._source
+        if self._source is not None:
+            return self._source
+        source, streaming = self.find_source(), self.reading.streaming
+        if not streaming:
+            self._rows, self._labels, self._held_out = divide(source, self.splits)
+        self._fingerprint = sources.fingerprint(source)
+        self._source = source
+        has_classes = type(source) is sources.Source and source.label_column is not None
+        if self.splits.balanced_sampling and (streaming or not has_classes):
+            problem = "the classes of a stream are not known before they come"
+            problem = problem if streaming else "these pictures do not have one class each"
+            raise ValueError(f"splits.balanced_sampling draws equally many pictures of each class, and {problem}")
+        self._measure(source)
+        return source
 
     def _measure(self, source: sources.Source) -> None:
         """Find channels, white of 16-bit pictures and, if asked for, mean and standard deviation, all from samples."""
@@ -200,25 +200,14 @@ class ImageDataModule(LightningDataModule):
         self.load()
         return {name: len(self._rows[name]) for name in ("train", "validation", "test") if name in self._rows}
 
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test split with labels."""
-        return self._has("test")
-
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
+        """Whether a split of this name can be used: there is one and, outside of a stream, some rows have a label."""
         return name in (self.load().splits if self.reading.streaming else self.split_sizes)
 
     @property
     def _ranks(self) -> tuple[int, int]:
         """Number of this process, and of all."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    @property
-    def train_size(self) -> int:
-        """Number of training pictures in an epoch, before the remainder of the last batch is dropped."""
-        if not self.reading.streaming:
-            return self.split_sizes.get("train", 0)
-        return self._stream_steps() * self.batch_size * self._ranks[1]
 
     @property
     def fingerprint(self) -> str:
@@ -234,7 +223,7 @@ class ImageDataModule(LightningDataModule):
         if self.reading.streaming:
             batches = self._stream_steps()
         else:
-            batches = sampling.epoch_batches(self.train_size, self.batch_size, world_size)
+            batches = sampling.epoch_batches(self.split_sizes.get("train", 0), self.batch_size, world_size)
             limit = self.trainer.limit_train_batches if self.trainer is not None else 1.0
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return -(-batches // accumulate)
@@ -261,25 +250,24 @@ class ImageDataModule(LightningDataModule):
         """The image processor to save with the weights: same pixels as this module's evaluation batches."""
         return self.preprocessing.processor()
 
-    def facts(self) -> dict[str, Any]:
-        """What a model card should know about the data; plain values, no absolute path."""
-        self.load()  # for mean="dataset"
-        return {
-            **{name: _shareable(getattr(self, name)) for name in ("dataset", "data_files", "data_dir")},
-            **{name: getattr(self.reading, name) for name in ("config_name", "revision")},
-            "fingerprint": self.fingerprint,
-            "splits": self.split_sizes,
-            "held_out": list(self._held_out),
-            "class_counts": self.class_counts,
-            "image_size": list(self.image_size),
-            "batch_size": self.batch_size,
-            "augmentation": self.augmentation.facts(),
-            "interpolation": self.pixels.interpolation,
-            "mean": self.mean,
-            "std": self.std,
-            "grey_maximum": self.grey_maximum,
-            "unreadable": len(self._unreadable),
-        }
+    def facts(self) -> DataFacts:
+        """What a model card should know about the data, without absolute paths."""
+        name, files = _shareable(self.dataset), flat(self.data_dir or self.data_files)
+        is_hub_id = not files and name.count("/") == 1 and not Path(name).exists()
+        if files:  # a format, such as parquet: named after its folder
+            path = Path(_shareable(files[0]))
+            name = (path.parent.name if path.suffix else path.name) or name
+        splits = {split: SplitFacts(size) for split, size in self.split_sizes.items()}
+        if "train" in splits:
+            splits["train"].classes = self.class_counts
+        return DataFacts(
+            name=name.removeprefix("swin_hf:"),
+            fingerprint=self.reading.revision or self.fingerprint,
+            splits=splits,
+            config=self.reading.config_name,
+            is_hub_id=is_hub_id,
+            unreadable=len(self._unreadable),
+        )
 
     # Lightning's hooks, in the order in which they run.
 
@@ -306,9 +294,9 @@ class ImageDataModule(LightningDataModule):
             self._announced = True
         if trainer is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = trainer.log_dir  # asked for by every rank: Lightning broadcasts it
-            nobodys = trainer.logger is None and folder is not None and Path(folder).resolve() == Path.cwd()
-            if folder is not None and not nobodys and trainer.is_global_zero:
-                self.save_split(folder)
+            is_own = folder is not None and (trainer.logger is not None or Path(folder).resolve() != Path.cwd())
+            if is_own and trainer.is_global_zero:
+                self.save_split(str(folder))
 
     def save_split(self, folder: str | Path) -> None:
         """Write ``split.json``: which rows of the stored training split were held out, and how to draw them again."""
@@ -340,7 +328,7 @@ class ImageDataModule(LightningDataModule):
         """From a decoded training picture to ``(C, H, W)`` of its type, at random."""
         self.load()  # for mean="dataset"
         fill = [round(255 * value) for value in self.mean if isinstance(value, float)]
-        return TrainTransform(self.image_size, self.augmentation, self.pixels.interpolation, fill)
+        return random_transform(self.image_size, self.augmentation, self.pixels.interpolation, fill)
 
     def eval_transform(self) -> Callable[..., Any]:
         """From a decoded picture of validation, test or prediction to ``(C, H, W)`` of its type."""
@@ -381,11 +369,11 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Batches of the validation split, each picture once; an empty list if there is none."""
-        return self._eval_loader("validation") if self._has("validation") else []
+        return self._eval_loader("validation") if self.has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, each picture once."""
-        if not self._has("test"):
+        if not self.has("test"):
             raise ValueError(
                 f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
                 " in data_files, or hold out a share with test_fraction before training"
@@ -394,7 +382,7 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, or of the validation split if there is none."""
-        return self._eval_loader("test" if self._has("test") else "validation")
+        return self._eval_loader("test" if self.has("test") else "validation")
 
     def _eval_loader(self, name: str) -> DataLoader[Any]:
         (rank, world_size), data = self._ranks, self._samples(name, self.eval_transform())
@@ -516,13 +504,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shareable(value: Any) -> Any:
-    """Replace absolute paths by what is below the working directory, or by the file name; redact the rest."""
-    if isinstance(value, dict):
-        return {key: _shareable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_shareable(item) for item in value]
-    if isinstance(value, str) and os.path.isabs(value):
-        path = Path(value)
-        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
-    return redact(value)
+def _shareable(name: str) -> str:
+    """An absolute path as that below the working directory, or as the name of the file; other names are redacted."""
+    path = Path(name)
+    if not path.is_absolute():
+        return str(redact(name))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name

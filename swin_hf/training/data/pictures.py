@@ -55,22 +55,14 @@ class PictureReader:
         return {"pixel_values": self.transform(picture)}
 
     def read(self, cells: Mapping[str, Any], seed: int, row: Any) -> Batch | UnreadablePictureError:
-        """Decode and transform one picture with random numbers of its own; the caller's are left as they were.
-
-        Returns:
-            The sample, or the error, which is raised if the policy is ``raise``.
-        """
+        """Decode and transform one picture with random numbers of its own; the caller's are left as they were."""
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)  # torch.manual_seed costs 100 times as much: it looks for GPUs
         try:
             return self.sample(self.decode(cells[self.image_column], root=self.root), cells)
         except UnreadablePictureError as error:
-            message = f"{self.split} row {row}: {error}"
-            if self.on_error == "raise":
-                raise UnreadablePictureError(
-                    f"{message}; repair or remove the file, or pass --data.reading.on_error skip (or replace)"
-                ) from error
-            return UnreadablePictureError(message)
+            option = "--data.reading.on_error skip (or replace)"
+            return tolerated(error, f"{self.split} row {row}", self.on_error, option)
         finally:
             torch.set_rng_state(state)
 
@@ -204,6 +196,13 @@ def collate(samples: Sequence[Batch]) -> Batch:
     if seconds := sum(sample.get("seconds", 0.0) for sample in samples):
         batch["seconds"] = seconds
     return batch
+
+
+def tolerated(error: UnreadablePictureError, place: str, on_error: str, option: str) -> UnreadablePictureError:
+    """The error with the place of its picture; raised if the policy is ``raise``, which the ``option`` changes."""
+    if on_error == "raise":
+        raise UnreadablePictureError(f"{place}: {error}; repair or remove the file, or pass {option}") from error
+    return UnreadablePictureError(f"{place}: {error}")
 
 
 def picture_name(cell: Any, root: str | None, otherwise: str) -> str:

@@ -32,6 +32,7 @@ from swin_hf.processing import Preprocessing, UnreadablePictureError, decode_pix
 from swin_hf.ranges import SIDES, Options, choice, ranged
 
 from .module import ImageDataModule, usable_cores
+from .pictures import tolerated
 from .reading import UNFINISHED, DataFiles, Reading, find_folder
 from .sources import BOX_NAMES, Source, fingerprint, load_source
 from .values import find_channels, find_white, look_at_pictures
@@ -215,12 +216,7 @@ class _Writer:
         try:
             picture = decode_pixels(cell, 3, WHITE, root, self.grey_maximum)
         except UnreadablePictureError as error:
-            message = f"{split} row {row}: {error}"
-            if self.shrinking.on_error == "raise":
-                raise UnreadablePictureError(
-                    f"{message}; repair or remove the file, or leave it out with --on-error skip"
-                ) from error
-            return UnreadablePictureError(message)
+            return tolerated(error, f"{split} row {row}", self.shrinking.on_error, "--on-error skip")
         sides = picture.size if isinstance(picture, Pictures.Image) else picture.shape[1:]
         is_large = min(sides) > self.shrinking.short_side
         data = self.encode(picture) if is_large else picture_bytes(cell, root)

@@ -137,16 +137,16 @@ class ResumableLoader(DataLoader[Any]):
     Lightning creates the iterator before it tells the sampler the epoch, and workers would start to prefetch at once;
     so the position is looked up and the workers are started at the first ``next``.
 
-    Args:
-        *args: As for ``DataLoader``.
-        position: Returns the epoch and the number of its batches that are done.
-        steps: Batches per epoch of an iterable dataset, which has no length of its own; it must never run dry.
-        **kwargs: As for ``DataLoader``. The sampler is an :class:`EpochSampler`, or the dataset an iterable one with
-            a ``set_position(epoch, done)`` method; its first ``done`` batches are thrown away here.
+    The sampler is an :class:`EpochSampler`, or the dataset an iterable one, which never runs dry, with a method
+    ``set_position(epoch, done)``: its first ``done`` batches are thrown away here.
     """
 
     def __init__(
-        self, *args: Any, position: Callable[[], Position] | None = None, steps: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        position: Callable[[], Position] | None = None,  # where the run stopped
+        steps: int | None = None,  # batches per epoch of an iterable dataset
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.position, self.steps = position, steps

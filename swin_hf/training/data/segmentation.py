@@ -35,7 +35,7 @@ from swin_hf.ranges import Options, ranged
 from ..options import plain
 from .module import ImageDataModule
 from .pictures import Batch, PictureReader
-from .reading import Reading, check_class_names, find_folder, picture_folder, read
+from .reading import DataFiles, Reading, check_class_names, find_folder, picture_folder, read
 from .shards import shorten
 from .sources import IMAGE_NAMES, UNLABELLED, Source, find_column, find_roots, is_text
 from .splits import Splits
@@ -114,7 +114,7 @@ class SegmentationDataModule(ImageDataModule):
     def __init__(
         self,
         dataset: str = "parquet",
-        data_files: str | list[str] | dict[str, str | list[str]] | None = None,
+        data_files: DataFiles | None = None,
         data_dir: str | None = None,
         image_size: int | tuple[int, int] = 512,
         num_channels: int | None = None,

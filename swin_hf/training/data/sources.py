@@ -14,12 +14,12 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Larg
 from swin_hf.folders import SPLIT_NAMES
 
 from .reading import FORMATS, DataFiles, Reading, find_folder, flat, read
+from .sampling import Integers
 from .shards import cells_of, shorten
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target")
 BOX_NAMES = ("bbox", "bboxes", "boxes", "objects")
 IMAGE_NAMES = ("image", "img", "picture", "path", "file", "filename", "file_name", "image_path")
-Integers = np.ndarray[Any, np.dtype[np.int64]]
 Targets = np.ndarray[Any, Any]  # of each row: a class id, or a row of numbers
 Kind = Callable[[str, Any], bool]  # whether a name and a feature are those of a kind of column
 UNLABELLED = -1  # the Hub's convention for a test split whose labels are kept secret

@@ -9,8 +9,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from swin_hf.ranges import Options, ranged
 from swin_hf.text import one_line, text_table
 
+from .sampling import Integers
 from .shards import shorten
-from .sources import Integers, Source, Targets
+from .sources import Source, Targets
+
+SHOWN_CLASSES = 30  # in the table of the classes
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def divide(source: Source, options: Splits) -> tuple[dict[str, Integers], dict[s
     return rows, labels, held_out
 
 
-def announce_classes(source: Source, counts: Mapping[str, Integers], limit: int = 30) -> None:
+def announce_classes(source: Source, counts: Mapping[str, Integers]) -> None:
     """Print a table of the classes with the pictures found and used, and warn about those that cannot be learned.
 
     ``counts`` are the pictures of each class that are used, for each split.
@@ -88,10 +91,10 @@ def announce_classes(source: Source, counts: Mapping[str, Integers], limit: int 
         found = found + source.counts(source.labels(split))
     counts = {"found": found, "used": sum(counts.values(), np.zeros_like(found)), **counts}
     lines = [["id", "class", *counts]]
-    for number, name in enumerate(names[:limit]):
+    for number, name in enumerate(names[:SHOWN_CLASSES]):
         lines.append([str(number), one_line(name), *(f"{count[number]:,}" for count in counts.values())])
-    if len(names) > limit:
-        lines.append(["...", f"{len(names) - limit} more classes", *("" for _ in counts)])
+    if len(names) > SHOWN_CLASSES:
+        lines.append(["...", f"{len(names) - SHOWN_CLASSES} more classes", *("" for _ in counts)])
     lines.append(["", "all", *(f"{count.sum():,}" for count in counts.values())])
     rank_zero_info(f"{len(names)} classes\n{text_table(lines, left=1)}")
     missing = [name for name, count in zip(names, counts["train"], strict=True) if count == 0]

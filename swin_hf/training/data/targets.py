@@ -13,11 +13,11 @@ from swin_hf.text import one_line
 
 from .module import ImageDataModule
 from .reading import Reading, flat
+from .sampling import Integers
 from .shards import cells_of, shorten
 from .sources import (
     LABEL_NAMES,
     UNLABELLED,
-    Integers,
     Source,
     Targets,
     find_column,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
@@ -97,53 +96,35 @@ class Pixels(Options):
         return found[0], found[1]
 
 
-class TrainTransform:
-    """Random crop, flip and automatic augmentation, to a tensor of the type of the picture.
+def random_transform(
+    image_size: tuple[int, int],  # height and width of the result, in pixels
+    options: Augmentation = Augmentation(),
+    interpolation: Interpolation = "bicubic",  # of the crop
+    fill: Sequence[int] = (0,),  # grey value or colour (0..255) of the corners that a rotation or shear uncovers
+) -> v2.Compose:
+    """Random crop, flip and automatic augmentation of a picture, to a tensor ``(C, H, W)`` of its type.
 
     Each step runs where it is faster: the resized crop on tensors, three times as fast as on PIL images; RandAugment
     and TrivialAugment on PIL images, three times as fast as on tensors. Normalisation, random erasing, Mixup and CutMix
     run on the whole batch, on the device.
-
-    Args:
-        image_size: Height and width of the result, in pixels.
-        augmentation: What is done.
-        interpolation: Resampling of the crop.
-        fill: Grey value or colour (0..255) of the corners that a rotation or shear uncovers.
     """
-
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        augmentation: Augmentation = Augmentation(),
-        interpolation: Interpolation = "bicubic",
-        fill: Sequence[int] = (0,),
-    ) -> None:
-        resampling, options = resampling_of(interpolation), augmentation
-        steps: list[Any]
-        if options.crop_padding is None:
-            crop = v2.RandomResizedCrop(image_size, options.crop_scale, options.crop_ratio, interpolation=resampling)
-            steps = [v2.PILToTensor(), crop]
-        else:
-            crop = v2.RandomCrop(image_size, padding=options.crop_padding)
-            steps = [v2.ToPILImage(), v2.Resize(image_size, interpolation=resampling), crop]
-        if options.hflip > 0:
-            steps.append(v2.RandomHorizontalFlip(options.hflip))
-        if options.auto_augment is not None:
-            look: Any = {
-                "interpolation": v2.InterpolationMode.BILINEAR,
-                "fill": list(fill) if len(fill) > 1 else fill[0],
-            }
-            is_random = options.auto_augment == "randaugment"
-            steps += [v2.ToPILImage()] if options.crop_padding is None else []
-            steps.append(v2.RandAugment(2, 9, **look) if is_random else v2.TrivialAugmentWide(**look))
-        self.steps = steps
-
-    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
-        """Return the augmented picture, ``(C, H, W)``."""
-        pixels: Any = picture
-        for step in self.steps:
-            pixels = step(pixels)
-        return to_tensor(pixels)
+    resampling = resampling_of(interpolation)
+    steps: list[Any]
+    if options.crop_padding is None:
+        crop = v2.RandomResizedCrop(image_size, options.crop_scale, options.crop_ratio, interpolation=resampling)
+        steps = [v2.PILToTensor(), crop]
+    else:
+        crop = v2.RandomCrop(image_size, padding=options.crop_padding)
+        steps = [v2.ToPILImage(), v2.Resize(image_size, interpolation=resampling), crop]
+    if options.hflip > 0:
+        steps.append(v2.RandomHorizontalFlip(options.hflip))
+    if options.auto_augment is not None:
+        colour = list(fill) if len(fill) > 1 else fill[0]
+        look: Any = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": colour}
+        is_random = options.auto_augment == "randaugment"
+        steps += [v2.ToPILImage()] if options.crop_padding is None else []
+        steps.append(v2.RandAugment(2, 9, **look) if is_random else v2.TrivialAugmentWide(**look))
+    return v2.Compose([*steps, to_tensor])
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

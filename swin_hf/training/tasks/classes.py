@@ -12,7 +12,7 @@ from torch import Tensor
 from swin_hf.classes import ClassMismatchError, class_table, has_names, match_classes
 
 from ..callbacks import to_pictures
-from ..data.sources import shorten
+from ..data.shards import shorten
 from ..module import SwinModule, TestReport
 from .sheets import Sheet, Shown, caption, draw_sheet
 
@@ -29,6 +29,12 @@ class ClassModule(SwinModule):
     sheet_sizes: ClassVar[dict[str, int]] = {"sample_pictures": 8}  # pictures of each sheet of a test
 
     sheets: dict[str, Sheet]
+    tested: Any = None  # what `conclude` found in a test
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the model's classes, in the order of their numbers."""
+        return class_table(self.model.config.id2label)
 
     @classmethod
     def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
@@ -47,8 +53,7 @@ class ClassModule(SwinModule):
         ValueError if a class of the data is unknown to the model, or it would not be trained on all that it knows.
         """
         super().setup(stage)
-        theirs = class_table(getattr(self.datamodule, "id2label", None))
-        ours = class_table(self.model.config.id2label)
+        theirs, ours = class_table(getattr(self.datamodule, "id2label", None)), self.class_names
         if stage == "predict" or not theirs or theirs == ours:
             return
         if stage == "fit" and len(theirs) != len(ours):
@@ -82,14 +87,25 @@ class ClassModule(SwinModule):
         file = Path(self.datamodule.batch_sources[place][1]).name
         return Shown(list(pictures), [caption(self.answer_columns, answer)], file)
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what follows from the answers of all processes."""
+        self.conclude("val")
+
     def on_test_epoch_end(self) -> None:
-        """Gather the pictures of all processes."""
+        """Likewise, and keep what was found and the pictures of all processes."""
+        self.tested = self.conclude("test")
         for sheet in self.sheets.values():
             sheet.gather()
 
+    def conclude(self, split: str) -> Any:
+        """Log what follows from metrics that are not logged with each batch, and reset them; all processes call it.
+
+        What is returned for a test is :attr:`tested` from then on.
+        """
+
     def draw(self, sheet: str) -> Figure:
         """A sheet; without names of files, for a card may show it."""
-        return draw_sheet([shown for _, shown in self.sheets[sheet].kept], class_table(self.model.config.id2label))
+        return draw_sheet([shown for _, shown in self.sheets[sheet].kept], self.class_names)
 
     def test_report(self) -> TestReport:
         """How the sheets are drawn that have pictures."""
@@ -97,8 +113,7 @@ class ClassModule(SwinModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of other classes, or of another model, before anything is loaded."""
-        ours = class_table(self.model.config.id2label)
-        theirs = class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
+        ours, theirs = self.class_names, class_table(checkpoint.get("hyper_parameters", {}).get("id2label"))
         if theirs and has_names(theirs) and has_names(ours) and ours != theirs:
             raise ClassMismatchError(
                 f"the checkpoint numbers its classes {shorten(theirs)}, and this run {shorten(ours)}; start a new run"

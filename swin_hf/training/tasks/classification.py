@@ -14,7 +14,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
-from swin_hf.classes import class_table
 from swin_hf.hub.facts import ClassScore, ConfusionMatrix
 from swin_hf.hub.pictures import draw_confusion
 from swin_hf.text import one_line, text_table
@@ -84,10 +83,8 @@ class SwinClassifier(HeadModule):
         self.val_metrics = metrics.clone(prefix="val_")
         self.test_metrics = metrics.clone(prefix="test_")
         self.test_metrics.add_metrics({"ece": MulticlassCalibrationError(labels, n_bins=15, validate_args=False)})
-        self.confusion: MulticlassConfusionMatrix | None = None
-        if labels <= MAX_CONFUSION_CLASSES:
-            self.confusion = MulticlassConfusionMatrix(labels, validate_args=False)
-        self.confusion_counts: Tensor | None = None  # (num_labels, num_labels), after a test: rows are the truth
+        is_counted = labels <= MAX_CONFUSION_CLASSES
+        self.confusion = MulticlassConfusionMatrix(labels, validate_args=False) if is_counted else None
 
     def setup(self, stage: str) -> None:
         """Check the model against the data, weigh the classes and load the teacher; ValueError if they do not fit."""
@@ -105,9 +102,7 @@ class SwinClassifier(HeadModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, after mixing; ``labels`` are ``(B,)`` class numbers."""
-        images, targets = batch["pixel_values"], batch["labels"]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)  # targets: B, num_labels
+        images, targets = self.mix(batch["pixel_values"], batch["labels"])  # targets: B, or B, num_labels
         logits = self(images)
         smoothing, weights = self.mixing.label_smoothing, self.class_weights
         if weights is None:
@@ -138,12 +133,13 @@ class SwinClassifier(HeadModule):
         losses = outputs["losses"].nan_to_num(math.inf).tolist()
         self.sheets["worst_pictures"].offer(losses, partial(self.shown, batch, outputs))
 
-    def on_test_epoch_end(self) -> None:
-        """Gather the confusion counts and the pictures of all processes."""
-        super().on_test_epoch_end()
-        if self.confusion is not None:
-            self.confusion_counts = self.confusion.compute().cpu()
-            self.confusion.reset()
+    def conclude(self, split: str) -> np.ndarray[Any, Any] | None:
+        """The confusion counts of a test, ``(num_labels, num_labels)``: rows are the truth."""
+        if split == "val" or self.confusion is None:
+            return None
+        counts: np.ndarray[Any, Any] = self.confusion.compute().cpu().numpy()
+        self.confusion.reset()
+        return counts
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Probabilities ``(B, num_labels)``."""
@@ -151,17 +147,16 @@ class SwinClassifier(HeadModule):
 
     def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
         """Class, predicted class and its probability."""
-        names = class_table(self.model.config.id2label)
+        names = self.class_names
         shares, predictions = outputs["logits"].float().softmax(-1).max(-1)
         rows = zip(labels.tolist(), predictions.tolist(), shares.tolist(), strict=True)
         return [(names[label], names[prediction], share) for label, prediction, share in rows]
 
     def test_report(self) -> TestReport:
         """Scores of each class, the confusion matrix, and the sheets of test pictures."""
-        report, labels = super().test_report(), class_table(self.model.config.id2label)
-        if self.confusion_counts is None:
+        report, counts, labels = super().test_report(), self.tested, self.class_names
+        if counts is None:
             return report
-        counts = self.confusion_counts.numpy()
         scores = class_scores(counts, labels)
         return TestReport(
             table=score_table(scores),
@@ -179,7 +174,7 @@ class SwinClassifier(HeadModule):
             for loss, shown in self.sheets[sheet].kept
         ]
         files = [one_line(shown.file, LONGEST_NAME) for shown in worst]
-        return draw_sheet(worst, class_table(self.model.config.id2label), files)
+        return draw_sheet(worst, self.class_names, files)
 
 
 def class_scores(counts: np.ndarray[Any, Any], labels: list[str]) -> list[ClassScore]:

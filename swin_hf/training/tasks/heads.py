@@ -15,7 +15,7 @@ from swin_hf.families import TASKS, architectures
 from swin_hf.loading import read_foreign_config
 from swin_hf.ranges import Options, check_range, ranged
 
-from ..data.sources import shorten
+from ..data.shards import shorten
 from ..network import Network, load_network
 from ..optim import Optimization
 from .classes import ClassModule, class_fields, name_classes
@@ -81,12 +81,12 @@ class Mixing(Options):
             numbers = list(weights.values() if isinstance(weights, dict) else weights)
             check_range("mixing.class_weights", numbers, "[0, inf)")
 
-    def transform(self, classes: int) -> v2.Transform | None:
-        """Mixup, CutMix or a choice of both, for a batch and its labels, which become ``(B, classes)``; or None."""
+    def transform(self, classes: int) -> v2.Transform:
+        """Mixup, CutMix or a choice of both, for a batch and its labels, which become ``(B, classes)``; or nothing."""
         kinds = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
         choices = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
         if not choices:
-            return None
+            return v2.Identity()
         mix = choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
         return mix if self.mix_probability == 1 else v2.RandomApply([mix], p=self.mix_probability)
 
@@ -169,7 +169,7 @@ class HeadModule(ClassModule):
 
     def weigh_classes(self, wanted: str | list[float] | dict[str, float]) -> None:
         """Set :attr:`class_weights`; the data number their classes as the model does by now."""
-        names = class_table(self.model.config.id2label)
+        names = self.class_names
         if isinstance(wanted, Mapping):
             if different := set(wanted) ^ set(names):
                 problem = f"mixing.class_weights differs from the classes in {shorten(sorted(different))}"

@@ -142,19 +142,11 @@ def random_masks(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Masks of SimMIM: the same number of random square cells in each of ``count`` images.
+    """Masks of SimMIM, ``(count, rows, columns)`` booleans on the patch grid, True where hidden.
 
-    Args:
-        count: Number of masks.
-        image: Image height and width in pixels; an incomplete cell at the border counts as a cell.
-        cell: Side of a cell in pixels, a multiple of the patch sides.
-        patch: Patch height and width in pixels.
-        ratio: Share of the cells that is masked, rounded up.
-        device: Where the masks are wanted.
-        generator: Source of the random numbers.
-
-    Returns:
-        ``(count, rows, columns)`` booleans on the patch grid, True where hidden.
+    Each hides the same number of random square cells: this ``ratio`` of them, rounded up. The side of a cell is a
+    multiple of the sides of a patch; an incomplete one at the border counts. ``image`` and ``patch`` are
+    ``(height, width)``, all in pixels.
     """
     rows, columns = -(-image[0] // cell), -(-image[1] // cell)
     hidden = math.ceil(rows * columns * ratio)

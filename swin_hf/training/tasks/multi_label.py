@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelStatScores
 
-from swin_hf.classes import class_table
-
 from ..data.targets import MultiLabelDataModule
 from ..module import TestReport
 from ..network import Network
@@ -66,7 +64,6 @@ class SwinMultiLabelClassifier(HeadModule):
         counts = MultilabelStatScores(labels, threshold=THRESHOLD, average="none", validate_args=False)
         self.val_precision, self.test_precision = precision, precision.clone()
         self.val_counts, self.test_counts = counts, counts.clone()
-        self.tested_counts: Tensor | None = None  # after a test, (num_labels, 5): see MultilabelStatScores
 
     def balanced_weights(self, counts: Tensor, pictures: int) -> Tensor:
         """Pictures without each class for one with it."""
@@ -74,9 +71,7 @@ class SwinMultiLabelClassifier(HeadModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Binary cross-entropy of one batch, after mixing; ``labels`` are ``(B, num_labels)`` of 0 and 1."""
-        images, targets = batch["pixel_values"], batch["labels"]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)
+        images, targets = self.mix(batch["pixel_values"], batch["labels"])
         smoothing = self.mixing.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
         loss = F.binary_cross_entropy_with_logits(self(images), targets, pos_weight=self.class_weights)
@@ -92,17 +87,8 @@ class SwinMultiLabelClassifier(HeadModule):
             getattr(self, f"{split}_{name}").update(logits.sigmoid(), labels.long())
         return {"logits": logits}
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean average precision and F1."""
-        self.log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Likewise, and keep the counts and the pictures of all processes."""
-        super().on_test_epoch_end()
-        self.tested_counts = self.log_scores("test")
-
-    def log_scores(self, split: str) -> Tensor:
-        """Log what follows from the answers of all processes, and return the counts of each class."""
+    def conclude(self, split: str) -> Tensor:
+        """Log the mean average precision and F1; return the counts, ``(num_labels, 5)``, of MultilabelStatScores."""
         precision, counter = getattr(self, f"{split}_precision"), getattr(self, f"{split}_counts")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that classes do not occur: they are left out
@@ -127,8 +113,7 @@ class SwinMultiLabelClassifier(HeadModule):
 
     def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
         """The classes, those that were found, and the probabilities of these, with bars between them."""
-        names = class_table(self.model.config.id2label)
-        rows = []
+        names, rows = self.class_names, []
         for truth, shares in zip(labels.tolist(), outputs["logits"].sigmoid().tolist(), strict=True):
             found = [(name, share) for name, share in zip(names, shares, strict=True) if share > THRESHOLD]
             true = [name for name, present in zip(names, truth, strict=True) if present]
@@ -138,11 +123,10 @@ class SwinMultiLabelClassifier(HeadModule):
 
     def test_report(self) -> TestReport:
         """Scores of each class."""
-        report, names = super().test_report(), class_table(self.model.config.id2label)
-        if self.tested_counts is not None:
-            report.facts["per_class"] = scores = [
-                class_score(name, hits, support, hits + wrong)
-                for name, (hits, wrong, _, _, support) in zip(names, self.tested_counts.tolist(), strict=True)
-            ]
-            report.table = score_table(scores)
+        report = super().test_report()
+        report.facts["per_class"] = scores = [
+            class_score(name, hits, support, hits + wrong)
+            for name, (hits, wrong, _, _, support) in zip(self.class_names, self.tested.tolist(), strict=True)
+        ]
+        report.table = score_table(scores)
         return report

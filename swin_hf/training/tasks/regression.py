@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from swin_hf.classes import class_table
 from swin_hf.text import one_line, text_table
 
 from ..data.targets import RegressionDataModule
@@ -50,7 +49,6 @@ class SwinRegressor(HeadModule):
             "rmse": MeanSquaredError(squared=False, num_outputs=labels),
         }
         self.test_each = MetricCollection(each, compute_groups=False)
-        self.tested_each: dict[str, Tensor] = {}  # after a test: (num_labels,) each
         self.register_buffer("centre", torch.zeros(labels), persistent=False)
 
     def setup(self, stage: str) -> None:
@@ -70,11 +68,8 @@ class SwinRegressor(HeadModule):
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
         """Add a batch to the metrics of a split, and return its ``values`` ``(B, num_labels)``."""
-        labels, values, metrics = (
-            batch["labels"],
-            self(batch["pixel_values"]).float(),
-            getattr(self, f"{split}_metrics"),
-        )
+        labels, values = batch["labels"], self(batch["pixel_values"]).float()
+        metrics = getattr(self, f"{split}_metrics")
         getattr(self, f"{split}_loss").update(F.mse_loss(values, labels), weight=len(labels))
         # R2 sums squares in single precision, which is exact enough near 0 only.
         found, truth = values - self.centre, labels - self.centre
@@ -85,11 +80,13 @@ class SwinRegressor(HeadModule):
             self.test_each.update(found, truth)
         return {"values": values}
 
-    def on_test_epoch_end(self) -> None:
-        """Keep the errors of each number and the pictures of all processes."""
-        super().on_test_epoch_end()
-        self.tested_each = {name: value.cpu().view(-1) for name, value in self.test_each.compute().items()}
+    def conclude(self, split: str) -> dict[str, list[float]]:
+        """The errors of each number in a test."""
+        if split == "val":
+            return {}
+        errors = {name: value.view(-1).tolist() for name, value in self.test_each.compute().items()}
         self.test_each.reset()
+        return errors
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The numbers ``(B, num_labels)``."""
@@ -98,7 +95,7 @@ class SwinRegressor(HeadModule):
     @property
     def answer_columns(self) -> list[str]:  # type: ignore[override]
         """Label and prediction; of several numbers, two columns each."""
-        names = class_table(self.model.config.id2label)
+        names = self.class_names
         if len(names) == 1:
             return ["label", "prediction"]
         return [f"{column} {name}" for name in names for column in ("label", "prediction")]
@@ -110,9 +107,9 @@ class SwinRegressor(HeadModule):
     def test_report(self) -> TestReport:
         """The errors of each number, where there are several."""
         report = super().test_report()
-        names = [one_line(name, LONGEST_NAME) for name in class_table(self.model.config.id2label)]
-        if len(names) > 1 and self.tested_each:
-            errors = (self.tested_each[metric].tolist() for metric in ("mae", "rmse"))
-            lines = [(name, f"{mae:.6g}", f"{rmse:.6g}") for name, mae, rmse in zip(names, *errors, strict=True)]
+        names = [one_line(name, LONGEST_NAME) for name in self.class_names]
+        if len(names) > 1:
+            errors = zip(names, self.tested["mae"], self.tested["rmse"], strict=True)
+            lines = [(name, f"{mae:.6g}", f"{rmse:.6g}") for name, mae, rmse in errors]
             report.table = text_table([("number", "MAE", "RMSE"), *lines])
         return report

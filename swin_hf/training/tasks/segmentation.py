@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.transforms.v2 import functional as tvf
 
-from swin_hf.classes import class_table
 from swin_hf.loading import read_foreign_config
 from swin_hf.ranges import Options, ranged
 
@@ -110,7 +108,6 @@ class SwinSegmenter(ClassModule):
         self.head, self.ignore_index = head, ignore_index
         counts = MulticlassConfusionMatrix(int(self.model.config.num_labels), ignore_index, validate_args=False)
         self.val_confusion, self.test_confusion = counts, counts.clone()
-        self.confusion_counts: np.ndarray[Any, Any] | None = None  # after a test: rows are the truth
         self.bootstrap = PictureBootstrap(0)  # of the pictures of a test
 
     def setup(self, stage: str) -> None:
@@ -181,8 +178,7 @@ class SwinSegmenter(ClassModule):
 
     def answers(self, outputs: Any, labels: Tensor) -> list[tuple[Any, ...]]:
         """What a user sorts the pictures by: :func:`~swin_hf.training.tasks.regions.picture_scores`."""
-        names = class_table(self.model.config.id2label)
-        return [picture_scores(counts, labels[0].numel(), names) for counts in outputs["regions"]]
+        return [picture_scores(counts, labels[0].numel(), self.class_names) for counts in outputs["regions"]]
 
     def shown(self, batch: dict[str, Tensor], outputs: dict[str, Any], place: int) -> Shown:
         """The picture, and overlays of its labels and its prediction, no larger than they are seen on the sheet."""
@@ -197,33 +193,28 @@ class SwinSegmenter(ClassModule):
         overlays = [overlay(picture, mask) for mask in masks]
         return Shown([picture, *overlays], captions, pixels=Counter(masks.flatten().tolist()))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean IoU and the accuracy of the pixels; warn where a single class occurs, which says nothing."""
-        counts = self.log_counts("val", self.val_confusion)
-        table = class_table(self.model.config.id2label)
-        seen = [name for name, pixels in zip(table, counts.sum(axis=1), strict=True) if pixels]
-        if len(seen) < 2 and not self.trainer.sanity_checking:
-            rank_zero_warn(
-                f"the validation masks have no pixel of another class than {', '.join(seen) or 'none'}; pixels of "
-                f"{self.ignore_index} have no class (masks.ignore_index): if they are a class, write its number there"
-            )
+    def conclude(self, split: str) -> np.ndarray[Any, Any]:
+        """Log the mean IoU and the accuracy of the pixels; return the confusion counts, whose rows are the truth.
 
-    def on_test_epoch_end(self) -> None:
-        """Likewise, and keep the counts and the pictures of all processes."""
-        super().on_test_epoch_end()
-        self.confusion_counts = self.log_counts("test", self.test_confusion)
-        for name in ("totals", "pictures"):
-            mine = getattr(self.bootstrap, name).to(self.device)
-            setattr(self.bootstrap, name, self.trainer.strategy.reduce(mine, reduce_op="sum").cpu())
-
-    def log_counts(self, split: str, confusion: Metric) -> np.ndarray[Any, Any]:
-        """Log what follows from the confusion counts of all processes, which are returned."""
+        It warns where the validation masks have a single class, which says nothing.
+        """
+        confusion = getattr(self, f"{split}_confusion")
         counts: np.ndarray[Any, Any] = confusion.compute().cpu().numpy()
         confusion.reset()
         iou = class_iou(counts)
         mean = float(np.nanmean(iou)) if np.isfinite(iou).any() else 0.0
         accuracy = float(np.diag(counts).sum() / max(counts.sum(), 1))
         self.log_dict({f"{split}_miou": mean, f"{split}_pixel_accuracy": accuracy}, prog_bar=True)
+        seen = [name for name, pixels in zip(self.class_names, counts.sum(axis=1), strict=True) if pixels]
+        if split == "test":
+            for name in ("totals", "pictures"):
+                mine = getattr(self.bootstrap, name).to(self.device)
+                setattr(self.bootstrap, name, self.trainer.strategy.reduce(mine, reduce_op="sum").cpu())
+        elif len(seen) < 2 and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"the validation masks have no pixel of another class than {', '.join(seen) or 'none'}; pixels of "
+                f"{self.ignore_index} have no class (masks.ignore_index): if they are a class, write its number there"
+            )
         return counts
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -232,9 +223,7 @@ class SwinSegmenter(ClassModule):
 
     def test_report(self) -> TestReport:
         """IoU and share of the pixels of each class, and the interval of the mean IoU."""
-        report, counts, labels = super().test_report(), self.confusion_counts, class_table(self.model.config.id2label)
-        if counts is None:
-            return report
+        report, counts, labels = super().test_report(), self.tested, self.class_names
         iou = [None if np.isnan(value) else float(value) for value in class_iou(counts)]
         scores = [replace(score, iou=value) for score, value in zip(class_scores(counts, labels), iou, strict=True)]
         report.facts["per_class"] = scores
@@ -253,16 +242,10 @@ def load_segmenter(task: str, path: Path, fields: dict[str, Any], backend: dict[
 
 
 def slide(network: Callable[[Tensor], Tensor], images: Tensor, window: int, stride: int | None) -> Tensor:
-    """Mean of the logits of windows that overlap, as OpenMMLab's sliding evaluation has it.
+    """Mean of the logits of windows that overlap, as OpenMMLab's sliding evaluation has it; ``(B, K, H, W)``.
 
-    Args:
-        network: From images ``(B, C, height, width)`` to logits ``(B, K, height, width)``.
-        images: ``(B, C, H, W)``; a side shorter than the window is taken whole.
-        window: Side of a window in pixels.
-        stride: Pixels from one window to the next; two thirds of the window if not given.
-
-    Returns:
-        ``(B, K, H, W)``.
+    The ``network`` answers to images ``(B, C, height, width)`` with logits ``(B, K, height, width)``. A side of the
+    ``images`` that is shorter than the window is taken whole; ``window`` and ``stride`` as in :class:`Head`.
     """
     step = stride or max(1, window * 2 // 3)
     height, width = images.shape[-2:]
