@@ -236,6 +236,12 @@ def measure_start(setting: dict[str, Any], options: argparse.Namespace) -> dict[
             "name": "import torch, and AutoModel of transformers",
             "seconds": importing("import torch; from transformers import AutoModelForImageClassification"),
         },
+        {
+            "name": "the same, and PreTrainedModel, which every model class needs",
+            "seconds": importing(
+                "import torch; from transformers import AutoModelForImageClassification, PreTrainedModel"
+            ),
+        },
     ]
     preset = "swin_base_patch4_window7_224"
     ours = build_ours(preset)
