@@ -230,19 +230,13 @@ def measure_start(setting: dict[str, Any], options: argparse.Namespace) -> dict[
         runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(3)]
         return round(min(float(run.stdout.split()[-1]) for run in runs), 3)
 
-    rows = [
-        {"name": "import swin_hf", "seconds": importing("import swin_hf")},
-        {
-            "name": "import torch, and AutoModel of transformers",
-            "seconds": importing("import torch; from transformers import AutoModelForImageClassification"),
-        },
-        {
-            "name": "the same, and PreTrainedModel, which every model class needs",
-            "seconds": importing(
-                "import torch; from transformers import AutoModelForImageClassification, PreTrainedModel"
-            ),
-        },
-    ]
+    auto = "import torch; from transformers import AutoModelForImageClassification"
+    statements = {
+        "import swin_hf": "import swin_hf",
+        "import torch, and AutoModel of transformers": auto,
+        "the same, and PreTrainedModel, which every model class needs": f"{auto}, PreTrainedModel",
+    }
+    rows = [{"name": name, "seconds": importing(statement)} for name, statement in statements.items()]
     preset = "swin_base_patch4_window7_224"
     ours = build_ours(preset)
     ours.config._attn_implementation = "sdpa"
