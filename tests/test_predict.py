@@ -293,7 +293,7 @@ def test_foreign_checkpoint_gives_the_same_answer(run, model_folder, pictures, t
 
     model, _ = load_classifier(str(model_folder))
     weights = tmp_path / "weights.safetensors"
-    save_file(swin_hf.export_checkpoint(model, "timm"), weights)
+    save_file(swin_hf.export_checkpoint(model, "torchvision"), weights)
     ViTImageProcessor(size={"height": 24, "width": 32}).save_pretrained(tmp_path)
     foreign, processor = load_classifier(str(weights))
     ours = [guesses for _, guesses in predict(model, processor, [str(pictures / "0.png")], top_k=5)]
@@ -309,7 +309,7 @@ def test_checkpoint_without_a_classifier_is_refused(run, model_folder, pictures,
     from safetensors.torch import save_file
 
     model, _ = load_classifier(str(model_folder))
-    state = {k: v for k, v in swin_hf.export_checkpoint(model, "timm").items() if not k.startswith("head.")}
+    state = {k: v for k, v in swin_hf.export_checkpoint(model, "torchvision").items() if not k.startswith("head.")}
     save_file(state, tmp_path / "headless.safetensors")
     code, _, err = run("predict", tmp_path / "headless.safetensors", pictures / "0.png")
     assert code == 2
