@@ -147,11 +147,6 @@ def measure_models(setting: dict[str, Any], options: argparse.Namespace) -> dict
 
 def measure_attention(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Time window attention alone, without its linear layers, in the shapes of the first two stages."""
-    with options.turn():
-        return _measure_attention(setting, options)
-
-
-def _measure_attention(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     from swin_hf.model.modeling_swin_hf import SwinHFAttention
     from swin_hf.model.windows import window_geometry
 

@@ -88,5 +88,10 @@ def _work(connection: Connection, setting: dict[str, Any], options: argparse.Nam
         connection.recv()
         yield
 
-    options.turn = turn
-    connection.send(measure_alone(setting, options))
+    if setting["section"] == "models":  # which builds, and takes its turn when it has built
+        options.turn = turn
+        outcome = measure_alone(setting, options)
+    else:
+        with turn():
+            outcome = measure_alone(setting, options)
+    connection.send(outcome)

@@ -332,7 +332,10 @@ def test_settings_build_side_by_side_and_are_timed_one_by_one():
     options = command.parse([*args.split(), "--peers", "swin_hf", "transformers", "--seconds", "0"])
     good = [setting for setting in sections.settings_of(options) if setting["section"] == "models"]
     lost = {**good[0], "preset": "swin_huge"}
-    outcomes = [outcome for _, outcome in together.measure([good[0], lost, good[1]], options)]
+    attention = {name: value for name, value in good[0].items() if name not in ("mode", "execution")}
+    attention["section"] = "attention"
+    outcomes = [outcome for _, outcome in together.measure([good[0], lost, good[1], attention], options)]
+    assert outcomes[3]["rows"][0]["name"] == "eager, stage 1, forward"
     assert [[row["name"] for row in outcomes[index]["rows"]] for index in (0, 2)] == [["swin_hf", "transformers"]] * 2
     assert "swin_huge" in outcomes[1]
     options.build_limit = 0.0

@@ -266,7 +266,7 @@ def _config(peer: Peer, theirs: Any, translation: Translation) -> Any:
 
 def _always_partitions(theirs: Any) -> bool:
     """Whether a network of timm cuts maps into windows even where one window covers them."""
-    return bool(_part(theirs, "layers.0").blocks[0].always_partition)
+    return bool(getattr(_part(theirs, "layers.0").blocks[0], "always_partition", False))  # older releases never do
 
 
 def _windows(theirs: Any, stages: int) -> dict[str, Any]:

@@ -535,9 +535,9 @@ def choose_launch(kernel: str, tokens: int, head_dim: int, dtype: torch.dtype, c
     """How to launch ``kernel``, "forward" or "backward".
 
     In 16 bits on Hopper with heads of 32 channels: the fastest on an H200, of those that ``python -m
-    benchmarks.launches`` tries. Else by compiling every kernel for compute capability 8.0 and 9.0: at most a few bytes
-    of registers spill, and a multiprocessor holds all programs at once. ``tests/model/test_kernels_triton.py`` compiles
-    them again.
+    benchmarks.launches`` tries; Blackwell and heads of 16 have the same, untimed. Else by compiling every kernel for
+    compute capability 8.0 and 9.0: at most a few bytes of registers spill, and a multiprocessor holds all programs at
+    once. ``tests/model/test_kernels_triton.py`` compiles them again.
     """
     forward = kernel == "forward"
     datacentre = capability[0] in (9, 10)  # Hopper and Blackwell: wgmma or its successor, 228 KB of shared memory
