@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -55,6 +56,17 @@ EXIT_SIGINT = 128 + 2
 # Model options that may differ from those of a checkpoint, because they do not change what is trained.
 FREE_ON_RESUME = {"network.compile", "network.gradient_checkpointing", "network.attn_implementation"}
 FREE_ON_RESUME |= {"head.window", "head.stride", "head.flip"}
+
+
+# By the name of its class, what would undo what a run has planned, and what to give in its place.
+UNFIT = {
+    "StochasticWeightAveraging": "its average is never validated, so model/ would lack it; use swin_hf.training.EMA",
+    "LearningRateFinder": "the parameter groups have rates of their own; set --model.optimization.learning_rate",
+    "BatchSizeFinder": "rates and steps are planned for one batch size; set --data.batch_size",
+    "GradientAccumulationScheduler": "steps are planned for one window; set --trainer.accumulate_grad_batches",
+    "_MultiProcessingLauncher": "what the processes of ddp_spawn, ddp_fork and ddp_notebook do is lost when they end; "
+    "use --trainer.strategy ddp, outside of a notebook, or --trainer.devices 1",
+}
 
 
 class WholeConfig(SaveConfigCallback):
@@ -127,6 +139,9 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare the options of a run, and link the model options that the data decide."""
         add_run_options(parser)
+        for action in parser._actions:  # typing may hand out float | int, of another library, which makes 1 batch 1.0
+            if getattr(action, "_typehint", None) == (int | float | None):
+                action._typehint = int | float | None
         for name in self.module_class.data_options:
             rule: Any = partial(self.option_of_data, name)
             rule.__name__ = "decided_by"  # the help says: decided_by(data) --> model.image_size
@@ -192,6 +207,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
             check_launch(self.trainer)
+            refuse_unfit(self.trainer)
             if self.config.subcommand != "fit" and self.options.ckpt_path is None and self.model.has_new_head:
                 raise ValueError(
                     f"nothing was trained that could be measured: {self.options.model.get('weights') or 'a new model'} "
@@ -249,10 +265,11 @@ class RecipeCLI(LightningCLI):
             return
         if self.is_new and not self.record.trained:
             self.drop_untrained()
-            print(  # noqa: T201 - what happened
-                f"nothing was trained: {self.options.ckpt_path} has reached the end of its training already; "
-                "give a higher --trainer.max_epochs to go on"
-            )
+            why = "max_time or limit_train_batches leaves no step to take"
+            if self.options.ckpt_path is not None:
+                why = f"{self.options.ckpt_path} has reached the end of its training already"
+                why += "; give a higher --trainer.max_epochs to go on"
+            print(f"nothing was trained: {why}")  # noqa: T201 - what happened
             return
         best = best_checkpoint(self.trainer)
         if self.model.is_tested and self.datamodule.has("test"):
@@ -305,6 +322,13 @@ class RecipeCLI(LightningCLI):
                 f"try again with: {shlex.join(['swin-hf', 'push', str(self.run_folder), self.options.push])}"
             )
         print(f"published: {result.url}")  # noqa: T201 - the result
+
+
+def refuse_unfit(trainer: Trainer) -> None:
+    """Raise ValueError for a callback or a launcher that would undo what the run has planned."""
+    for part in (*trainer.callbacks, trainer.strategy.launcher):
+        for name in {kind.__name__ for kind in type(part).__mro__} & UNFIT.keys():
+            raise ValueError(f"{name.strip('_')} does not fit a run: {UNFIT[name]}")
 
 
 def _reason(error: Exception) -> str:
@@ -404,10 +428,12 @@ def run_recipe(
 
 def _sentence(error: Exception) -> str | None:
     """The message of an error that a user understands without its traceback; None for others."""
+    innermost = Path([frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_code.co_filename)
+    of_options = isinstance(error, ValueError | RuntimeError | MisconfigurationException)
+    if of_options and innermost.is_relative_to(Path(lightning.pytorch.__file__).parent):  # its words for the user
+        return " ".join(str(error).split())
     if type(error) is ValueError or isinstance(error, ImportError):  # of this package, not of a library
-        innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-        is_ours = Path(innermost.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
-        return str(error) if is_ours else None
+        return str(error) if innermost.is_relative_to(Path(__file__).parents[1]) else None
     if isinstance(error, ValueError | NonFiniteLossError | UnreadablePictureError | WriteError | HubError):
         return str(error)
     return memory_sentence(error) if isinstance(error, RuntimeError | MemoryError) else None
