@@ -40,6 +40,7 @@ from swin_hf.processing import UnreadablePictureError
 from .arguments import OneLineParser, add_run_options, check_numbers, refuse_names, with_configs, with_verb
 from .callbacks import EpochReport, TrainingBar
 from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError, best_checkpoint
+from .data.module import MEASURED
 from .data.sampling import check_launch
 from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
@@ -181,6 +182,12 @@ class RecipeCLI(LightningCLI):
         checkpoint = read_checkpoint(Path(path))
         given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
         self.saved = checkpoint.get("hyper_parameters", {})
+        if self.config.subcommand != "fit":  # a model sees other data as it saw those of its training
+            found, pixels = checkpoint.get(self.module_class.data_class.__qualname__, {}), self.options.data.pixels
+            for name in MEASURED:
+                if pixels[name] in (None, "dataset"):
+                    pixels[name] = found.get(name, pixels[name])
+            self.options.data.num_channels = self.options.data.num_channels or len(found.get("mean", ())) or None
         refuse_conflicts(given, self.saved, str(path))
 
     def choose_run_folder(self) -> str | None:
@@ -373,7 +380,7 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
     if conflicts:
         sys.exit(
             f"error: the options differ from those of {path}:\n" + "\n".join(conflicts) + "\n"
-            f"resume with the options of the run, or {remedy}"
+            f"give the options of its run (--config of the config.yaml in its folder), or {remedy}"
         )
 
 

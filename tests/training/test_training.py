@@ -330,6 +330,13 @@ def test_one_batch_is_not_all_of_them():
     assert repr((trainer["limit_train_batches"], trainer["limit_val_batches"])) == "(1, 1.0)"
 
 
+def test_a_validation_without_a_split_is_an_error(config, finished, capsys):
+    words = ["--config", str(config), "--ckpt_path", str(finished / "tiny" / "checkpoints" / "best.ckpt")]
+    files = f"{{test: {DIGITS / 'test.parquet'}}}"
+    assert fit(config, finished, *words, "--data.data_files", files, verb="validate") == 1
+    assert "has no validation split with labels (found ['test'])" in capsys.readouterr().err
+
+
 def test_a_run_without_a_step_says_why(config, tmp_path, capsys):
     assert fit(config, tmp_path, "--trainer.limit_train_batches", "0") == 0
     assert "nothing was trained: max_time or limit_train_batches leaves no step to take" in capsys.readouterr().out
