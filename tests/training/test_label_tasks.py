@@ -165,6 +165,17 @@ def test_class_weights_are_matched_by_name(files):
             Mixing(class_weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "asked", "found"), [(SwinClassifier, "kind", None, 2), (SwinMultiLabelClassifier, "tags", 2, 3)]
+)
+def test_the_number_of_classes_of_the_data_is_said(files, tmp_path, kind, column, asked, found):
+    data = kind.data_class("parquet", data_files=files, image_size=16, reading=Reading(label_column=column))
+    module = kind(PRESET, num_labels=asked, network=NETWORK, image_size=16)
+    said = f"num_labels is {asked or 10} but the data has {found} classes; give num_labels {found}"
+    with pytest.raises(ValueError, match=said):
+        exact_run.trainer(tmp_path, max_epochs=1).fit(module, data)
+
+
 def test_a_class_of_every_picture_or_of_none_weighs_one():
     counts = {"all": 8, "some": 2, "none": 0}
     for kind, expected in ((SwinMultiLabelClassifier, [1, 3, 1]), (SwinClassifier, [0.5, 2, 1])):
