@@ -45,11 +45,13 @@ from .data.sampling import check_launch
 from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
+from .network import resolve
 from .options import dotted, plain
 from .predictions import Predictions
 from .record import RunRecord
 from .run_folder import LAST, folder_of_test, last_run, new_run_folder, starts_first
 from .schema import recipe_schema
+from .tasks.distillation import processor_normalization
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 EXIT_SIGINT = 128 + 2
@@ -182,13 +184,18 @@ class RecipeCLI(LightningCLI):
         checkpoint = read_checkpoint(Path(path))
         given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
         self.saved = checkpoint.get("hyper_parameters", {})
-        if self.config.subcommand != "fit":  # a model sees other data as it saw those of its training
-            found, pixels = checkpoint.get(self.module_class.data_class.__qualname__, {}), self.options.data.pixels
-            for name in MEASURED:
-                if pixels[name] in (None, "dataset"):
-                    pixels[name] = found.get(name, pixels[name])
-            self.options.data.num_channels = self.options.data.num_channels or len(found.get("mean", ())) or None
+        self.keep_pixels(checkpoint.get(self.module_class.data_class.__qualname__, {}))
         refuse_conflicts(given, self.saved, str(path))
+
+    def keep_pixels(self, found: dict[str, Any]) -> None:
+        """Let a model that is measured see other data as it saw those of its training, where the options leave it."""
+        if self.config.subcommand == "fit":
+            return
+        data, pixels = self.options.data, self.options.data.pixels
+        for name in MEASURED:
+            if pixels[name] in (None, "dataset"):
+                pixels[name] = found.get(name, pixels[name])
+        data.num_channels = data.num_channels or len(found.get("mean", ())) or None
 
     def choose_run_folder(self) -> str | None:
         """Make the folder of a new run, or take that of the run to resume; return the checkpoint to continue from."""
@@ -212,6 +219,10 @@ class RecipeCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; an error of the input becomes one line."""
         try:
+            if self.options.ckpt_path is None and (weights := self.options.model.get("weights")) is not None:
+                self.keep_pixels(
+                    dict(zip(MEASURED, processor_normalization(resolve(weights).path) or (), strict=False))
+                )
             super().instantiate_classes()
             check_launch(self.trainer)
             refuse_unfit(self.trainer)

@@ -350,15 +350,16 @@ def test_a_run_is_trained_saved_loaded_and_predicts_alike(write, channels, tmp_p
         assert float(shares.max()) == pytest.approx(float(row["probability"]), abs=1e-5)
 
 
+@pytest.mark.parametrize("measured", ["--ckpt_path=checkpoints/best.ckpt", "--model.weights=model"])
 @pytest.mark.parametrize("splits", [("test",), ("train", "test")], ids="-".join)
-def test_a_checkpoint_sees_other_data_as_those_of_its_training(splits, tmp_path, capsys):
+def test_a_model_sees_other_data_as_those_of_its_training(splits, measured, tmp_path):
     def write_brighter(path, label, seed):
         np.save(path.with_suffix(".npy"), (values(label, 5, seed) + 0.3).astype(np.float32))
 
     run = train(str(write_folder(tmp_path / "arrays", write_npy)), runs=str(tmp_path / "runs"), **OPTIONS)
     other = write_folder(tmp_path / "brighter", write_brighter, [(split, 6) for split in splits])
     words = ["train", "test", "--config", str(run.folder / "config.yaml"), "--data.dataset", str(other)]
-    assert main([*words, "--ckpt_path", str(run.folder / "checkpoints" / "best.ckpt")]) == 0
+    assert main([*words, measured.replace("=", f"={run.folder}/")]) == 0
     with (run.folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     model, processor = load_classifier(str(run.folder / "model"))
