@@ -30,6 +30,7 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _DESCRIPTIONS = (".csv", ".html", ".json", ".jsonl", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml")  # of pictures
 _TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tar", ".tsv")
 ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
+UNLABELLED_REMEDY = ", or pre-train without labels: data.reading.labelled false"
 _REMEDY = f"convert them, to PNG or JPEG for example (pictures are files with one of {' '.join(PICTURE_SUFFIXES)})"
 
 
@@ -189,7 +190,7 @@ def _classes(root: str, content: PictureFolder) -> dict[str, list[str]]:
 
 
 def _no_classes(loose: Sequence[str]) -> str:
-    layout = "sort them into one folder for each class, FOLDER/CLASS/PICTURE"
+    layout = "sort them into one folder for each class, FOLDER/CLASS/PICTURE" + UNLABELLED_REMEDY
     if pictures := [os.path.basename(path) for path in loose if is_picture(path)]:
         some = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}, such as {pictures[0]}"
         return f"the folder holds {some}, and no folder with pictures, so there are no labels; {layout}"

@@ -106,7 +106,8 @@ class EpochReport(Callback):
         shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics)
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         pace = f"  {speed:,.0f} images/s  {seconds:.1f} s" if self.images else ""
-        line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}  {shown}  lr {rate:.2e}{pace}"
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""  # with max_steps alone, it is unknown
+        line = f"epoch {trainer.current_epoch + 1:>3}{of}  {shown}  lr {rate:.2e}{pace}"
         lines = [line, *self.who_waits(trainer)]
         if trainer.is_global_zero:
             bar = trainer.progress_bar_callback  # the lines come above it

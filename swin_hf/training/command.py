@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -39,15 +40,18 @@ from swin_hf.processing import UnreadablePictureError
 from .arguments import OneLineParser, add_run_options, check_numbers, refuse_names, with_configs, with_verb
 from .callbacks import EpochReport, TrainingBar
 from .checkpointing import BestCheckpoint, LastCheckpoint, NonFiniteGuard, NonFiniteLossError, best_checkpoint
+from .data.module import MEASURED
 from .data.sampling import check_launch
 from .facts import command_line
 from .loggers import AppendingCSVLogger, WholeTensorBoardLogger
 from .module import SwinModule
+from .network import resolve
 from .options import dotted, plain
 from .predictions import Predictions
 from .record import RunRecord
 from .run_folder import LAST, folder_of_test, last_run, new_run_folder, starts_first
 from .schema import recipe_schema
+from .tasks.distillation import processor_normalization
 
 EXIT_SIGTERM = 128 + 15  # what a shell reports for a process that SIGTERM ended; schedulers requeue on it
 EXIT_SIGINT = 128 + 2
@@ -55,6 +59,17 @@ EXIT_SIGINT = 128 + 2
 # Model options that may differ from those of a checkpoint, because they do not change what is trained.
 FREE_ON_RESUME = {"network.compile", "network.gradient_checkpointing", "network.attn_implementation"}
 FREE_ON_RESUME |= {"head.window", "head.stride", "head.flip"}
+
+
+# By the name of its class, what would undo what a run has planned, and what to give in its place.
+UNFIT = {
+    "StochasticWeightAveraging": "its average is never validated, so model/ would lack it; use swin_hf.training.EMA",
+    "LearningRateFinder": "the parameter groups have rates of their own; set --model.optimization.learning_rate",
+    "BatchSizeFinder": "rates and steps are planned for one batch size; set --data.batch_size",
+    "GradientAccumulationScheduler": "steps are planned for one window; set --trainer.accumulate_grad_batches",
+    "_MultiProcessingLauncher": "what the processes of ddp_spawn, ddp_fork and ddp_notebook do is lost when they end; "
+    "use --trainer.strategy ddp, outside of a notebook, or --trainer.devices 1",
+}
 
 
 class WholeConfig(SaveConfigCallback):
@@ -127,6 +142,9 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Declare the options of a run, and link the model options that the data decide."""
         add_run_options(parser)
+        for action in parser._actions:  # typing may hand out float | int, of another library, which makes 1 batch 1.0
+            if getattr(action, "_typehint", None) == (int | float | None):
+                action._typehint = int | float | None
         for name in self.module_class.data_options:
             rule: Any = partial(self.option_of_data, name)
             rule.__name__ = "decided_by"  # the help says: decided_by(data) --> model.image_size
@@ -166,7 +184,18 @@ class RecipeCLI(LightningCLI):
         checkpoint = read_checkpoint(Path(path))
         given = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]["model"]
         self.saved = checkpoint.get("hyper_parameters", {})
+        self.keep_pixels(checkpoint.get(self.module_class.data_class.__qualname__, {}))
         refuse_conflicts(given, self.saved, str(path))
+
+    def keep_pixels(self, found: dict[str, Any]) -> None:
+        """Let a model that is measured see other data as it saw those of its training, where the options leave it."""
+        if self.config.subcommand == "fit":
+            return
+        data, pixels = self.options.data, self.options.data.pixels
+        for name in MEASURED:
+            if pixels[name] in (None, "dataset"):
+                pixels[name] = found.get(name, pixels[name])
+        data.num_channels = data.num_channels or len(found.get("mean", ())) or None
 
     def choose_run_folder(self) -> str | None:
         """Make the folder of a new run, or take that of the run to resume; return the checkpoint to continue from."""
@@ -190,8 +219,13 @@ class RecipeCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; an error of the input becomes one line."""
         try:
+            if self.options.ckpt_path is None and (weights := self.options.model.get("weights")) is not None:
+                self.keep_pixels(
+                    dict(zip(MEASURED, processor_normalization(resolve(weights).path) or (), strict=False))
+                )
             super().instantiate_classes()
             check_launch(self.trainer)
+            refuse_unfit(self.trainer)
             if self.config.subcommand != "fit" and self.options.ckpt_path is None and self.model.has_new_head:
                 raise ValueError(
                     f"nothing was trained that could be measured: {self.options.model.get('weights') or 'a new model'} "
@@ -249,10 +283,11 @@ class RecipeCLI(LightningCLI):
             return
         if self.is_new and not self.record.trained:
             self.drop_untrained()
-            print(  # noqa: T201 - what happened
-                f"nothing was trained: {self.options.ckpt_path} has reached the end of its training already; "
-                "give a higher --trainer.max_epochs to go on"
-            )
+            why = "max_time or limit_train_batches leaves no step to take"
+            if self.options.ckpt_path is not None:
+                why = f"{self.options.ckpt_path} has reached the end of its training already"
+                why += "; give a higher --trainer.max_epochs to go on"
+            print(f"nothing was trained: {why}")  # noqa: T201 - what happened
             return
         best = best_checkpoint(self.trainer)
         if self.model.is_tested and self.datamodule.has("test"):
@@ -307,6 +342,13 @@ class RecipeCLI(LightningCLI):
         print(f"published: {result.url}")  # noqa: T201 - the result
 
 
+def refuse_unfit(trainer: Trainer) -> None:
+    """Raise ValueError for a callback or a launcher that would undo what the run has planned."""
+    for part in (*trainer.callbacks, trainer.strategy.launcher):
+        for name in {kind.__name__ for kind in type(part).__mro__} & UNFIT.keys():
+            raise ValueError(f"{name.strip('_')} does not fit a run: {UNFIT[name]}")
+
+
 def _reason(error: Exception) -> str:
     """The error of a class that the parser could not build, without the parser's words around it."""
     if computed := re.match(r"Call to compute_fn .*?\) failed: (.*)", str(error), re.DOTALL):
@@ -349,7 +391,7 @@ def refuse_conflicts(given: dict[str, Any], saved: dict[str, Any], path: str) ->
     if conflicts:
         sys.exit(
             f"error: the options differ from those of {path}:\n" + "\n".join(conflicts) + "\n"
-            f"resume with the options of the run, or {remedy}"
+            f"give the options of its run (--config of the config.yaml in its folder), or {remedy}"
         )
 
 
@@ -404,10 +446,12 @@ def run_recipe(
 
 def _sentence(error: Exception) -> str | None:
     """The message of an error that a user understands without its traceback; None for others."""
+    innermost = Path([frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1].f_code.co_filename)
+    of_options = isinstance(error, ValueError | RuntimeError | MisconfigurationException)
+    if of_options and innermost.is_relative_to(Path(lightning.pytorch.__file__).parent):  # its words for the user
+        return " ".join(str(error).split())
     if type(error) is ValueError or isinstance(error, ImportError):  # of this package, not of a library
-        innermost = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-        is_ours = Path(innermost.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
-        return str(error) if is_ours else None
+        return str(error) if innermost.is_relative_to(Path(__file__).parents[1]) else None
     if isinstance(error, ValueError | NonFiniteLossError | UnreadablePictureError | WriteError | HubError):
         return str(error)
     return memory_sentence(error) if isinstance(error, RuntimeError | MemoryError) else None

@@ -350,6 +350,25 @@ def test_a_run_is_trained_saved_loaded_and_predicts_alike(write, channels, tmp_p
         assert float(shares.max()) == pytest.approx(float(row["probability"]), abs=1e-5)
 
 
+@pytest.mark.parametrize("measured", ["--ckpt_path=checkpoints/best.ckpt", "--model.weights=model"])
+@pytest.mark.parametrize("splits", [("test",), ("train", "test")], ids="-".join)
+def test_a_model_sees_other_data_as_those_of_its_training(splits, measured, tmp_path):
+    def write_brighter(path, label, seed):
+        np.save(path.with_suffix(".npy"), (values(label, 5, seed) + 0.3).astype(np.float32))
+
+    run = train(str(write_folder(tmp_path / "arrays", write_npy)), runs=str(tmp_path / "runs"), **OPTIONS)
+    other = write_folder(tmp_path / "brighter", write_brighter, [(split, 6) for split in splits])
+    words = ["train", "test", "--config", str(run.folder / "config.yaml"), "--data.dataset", str(other)]
+    assert main([*words, measured.replace("=", f"={run.folder}/")]) == 0
+    with (run.folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    model, processor = load_classifier(str(run.folder / "model"))
+    answers = classify(model, processor, [read_picture(row["path"], 5, processor) for row in rows], top_k=1)
+    assert len(rows) == 6 and [row["prediction"] for row in rows] == [answer[0].label for answer in answers]
+    shares = [float(row["probability"]) for row in rows]
+    assert shares == pytest.approx([answer[0].score for answer in answers], abs=1e-4)
+
+
 def test_a_starting_point_of_three_channels_is_widened_and_told(tmp_path, caplog):
     torch.manual_seed(0)
     config = {"image_size": 16, "window_size": 4, "patch_size": 2, **NETWORK["overrides"]}

@@ -4,6 +4,7 @@ import copy
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -392,6 +393,7 @@ def test_metrics_equal_scikit_learn():
     module = make(num_labels=8)
     module.log = module.log_dict = lambda *args, **kwargs: None
     module.eval()
+    module.model.classifier.bias.data += 0.5  # logits in [0, 1] are no probabilities
     data = [batch(size, 8, seed) for seed, size in enumerate((16, 7, 1))]
     module.on_test_start()
     with torch.no_grad():
@@ -402,6 +404,11 @@ def test_metrics_equal_scikit_learn():
     assert float(values["test_accuracy"]) == pytest.approx(accuracy_score(labels, logits.argmax(1)), abs=1e-7)
     top5 = top_k_accuracy_score(labels, logits, k=5, labels=range(8))
     assert float(values["test_accuracy_top5"]) == pytest.approx(top5, abs=1e-7)
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    sure, right = shares.max(1), shares.argmax(1) == labels
+    bins = np.ceil(sure * 15).astype(int)
+    gaps = [(bins == n).mean() * abs(sure[bins == n].mean() - right[bins == n].mean()) for n in set(bins.tolist())]
+    assert float(values["test_ece"]) == pytest.approx(sum(gaps), abs=1e-6)
     module.on_test_epoch_end()
     expected = confusion_matrix(labels, logits.argmax(1), labels=range(8))
     assert module.tested.tolist() == expected.tolist()

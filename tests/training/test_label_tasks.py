@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import exact_run
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import AutoModelForImageClassification
 from swin_hf import SwinHFBackbone, SwinHFForImageClassification, SwinHFForMaskedImageModeling, cli, push
 from swin_hf.hub import TrainingFacts
 from swin_hf.training import (
+    EMA,
     MODULES,
     Mixing,
     Network,
@@ -163,6 +165,35 @@ def test_class_weights_are_matched_by_name(files):
             Mixing(class_weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "asked", "found"), [(SwinClassifier, "kind", None, 2), (SwinMultiLabelClassifier, "tags", 2, 3)]
+)
+def test_the_number_of_classes_of_the_data_is_said(files, tmp_path, kind, column, asked, found):
+    data = kind.data_class("parquet", data_files=files, image_size=16, reading=Reading(label_column=column))
+    module = kind(PRESET, num_labels=asked, network=NETWORK, image_size=16)
+    said = f"num_labels is {asked or 10} but the data has {found} classes; give num_labels {found}"
+    with pytest.raises(ValueError, match=said):
+        exact_run.trainer(tmp_path, max_epochs=1).fit(module, data)
+
+
+def test_a_class_of_every_picture_or_of_none_weighs_one():
+    counts = {"all": 8, "some": 2, "none": 0}
+    for kind, expected in ((SwinMultiLabelClassifier, [1, 3, 1]), (SwinClassifier, [0.5, 2, 1])):
+        module = make(kind, id2label=dict(enumerate(counts)))
+        data = SimpleNamespace(class_counts=counts, split_sizes={"train": 8})
+        module.trainer = SimpleNamespace(datamodule=data)
+        module.weigh_classes("balanced")
+        assert module.class_weights.tolist() == expected
+
+
+def test_weights_are_averaged_of_a_training_with_class_weights(files, tmp_path):
+    data = SwinClassifier.data_class("parquet", data_files=files, image_size=16, reading=Reading(label_column="kind"))
+    module = SwinClassifier(PRESET, num_labels=2, network=NETWORK, image_size=16, mixing=Mixing(class_weights=[1, 5]))
+    trainer = exact_run.trainer(tmp_path, max_epochs=1, callbacks=[EMA(decay=0.5)])
+    trainer.fit(module, data)
+    assert trainer.global_step == 1 and module.class_weights.tolist() == [1, 5]
+
+
 def test_balanced_weights_are_counted_in_the_training_split(files, tmp_path):
     for kind, column, expected in (
         (SwinClassifier, "kind", lambda counts: counts.sum() / (2 * counts)),
@@ -285,6 +316,16 @@ def test_a_regression_measures_what_scikit_learn_does(measured):
     assert measured.metrics["test_rmse"] == pytest.approx(np.sqrt(((truth - found) ** 2).mean()), abs=1e-4)
     assert measured.metrics["test_r2"] == pytest.approx(r2_score(truth, found), abs=1e-4)
     assert measured.metrics["test_r2"] > 0.5  # the pictures are easy
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_regression_measures_a_single_picture(pictures):
+    module = make(SwinRegressor, num_labels=2)
+    with torch.no_grad():
+        found = module.validation_step(batch([[0.5, 2.0], [1.0, -1.0]][:pictures]), 0)
+    values = module.val_metrics.compute()
+    assert len(found["values"]) == pictures and values["val_mae"].isfinite()
+    assert values["val_r2"].isnan() == (pictures == 1)  # nothing varies in one picture
 
 
 @pytest.mark.parametrize("name", ["tagged", "measured"])

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from short import short
 
-from swin_hf.training import SwinMaskedImageModeler
+from swin_hf.training import ImageDataModule, Reading, Splits, SwinMaskedImageModeler
 from swin_hf.training.tasks.masked_image_modeling import random_masks
 
 SMALL = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
@@ -118,3 +119,16 @@ def test_ratio_out_of_range_is_refused(ratio):
 def test_cells_that_cut_patches_are_refused():
     with pytest.raises(ValueError, match=r"masking.cell is 6 pixels; it must be a multiple of the patch, \(4, 4\)"):
         make(mask_cell=6)
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_pictures_without_labels_are_told_how_they_are_read(kind, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    source = {"dataset": str(tmp_path)}
+    if kind == "table":
+        (tmp_path / "table.csv").write_text("image,note\none.png,a note\n")
+        source = {"dataset": "csv", "data_files": str(tmp_path / "table.csv")}
+    with pytest.raises(ValueError, match=r"or pre-train without labels: data\.reading\.labelled false"):
+        ImageDataModule(**source).load()
+    splits = Splits(validation_fraction=0.0)
+    assert ImageDataModule(**source, reading=Reading(labelled=False), splits=splits).split_sizes == {"train": 1}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import PARITY, PATIENCE, TRAINING_WARNINGS
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from PIL import Image as Pictures
 from torchmetrics.classification import MulticlassJaccardIndex
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
@@ -462,6 +462,28 @@ def test_a_test_leaves_a_line_for_each_picture(run, folder):
     assert float(rows[3]["ignored"]) == pytest.approx(1 - float(known.double().mean()), abs=1e-5)
     metric = MulticlassJaccardIndex(3, ignore_index=255)
     assert float(rows[3]["miou"]) == pytest.approx(float(metric(classes[None], truth[None])), abs=5e-3)
+
+
+def test_pixels_without_a_class_are_not_counted_whatever_their_number_means_to_the_model(run, folder, tmp_path):
+    # The second data number fewer classes in another order; 2, which has no class there, is a class of the model.
+    metrics = []
+    for name, numbers, classes, ignored in (
+        ("known", [0, 255, 2], NAMES, 255),
+        ("other", [1, 2, 0], ["green", "ground"], 2),
+    ):
+        table = np.full(256, ignored, np.uint8)
+        table[:3] = numbers
+        place = tmp_path / name / "test"
+        (place / "masks").mkdir(parents=True)
+        (place / "images").symlink_to(folder / "test" / "images")
+        for path in (folder / "test" / "masks").iterdir():
+            Pictures.fromarray(table[np.array(Pictures.open(path))]).save(place / "masks" / path.name)
+        masks = Masks(ignore_index=ignored, class_names=classes)
+        data = SegmentationDataModule(str(place.parent), image_size=OPTIONS["image_size"], num_workers=0, masks=masks)
+        trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+        metrics += trainer.test(SwinSegmenter(weights=str(run.folder / "model")), data, verbose=False)
+    assert metrics[0] == metrics[1] and metrics[0]["test_miou"] > 0
+    assert SwinSegmenter.option_of_data("ignore_index", data, {"ignore_index": 0}) > 65535  # in a measurement
 
 
 def test_a_pipeline_of_transformers_segments(run, folder):

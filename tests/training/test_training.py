@@ -286,12 +286,61 @@ def test_a_logger_of_ours_without_its_package_is_an_error_of_one_line(config, tm
     [
         (["--trainer.max_epochs", "-1"], "the end of the training is unknown; set trainer.max_epochs"),
         (["--name", "a/b"], "the name of a run is 'a/b'"),
+        (["--trainer.limit_test_batches", "0.001"], "You requested to check 0.001 of the `test_dataloader`"),
+        (["--trainer.val_check_interval", "1000"], "`val_check_interval` (1000) must be less than or equal to"),
+        (
+            ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_acc"],
+            "Early stopping conditioned on metric `val_acc`",
+        ),
     ],
 )
 def test_what_is_found_out_later_is_an_error_of_one_line_too(config, tmp_path, capsys, words, message):
     assert fit(config, tmp_path, "--data.splits.limit_train", "48", *words) == 1
     errors = capsys.readouterr().err
     assert f"error: {message}" in errors and "Traceback" not in errors
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*Unable to serialize instance cpu")  # the device of the first callback
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("callbacks=StochasticWeightAveraging callbacks.swa_lrs=1e-3", "use swin_hf.training.EMA"),
+        ("callbacks=LearningRateFinder", "set --model.optimization.learning_rate"),
+        ("callbacks=BatchSizeFinder", "set --data.batch_size"),
+        ("strategy=ddp_spawn devices=2", "use --trainer.strategy ddp, outside of a notebook"),
+    ],
+)
+def test_what_would_undo_the_plan_of_a_run_is_refused(config, tmp_path, words, said):
+    # The run of ddp_spawn was removed as if nothing had been trained, and the average of the first is not in model/.
+    with pytest.raises(SystemExit, match=f"does not fit a run: .*{said}"):
+        fit(config, tmp_path, *(f"--trainer.{word}" for word in words.split()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_batch_is_not_all_of_them():
+    # What typing makes of Optional[Union[int, float]] depends on what other libraries asked for before.
+    script = (
+        "from lightning.pytorch import Trainer; from swin_hf.training import SwinClassifier, run_recipe\n"
+        "Trainer.__init__.__annotations__['limit_train_batches'] = float | int | None\n"
+        "words = ['--trainer.limit_train_batches', '1', '--trainer.limit_val_batches', '1.0', '--print_config']\n"
+        "run_recipe(SwinClassifier, 'digits', ['fit', *words])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    trainer = yaml.safe_load(done.stdout)["trainer"]
+    assert repr((trainer["limit_train_batches"], trainer["limit_val_batches"])) == "(1, 1.0)"
+
+
+def test_a_validation_without_a_split_is_an_error(config, finished, capsys):
+    words = ["--config", str(config), "--ckpt_path", str(finished / "tiny" / "checkpoints" / "best.ckpt")]
+    files = f"{{test: {DIGITS / 'test.parquet'}}}"
+    assert fit(config, finished, *words, "--data.data_files", files, verb="validate") == 1
+    assert "has no validation split with labels (found ['test'])" in capsys.readouterr().err
+
+
+def test_a_run_without_a_step_says_why(config, tmp_path, capsys):
+    assert fit(config, tmp_path, "--trainer.limit_train_batches", "0") == 0
+    assert "nothing was trained: max_time or limit_train_batches leaves no step to take" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_another_library_keeps_its_traceback(config, tmp_path, monkeypatch):

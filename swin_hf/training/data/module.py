@@ -38,6 +38,7 @@ from .splits import Splits, announce_classes, divide
 from .transforms import Augmentation, Pixels, normalize, random_transform
 from .values import channel_statistics, find_channels, find_white, look_at_pictures
 
+MEASURED = ("mean", "std", "grey_maximum")  # options of pixels that may be found in the data; a checkpoint has them
 SHUFFLE_BUFFER = 4096  # stored (not decoded) pictures that a stream is shuffled among
 
 
@@ -368,16 +369,12 @@ class ImageDataModule(LightningDataModule):
         return sampling.ResumableLoader(data, sampler=sampler, drop_last=True, **options)
 
     def val_dataloader(self) -> Any:
-        """Batches of the validation split, each picture once; an empty list if there is none."""
-        return self._eval_loader("validation") if self.has("validation") else []
+        """Batches of the validation split, each picture once; a training without one has an empty list."""
+        is_asked = self.trainer is not None and self.trainer.state.fn == "validate"
+        return self._eval_loader("validation") if is_asked or self.has("validation") else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test split, each picture once."""
-        if not self.has("test"):
-            raise ValueError(
-                f"{self.dataset!r} has no test split with labels (found {sorted(self.load().splits)}); name its files"
-                " in data_files, or hold out a share with test_fraction before training"
-            )
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -385,6 +382,11 @@ class ImageDataModule(LightningDataModule):
         return self._eval_loader("test" if self.has("test") else "validation")
 
     def _eval_loader(self, name: str) -> DataLoader[Any]:
+        if not self.has(name):
+            raise ValueError(
+                f"{self.dataset!r} has no {name} split with labels (found {sorted(self.load().splits)}); name its files"
+                f" in data_files, or hold out a share with {name}_fraction before training"
+            )
         (rank, world_size), data = self._ranks, self._samples(name, self.eval_transform())
         options = self._loader_options(name, self.eval_batch_size)
         if isinstance(data, PictureStream):
@@ -490,6 +492,7 @@ class ImageDataModule(LightningDataModule):
             "split_seed": self.splits.seed,
             "seed": self.seed,
             "balanced_sampling": self.splits.balanced_sampling,
+            **{name: getattr(self, name) for name in MEASURED},
             "global_batch": global_batch,
             "images_per_step": global_batch * (self.trainer.accumulate_grad_batches if self.trainer is not None else 1),
         }

@@ -132,6 +132,7 @@ class SegmentationDataModule(ImageDataModule):
         )  # fmt: skip
         self.masks, self.augmentation = masks, augmentation
         self.mask_column = ""
+        self.ignore_index = masks.ignore_index  # label of pixels without a class in batches: that of the module
 
     def find_source(self) -> Source:
         """Read pairs of pictures and masks, and the names of the classes; ValueError if they cannot be found."""
@@ -174,24 +175,18 @@ class SegmentationDataModule(ImageDataModule):
     def reader(self, split: str, transform: Callable[..., Any]) -> PictureReader:
         """How a picture and its mask become a sample."""
         decode, on_error = self.decoder(decode_picture), self.reading.on_error
-        return PairReader(self.load(), split, transform, decode, on_error, self.mask_column, self.masks)
+        source, ignored = self.load(), self.ignore_index
+        return PairReader(source, split, transform, decode, on_error, self.mask_column, self.masks, ignored)
 
     def train_transform(self) -> Callable[..., Any]:
         """Resize, crop, flip and distort both at random."""
         self.load()  # for mean="dataset"
         fill = [255 * float(value) for value in self.mean]
-        return JointTransform(
-            self.image_size, self.augmentation, self.pixels.interpolation, fill, self.masks.ignore_index
-        )
+        return JointTransform(self.image_size, self.augmentation, self.pixels.interpolation, fill, self.ignore_index)
 
     def eval_transform(self) -> Callable[..., Any]:
         """Resize the picture; the mask stays as it is stored."""
         return partial(whole_picture, self.preprocessing)
-
-    @property
-    def ignore_index(self) -> int:
-        """Label of pixels without a class."""
-        return self.masks.ignore_index
 
 
 @dataclass(eq=False)
@@ -200,6 +195,7 @@ class PairReader(PictureReader):
 
     column: str  # of the masks
     masks: Masks
+    ignore_index: int  # label of pixels without a class in a sample
 
     def __post_init__(self, source: Source) -> None:
         super().__post_init__(source)
@@ -220,9 +216,10 @@ class PairReader(PictureReader):
         if labels.shape != (height, width):
             sizes = f"{labels.shape[1]}x{labels.shape[0]} pixels and its picture {width}x{height}"
             raise UnreadablePictureError(f"{name} has {sizes}; a mask has the size of its picture")
-        if self.order:
+        if self.order or self.ignore_index != self.masks.ignore_index:
             table = torch.arange(max(self.masks.ignore_index, self.num_classes) + 1)
             table[: len(self.order)] = torch.tensor(self.order)
+            table[self.masks.ignore_index] = self.ignore_index
             labels = table[labels]
         pixels, labels = self.transform(picture, labels)
         return {"pixel_values": pixels, "labels": labels}

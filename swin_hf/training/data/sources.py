@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
-from swin_hf.folders import SPLIT_NAMES
+from swin_hf.folders import SPLIT_NAMES, UNLABELLED_REMEDY
 
 from .reading import FORMATS, DataFiles, Reading, find_folder, flat, read
 from .sampling import Integers
@@ -69,7 +69,7 @@ class Source:
             lambda name, feature: name in LABEL_NAMES and is_label(feature),
             # Of another type, which name_classes refuses.
             lambda name, feature: name in (*LABEL_NAMES, *BOX_NAMES) and type(feature) is not Image,
-            usual=LABEL_NAMES, more=in_place if dataset == "imagefolder" else "",
+            usual=LABEL_NAMES, more=(in_place if dataset == "imagefolder" else "") + UNLABELLED_REMEDY,
         )  # fmt: skip
         self.name_classes(self.features[self.label_column], reading)
         if len(self.class_names) < 2 and "train" in self.splits:

@@ -57,7 +57,8 @@ class ClassModule(SwinModule):
         if stage == "predict" or not theirs or theirs == ours:
             return
         if stage == "fit" and len(theirs) != len(ours):
-            raise ValueError(f"num_labels is {len(ours)} but the data has {len(theirs)} classes; leave num_labels out")
+            found = len(theirs)
+            raise ValueError(f"num_labels is {len(ours)} but the data has {found} classes; give num_labels {found}")
         if stage == "fit" and not has_names(ours):
             name_classes(self.model.config, theirs)
         else:

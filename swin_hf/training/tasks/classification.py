@@ -119,10 +119,11 @@ class SwinClassifier(HeadModule):
 
     def evaluate(self, batch: dict[str, Tensor], split: str) -> dict[str, Tensor]:
         """Add a batch to the metrics of a split; return its ``logits`` ``(B, num_labels)`` and ``losses`` ``(B,)``."""
-        labels, logits = batch["labels"], self(batch["pixel_values"])
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        labels, logits = batch["labels"], self(batch["pixel_values"]).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
         getattr(self, f"{split}_loss").update(losses)
-        getattr(self, f"{split}_metrics").update(logits, labels)
+        # torchmetrics takes a batch of values that are all in [0, 1] for probabilities; the log of them is negative.
+        getattr(self, f"{split}_metrics").update(logits.log_softmax(-1), labels)
         if split == "test" and self.confusion is not None:
             self.confusion.update(logits, labels)
         return {"logits": logits, "losses": losses}

@@ -113,7 +113,7 @@ class HeadModule(ClassModule):
     default_labels: ClassVar[int | None] = None  # num_labels where nothing says how many there are
 
     mixing: Mixing | None = None
-    class_weights: Tensor | None  # in the loss, (num_labels,), where there are some
+    class_weights: Tensor | None = None  # in the loss, (num_labels,), where there are some; an average has none
 
     def __init__(
         self,
@@ -143,7 +143,6 @@ class HeadModule(ClassModule):
         self.frozen_parts = freeze(self.model.base_model, freezing)
         if lora.rank:
             self.model = add_lora(self.model, lora, [name.rstrip(".") for name in TASKS[self.task].head])
-        self.register_buffer("class_weights", None, persistent=False)
         self.configure_metrics(int(self.model.config.num_labels or 0))
 
     def configure_metrics(self, labels: int) -> None:
@@ -161,8 +160,9 @@ class HeadModule(ClassModule):
         return self.model(pixel_values=pixel_values).logits
 
     def on_fit_start(self) -> None:
-        """Say what is trained."""
+        """Bring the class weights to the device, and say what is trained."""
         super().on_fit_start()
+        self.class_weights = None if self.class_weights is None else self.class_weights.to(self.device)
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
         trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
         rank_zero_info(f"{trained:,} of {total:,} parameters are trained")
@@ -182,9 +182,9 @@ class HeadModule(ClassModule):
                     "mixing.class_weights is 'balanced', and the pictures of each class cannot be counted, in a stream "
                     "or without an ImageDataModule; give the weights"
                 )
-            # A weight of 1 for classes without pictures: nothing shows what they are worth.
+            # A weight of 1 for classes that no picture has, or each: nothing shows what they are worth.
             balanced = self.balanced_weights(counts, self.datamodule.split_sizes["train"])
-            wanted = torch.where(counts > 0, balanced, 1.0).tolist()
+            wanted = torch.where((counts > 0) & (balanced > 0), balanced, 1.0).tolist()
         values = torch.tensor(wanted)
         if len(values) != len(names):
             problem = f"mixing.class_weights has {len(values)} weights for {len(names)} classes"

@@ -16,6 +16,14 @@ from .heads import HeadModule
 from .sheets import LONGEST_NAME
 
 
+class Determination(R2Score):
+    """R2; NaN of fewer than two pictures, where torchmetrics raises."""
+
+    def compute(self) -> Tensor:
+        """The score of all pictures so far."""
+        return super().compute() if self.total > 1 else self.residual.new_tensor(torch.nan)
+
+
 class SwinRegressor(HeadModule):
     """Train a Swin Transformer to read numbers off pictures.
 
@@ -40,7 +48,7 @@ class SwinRegressor(HeadModule):
         errors: dict[str, Metric | MetricCollection] = {
             "mae": MeanAbsoluteError(),
             "rmse": MeanSquaredError(squared=False),
-            "r2": R2Score(),
+            "r2": Determination(),
         }
         metrics = MetricCollection(errors, compute_groups=False)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val_"), metrics.clone(prefix="test_")

@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for each pixel, as section 4.3 of the paper has it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -29,6 +29,7 @@ from .classification import class_scores, score_table
 from .regions import PictureBootstrap, class_iou, picture_scores, region_counts
 from .sheets import NO_CLASS, Shown, overlay
 
+NOT_MEASURED = 65536  # label of pixels without a class in a measurement: the number of no class
 SHOWN_SIDE = 320  # pixels of the longer side of a picture on a sheet
 
 
@@ -110,9 +111,17 @@ class SwinSegmenter(ClassModule):
         self.val_confusion, self.test_confusion = counts, counts.clone()
         self.bootstrap = PictureBootstrap(0)  # of the pictures of a test
 
+    @classmethod
+    def option_of_data(cls, name: str, data: Any, measured: Mapping[str, Any] | None) -> Any:
+        """Likewise; pixels without a class get a label of their own where the classes of a model may be others."""
+        is_other = name == "ignore_index" and measured is not None
+        return NOT_MEASURED if is_other else super().option_of_data(name, data, measured)
+
     def setup(self, stage: str) -> None:
         """Prepare training; batch normalisation is synchronised over the devices, and a single picture is refused."""
         super().setup(stage)
+        if hasattr(self.datamodule, "ignore_index"):
+            self.datamodule.ignore_index = self.ignore_index
         if stage == "fit" and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         elif stage == "fit" and getattr(self.datamodule, "batch_size", 2) < 2:
@@ -211,9 +220,10 @@ class SwinSegmenter(ClassModule):
                 mine = getattr(self.bootstrap, name).to(self.device)
                 setattr(self.bootstrap, name, self.trainer.strategy.reduce(mine, reduce_op="sum").cpu())
         elif len(seen) < 2 and not self.trainer.sanity_checking:
+            ignored = getattr(self.datamodule, "masks", self).ignore_index
             rank_zero_warn(
                 f"the validation masks have no pixel of another class than {', '.join(seen) or 'none'}; pixels of "
-                f"{self.ignore_index} have no class (masks.ignore_index): if they are a class, write its number there"
+                f"{ignored} have no class (masks.ignore_index): if they are one, give a number there that is none"
             )
         return counts
 
