@@ -141,33 +141,17 @@ def _may_use_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def in_parts(
     stage: nn.Module, x: Tensor, mlp_ratio: float, output_attentions: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a stage on ``(B, H, W, C)``, a few images at a time where that is faster.
+    """Run a stage on ``(B, H, W, C)``, in equal parts of a few images where that is faster.
 
     Images do not depend on each other. Only hooks could tell the difference: with one anywhere in the stage, the batch
     stays whole. With gradients, every tensor is kept and new memory is needed all the same.
     """
-    images = x.shape[0] if output_attentions else images_at_once(x, int(x.shape[-1] * mlp_ratio), stage)
-    if images >= x.shape[0]:
+    batch, height, columns, channels = x.shape
+    fitting = max(1, CACHED_BYTES // (height * columns * int(channels * mlp_ratio) * x.element_size()))
+    is_whole = batch <= fitting or output_attentions or torch.is_grad_enabled() or not x.is_cpu or not is_plain(x)
+    if is_whole or _has_any_global_hook() or any(map(_has_hooks, stage.modules())):
         return stage(x, output_attentions)
-    return torch.cat([stage(part)[0] for part in x.split(images)]), None
-
-
-def images_at_once(x: Tensor, width: int, module: nn.Module) -> int:
-    """How many images of a batch should go through ``module`` together, at least 1 and at most all.
-
-    Args:
-        x: Map, ``(B, H, W, C)``.
-        width: Channels of the widest layer.
-        module: What they go through.
-    """
-    batch, height, columns, _ = x.shape
-    if torch.is_grad_enabled() or not x.is_cpu or not is_plain(x):
-        return batch
-    fitting = max(1, CACHED_BYTES // (height * columns * width * x.element_size()))
-    if batch <= fitting or _has_any_global_hook() or any(map(_has_hooks, module.modules())):
-        return batch
-    parts = -(-batch // fitting)
-    return -(-batch // parts)  # equal parts
+    return torch.cat([stage(part)[0] for part in x.chunk(-(-batch // fitting))]), None
 
 
 # Attention with a bias that learns

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from swin_hf import SwinHFConfig, SwinHFForImageClassification
 from swin_hf.model import attention
 from swin_hf.model.attention import BackendReport, backend_report, choose_backend, clear_caches, kept
-from swin_hf.model.kernels_cpu import attend_here, images_at_once, linear
+from swin_hf.model.kernels_cpu import attend_here, in_parts, linear
 from swin_hf.model.modeling_swin_hf import SwinHFAttention
 from swin_hf.model.windows import shift_mask as make_shift_mask
 from swin_hf.model.windows import window_geometry, window_mask
@@ -192,12 +192,28 @@ def test_a_batch_is_its_images(tiny_model, small_cache):
     torch.testing.assert_close(together, alone, **OUTPUTS)
 
 
+class Sizes(nn.Module):
+    """A stage that remembers how many images came at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, output_attentions=False):
+        self.seen.append(len(x))
+        return x, None
+
+
 @torch.no_grad()
-def test_images_at_once_makes_equal_parts_and_at_least_one(monkeypatch):
-    stage, x = nn.Sequential(nn.Linear(2, 2)), torch.empty(32, 8, 8, 2)
-    for fitting, expected in ((1, 1), (5, 5), (12, 11), (31, 16), (32, 32), (1000, 32), (0, 1)):
-        monkeypatch.setattr("swin_hf.model.kernels_cpu.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
-        assert images_at_once(x, 4, stage) == expected
+@pytest.mark.parametrize(
+    ("fitting", "expected"),
+    [(0, [1] * 32), (1, [1] * 32), (5, [5] * 6 + [2]), (12, [11, 11, 10]), (31, [16, 16]), (32, [32]), (99, [32])],
+)
+def test_a_batch_is_cut_into_equal_parts_of_at_least_one_image(fitting, expected, monkeypatch):
+    stage, x = Sizes(), torch.randn(32, 8, 8, 2)
+    monkeypatch.setattr("swin_hf.model.kernels_cpu.CACHED_BYTES", fitting * 8 * 8 * 4 * 4)
+    assert torch.equal(in_parts(stage, x, 2.0)[0], x)
+    assert stage.seen == expected
 
 
 def test_a_hook_anywhere_sees_the_whole_batch(tiny_model, small_cache):
