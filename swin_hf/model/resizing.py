@@ -464,7 +464,8 @@ def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         values: Any = SwinHFConfig.get_config_dict(source, **where)[0]
-        return values if isinstance(values, dict) else SwinHFConfig.from_dict(values)  # which raises
+        if values != {}:  # as transformers answers for a folder without the file
+            return values if isinstance(values, dict) else SwinHFConfig.from_dict(values)  # which raises
     except (OSError, ValueError):
         if Path(source, where.get("subfolder") or "", "config.json").is_file():
             raise
