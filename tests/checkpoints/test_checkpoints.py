@@ -143,8 +143,10 @@ def test_prefix_of_another_kind_is_refused():
 
 def test_wrappers_of_training_programs_are_seen_through():
     state = peer("timm").state
-    wrapped = {"state_dict": {f"module._orig_mod.{key}": tensor for key, tensor in state.items()}, "epoch": 3}
-    assert load_checkpoint(wrapped).state_dict().keys() == load_checkpoint(state).state_dict().keys()
+    for prefix in ("module._orig_mod.", "_orig_mod.module.", "module.module._orig_mod.", "model._orig_mod.module."):
+        wrapped = {"state_dict": {f"{prefix}{key}": tensor for key, tensor in state.items()}, "epoch": 3}
+        wrapped |= {"pytorch-lightning_version": "2.6"} if prefix.startswith("model.") else {}
+        assert load_checkpoint(wrapped).state_dict().keys() == load_checkpoint(state).state_dict().keys()
     averaged = {"model": state, "model_ema": {"n_averaged": torch.tensor(2), **{k: t * 2 for k, t in state.items()}}}
     bias = "classifier.bias"
     assert torch.equal(load_checkpoint(averaged).state_dict()[bias], state["head.fc.bias"])
@@ -533,17 +535,26 @@ def test_what_is_no_weights_is_named(tmp_path):
     cases = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n": "is a Git LFS pointer",
         b"<!doctype html><title>404</title>": "is a web page",
-        b"hello": "damaged or cut short|can be read safely",
+        b"hello": "is neither safetensors nor written by torch.save; give the file of the state dict",
+        b"\x89HDF\r\n\x1a\n" * 99: "is neither safetensors nor written by torch.save",
+        b"\x80\x02hello": "damaged or cut short|can be read safely",
     }
     for content, message in cases.items():
         (tmp_path / "model.pth").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             load_checkpoint(tmp_path / "model.pth")
+    np.savez(tmp_path / "model.npz", weight=np.zeros(3))
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), tmp_path / "model.pt2")
+    for name in ("model.npz", "model.pt2"):
+        with pytest.raises(ValueError, match=r"is an archive, but not one of torch\.save; give the file of the state"):
+            load_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "model.pth")
     with pytest.raises(ValueError, match="holds a list, not a state dict"):
         load_checkpoint(tmp_path / "model.pth")
     with pytest.raises(ValueError, match="holds no state dict; its top level has epoch, lr"):
         load_checkpoint({"epoch": 1, "lr": 0.1})
+    with pytest.raises(ValueError, match="holds no state dict; its top level has nothing"):
+        load_checkpoint({})
     with pytest.raises(ValueError, match=r"holds more than tensors \(b\)"):
         load_checkpoint({"model": {"a": torch.zeros(1), "b": 2}})
     with pytest.raises(FileNotFoundError, match="does not exist; give the folder of a model"):
