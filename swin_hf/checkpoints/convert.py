@@ -104,6 +104,8 @@ def write_checkpoint(checkpoint: Checkpoint, destination: Path, to: str, overwri
     weights = check_destination(destination, to, overwrite)
     logger.info("%s", checkpoint)
     model = build_model(checkpoint, class_for(checkpoint.place))
+    if checkpoint.place.kind is Kind.CLASSIFIER and "classifier.weight" not in checkpoint.translation.state:
+        model.reset_classifier(0)  # a random one is not written
     place, config = _place_of(model, to), model.config
     values = processor_values(checkpoint, config)
     preprocessing = Preprocessing.from_values(values or {})

@@ -39,8 +39,10 @@ from swin_hf import (
 from swin_hf.checkpoints import LAYOUTS, Kind, open_checkpoint
 from swin_hf.checkpoints.preprocessing import image_processor
 from swin_hf.checkpoints.tables import Rows
+from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import our_key
 from swin_hf.cli import main
+from swin_hf.families import FAMILIES
 
 
 @pytest.fixture
@@ -80,6 +82,40 @@ def test_our_table_is_the_models_state_dict():
 
 
 # ------------------------------------------------------------------------------------------------------- detection
+
+
+def without_classes(family, **changes):
+    torch.manual_seed(0)
+    model = family.model_class("image-classification")(family.config_class(**{**SQUARE, "num_labels": 0, **changes}))
+    randomise(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (family, name)
+        for family, layouts in (("swin_hf", LAYOUTS), ("swinv2_hf", LAYOUTS_V2))
+        for name, layout in layouts.items()
+        if Kind.CLASSIFIER in layout.trunks
+    ],
+)
+def test_a_classifier_that_lost_its_head_is_recognised(family, layout):
+    family = FAMILIES[family]
+    model = without_classes(family)
+    ours = load_checkpoint(export_checkpoint(model, layout), config=family.config_class(**SQUARE))
+    assert torch.equal(ours.swin.norm.weight, model.swin.norm.weight) and ours.classifier.out_features == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+@pytest.mark.parametrize("to", ["microsoft", "timm", "torchvision", "transformers", "openmmlab", "swin_hf"])
+def test_a_model_without_classes_gets_none_in_another_layout(family, to, tmp_path):
+    model, x = without_classes(family), torch.randn(1, 3, 32, 32)
+    model.save_pretrained(tmp_path / "ours")
+    written = convert_checkpoint(tmp_path / "ours", tmp_path / "theirs", to=to)
+    again = load_checkpoint(written).eval()
+    assert again.num_labels == 0
+    torch.testing.assert_close(again(x).logits, model(x).logits, **PARITY)
 
 
 def stranger(name):
