@@ -92,6 +92,8 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     if layout.name.startswith("transformers") and config.cosine_attention:
         if any(height != width for height, width in units):
             objections.append("it has square pretrained windows")
+        if config.use_absolute_embeddings:
+            objections.append("its position embeddings have a row for a class token, which its forward pass refuses")
         if kind is Kind.BACKBONE and config.norm_features:
             objections.append("its backbone has no norms for its maps; the model has (norm_features)")
     if layout.name == "maskformer-swin" and config.out_features != config.stage_names[1:]:
