@@ -96,7 +96,9 @@ class ResizableMixin:
         elif stored is not None and kwargs.keys() == {"state_dict"}:
             config = stored
         elif stored is not None:
+            types = {name: kwargs.pop(name) for name in {"dtype", "torch_dtype"} & kwargs.keys()}  # may be "auto"
             config, kwargs = cls.config_class.from_dict(stored.to_dict(), return_unused_kwargs=True, **kwargs)
+            kwargs |= types
         if "patch_size" in changes:
             kwargs.pop("encoder_stride", None)  # follows from the patch
         with _no_conversion():
