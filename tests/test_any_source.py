@@ -297,6 +297,17 @@ def test_ways_to_write_an_id(hub, tmp_path):
         find_model("timm/swin_tiny.ms_in1k@v1", "main")
 
 
+@pytest.mark.parametrize("name", ["microsoft", "timm", "torchvision", "transformers ForImageClassification"])
+@pytest.mark.parametrize("kept", ["float16", "bfloat16"])
+def test_the_type_of_anyones_weights_can_be_kept(name, kept, tmp_path):
+    weights = {key: t.to(getattr(torch, kept)) if t.is_floating_point() else t for key, t in peer(name).state.items()}
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, tmp_path / "model.safetensors")
+    for option in ({}, {"dtype": "auto"}, {"torch_dtype": "auto"}):
+        model = SwinHFForImageClassification.from_pretrained(tmp_path / "model.safetensors", **option)
+        assert model.dtype == getattr(torch, kept)
+    assert SwinHFForImageClassification.from_pretrained(tmp_path, dtype="float64").dtype == torch.float64
+
+
 def test_sizes_labels_types_and_fields_are_changed_on_the_way(hub, tmp_path):
     (tmp_path / "written").mkdir()
     source = write_transformers(tmp_path / "written", hub, "user/swin-tiny")

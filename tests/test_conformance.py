@@ -296,6 +296,21 @@ def test_lora_trains_merges_and_reloads(reentrant, tiny_model, tmp_path):
     same([again.merge_and_unload()(x).logits], [expected])
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # peft's call
+def test_the_folder_of_adapters_loads_on_the_model_that_it_names(classifier_class, saved, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["qkv"], r=2, modules_to_save=["classifier"], init_lora_weights=False)
+    adapted = get_peft_model(classifier_class.from_pretrained(saved), config).eval()
+    adapted.save_pretrained(tmp_path / "adapters")
+    x = torch.randn(IMAGE)
+    with torch.no_grad():
+        expected = adapted(x).logits
+        assert not torch.allclose(expected, classifier_class.from_pretrained(saved)(x).logits, atol=1e-3)
+        for auto in (AutoModelForImageClassification, classifier_class):
+            same([auto.from_pretrained(tmp_path / "adapters").eval()(x).logits], [expected])
+
+
 class Rows(torch.utils.data.Dataset):
     """Twelve images whose brightness is their class."""
 

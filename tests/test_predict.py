@@ -470,6 +470,7 @@ def test_explanation_is_written_and_named_after_the_picture(run, model_folder, p
         (("--stage", "3"), "--stage 3 does not exist; the model has stages 1 to 2"),
         (("--pixel", "24", "0"), "pixel (24, 0) is outside the 24x32 image"),
         (("--output", "no/such/folder.png"), "the folder no/such does not exist; make it first"),
+        (("--output", "map.pdf"), "map.pdf does not end in .png, and a PNG is written; choose another --output"),
     ],
 )
 def test_wrong_wishes_for_an_explanation_are_refused(run, model_folder, pictures, arguments, message):

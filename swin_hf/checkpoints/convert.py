@@ -92,6 +92,8 @@ def objections_to(config: SwinHFConfig, layout: Layout, kind: Kind) -> list[str]
     if layout.name.startswith("transformers") and config.cosine_attention:
         if any(height != width for height, width in units):
             objections.append("it has square pretrained windows")
+        if config.use_absolute_embeddings:
+            objections.append("its position embeddings have a row for a class token, which its forward pass refuses")
         if kind is Kind.BACKBONE and config.norm_features:
             objections.append("its backbone has no norms for its maps; the model has (norm_features)")
     if layout.name == "maskformer-swin" and config.out_features != config.stage_names[1:]:
@@ -104,6 +106,8 @@ def write_checkpoint(checkpoint: Checkpoint, destination: Path, to: str, overwri
     weights = check_destination(destination, to, overwrite)
     logger.info("%s", checkpoint)
     model = build_model(checkpoint, class_for(checkpoint.place))
+    if checkpoint.place.kind is Kind.CLASSIFIER and "classifier.weight" not in checkpoint.translation.state:
+        model.reset_classifier(0)  # a random one is not written
     place, config = _place_of(model, to), model.config
     values = processor_values(checkpoint, config)
     preprocessing = Preprocessing.from_values(values or {})

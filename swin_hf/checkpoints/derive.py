@@ -177,6 +177,7 @@ def told_by(config_json: Mapping[str, Any]) -> dict[str, Any]:
     if size:
         told["image_size"] = size if isinstance(size, int) else short(size)
     names = config_json.get("label_names") or pretrained.get("label_names")
+    names = [] if config_json.get("num_classes") == 0 else names
     descriptions = config_json.get("label_descriptions") or pretrained.get("label_descriptions") or {}
     if isinstance(names, list):
         told["id2label"] = {

@@ -129,7 +129,8 @@ def _place(keys: Collection[str], layout: Layout, lead: str) -> Place:
         return {key for key, ours in rows if ours.startswith(part)}
 
     norms = theirs("hidden_states_norms.")
-    norms_found = {norm for norm in norms if any(module.endswith(norm) for module in modules)}
+    outside = modules - theirs("swin.")  # whose blocks have a norm1 each
+    norms_found = {norm for norm in norms if any(module.endswith(norm) for module in outside)}
     # The one norm of an OpenMMLab backbone is the final one of a classifier that lost its head.
     is_headless = layout.name == "openmmlab" and norms_found == {f"{lead}norm{len(depths) - 1}"}
     is_headless = is_headless and all(key.startswith(lead) for key in keys)

@@ -221,7 +221,8 @@ def _configuration(
         names = class_table(asked.id2label)
     count = fields.get("num_labels")
     if count is None:  # there is no classifier: a fresh one is made for these
-        fallback = len(likely["id2label"]) if likely else 2
+        told_none = told.get("id2label") == {}  # a model without classes
+        fallback = 0 if told_none else len(likely["id2label"]) if likely else 2
         count = asked.num_labels if asked is not None else told.get("num_labels") or len(names) or fallback
     if len(names) == count:
         values |= {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}

@@ -186,6 +186,8 @@ def read_file(path: Path) -> dict[str, Any]:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
+    if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle alone
+        raise ValueError(f"{path} is neither safetensors nor written by torch.save; give the file of the state dict")
     return _read_pickle(path)
 
 
@@ -193,8 +195,11 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+            names = {Path(name).name for name in archive.namelist()}
         if unpacked > size + SPARE_BYTES:  # torch never compresses what it saves
             raise ValueError(f"{path} has {size:,} bytes, but unpacks to {unpacked:,}; save it again with torch.save")
+        if "data.pkl" not in names or "constants.pkl" in names:  # as in an .npz, a program of torch.export or torch.jit
+            raise ValueError(f"{path} is an archive, but not one of torch.save; give the file of the state dict")
     try:
         with safe_globals(_STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -235,7 +240,8 @@ def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> So
     is_averaged = "current_model_state" in content  # written by Lightning's WeightAveraging
     state: Any = content if _is_state(content) else wrapped
     if state is None:
-        raise ValueError(f"{name} holds no state dict; its top level has {', '.join(map(str, list(content)[:10]))}")
+        there = ", ".join(map(str, list(content)[:10])) or "nothing"
+        raise ValueError(f"{name} holds no state dict; its top level has {there}")
     if weights == "raw" and is_averaged:
         state = content["current_model_state"]
         notes.append("raw weights of the last step")
@@ -250,18 +256,24 @@ def unwrap(name: str, content: Mapping[str, Any], weights: Weights | None) -> So
     if not _is_state(state):
         strange = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
         raise ValueError(f"{name} holds more than tensors ({', '.join(strange[:5])}); give its state dict alone")
-    state = {key: value for key, value in state.items() if key != "n_averaged"}
-    for prefix in _WRAPPED:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = _bare(state)
     training: Any = {}
     inside = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     if _LIGHTNING in content and inside:  # the network is attribute ``model`` of a LightningModule
         if others := len(state) - len(inside):
             notes.append(f"{others} tensors of the LightningModule outside of its network left out")
-        state, training = inside, content.get("hyper_parameters")
+        state, training = _bare(inside), content.get("hyper_parameters")
     training = dict(training) if isinstance(training, Mapping) else {}
     return Source(name, state, training=training, notes=notes, classes=_classes(content))
+
+
+def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what wrappers of the network added, in whatever order they were put around each other."""
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
+    for prefix in _WRAPPED:
+        if state and all(key.startswith(prefix) for key in state):
+            return _bare({key.removeprefix(prefix): value for key, value in state.items()})
+    return state
 
 
 def _is_state(content: Mapping[str, Any]) -> bool:

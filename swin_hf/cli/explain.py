@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise PictureError(f"{args.image} matches {1 + len(others)} images; explain them one by one")
     stem = Path(source.partition("?")[0]).stem
     output = args.output or Path(f"{stem if stem.strip('-.') else 'picture'}-explained.png")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"{output} does not end in .png, and a PNG is written; choose another --output")
     if output.exists() and not args.overwrite:
         raise ValueError(f"{output} exists; choose another --output, or give --overwrite")
     if not output.parent.is_dir():

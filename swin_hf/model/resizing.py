@@ -96,7 +96,9 @@ class ResizableMixin:
         elif stored is not None and kwargs.keys() == {"state_dict"}:
             config = stored
         elif stored is not None:
+            types = {name: kwargs.pop(name) for name in {"dtype", "torch_dtype"} & kwargs.keys()}  # may be "auto"
             config, kwargs = cls.config_class.from_dict(stored.to_dict(), return_unused_kwargs=True, **kwargs)
+            kwargs |= types
         if "patch_size" in changes:
             kwargs.pop("encoder_stride", None)  # follows from the patch
         with _no_conversion():
@@ -464,7 +466,8 @@ def _stored_values(source: Any, where: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         values: Any = SwinHFConfig.get_config_dict(source, **where)[0]
-        return values if isinstance(values, dict) else SwinHFConfig.from_dict(values)  # which raises
+        if values != {}:  # as transformers answers for a folder without the file
+            return values if isinstance(values, dict) else SwinHFConfig.from_dict(values)  # which raises
     except (OSError, ValueError):
         if Path(source, where.get("subfolder") or "", "config.json").is_file():
             raise

@@ -39,8 +39,10 @@ from swin_hf import (
 from swin_hf.checkpoints import LAYOUTS, Kind, open_checkpoint
 from swin_hf.checkpoints.preprocessing import image_processor
 from swin_hf.checkpoints.tables import Rows
+from swin_hf.checkpoints.tables_swinv2 import LAYOUTS_V2
 from swin_hf.checkpoints.translate import our_key
 from swin_hf.cli import main
+from swin_hf.families import FAMILIES
 
 
 @pytest.fixture
@@ -80,6 +82,40 @@ def test_our_table_is_the_models_state_dict():
 
 
 # ------------------------------------------------------------------------------------------------------- detection
+
+
+def without_classes(family, **changes):
+    torch.manual_seed(0)
+    model = family.model_class("image-classification")(family.config_class(**{**SQUARE, "num_labels": 0, **changes}))
+    randomise(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (family, name)
+        for family, layouts in (("swin_hf", LAYOUTS), ("swinv2_hf", LAYOUTS_V2))
+        for name, layout in layouts.items()
+        if Kind.CLASSIFIER in layout.trunks
+    ],
+)
+def test_a_classifier_that_lost_its_head_is_recognised(family, layout):
+    family = FAMILIES[family]
+    model = without_classes(family)
+    ours = load_checkpoint(export_checkpoint(model, layout), config=family.config_class(**SQUARE))
+    assert torch.equal(ours.swin.norm.weight, model.swin.norm.weight) and ours.classifier.out_features == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+@pytest.mark.parametrize("to", ["microsoft", "timm", "torchvision", "transformers", "openmmlab", "swin_hf"])
+def test_a_model_without_classes_gets_none_in_another_layout(family, to, tmp_path):
+    model, x = without_classes(family), torch.randn(1, 3, 32, 32)
+    model.save_pretrained(tmp_path / "ours")
+    written = convert_checkpoint(tmp_path / "ours", tmp_path / "theirs", to=to)
+    again = load_checkpoint(written).eval()
+    assert again.num_labels == 0
+    torch.testing.assert_close(again(x).logits, model(x).logits, **PARITY)
 
 
 def stranger(name):
@@ -143,8 +179,10 @@ def test_prefix_of_another_kind_is_refused():
 
 def test_wrappers_of_training_programs_are_seen_through():
     state = peer("timm").state
-    wrapped = {"state_dict": {f"module._orig_mod.{key}": tensor for key, tensor in state.items()}, "epoch": 3}
-    assert load_checkpoint(wrapped).state_dict().keys() == load_checkpoint(state).state_dict().keys()
+    for prefix in ("module._orig_mod.", "_orig_mod.module.", "module.module._orig_mod.", "model._orig_mod.module."):
+        wrapped = {"state_dict": {f"{prefix}{key}": tensor for key, tensor in state.items()}, "epoch": 3}
+        wrapped |= {"pytorch-lightning_version": "2.6"} if prefix.startswith("model.") else {}
+        assert load_checkpoint(wrapped).state_dict().keys() == load_checkpoint(state).state_dict().keys()
     averaged = {"model": state, "model_ema": {"n_averaged": torch.tensor(2), **{k: t * 2 for k, t in state.items()}}}
     bias = "classifier.bias"
     assert torch.equal(load_checkpoint(averaged).state_dict()[bias], state["head.fc.bias"])
@@ -533,17 +571,26 @@ def test_what_is_no_weights_is_named(tmp_path):
     cases = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n": "is a Git LFS pointer",
         b"<!doctype html><title>404</title>": "is a web page",
-        b"hello": "damaged or cut short|can be read safely",
+        b"hello": "is neither safetensors nor written by torch.save; give the file of the state dict",
+        b"\x89HDF\r\n\x1a\n" * 99: "is neither safetensors nor written by torch.save",
+        b"\x80\x02hello": "damaged or cut short|can be read safely",
     }
     for content, message in cases.items():
         (tmp_path / "model.pth").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             load_checkpoint(tmp_path / "model.pth")
+    np.savez(tmp_path / "model.npz", weight=np.zeros(3))
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), tmp_path / "model.pt2")
+    for name in ("model.npz", "model.pt2"):
+        with pytest.raises(ValueError, match=r"is an archive, but not one of torch\.save; give the file of the state"):
+            load_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "model.pth")
     with pytest.raises(ValueError, match="holds a list, not a state dict"):
         load_checkpoint(tmp_path / "model.pth")
     with pytest.raises(ValueError, match="holds no state dict; its top level has epoch, lr"):
         load_checkpoint({"epoch": 1, "lr": 0.1})
+    with pytest.raises(ValueError, match="holds no state dict; its top level has nothing"):
+        load_checkpoint({})
     with pytest.raises(ValueError, match=r"holds more than tensors \(b\)"):
         load_checkpoint({"model": {"a": torch.zeros(1), "b": 2}})
     with pytest.raises(FileNotFoundError, match="does not exist; give the folder of a model"):

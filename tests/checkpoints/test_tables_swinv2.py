@@ -365,6 +365,9 @@ def test_a_layout_that_cannot_hold_pretrained_windows_refuses():
     backbone = SwinV2HFBackbone(CONFIG)
     with pytest.raises(ValueError, match="its backbone has no norms for its maps"):
         export_checkpoint(backbone, "transformers")
+    positions = SwinV2HFModel(SwinV2HFConfig(**{**CONFIG.to_dict(), "use_absolute_embeddings": True}))
+    with pytest.raises(ValueError, match="its position embeddings have a row for a class token, which its forward"):
+        export_checkpoint(positions, "transformers")
     with pytest.raises(ValueError, match="the maskformer-swin layout has no Swin Transformer V2; choose one of"):
         export_checkpoint(backbone, "maskformer-swin")
 
