@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check style cards figures schema speed clean
+.PHONY: help demo test test-slow test-lowest check style cards figures schema speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,12 @@ test: $(VENV)/.installed-dev ## the default tests: no network, minutes
 
 test-slow: $(VENV)/.installed-dev ## the slow tests: compilers, exporters, faults step by step
 	$(RUN) -m pytest -n auto -m slow
+
+test-lowest: ## the default tests with the lowest versions that pyproject.toml names, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest -n auto
 
 check: $(VENV)/.installed-dev ## report: ruff, mypy, generated files
 	$(RUN) -m ruff check .

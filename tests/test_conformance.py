@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import PATIENCE, TINY
 from PIL import Image
 from transformers import (
@@ -300,6 +301,8 @@ def test_lora_trains_merges_and_reloads(reentrant, tiny_model, tmp_path):
 def test_the_folder_of_adapters_loads_on_the_model_that_it_names(classifier_class, saved, tmp_path):
     from peft import LoraConfig, get_peft_model
 
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):
+        pytest.skip("earlier releases of transformers count the head of the adapters as missing")
     config = LoraConfig(target_modules=["qkv"], r=2, modules_to_save=["classifier"], init_lora_weights=False)
     adapted = get_peft_model(classifier_class.from_pretrained(saved), config).eval()
     adapted.save_pretrained(tmp_path / "adapters")

@@ -160,7 +160,7 @@ def shards(tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_streams_change_their_order_each_epoch_and_resume_exactly(tmp_path, shards, workers, monkeypatch):
     """Silent failures 11 and 13."""
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     options = {"data_options": shards | {"num_workers": workers}, "limit_train_batches": 6, "max_epochs": 2}
     whole, weights, _ = fit(tmp_path, {"middle": middle(4), "late": middle(2, epoch=1)}, **options)
     labels = [[whole.batches[epoch, index][1] for index in range(6)] for epoch in range(2)]

@@ -63,7 +63,7 @@ def check_whole(run):
 @pytest.mark.parametrize(
     ("hook", "size", "epoch", "name"),
     [
-        ("on_validation_end", 9_000, 1, "best.ckpt"),
+        ("on_validation_end", 9_000, 1, "(best|last).ckpt"),
         ("on_test_epoch_end", 0, 0, "(metrics.csv|training_facts.json)"),
         pytest.param("setup", 0, 0, "(tiny|config.yaml)", marks=pytest.mark.slow),
         pytest.param("on_train_start", 0, 0, "(tiny|metrics.csv|hparams.yaml)", marks=pytest.mark.slow),

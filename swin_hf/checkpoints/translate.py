@@ -263,11 +263,12 @@ def differences(config: SwinHFConfig, place: Place) -> list[str]:
     found = []
     if config.mask_padding:
         found.append("mask_padding is on, and only this package keeps padding out of attention")
-    if not layout.name.startswith(("transformers", "maskformer")):
-        if config.hidden_act != "gelu":
-            found.append(f"hidden_act is {config.hidden_act!r}, it has 'gelu'")
-        if config.layer_norm_eps != 1e-5:
-            found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05")
+    of_transformers = layout.name.startswith(("transformers", "maskformer"))
+    if config.hidden_act != "gelu" and not of_transformers:
+        found.append(f"hidden_act is {config.hidden_act!r}, it has 'gelu'")
+    if config.layer_norm_eps != 1e-5:
+        where = " in the embedding and between the stages" if of_transformers else ""
+        found.append(f"layer_norm_eps is {config.layer_norm_eps}, it has 1e-05{where}")
     if always_pads(config, place):
         return found
     (height, width), patch = config.image_hw, config.patch_hw

@@ -146,12 +146,14 @@ def in_parts(
     Images do not depend on each other. Only hooks could tell the difference: with one anywhere in the stage, the batch
     stays whole. With gradients, every tensor is kept and new memory is needed all the same.
     """
-    batch, height, columns, channels = x.shape
-    fitting = max(1, CACHED_BYTES // (height * columns * int(channels * mlp_ratio) * x.element_size()))
-    is_whole = batch <= fitting or output_attentions or torch.is_grad_enabled() or not x.is_cpu or not is_plain(x)
-    if is_whole or _has_any_global_hook() or any(map(_has_hooks, stage.modules())):
+    parts = 1
+    if not output_attentions and not torch.is_grad_enabled() and x.is_cpu and is_plain(x):  # asks no exporter for sizes
+        batch, height, columns, channels = x.shape
+        fitting = max(1, CACHED_BYTES // (height * columns * int(channels * mlp_ratio) * x.element_size()))
+        parts = -(-batch // fitting)
+    if parts <= 1 or _has_any_global_hook() or any(map(_has_hooks, stage.modules())):
         return stage(x, output_attentions)
-    return torch.cat([stage(part)[0] for part in x.chunk(-(-batch // fitting))]), None
+    return torch.cat([stage(part)[0] for part in x.chunk(parts)]), None
 
 
 # Attention with a bias that learns

@@ -718,7 +718,11 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path, tiny_model, caplog):
     export_checkpoint(SwinHFForImageClassification(SwinHFConfig(**two_stages, hidden_act="relu")), "timm")
     assert "the 4x6 map of stage 3 is covered by its window on one axis only" in caplog.text
     assert "mask_padding is on" in caplog.text and "hidden_act is 'relu'" in caplog.text
-    assert "layer_norm_eps is 1e-06" in caplog.text
+    assert "layer_norm_eps is 1e-06, it has 1e-05;" in caplog.text.replace("\n", ";")
+    caplog.clear()
+    fields = {**SQUARE, "layer_norm_eps": 1e-6, "hidden_act": "relu"}
+    export_checkpoint(SwinHFForImageClassification(SwinHFConfig(**fields)), "transformers")
+    assert "it has 1e-05 in the embedding and between the stages" in caplog.text and "hidden_act" not in caplog.text
 
 
 # -------------------------------------------------------------------------------------------- evaluation transform

@@ -1,5 +1,6 @@
 """Decoding of odd pictures, and the two pipelines."""
 
+import inspect
 import io
 import pickle
 import struct
@@ -123,6 +124,8 @@ def test_transparent_16_bit_colour_shows_the_background():
 def test_alpha_with_a_white_background_agrees_with_transformers():
     from transformers.image_transforms import convert_to_rgb
 
+    if "return_numpy" not in inspect.signature(convert_to_rgb).parameters:
+        pytest.skip("this release of transformers drops the alpha channel and shows what it hides")
     random = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     picture = Image.fromarray(random)
     np.testing.assert_array_equal(pixels(decode_picture(picture)), convert_to_rgb(picture, return_numpy=True))

@@ -16,7 +16,6 @@ import torch
 from datasets import Dataset, Features, Image
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
@@ -271,14 +270,14 @@ class JointTransform:
 
     def __call__(self, picture: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """``(C, H, W)`` of its type and ``(H, W)`` of ``int64``, both of the size of the crop."""
-        pixels, mask = tv_tensors.Image(to_tensor(picture)), tv_tensors.Mask(labels)
+        pixels, mask = to_tensor(picture), labels[None]  # torchvision 0.26 resizes a tv_tensors.Mask by another rule
         low, high = self.options.scale
         short = (low + (high - low) * float(torch.rand(()))) * min(self.size)
         factor = min(short / min(labels.shape), LONG_SIDES * short / max(labels.shape))
         shape = [max(1, round(side * factor)) for side in labels.shape]
         pixels = tvf.resize(pixels, shape, interpolation=resampling_of(self.interpolation), antialias=True)
         mask = tvf.resize(mask, shape, interpolation=v2.InterpolationMode.NEAREST_EXACT)
-        top, left = self._corner(mask, shape)
+        top, left = self._corner(mask[0], shape)
         height, width = (min(side, crop) for side, crop in zip(shape, self.size, strict=True))
         pixels, mask = tvf.crop(pixels, top, left, height, width), tvf.crop(mask, top, left, height, width)
         if torch.rand(()) < self.options.hflip:
@@ -288,7 +287,7 @@ class JointTransform:
         around = [0, 0, self.size[1] - width, self.size[0] - height]  # left, top, right, bottom
         pixels = tvf.pad(pixels, around, fill=list(self.fill))
         mask = tvf.pad(mask, around, fill=self.ignore_index)
-        return pixels.as_subclass(Tensor), mask.as_subclass(Tensor)
+        return pixels, mask[0]
 
     def _corner(self, mask: Tensor, shape: Sequence[int]) -> tuple[int, int]:
         """Top and left of a crop that no class fills too much."""
