@@ -121,7 +121,7 @@ def keep(folder, *callbacks, **options):
     """Train three epochs with everything that a recipe keeps of a run."""
     checkpoints = str(folder / "checkpoints")
     own = [NonFiniteGuard(), EpochReport(), RunRecord(folder), *callbacks]
-    own += [BestCheckpoint(checkpoints, "val_loss", "max"), LastCheckpoint(checkpoints)]
+    own += [BestCheckpoint(checkpoints, "step", "max"), LastCheckpoint(checkpoints)]
     logger = AppendingCSVLogger(str(folder), name="", version="")
     given = {"logger": logger, "max_epochs": 3, "enable_checkpointing": True, "log_every_n_steps": 3}
     trainer(folder, *own, **given).fit(classifier(), data(), **options)
@@ -144,8 +144,6 @@ def whole_runs(tmp_path_factory):
     folders = {averaged: tmp_path_factory.mktemp("whole") for averaged in (False, True)}
     for averaged, folder in folders.items():
         keep(folder, *([EMA(0.8)] if averaged else []))
-        losses = [value for _, value in kept(folder)[0]["curves"]["val_loss"]]
-        assert losses[1] > losses[0]  # the best weights change in the epoch that is interrupted
     return folders
 
 
@@ -160,7 +158,7 @@ HOOKS = [
     ("on_validation_batch_end", LAST_VALIDATION_BATCH),
     ("on_validation_epoch_end", None),
     ("on_validation_end", None),
-    ("on_save_checkpoint", None),  # of the best weights, which the second epoch has
+    ("on_save_checkpoint", None),  # of the best weights, which change in each epoch
     ("on_train_epoch_end", None),
 ]
 QUICK = [

@@ -398,11 +398,12 @@ def test_a_format_needs_files():
 
 
 def test_an_empty_split_is_named(tmp_path):
-    if tuple(map(int, datasets.__version__.split(".")[:2])) >= (5, 2):  # earlier ones cannot write such a table
-        train, test = write_table(tmp_path), tmp_path / "test.parquet"
-        table().select([]).to_parquet(test)
-        with pytest.raises(ValueError, match=r"a split of 'parquet' is empty: .*test"):
-            short(ImageDataModule, "parquet", data_files={"train": train, "test": str(test)}).load()
+    if tuple(map(int, datasets.__version__.split(".")[:2])) < (5, 2):
+        pytest.skip("earlier releases of datasets write no table without rows")
+    train, test = write_table(tmp_path), tmp_path / "test.parquet"
+    table().select([]).to_parquet(test)
+    with pytest.raises(ValueError, match=r"a split of 'parquet' is empty: .*test"):
+        short(ImageDataModule, "parquet", data_files={"train": train, "test": str(test)}).load()
     DatasetDict({"train": table(), "test": table().filter(lambda _: False)}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"split 'test' of .* is empty: it has columns"):
         short(ImageDataModule, str(tmp_path / "saved")).load()
