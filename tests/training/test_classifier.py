@@ -393,7 +393,7 @@ def test_metrics_equal_scikit_learn():
     module = make(num_labels=8)
     module.log = module.log_dict = lambda *args, **kwargs: None
     module.eval()
-    module.model.classifier.bias.data += 0.5  # logits in [0, 1] are no probabilities
+    module.model.classifier.bias.data += 0.5  # all logits are then in [0, 1], as probabilities are
     data = [batch(size, 8, seed) for seed, size in enumerate((16, 7, 1))]
     module.on_test_start()
     with torch.no_grad():

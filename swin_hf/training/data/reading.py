@@ -26,7 +26,6 @@ from .hub_pictures import copy_pictures
 from .shards import cells_of, load_files, shorten, unite
 
 DataFiles = str | list[str] | dict[str, str | list[str]]
-Split = Dataset | IterableDataset
 
 SPLIT_COLUMNS = ("split", "fold", "set")
 UNFINISHED = ".unfinished"  # folder of what swin-hf prepare has not finished
